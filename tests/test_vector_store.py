@@ -1,0 +1,282 @@
+"""The vector store against naive versions of itself: a dict for its contents, NumPy for its search."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from memograft._store_index import VectorIndex
+from memograft._store_locks import ReadWriteLock
+from memograft._store_search import mmr_order
+from memograft.documents import Document
+from memograft.vector_store import IndexSettings, VectorStore
+from store_doubles import NumberEmbedder, brute_force, found, numbered
+
+# contents ---------------------------------------------------------------------------------------------------------
+
+
+def test_add_get_and_search_in_memory() -> None:
+    store = VectorStore()
+    ids = store.add([Document("Paris is the capital of France.", "fr", {"year": 1}), "Bergamot is a citrus fruit."])
+    assert ids == ["fr", Document("Bergamot is a citrus fruit.").id]
+    assert store.get(["nope", ids[1], "fr"])[1] == Document("Paris is the capital of France.", "fr", {"year": 1})
+    best = store.search("What is the capital of France?", k=1)
+    assert best[0].document.id == "fr"
+    assert 0.3 < best[0].score <= 1
+    assert len(store) == 2
+    assert [document.id for document in store] == ids
+
+
+def test_the_same_text_scores_one_and_never_more() -> None:
+    store = VectorStore()
+    store.add([f"sentence about thing{i} and other{i}" for i in range(50)])
+    for document in store:
+        hit = store.search(document.text, k=1)[0]
+        assert hit.document == document
+        assert 0.9999 < hit.score <= 1
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+def test_random_writes_agree_with_a_dict(tmp_path, kind) -> None:
+    """Delete then add must never give a wrong document, whatever the index does with its tombstones."""
+    rng = random.Random(kind)
+    embedder = NumberEmbedder(rows=60)
+    settings = IndexSettings(kind, ivf_train_at=40, nprobe=2)
+    model: dict[str, Document] = {}
+    store = VectorStore(embedder, tmp_path / "store", index=settings)
+    for step in range(150):
+        action = rng.random()
+        if action < 0.6:
+            batch = [
+                Document(f"{rng.randrange(60)} v{step}", f"id{rng.randrange(40)}", {"step": step})
+                for _ in range(rng.randrange(1, 6))
+            ]
+            assert store.add(batch) == [document.id for document in batch]
+            model.update({document.id: document for document in batch})
+        elif action < 0.8:
+            ids = [f"id{rng.randrange(50)}" for _ in range(3)]
+            assert store.delete(ids) == len(set(ids) & set(model))
+            for id in ids:
+                model.pop(id, None)
+        elif action < 0.85:
+            limit = rng.randrange(step + 1)
+            gone = {id for id, document in model.items() if document.metadata["step"] < limit}
+            assert store.delete(where={"step": {"$lt": limit}}) == len(gone)
+            model = {id: document for id, document in model.items() if id not in gone}
+        elif action < 0.9:
+            store.compact()
+        elif action < 0.95:
+            store.close()
+            store = VectorStore(embedder, tmp_path / "store", index=settings)
+        assert len(store) == len(model)
+        hits = store.search(f"{rng.randrange(60)}", k=100)
+        assert {hit.document.id: hit.document for hit in hits} == model
+        assert len(hits) == len(model)
+    assert {document.id: document for document in store} == model
+    store.close()
+
+
+def test_of_one_id_twice_in_a_call_the_last_stays() -> None:
+    store = VectorStore()
+    assert store.add([Document("one", "a"), Document("two", "b"), Document("three", "a")]) == ["a", "b", "a"]
+    assert [document.text for document in store.get(["a", "b"])] == ["three", "two"]
+
+
+def test_empty_requests_do_nothing() -> None:
+    store = VectorStore()
+    assert store.add([]) == []
+    assert store.delete([]) == 0
+    assert store.get([]) == []
+    assert store.search("anything") == []
+    assert store.mmr("anything") == []
+    assert store.search("anything", where={"a": 1}) == []
+
+
+# search -----------------------------------------------------------------------------------------------------------
+
+
+def test_flat_search_is_brute_force() -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder)
+    store.add(numbered(range(500)))
+    store.delete([f"id{n}" for n in range(0, 500, 3)])
+    alive = [n for n in range(500) if n % 3]
+    rng = np.random.default_rng(1)
+    for k in (1, 7, 1000):
+        query = rng.normal(size=16)
+        assert found(store.search_by_vector(query, k)) == brute_force(embedder, alive, query, k)
+        few = [n for n in alive if n < 20]
+        assert found(store.search_by_vector(query, k, {"n": {"$lt": 20}})) == brute_force(embedder, few, query, k)
+
+
+@pytest.mark.parametrize("settings", [IndexSettings("hnsw"), IndexSettings("ivf", ivf_train_at=2000, nprobe=20)])
+def test_approximate_search_finds_nearly_the_same(settings) -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder, index=settings)
+    store.add(numbered(range(3000)))
+    store.delete([f"id{n}" for n in range(0, 3000, 2)])
+    alive = list(range(1, 3000, 2))
+    queries = np.random.default_rng(2).normal(size=(30, 16))
+    hits = sum(
+        len(set(found(store.search_by_vector(query, 10))) & set(brute_force(embedder, alive, query, 10)))
+        for query in queries
+    )
+    assert hits >= 0.9 * 300, f"only {hits} of 300 neighbours found"
+    # Filters: one that leaves few (scored one by one) and one that leaves many (pushed down to FAISS).
+    for where, count in (({"n": {"$lt": 25}}, 12), ({"n": {"$lt": 2400}}, 1200)):
+        assert len(store.search_by_vector(queries[0], 12, where)) == min(12, count)
+        assert len(store.search_by_vector(queries[0], 5000, where)) == count
+    assert all(n % 2 for n in found(store.search_by_vector(queries[0], 200)))
+
+
+def test_tombstones_leave_room_for_the_rest_even_with_a_tiny_queue() -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder, index=IndexSettings("hnsw", hnsw_links=4, hnsw_search=1))
+    store.add(numbered(range(1500)))
+    query = embedder.table[0]
+    nearest = brute_force(embedder, list(range(1500)), query, 700)
+    store.delete([f"id{n}" for n in nearest])
+    hits = found(store.search_by_vector(query, 20))
+    assert len(hits) == 20
+    assert not set(hits) & set(nearest)
+
+
+def test_ivf_waits_for_enough_vectors() -> None:
+    store = VectorStore(NumberEmbedder(), index=IndexSettings("ivf", ivf_train_at=2000))
+    store.add(numbered(range(1999)))
+    assert store._cache.index.is_exact
+    store.add(numbered([1999]))
+    assert not store._cache.index.is_exact
+    assert found(store.search("77", k=1)) == [77]
+
+
+def test_mmr_matches_its_definition() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(30, 8))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    query = vectors[0]
+    relevance = vectors @ query
+    for weight in (0.0, 0.3, 1.0):
+        taken: list[int] = []
+        for _ in range(6):
+            rest = [i for i in range(30) if i not in taken]
+            gains = [
+                weight * relevance[i] - (1 - weight) * max((vectors[i] @ vectors[j] for j in taken), default=0)
+                for i in rest
+            ]
+            taken.append(rest[int(np.argmax(gains))])
+        assert mmr_order(relevance, vectors.astype(np.float32), 6, weight) == taken
+
+
+def test_mmr_passes_over_a_near_copy() -> None:
+    store = VectorStore()
+    store.add(
+        [
+            Document("The capital of France is Paris.", "a"),
+            Document("The capital of France is Paris!", "copy"),
+            Document("France exports wine and cheese.", "b"),
+            Document("Bees dance to tell where flowers are.", "c"),
+        ]
+    )
+    assert {hit.document.id for hit in store.search("capital of France", k=2)} == {"a", "copy"}
+    picked = [hit.document.id for hit in store.mmr("capital of France", k=2, fetch_k=3)]
+    assert picked[0] in ("a", "copy")
+    assert picked[1] == "b"
+
+
+# threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_readers_during_a_writer(tmp_path, kind) -> None:
+    """Each passage says its id in its text and metadata; a reader must never see them disagree, or half a batch."""
+    embedder = NumberEmbedder(rows=200)
+    store = VectorStore(embedder, tmp_path / "store", index=kind)
+    store.add(numbered(range(100), batch=0))
+    stop = threading.Event()
+    problems: list[str] = []
+
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        try:
+            while not stop.is_set():
+                for hit in store.search(str(rng.randrange(200)), k=10, where=rng.choice([None, {"n": {"$gte": 0}}])):
+                    document = hit.document
+                    if document.id != f"id{document.metadata['n']}" or not document.text.startswith(
+                        f"{document.id[2:]} "
+                    ):
+                        problems.append(f"mixed up: {document}")
+                if store.count() % 100 or len(store.search("1", k=1000)) % 100:
+                    problems.append("half a batch was visible")
+        except Exception as error:
+            problems.append(repr(error))
+
+    readers = [threading.Thread(target=read, args=[seed]) for seed in range(4)]
+    for reader in readers:
+        reader.start()
+    for batch in range(1, 12):
+        store.add(numbered(range(200), batch=batch))
+        store.delete([f"id{n}" for n in range(100)])
+        if batch % 4 == 0:
+            store.compact()
+    stop.set()
+    for reader in readers:
+        reader.join(20)
+    assert not problems, problems[:3]
+    assert len(store) == 100
+    store.close()
+
+
+def test_a_write_that_the_index_could_not_take_is_caught_up(monkeypatch) -> None:
+    """Out of memory in FAISS after the commit: the write is acknowledged, and the next search finds it."""
+    store = VectorStore(NumberEmbedder())
+    store.add(numbered([1, 2]))
+    with monkeypatch.context() as patch:
+        patch.setattr(VectorIndex, "add", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        assert store.add([Document("3 text", "id1", {"n": 3})]) == ["id1"]
+    assert sorted(found(store.search("3", k=10))) == [2, 3]
+
+
+@pytest.mark.parametrize("read", [lambda s: s.search("1"), lambda s: s.get(["id1"]), len, lambda s: next(iter(s))])
+def test_reading_waits_for_a_write_on_its_way(read) -> None:
+    """FAISS may not be searched while it changes, and the connection would show rows that are not committed."""
+    store = VectorStore(NumberEmbedder())
+    store.add(numbered([1]))
+    reader = threading.Thread(target=read, args=[store])
+    with store._lock.writing():
+        reader.start()
+        reader.join(0.05)
+        assert reader.is_alive()
+    reader.join(5)
+    assert not reader.is_alive()
+
+
+def test_a_waiting_writer_goes_before_new_readers() -> None:
+    lock = ReadWriteLock()
+    order: list[str] = []
+    first = lock.reading()
+    first.__enter__()
+
+    def write() -> None:
+        with lock.writing():
+            order.append("writer")
+
+    def read() -> None:
+        with lock.reading():
+            order.append("reader")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not lock._waiting_writers:
+        pass
+    reader = threading.Thread(target=read)
+    reader.start()
+    reader.join(0.05)
+    assert order == []
+    first.__exit__(None, None, None)
+    writer.join(5)
+    reader.join(5)
+    assert order == ["writer", "reader"]
