@@ -1,0 +1,65 @@
+"""Memograft: a local language model memorizes the documents it is handed before it answers."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memograft.documents import Document
+    from memograft.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
+    from memograft.engine import Engine
+    from memograft.memory.fastmem import FastMem
+    from memograft.memory.handle import MemoryHandle
+    from memograft.memory.report import MemoryReport
+    from memograft.request import Answer, Request, Sampling, Timings, Usage
+    from memograft.vector_store import Hit, VectorStore
+
+__version__ = "0.1.0"
+
+# Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
+_HOMES = {
+    "Answer": "memograft.request",
+    "Document": "memograft.documents",
+    "Embedder": "memograft.embedders",
+    "Engine": "memograft.engine",
+    "FastMem": "memograft.memory.fastmem",
+    "Hit": "memograft.vector_store",
+    "LexicalEmbedder": "memograft.embedders",
+    "MemoryHandle": "memograft.memory.handle",
+    "MemoryReport": "memograft.memory.report",
+    "Request": "memograft.request",
+    "Sampling": "memograft.request",
+    "SentenceTransformerEmbedder": "memograft.embedders",
+    "Timings": "memograft.request",
+    "Usage": "memograft.request",
+    "VectorStore": "memograft.vector_store",
+}
+
+__all__ = [
+    "Answer",
+    "Document",
+    "Embedder",
+    "Engine",
+    "FastMem",
+    "Hit",
+    "LexicalEmbedder",
+    "MemoryHandle",
+    "MemoryReport",
+    "Request",
+    "Sampling",
+    "SentenceTransformerEmbedder",
+    "Timings",
+    "Usage",
+    "VectorStore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memograft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

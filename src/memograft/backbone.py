@@ -1,0 +1,177 @@
+"""What any causal LM consists of, as far as memorizing is concerned: a trunk, its last FFN, and a tail.
+
+    trunk ──> x ──> last FFN ──> post ──(* scale)──┐
+          └─> residual ────────────────────────── (+) ──> norm, ... ──> head ──> scale, cap ──> logits
+
+`x` (B, T, D) is the FFN's input, `residual` (B, T, D) what the rest of the last layer adds to it. Everything is found by
+watching one forward pass, never by the model's name, and then proved: replaying the tail from (x, residual) must give the
+model's own logits, else loading fails. Knows nothing of text, memories or generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from memograft.errors import UnsupportedModelError
+
+__all__ = ["Backbone"]
+
+Hook = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal LM taken apart at its last FFN. Make one with `Backbone.of(model)`.
+
+    Attributes:
+        model: the user's model, untouched.
+        layer: the last decoder layer.
+        ffn: modules that, one after the other, are the last FFN.
+        post: norms between the FFN's output and the residual sum (Gemma 2 and 3, OLMo 2).
+        residual_scale: factor on the FFN's output where it joins the residual (Granite), else 1.
+        tail: modules from the last layer's output to the head, the head last.
+        projections: qualified name -> linear map inside the FFN that an adapter may change; empty for routed experts.
+        max_length: positions the model's configuration allows.
+    """
+
+    model: nn.Module
+    layer: nn.Module
+    ffn: tuple[nn.Module, ...]
+    post: tuple[nn.Module, ...]
+    residual_scale: float
+    tail: tuple[nn.Module, ...]
+    projections: dict[str, nn.Module]
+    max_length: int
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Backbone:
+        """Take a loaded causal LM apart and prove that replaying its tail gives its own logits.
+
+        Raises:
+            UnsupportedModelError: an encoder-decoder, a cache that is not made of keys and values only, a model whose
+                tail cannot be replayed.
+        """
+        from memograft._anatomy import dissect  # what looks for the parts needs the parts' names
+
+        return dissect(model)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr,no-any-return]
+
+    @property
+    def head(self) -> nn.Module:
+        """The map from D to V."""
+        return self.tail[-1]
+
+    def run_ffn(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): the FFN and what follows it, up to the residual sum."""
+        for module in (*self.ffn, *self.post):
+            x = first(module(x))
+        return x
+
+    def hidden(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, with whatever adapter is active now."""
+        h = residual + self.run_ffn(x) * self.residual_scale
+        for module in self.tail[:-1]:
+            h = first(module(h))
+        return h
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """The head's output (..., V or S) -> logits in float32: scaled, then capped, as the model does it."""
+        logits = raw.float() * self.logit_scale
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
+
+    def logits(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, V) float32."""
+        return self.finish(first(self.head(self.hidden(x, residual))))
+
+    @contextmanager
+    def watch(self, *, skip_ffn: bool = False) -> Iterator[Watched]:
+        """Inside, every forward pass of the model leaves (x, residual) behind.
+
+        With `skip_ffn` the FFN contributes nothing, so that the layer's output *is* the residual, exactly; the pass's own
+        logits are then meaningless, its keys and values are not (they are all computed before).
+        """
+        seen = Watched(self, skip_ffn)
+        last = (*self.ffn, *self.post)[-1]
+        handles = [
+            self.ffn[0].register_forward_pre_hook(seen.on_input, with_kwargs=True),
+            last.register_forward_hook(seen.on_ffn),
+            self.layer.register_forward_hook(seen.on_layer),
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Watched:
+    """(x, residual) of the latest forward pass, each (B, T, D); see `Backbone.watch`."""
+
+    def __init__(self, backbone: Backbone, skip_ffn: bool) -> None:
+        self._backbone, self._skip = backbone, skip_ffn
+        self.x: Tensor | None = None
+        self.out: Tensor | None = None
+        self._ffn_out: Tensor | None = None
+
+    def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.x = args[0] if args else next(iter(kwargs.values()))
+
+    def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        y = first(output)
+        if self._skip:
+            return replace_first(output, torch.zeros_like(y))
+        self._ffn_out = y.clone()  # Falcon adds to it in place
+        return None
+
+    def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self.out = first(output)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(x, residual), each (B, T, D)."""
+        assert self.x is not None, "no forward pass has run"
+        assert self.out is not None
+        x = self.x.view_as(self.out)  # OPT flattens B and T
+        if self._skip:
+            return x, self.out
+        assert self._ffn_out is not None
+        return x, self.out - self._ffn_out.view_as(self.out) * self._backbone.residual_scale
+
+
+def first(output: Any) -> Any:
+    """A module's tensor, where some return it inside a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def replace_first(output: Any, tensor: Tensor) -> Any:
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear map, quantised ones included; None for anything else."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return None
+
+
+def unsupported(reason: str, way_out: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{reason}; {way_out}")

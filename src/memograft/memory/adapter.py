@@ -1,0 +1,132 @@
+"""Adapters on the last FFN: low-rank weights per projection, stacked so that every row of a batch can have its own.
+
+          x (B, T, in) ──> frozen W ──────────────> (+) ──> y (B, T, out)
+                  └──> A (B, R, in) ─> B (B, out, R) ─┘
+
+At run time they are forward hooks that exist only inside `applied` and act only in the thread that entered it. On disk they
+are PEFT LoRA folders (see `memory/folder.py`). A fully trained FFN is a LoRA of rank D: one factor is its change, the other
+the identity. Knows nothing of text or of how the weights came about.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from memograft.backbone import Backbone, linear_shape
+
+__all__ = ["Adapter", "applied", "replaced", "stack"]
+
+Delta = Callable[[Tensor, Tensor], Tensor]  # (projection's input, its frozen output) -> its new output
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The weights of one memory, float32.
+
+    Attributes:
+        lora_a: projection name -> (R, in).
+        lora_b: projection name -> (out, R); the change of the frozen weight is lora_b @ lora_a.
+    """
+
+    lora_a: Mapping[str, Tensor]
+    lora_b: Mapping[str, Tensor]
+
+    @property
+    def rank(self) -> int:
+        """R, the same for all projections (what vLLM and SGLang ask for)."""
+        return next(iter(self.lora_a.values())).shape[0]
+
+    @classmethod
+    def from_dense(cls, changes: Mapping[str, Tensor], width: int) -> Adapter:
+        """Full changes of the weights, (out, in) each, as an exact LoRA of rank D = `width`."""
+        a, b = {}, {}
+        for name, change in changes.items():
+            eye = torch.eye(width, device=change.device)
+            into = change.shape[1] == width
+            a[name], b[name] = (eye, change) if into else (change, eye)
+        return cls(a, b)
+
+
+def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
+    """Per projection (A (B, R, in), B (B, out, R)); rows without a memory are zero, smaller ranks are padded with zeros."""
+    rank = max((a.rank for a in adapters if a is not None), default=0)
+    names = sorted({n for a in adapters if a is not None for n in a.lora_a})
+    stacked = {}
+    for name in names:
+        inside, out = linear_shape(backbone.projections[name]) or (0, 0)
+        device = next(backbone.projections[name].parameters()).device
+        a = torch.zeros(len(adapters), rank, inside, device=device)
+        b = torch.zeros(len(adapters), out, rank, device=device)
+        for row, adapter in enumerate(adapters):
+            if adapter is not None and name in adapter.lora_a:
+                a[row, : adapter.rank] = adapter.lora_a[name]
+                b[row, :, : adapter.rank] = adapter.lora_b[name]
+        stacked[name] = (a, b)
+    return stacked
+
+
+@contextmanager
+def applied(backbone: Backbone, stacked: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind."""
+
+    def low_rank(a: Tensor, b: Tensor) -> Delta:
+        def delta(x: Tensor, y: Tensor) -> Tensor:
+            rows = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)  # OPT and MoE blocks flatten (B, T)
+            change: Tensor = (rows @ a.mT) @ b.mT
+            return y + change.reshape(y.shape).to(y.dtype)
+
+        return delta
+
+    with _hooked(backbone, {name: low_rank(a, b) for name, (a, b) in stacked.items()}):
+        yield
+
+
+@contextmanager
+def replaced(backbone: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, and in this thread only, the projections use these float32 weights (out, in) instead of the frozen ones."""
+
+    def dense(weight: Tensor, bias: Tensor | None) -> Delta:
+        return lambda x, y: nn.functional.linear(x.to(weight.dtype), weight, bias).to(y.dtype)
+
+    deltas = {name: dense(w, _bias(backbone.projections[name])) for name, w in weights.items()}
+    with _hooked(backbone, deltas):
+        yield
+
+
+def dense_weights(backbone: Backbone, names: Sequence[str]) -> dict[str, Tensor]:
+    """float32 copies of the frozen weights, (out, in) each."""
+    weights = {}
+    for name in names:
+        module = backbone.projections[name]
+        weight = module.weight.detach().float()  # type: ignore[union-attr,operator]
+        weights[name] = (weight.T if isinstance(module, Conv1D) else weight).clone()
+    return weights
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    bias = getattr(module, "bias", None)
+    return bias.detach().float() if isinstance(bias, Tensor) else None
+
+
+@contextmanager
+def _hooked(backbone: Backbone, deltas: Mapping[str, Delta]) -> Iterator[None]:
+    owner = threading.get_ident()
+
+    def hook(delta: Delta) -> Callable[..., Any]:
+        def run(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return delta(args[0], output) if threading.get_ident() == owner else None
+
+        return run
+
+    with ExitStack() as undo:
+        for name, delta in deltas.items():
+            undo.callback(backbone.projections[name].register_forward_hook(hook(delta)).remove)
+        yield

@@ -1,0 +1,260 @@
+"""FastMem (arXiv 2406.16069): fit the last FFN to the context of one request, staying close to the model as it was.
+
+    L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))      (paper, section 3)
+
+The loop works on rows that the prefill left behind, for all requests of a batch at once: each has its own weights, its own
+loss and its own gradient norm, so the batch gives what each would have got alone. Never sees text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from memograft.backbone import Backbone, linear_shape
+from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
+from memograft.memory.objective import Objective
+from memograft.memory.report import MemoryReport
+
+__all__ = ["FastMem", "Rows", "memorize"]
+
+
+@dataclass(frozen=True)
+class FastMem:
+    """How a request's documents are memorized. The defaults suit a LoRA; `FastMem.paper()` is the published recipe.
+
+    Attributes:
+        steps: optimiser steps (paper: 10). More follow the documents more closely, and move the model further.
+        learning_rate: of AdamW (paper: 1e-5 on the full FFN).
+        kl_weight: beta, how strongly the model is held where it was (paper: 0.1).
+        adapter: "lora" trains low-rank changes, "full" the FFN's weights themselves (paper).
+        rank: R of the LoRA; ignored by "full".
+        targets: "all" projections of the FFN (paper) or only "down", the one that leads back to D.
+        template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as an
+            assistant turn (paper; a second prefill).
+        gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
+        shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all (paper).
+        max_kl: nats per token; a memory that moved the model further is rolled back.
+        weight_decay: of AdamW (paper, as it really ran: 0.01).
+        clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
+        betas: of AdamW.
+        eps: of AdamW.
+        seed: of the LoRA's first factor.
+
+    Raises:
+        SettingsError: a value that can never work.
+    """
+
+    steps: int = 10
+    learning_rate: float = 5e-3
+    kl_weight: float = 0.1
+    adapter: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    targets: Literal["all", "down"] = "all"
+    template: Literal["prompt", "assistant"] = "prompt"
+    gate: Literal["support"] | None = None
+    shortlist: int | None = 8192
+    max_kl: float = 10.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"adapter": ("lora", "full"), "targets": ("all", "down"), "template": ("prompt", "assistant")}
+        for name, allowed in (choices | {"gate": (None, "support")}).items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("steps", "rank"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+        for name in ("learning_rate", "max_kl", "eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingsError(f"`{name}` must be a positive number, got {getattr(self, name)!r}")
+        for name in ("kl_weight", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"`{name}` must not be negative, got {getattr(self, name)!r}")
+        if self.shortlist is not None and self.shortlist < 2:
+            raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
+
+    @classmethod
+    def paper(cls, **changes: Any) -> FastMem:
+        """The reference recipe, constant by constant, hidden ones included; `changes` override."""
+        recipe = {
+            "steps": 10,
+            "learning_rate": 1e-5,
+            "kl_weight": 0.1,
+            "adapter": "full",
+            "template": "assistant",
+            "shortlist": None,
+            "weight_decay": 0.01,
+            "clip_norm": 1.0,
+        }
+        return cls(**{**recipe, **changes})
+
+    def check(self, backbone: Backbone) -> None:
+        """Refuse a model this cannot work on, before anything is computed.
+
+        Raises:
+            UnsupportedModelError: the last FFN has nothing to adapt, or is quantised where its weights are needed.
+        """
+        if not backbone.projections:
+            raise UnsupportedModelError(
+                "FastMem adapts the linear maps of the last FFN, and this model's has routed experts only; "
+                "answer with memory=None, or use a dense model or one with a shared expert"
+            )
+        if self.adapter == "full" and not all(
+            module.weight.is_floating_point()  # type: ignore[union-attr,operator]
+            for module in backbone.projections.values()
+        ):
+            raise UnsupportedModelError(
+                'FastMem(adapter="full") trains the weights themselves, and this model\'s last FFN is quantised; '
+                'use adapter="lora"'
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is memorized: where the model predicts context tokens, padded to the longest request.
+
+    Attributes:
+        x: last-FFN inputs (B, N, D).
+        residual: (B, N, D).
+        targets: the context tokens (B, N).
+        mask: (B, N) True where a row is real.
+    """
+
+    x: Tensor
+    residual: Tensor
+    targets: Tensor
+    mask: Tensor
+
+
+def memorize(
+    backbone: Backbone,
+    rows: Rows,
+    settings: FastMem,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: bool = False,
+) -> list[tuple[Adapter | None, MemoryReport]]:
+    """Memorize B contexts with the same settings; None where a guard rolled the memory back.
+
+    Raises:
+        UnsupportedModelError: see `FastMem.check`.
+    """
+    settings.check(backbone)
+    if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
+        singles = (Rows(*(t[n : n + 1] for t in (rows.x, rows.residual, rows.targets, rows.mask))) for n in range(len(rows.mask)))
+        return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
+    started = time.perf_counter()
+    names = _targets(backbone, settings)
+    objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
+    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
+    optimiser = torch.optim.AdamW(
+        weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
+    )
+    losses = []
+    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
+        if cancelled():
+            break
+        with torch.enable_grad(), weights.active():
+            loss = objective.loss()  # (B,)
+            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
+        losses.append(loss.detach())
+        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, len(rows.mask)), strict=True):
+            leaf.grad = gradient
+        optimiser.step()
+    with weights.active():
+        after, kl = objective.exact()
+    seconds = time.perf_counter() - started
+    results = []
+    for row, adapter in enumerate(weights.adapters()):
+        report = MemoryReport.of(
+            before=objective.before[row][rows.mask[row]].tolist(),
+            after=after[row][rows.mask[row]].tolist(),
+            tokens=rows.targets[row][rows.mask[row]].tolist(),
+            kl=float(kl[row]),
+            losses=[float(step[row]) for step in losses],
+            seconds=seconds,
+            settings=asdict(settings),
+            max_kl=settings.max_kl,
+        )
+        results.append((None if report.rolled_back else adapter, report))
+    return results
+
+
+def _targets(backbone: Backbone, settings: FastMem) -> list[str]:
+    shapes = {name: linear_shape(module) or (0, 0) for name, module in backbone.projections.items()}
+    return [n for n, (_, out) in shapes.items() if settings.targets == "all" or out == backbone.width]
+
+
+def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> list[Tensor]:
+    """Scale each row's gradient, over all leaves, to a norm of at most `limit` (as torch's clip_grad_norm_ does)."""
+    if limit is None:
+        return list(gradients)
+    flat = torch.cat([g.reshape(rows, -1) for g in gradients], dim=1)
+    scale = (limit / (flat.norm(dim=1) + 1e-6)).clamp_max(1.0)
+    return [g * scale.reshape(-1, *[1] * (g.ndim - 1)) for g in gradients]
+
+
+class _LoRA:
+    """B adapters of rank R, trained side by side; initialised as PEFT does (A random, B zero)."""
+
+    def __init__(self, backbone: Backbone, names: Sequence[str], settings: FastMem, rows: int) -> None:
+        self._backbone, self._names = backbone, list(names)
+        generator = torch.Generator().manual_seed(settings.seed)
+        self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in names:
+            inside, out = linear_shape(backbone.projections[name]) or (0, 0)
+            device = next(backbone.projections[name].parameters()).device
+            a = torch.empty(settings.rank, inside)
+            torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+            b = torch.zeros(rows, out, settings.rank, device=device)
+            self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
+        self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with applied(self._backbone, self._stacked):
+            yield
+
+    def adapters(self) -> list[Adapter]:
+        rows = len(self.leaves[0])
+        return [
+            Adapter(
+                {n: self._stacked[n][0][row].detach().clone() for n in self._names},
+                {n: self._stacked[n][1][row].detach().clone() for n in self._names},
+            )
+            for row in range(rows)
+        ]
+
+
+class _Full:
+    """The FFN's own weights in float32, for one context."""
+
+    def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
+        self._backbone = backbone
+        self._base = dense_weights(backbone, names)
+        self._weights = {name: w.clone().requires_grad_() for name, w in self._base.items()}
+        self.leaves = list(self._weights.values())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with replaced(self._backbone, self._weights):
+            yield
+
+    def adapters(self) -> list[Adapter]:
+        changes = {name: (w.detach() - self._base[name]) for name, w in self._weights.items()}
+        return [Adapter.from_dense(changes, self._backbone.width)]

@@ -1,0 +1,69 @@
+"""What to do when a prompt is longer than the model's window. Never silent: what was left out is returned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from memograft.documents import Document
+from memograft.errors import PromptTooLongError
+from memograft.prompt import Prompt, PromptBuilder
+from memograft.request import Request
+
+__all__ = ["Fitted", "fit"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A prompt that fits, and what had to go for it."""
+
+    prompt: Prompt
+    dropped: tuple[Document, ...] = ()
+    truncated: tuple[Document, ...] = ()
+
+
+def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...], window: int) -> Fitted:
+    """Build the request's prompt so that it leaves room for an answer in a window of `window` tokens.
+
+    An answer is promised an eighth of the window, or its `max_new_tokens` if they are fewer.
+
+    Raises:
+        PromptTooLongError: it does not fit, and the request does not allow to leave anything out, or that is not enough.
+    """
+    limit = window - min(request.sampling.max_new_tokens, max(1, window // 8))
+    kept = list(documents)
+    dropped: list[Document] = []
+    truncated: list[Document] = []
+    while True:
+        prompt = builder.build(request.messages, kept)
+        excess = len(prompt.ids) - limit
+        if excess <= 0:
+            return Fitted(prompt, tuple(reversed(dropped)), tuple(truncated))
+        if request.overflow == "error" or not kept:
+            raise PromptTooLongError(_message(len(prompt.ids), limit, window, len(kept)), tokens=len(prompt.ids), limit=limit)
+        last = kept.pop()
+        shorter = _cut(builder, last, excess) if request.overflow == "truncate" else ""
+        original = documents[len(kept)]
+        if shorter:
+            kept.append(replace(last, text=shorter))
+            truncated = [original]
+        else:
+            dropped.append(original)
+            truncated = []
+
+
+def _cut(builder: PromptBuilder, document: Document, tokens: int) -> str:
+    """The document's text without its last `tokens` tokens."""
+    encoded = builder.tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    keep = len(encoded["input_ids"]) - max(tokens, 1)
+    return document.text[: encoded["offset_mapping"][keep - 1][1]].rstrip() if keep > 0 else ""
+
+
+def _message(tokens: int, limit: int, window: int, documents: int) -> str:
+    way_out = (
+        'pass fewer or shorter documents, or overflow="drop" or "truncate"'
+        if documents
+        else "shorten the messages, or use a model with a longer window"
+    )
+    return (
+        f"the prompt has {tokens} tokens, and {limit} fit ({window} positions less the room for an answer); {way_out}"
+    )

@@ -1,0 +1,116 @@
+"""One pass over the prompts: their keys and values, and the rows that memorizing trains on.
+
+Nothing here depends on the last FFN, so the result is right for every memory and every mix of memories. The last prompt
+token is left to decoding, whose first step it is. Knows nothing of text or memories.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from memograft.backbone import Backbone
+
+__all__ = ["Prefill", "Prefix", "prefill", "prefill_prefix"]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of the first tokens of a prompt, to be reused under any memory.
+
+    Attributes:
+        ids: the P tokens.
+        kv_cache: theirs, batch size 1; never written to, `prefill` copies it.
+        x: FFN inputs (1, P, D).
+        residual: (1, P, D).
+    """
+
+    ids: tuple[int, ...]
+    kv_cache: Cache
+    x: Tensor
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompts after one pass over all of their tokens but the last.
+
+    Attributes:
+        ids: (B, T) prompts, padded on the left (or right after a shared prefix).
+        mask: (B, T) 1 where a token is real.
+        kv_cache: keys and values of the first T - 1 tokens; None if T is 1.
+        x: last-FFN inputs (B, T - 1, D).
+        residual: what the rest of the last layer adds to the FFN's output (B, T - 1, D).
+        cached: tokens per row that came from a prefix.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    kv_cache: Cache | None
+    x: Tensor
+    residual: Tensor
+    cached: int = 0
+
+    def columns(self, row: int, positions: Sequence[int]) -> Tensor:
+        """Where the tokens at `positions` of the unpadded prompt lie in (B, T)."""
+        real = self.mask[row].nonzero().flatten()
+        return real[torch.as_tensor(positions, dtype=torch.long, device=real.device)]
+
+
+@torch.no_grad()
+def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, prefix: Prefix | None = None) -> Prefill:
+    """Run the trunk over `prompts` (B lists of token ids); with `prefix`, which all must start with, over the rest only."""
+    head = len(prefix.ids) if prefix else 0
+    rest = max(len(p) for p in prompts) - head
+    device = backbone.device
+    ids = torch.full((len(prompts), head + rest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        start = head + rest - (len(prompt) - head)
+        ids[row, :head] = torch.as_tensor(prompt[:head], dtype=torch.long)
+        ids[row, start:] = torch.as_tensor(prompt[head:], dtype=torch.long)
+        mask[row, :head] = mask[row, start:] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    cache, known_x, known_r = _spread(prefix, len(prompts), backbone, device)
+    if rest <= 1:
+        return Prefill(ids, mask, cache, known_x, known_r, head)
+    x, residual, cache = _run(backbone, ids[:, head:-1], mask[:, :-1], cache, head)
+    return Prefill(ids, mask, cache, torch.cat([known_x, x], 1), torch.cat([known_r, residual], 1), head)
+
+
+def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
+    """Prefill the tokens `ids` (P of them, all) for later use as a prefix."""
+    rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
+    with torch.no_grad():
+        x, residual, cache = _run(backbone, rows, torch.ones_like(rows), None, 0)
+    return Prefix(tuple(ids), cache, x, residual)
+
+
+def _run(backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, start: int) -> tuple[Tensor, Tensor, Cache]:
+    accepted = inspect.signature(backbone.model.forward).parameters
+    extra: dict[str, Any] = {}
+    if "position_ids" in accepted:
+        extra["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, start:]
+    if "logits_to_keep" in accepted:
+        extra["logits_to_keep"] = 1  # the head is not wanted here, and it is the dearest part
+    with backbone.watch(skip_ffn=True) as seen:
+        out = backbone.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+    x, residual = seen.rows()
+    return x, residual, out.past_key_values
+
+
+def _spread(prefix: Prefix | None, rows: int, backbone: Backbone, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+    if prefix is None:
+        empty = torch.zeros(rows, 0, backbone.width, dtype=backbone.model.dtype, device=device)  # type: ignore[arg-type]
+        return None, empty, empty
+    cache = copy.deepcopy(prefix.kv_cache)
+    if rows > 1:
+        cache.batch_repeat_interleave(rows)
+    return cache, prefix.x.expand(rows, -1, -1), prefix.residual.expand(rows, -1, -1)

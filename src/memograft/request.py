@@ -1,0 +1,147 @@
+"""What goes into an engine and what comes out: `Sampling`, `Request`, `Answer` and their parts. Plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from memograft.documents import Document, as_documents
+from memograft.errors import EmptyPromptError, SettingsError
+from memograft.memory.report import MemoryReport
+
+if TYPE_CHECKING:
+    from memograft.memory.fastmem import FastMem
+    from memograft.memory.handle import MemoryHandle
+
+__all__ = ["Answer", "Request", "Sampling", "Timings", "Usage"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: length of the answer at most; it also ends where the model's window does.
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens with this much probability.
+        top_k: number of likeliest tokens to choose from; None is all.
+        stop: strings that end the answer; they are not part of it.
+        seed: makes a sampled answer repeatable, whatever else is in the batch.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: Sequence[str] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise SettingsError(f"`max_new_tokens` must be a whole number of at least 1, got {self.max_new_tokens!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise SettingsError(f"`temperature` must be 0 (greedy) or more, got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}")
+        if self.top_k is not None and self.top_k < 1:
+            raise SettingsError(f"`top_k` must be at least 1, or None for all tokens, got {self.top_k!r}")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(s, str) and s for s in stop):
+            raise SettingsError(f"`stop` must hold strings that are not empty, got {list(stop)!r}; leave it out")
+        object.__setattr__(self, "stop", stop)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question with its documents.
+
+    Attributes:
+        question: short for one user message; give this or `messages`.
+        messages: the conversation, `role` and `content` each.
+        documents: highest-ranked first: Documents, strings or mappings.
+        memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
+        processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) and (1, V).
+        sampling: how tokens are chosen.
+        overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
+            documents' ends, lowest-ranked first.
+        timeout: seconds after which the request is given up; None waits.
+
+    Raises:
+        EmptyPromptError: neither a question nor messages.
+        SettingsError: both, or a value out of its range.
+    """
+
+    question: str | None = None
+    messages: Sequence[Mapping[str, Any]] = ()
+    documents: Sequence[Document | str | Mapping[str, Any]] = ()
+    memory: FastMem | MemoryHandle | None = None
+    processors: Sequence[Any] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    overflow: Literal["error", "drop", "truncate"] = "error"
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.question is not None and self.messages:
+            raise SettingsError("`question` is short for one user message, got it together with `messages`; pass one")
+        if self.question is not None:
+            if not isinstance(self.question, str) or not self.question.strip():
+                raise EmptyPromptError(f"`question` must be text, got {self.question!r}; ask something")
+            object.__setattr__(self, "messages", ({"role": "user", "content": self.question},))
+        if not self.messages:
+            raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
+        if self.overflow not in ("error", "drop", "truncate"):
+            raise SettingsError(f'`overflow` must be "error", "drop" or "truncate", got {self.overflow!r}')
+        if self.timeout is not None and not self.timeout > 0:
+            raise SettingsError(f"`timeout` must be a positive number of seconds or None, got {self.timeout!r}")
+        object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
+        object.__setattr__(self, "documents", as_documents(self.documents))
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request: in the prompt, of those taken from a reused prefix, and in the answer."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of each stage, for the whole batch the request ran in."""
+
+    prefill: float
+    memorize: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and how it came to it.
+
+    Attributes:
+        text: the answer.
+        token_ids: its tokens.
+        finish_reason: "stop" (the model ended it, or a stop string did) or "length".
+        usage: token counts.
+        memory: what memorizing did; None if no memory was asked for.
+        timings: seconds per stage.
+        documents: those that stood in the prompt, in its order.
+        dropped: documents left out because the prompt was too long.
+        truncated: documents of which only the beginning stood in the prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+    memory: MemoryReport | None
+    timings: Timings
+    documents: tuple[Document, ...] = ()
+    dropped: tuple[Document, ...] = ()
+    truncated: tuple[Document, ...] = ()
