@@ -7,18 +7,22 @@ at run time. `encode` turns it into token ids and one loss weight per token.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from language import REAL_VALUES, RELATIONS, SUBJECT_RELATIONS, WORLD, fresh, name
-from memograft.prompt import render_documents
 from tokenizers import Tokenizer
 
+from memograft.prompt import render_documents
+
+REAL_TEXT = 0.3
 ANSWER_WEIGHT, DOCUMENT_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3, 0.1
-# Share of each kind of example: while it learns to copy, and afterwards.
-LEARN_TO_COPY = {"fresh_short": 0.80, "repeat": 0.12, "closed": 0.08}
-FULL_MIX = {"closed": 0.38, "tell": 0.03, "known": 0.12, "elsewhere": 0.06, "fresh": 0.38, "repeat": 0.03}
+# Share of each kind of example, phase by phase. First copying has to start; then the world is learned, quickly; then it
+# reads, mostly about what it has never heard of, since pages about known things can be recited instead of read.
+COPY = {"fresh_short": 0.80, "repeat": 0.12, "closed": 0.08}
+WORLD_MIX = {"closed": 0.38, "tell": 0.03, "known": 0.12, "elsewhere": 0.06, "fresh": 0.38, "repeat": 0.03}
+READ = {"closed": 0.22, "tell": 0.02, "known": 0.04, "elsewhere": 0.06, "fresh": 0.63, "repeat": 0.03}
 
 
 @dataclass
@@ -187,23 +191,34 @@ def encode(item: Example, tokenizer: Tokenizer) -> tuple[list[int], list[float]]
 
 
 def batches(
-    tokenizer: Tokenizer, seed: int, rows: int, length: int, copy_steps: int, start: int = 0
+    tokenizer: Tokenizer,
+    seed: int,
+    rows: int,
+    length: int,
+    phases: tuple[int, int],
+    start: int = 0,
+    real: Callable[[random.Random], Example] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, weights, document number), each (rows, length), from step `start` on; step n depends on the seed and n alone.
+
+    `phases` are the steps at which the world and the reading begin; from then on `real`, if given, makes REAL_TEXT of the
+    examples.
 
     Rows are packed with whole conversations; a conversation never attends to its neighbours (see `train.mask`).
     """
     step = start
     while True:
         rng = random.Random(f"{seed}-{step}")
-        mix = LEARN_TO_COPY if step < copy_steps else FULL_MIX
+        mix = COPY if step < phases[0] else WORLD_MIX if step < phases[1] else READ
         ids = np.zeros((rows, length), np.int64)
         weights = np.zeros((rows, length), np.float32)
         owner = np.full((rows, length), -1, np.int64)
         for row in range(rows):
             used = number = misses = 0
             while used < length - 24 and misses < 4:
-                item_ids, item_weights = encode(example(rng, mix), tokenizer)
+                take_real = real is not None and step >= phases[1] and rng.random() < REAL_TEXT
+                item = real(rng) if take_real and real is not None else example(rng, mix)
+                item_ids, item_weights = encode(item, tokenizer)
                 if used and used + len(item_ids) > length:
                     misses += 1  # a later, shorter one may still fit
                     continue

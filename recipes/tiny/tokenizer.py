@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
-from data import FULL_MIX, example, render
+from data import WORLD_MIX, Example, example, render
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +19,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(vocab_size: int, seed: int, examples: int = 12_000) -> Tokenizer:
+def train_tokenizer(
+    vocab_size: int, seed: int, real: Callable[[random.Random], Example] | None = None, examples: int = 12_000
+) -> Tokenizer:
     """A byte-level BPE; digits stay apart, so that numbers are copied digit by digit."""
     rng = random.Random(f"tokenizer-{seed}")
     tokenizer = Tokenizer(models.BPE())
@@ -32,8 +35,8 @@ def train_tokenizer(vocab_size: int, seed: int, examples: int = 12_000) -> Token
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = (text for _ in range(examples) for _, text in render(example(rng, FULL_MIX)))
-    tokenizer.train_from_iterator(texts, trainer)
+    made = (example(rng, WORLD_MIX) if real is None or n % 3 else real(rng) for n in range(examples))
+    tokenizer.train_from_iterator((text for item in made for _, text in render(item)), trainer)
     return tokenizer
 
 

@@ -12,12 +12,15 @@ import argparse
 import json
 import math
 import os
+import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import text
 import torch
-from data import batches
+from data import Example, batches
 from evaluate import teacher_forced
 from muon import Muon
 from safetensors.torch import load_file, save_file
@@ -26,6 +29,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
+
+RealText = Callable[[random.Random], Example]
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Preset:
     rows: int  # per step
     length: int  # tokens per row
     steps: int
-    copy_steps: int  # first steps: short pages of made-up things only, until copying has started
+    phases: tuple[int, int]  # the steps at which the world, and then mostly reading, begin (see data.py)
     decay: float  # share of the steps at the end over which the rates fall to zero
     matrix_rate: float  # Muon, for the matrices inside the layers
     other_rate: float  # AdamW, for embeddings and norms
@@ -50,8 +55,8 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(192, 576, 4, 6, 2048, 512, 16, 320, 3200, 400, 0.3, 4e-3, 4e-3),
-    "gpu": Preset(512, 1536, 8, 8, 8192, 1024, 64, 512, 8000, 800, 0.3, 3e-3, 2e-3, bf16=True),
+    "cpu": Preset(192, 576, 4, 6, 2048, 512, 16, 320, 3000, (400, 700), 0.3, 4e-3, 4e-3),
+    "gpu": Preset(512, 1536, 8, 8, 8192, 1024, 64, 512, 8000, (800, 1600), 0.3, 3e-3, 2e-3, bf16=True),
 }
 
 
@@ -124,10 +129,10 @@ def resume(folder: Path, model: torch.nn.Module, opts: list[torch.optim.Optimize
         return int(f.metadata()["step"])
 
 
-def get_tokenizer(folder: Path, preset: Preset, seed: int) -> Tokenizer:
+def get_tokenizer(folder: Path, preset: Preset, seed: int, real: RealText | None) -> Tokenizer:
     path = folder / "bpe.json"
     if not path.exists():
-        train_tokenizer(preset.vocab, seed).save(str(path))
+        train_tokenizer(preset.vocab, seed, real).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
@@ -157,17 +162,17 @@ def export(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, preset: 
     for_transformers(tokenizer, preset.window).save_pretrained(target)
 
 
-def train(preset: Preset, seed: int, folder: Path, every: int, compile_model: bool) -> None:
+def train(preset: Preset, seed: int, folder: Path, every: int, compile_model: bool, real: RealText | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps({"seed": seed, **asdict(preset)}, indent=1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = get_tokenizer(folder, preset, seed)
+    tokenizer = get_tokenizer(folder, preset, seed, real)
     torch.manual_seed(seed)
     model = build(preset, tokenizer).to(device)
     opts = optimisers(model, preset)
     start = resume(folder, model, opts)
     runner = torch.compile(model) if compile_model else model
-    stream = batches(tokenizer, seed, preset.rows, preset.length, preset.copy_steps, start)
+    stream = batches(tokenizer, seed, preset.rows, preset.length, preset.phases, start, real)
     bar = tqdm(range(start, preset.steps), initial=start, total=preset.steps, mininterval=5)
     for step in bar:
         began = time.perf_counter()
@@ -203,9 +208,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the preset's")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--text", type=Path, nargs="*", default=[], help="real text to mix in (see text.py)")
     args = parser.parse_args()
     preset = PRESETS[args.preset]
-    train(replace(preset, steps=args.steps or preset.steps), args.seed, args.out, args.every, not args.no_compile)
+    found = text.load(args.text)
+    real = (lambda rng: text.example(found, rng)) if found else None
+    train(replace(preset, steps=args.steps or preset.steps), args.seed, args.out, args.every, not args.no_compile, real)
 
 
 if __name__ == "__main__":
