@@ -3,8 +3,8 @@
     python benchmarks/world.py                     # the table of the README: test split, 400 questions a set
     python benchmarks/world.py --split tune --grid # how the defaults were chosen, on other questions
 
-Prints a table for people and, as the very last line, one JSON object. Results are kept per method while it runs, so a run
-that was interrupted goes on where it stopped (delete the --out file to start anew).
+Prints a table for people and, as the very last line, one JSON object. Results are kept per method while it runs,
+so a run that was interrupted goes on where it stopped (delete the --out file to start anew).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAMPLING = Sampling(max_new_tokens=40)
 
 
 class Restricted(LogitsProcessor):
-    """The honest control: plain decoding that may only say tokens of the documents, the question and the answer frames."""
+    """The honest control: plain decoding among tokens of the documents, the question and the answer frames."""
 
     supports_continuous_batching = False
 

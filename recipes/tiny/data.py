@@ -1,7 +1,7 @@
 """Training examples for tiny: pages, questions and answers, drawn without end from a seed.
 
-An example is a conversation (a list of messages) whose documents are rendered exactly as `memograft.prompt` renders them
-at run time. `encode` turns it into token ids and one loss weight per token.
+An example is a conversation (a list of messages) whose documents are rendered exactly as `memograft.prompt` renders
+them at run time. `encode` turns it into token ids and one loss weight per token.
 """
 
 from __future__ import annotations
@@ -199,10 +199,10 @@ def batches(
     start: int = 0,
     real: Callable[[random.Random], Example] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(ids, weights, document number), each (rows, length), from step `start` on; step n depends on the seed and n alone.
+    """(ids, weights, document number), each (rows, length), from step `start` on; a step depends on seed and number.
 
-    `phases` are the steps at which the world and the reading begin; from then on `real`, if given, makes REAL_TEXT of the
-    examples.
+    `phases` are the steps at which the world and the reading begin; from then on `real`, if given, makes
+    REAL_TEXT of the examples.
 
     Rows are packed with whole conversations; a conversation never attends to its neighbours (see `train.mask`).
     """

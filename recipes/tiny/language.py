@@ -136,157 +136,19 @@ RELATIONS: dict[str, Relation] = {r.name: r for r in (
 )}
 # fmt: on
 
-JOBS = [
-    "baker",
-    "teacher",
-    "painter",
-    "doctor",
-    "sailor",
-    "farmer",
-    "lawyer",
-    "singer",
-    "writer",
-    "carpenter",
-    "nurse",
-    "pilot",
-    "gardener",
-    "tailor",
-    "banker",
-    "chemist",
-    "driver",
-    "fisher",
-    "judge",
-    "miner",
-    "printer",
-    "smith",
-    "surgeon",
-    "potter",
-    "jeweller",
-    "librarian",
-    "clockmaker",
-    "geologist",
-    "dentist",
-    "cook",
-]
-GOODS = [
-    "bicycles",
-    "clocks",
-    "boots",
-    "lamps",
-    "pianos",
-    "chairs",
-    "kettles",
-    "pumps",
-    "ladders",
-    "tents",
-    "telescopes",
-    "candles",
-    "violins",
-    "ropes",
-    "barrels",
-    "sails",
-    "ovens",
-    "mirrors",
-    "umbrellas",
-    "tractors",
-    "glass",
-    "soap",
-    "paper",
-    "carpets",
-    "tiles",
-    "engines",
-    "batteries",
-    "knives",
-    "cameras",
-    "gloves",
-]
-COLOURS = [
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "black",
-    "white",
-    "grey",
-    "brown",
-    "orange",
-    "purple",
-    "pink",
-    "silver",
-    "golden",
-    "turquoise",
-]
+JOBS = "baker teacher painter doctor sailor farmer lawyer singer writer carpenter nurse pilot gardener tailor banker chemist driver fisher judge miner printer smith surgeon potter jeweller librarian clockmaker geologist dentist cook".split()
+GOODS = "bicycles clocks boots lamps pianos chairs kettles pumps ladders tents telescopes candles violins ropes barrels sails ovens mirrors umbrellas tractors glass soap paper carpets tiles engines batteries knives cameras gloves".split()
+COLOURS = "red blue green yellow black white grey brown orange purple pink silver golden turquoise".split()
 CONTINENTS = ("Europe", "Asia", "Africa", "North America", "South America", "Oceania")
-_ADJECTIVES = [
-    "Silver",
-    "Silent",
-    "Broken",
-    "Hidden",
-    "Crimson",
-    "Distant",
-    "Frozen",
-    "Golden",
-    "Hollow",
-    "Last",
-    "Quiet",
-    "Burning",
-    "Lost",
-    "Pale",
-    "Winter",
-]
-_NOUNS = [
-    "Harbor",
-    "Garden",
-    "River",
-    "Mirror",
-    "Tower",
-    "Orchard",
-    "Letter",
-    "Window",
-    "Bridge",
-    "Forest",
-    "Lantern",
-    "Island",
-    "Shadow",
-    "Market",
-    "Crown",
-]
+_ADJECTIVES = (
+    "Silver Silent Broken Hidden Crimson Distant Frozen Golden Hollow Last Quiet Burning Lost Pale Winter".split()
+)
+_NOUNS = (
+    "Harbor Garden River Mirror Tower Orchard Letter Window Bridge Forest Lantern Island Shadow Market Crown".split()
+)
 
-_ONSETS = [
-    "b",
-    "br",
-    "c",
-    "ch",
-    "d",
-    "dr",
-    "f",
-    "fl",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "kl",
-    "l",
-    "m",
-    "n",
-    "p",
-    "pr",
-    "qu",
-    "r",
-    "s",
-    "sh",
-    "sk",
-    "st",
-    "t",
-    "th",
-    "tr",
-    "v",
-    "w",
-    "y",
-    "z",
-]
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
+_ONSETS = "b br c ch d dr f fl g gr h j k kl l m n p pr qu r s sh sk st t th tr v w y z".split()
+_VOWELS = "a e i o u ai ea ou".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "m", "th", "x", "nd", "rk"]
 SYLLABLES = tuple(
     random.Random(7).sample([o + v + c for o in _ONSETS for v in _VOWELS for c in sorted(set(_CODAS))], 140)

@@ -1,7 +1,7 @@
 """Real text for the gpu preset: encyclopedia leads to model, and questions about paragraphs to read.
 
-Files are never part of this repository; `--text` names them. Two layouts are known: JSON lines of `title` and `text`, and
-SQuAD's official JSON; either may be xz-compressed.
+Files are never part of this repository; `--text` names them. Two layouts are known: JSON lines of `title` and `text`,
+and SQuAD's official JSON; either may be xz-compressed.
 """
 
 from __future__ import annotations

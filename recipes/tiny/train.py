@@ -1,7 +1,7 @@
 """Train tiny. Seeded, resumable after any interruption, with a progress bar.
 
     python recipes/tiny/train.py --preset cpu --out runs/tiny        # 2.3 M parameters, 2 cores, under 3 hours
-    python recipes/tiny/train.py --preset gpu --out runs/tiny-gpu --text wikipedia-leads.jsonl.xz squad/train-v1.1.json.xz
+    python recipes/tiny/train.py --preset gpu --out runs/tiny-gpu --text leads.jsonl.xz squad/train-v1.1.json.xz
 
 The same command started again goes on from the last checkpoint. Checkpoints hold tensors only (safetensors + JSON).
 """

@@ -1,4 +1,4 @@
-"""The real facts tiny learns by heart: subject -> value, one table per relation. Plain data, no code beyond parsing it."""
+"""The real facts tiny learns by heart: subject -> value, one table per relation."""
 
 from __future__ import annotations
 
