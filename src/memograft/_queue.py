@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
-from memograft.errors import EngineClosedError, RequestCancelledError
+from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
 
 __all__ = ["Job", "Worker"]
 
@@ -22,43 +24,72 @@ class Job:
 
     Attributes:
         payload: what a batch job works on.
-        future: its result; at most one of result and exception is set, by the worker.
+        call: what a job by itself does; it is handed `given_up`.
         on_text: receives pieces of text as they come.
+        deadline: `time.monotonic()` after which the job is given up; None never.
+        future: its result. Whoever settles it first wins, and its waiters learn at once.
     """
 
     def __init__(
         self,
         payload: Any = None,
+        *,
         call: Callable[[Callable[[], bool]], Any] | None = None,
         on_text: Callable[[str], None] | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.payload, self.call, self.on_text = payload, call, on_text
+        self.deadline = None if timeout is None else time.monotonic() + timeout
         self.future: Future[Any] = Future()
-        self._cancelled = threading.Event()
-        self._emitted = 0
+        self._emitted = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result, or nobody wants one any more."""
+        return self.future.done()
+
+    def seconds_left(self) -> float | None:
+        """Until the deadline; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def given_up(self) -> bool:
+        """Whether work on it should end: it was cancelled, or its time is up."""
+        if self.seconds_left() == 0.0:
+            self.expire()
+        return self.done
 
     def cancel(self) -> None:
-        """Give the job up: a waiting one never starts, a running one ends at its next token or step."""
-        self._cancelled.set()
-        if self.future.cancel():
-            return
+        """Give the job up: its waiters learn at once, a running one ends at its next token or step."""
+        self.fail(RequestCancelledError("the request was cancelled before it was answered"))
 
-    def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
-        return self._cancelled.is_set()
+    def expire(self) -> None:
+        """Give the job up because its time is up."""
+        self.fail(RequestTimeoutError("the request's `timeout` passed; allow more time or fewer `max_new_tokens`"))
 
     def emit(self, text: str) -> None:
-        """Pass on what of `text`, the whole answer so far, was not passed on yet."""
-        if self.on_text is not None and len(text) > self._emitted:
-            piece, self._emitted = text[self._emitted :], len(text)
-            self.on_text(piece)
+        """Pass on what of `text`, the whole answer so far, was not passed on yet.
+
+        Raises:
+            RuntimeError: `text` takes back something that was passed on.
+        """
+        if self.on_text is None or self._emitted.startswith(text):
+            return
+        if not text.startswith(self._emitted):
+            raise RuntimeError(
+                f"the streamed text changed from {self._emitted[-40:]!r} to {text[-40:]!r} (the tokenizer rewrites "
+                "what it decoded, or the batch was started again and came out otherwise); use `answer`, not `stream`"
+            )
+        piece, self._emitted = text[len(self._emitted) :], text
+        self.on_text(piece)
 
     def succeed(self, result: Any) -> None:
-        if not self.future.done():
+        """Settle the job, unless it was given up meanwhile."""
+        with suppress(InvalidStateError):
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        if not self.future.done():
+        """Settle the job with an error, unless it is settled."""
+        with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
@@ -66,13 +97,13 @@ class Worker:
     """Runs jobs one batch after the other in a thread of its own, started with the first job."""
 
     def __init__(self, run: Callable[[list[Job]], None], max_batch: int) -> None:
-        # The thread must not keep an engine alive that nobody else holds.
-        self._run = weakref.WeakMethod(run) if hasattr(run, "__self__") else (lambda: run)
+        self._run = weakref.WeakMethod(run)  # the thread must not keep an engine alive that nobody else holds
         self._max_batch = max_batch
-        self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._running: Sequence[Job] = ()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; those of one call enter together.
@@ -83,39 +114,42 @@ class Worker:
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed and takes no requests; make a new one")
+            self._queue.put(jobs)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="memograft", daemon=True)
                 self._thread.start()
-            self._queue.put(list(jobs))
 
     def close(self) -> None:
         """Finish what runs, fail what waits, end the thread."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._queue.put(None)
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def abandon(self) -> None:
+        """Give up what runs, then `close`: for an engine that nobody holds, and at the interpreter's exit."""
+        for job in self._running:
+            job.cancel()
+        self.close()
+
     def _loop(self) -> None:
         pending: list[Job] = []
-        closing = False
-        while not closing or pending:
-            if not pending and not closing:
-                closing = self._take(self._queue.get(), pending)
-            while not self._queue.empty():
-                closing = self._take(self._queue.get(), pending) or closing
-            if closing:
-                for job in pending:
-                    job.fail(EngineClosedError("the engine was closed before this request was answered"))
-                return
+        while self._wait(pending):
             self._step(pending)
+        for job in pending:
+            job.fail(EngineClosedError("the engine was closed before this request was answered"))
 
-    def _take(self, jobs: list[Job] | None, pending: list[Job]) -> bool:
-        pending.extend(jobs or ())
-        return jobs is None
+    def _wait(self, pending: list[Job]) -> bool:
+        """Fetch all that is queued, waiting for the first; False if the worker is to end."""
+        while not pending or not self._queue.empty():
+            jobs = self._queue.get()
+            if jobs is None:
+                return False
+            pending.extend(jobs)
+        return True
 
     def _step(self, pending: list[Job]) -> None:
         """Do the job at the head of the queue, and with it what can share its batch."""
@@ -123,24 +157,20 @@ class Worker:
         if pending[0].call is None:
             calls = (n for n, job in enumerate(pending) if job.call is not None)
             count = min(next(calls, len(pending)), self._max_batch)
-        batch = [job for job in pending[:count] if job.future.set_running_or_notify_cancel()]
+        batch = [job for job in pending[:count] if not job.given_up()]
         del pending[:count]
         if not batch:
             return
+        self._running = batch
         try:
             if batch[0].call is not None:
-                batch[0].succeed(batch[0].call(batch[0].cancelled))
-            elif (run := self._run()) is None:
-                raise EngineClosedError("the engine is gone; keep a reference to it while requests run")
-            else:
+                batch[0].succeed(batch[0].call(batch[0].given_up))
+            elif (run := self._run()) is not None:
                 run(batch)
-        except BaseException as e:
+        except BaseException as e:  # the thread lives on, whatever a processor raises
             for job in batch:
                 job.fail(e)
         finally:
-            for job in batch:
-                job.fail(RequestCancelledError("the request was cancelled") if job.cancelled() else _lost())
-
-
-def _lost() -> RuntimeError:
-    return RuntimeError("the engine ended this request without an answer; please report this")
+            self._running = ()
+        for job in batch:
+            job.fail(EngineClosedError("the engine ended before this request was answered; hold on to it meanwhile"))

@@ -5,44 +5,52 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from memograft._queue import Job
+from memograft.errors import RequestCancelledError
 from memograft.request import Answer
 
 __all__ = ["AsyncStream", "Stream", "TextSoFar", "wait"]
 
 Submit = Callable[[Callable[[str], None]], Job]
 
+_HALF = "\ufffd"  # what a tokenizer decodes the first bytes of an unfinished character to
 
-def wait(job: Job, others: Sequence[Job] = ()) -> Any:
-    """The job's result; interrupted (Ctrl-C), it gives the job and the others up."""
+
+def wait(jobs: Sequence[Job]) -> list[Any]:
+    """Each job's result, or the exception it ended with; interrupted (Ctrl-C), it gives all of them up."""
     try:
-        return job.future.result()
-    except Exception:
-        raise
+        return [_result(job) for job in jobs]
     except BaseException:
-        for each in (job, *others):
-            each.cancel()
+        for job in jobs:
+            job.cancel()
         raise
+
+
+def _result(job: Job) -> Any:
+    try:
+        error = job.future.exception(job.seconds_left())
+    except TimeoutError:
+        job.expire()
+        error = job.future.exception()
+    return job.future.result() if error is None else error
 
 
 class TextSoFar:
-    """Tokens so far -> text that is sure to stay: without half characters and without the beginning of a stop string."""
+    """Tokens so far -> text that is sure to stay: no half characters, no beginning of a stop string."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
         self._decode, self._stop = decode, stop
 
     def __call__(self, tokens: Sequence[int]) -> str:
-        text = self._decode(tokens).rstrip("\ufffd")
+        text = self.final(tokens).rstrip(_HALF)
+        keep = len(text)
         for stop in self._stop:
-            if stop in text:
-                text = text[: text.index(stop)]
-            for length in range(min(len(stop) - 1, len(text)), 0, -1):
-                if text.endswith(stop[:length]):
-                    text = text[:-length]
-                    break
-        return text
+            starts = (len(text) - n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n]))
+            keep = min(keep, next(starts, keep))
+        return text[:keep].rstrip(_HALF)
 
     def final(self, tokens: Sequence[int]) -> str:
         """The whole answer's text, up to the first stop string."""
@@ -57,30 +65,43 @@ class Stream(Iterator[str]):
         self._submit = submit
         self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._job: Job | None = None
+        self._over = False
         self.answer: Answer | None = None
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        if self.answer is not None:
+        if self._over:
             raise StopIteration
-        if self._job is None:
-            self._job = self._submit(self._pieces.put)
-            self._job.future.add_done_callback(lambda _: self._pieces.put(None))
         try:
-            piece = self._pieces.get()
-        except BaseException:  # Ctrl-C
+            piece = self._next()
+        except BaseException:  # Ctrl-C, or a request that is refused
             self.close()
             raise
         if piece is not None:
             return piece
+        self._over = True
+        assert self._job is not None
         self.answer = self._job.future.result()
         raise StopIteration
 
+    def _next(self) -> str | None:
+        if self._job is None:
+            pieces = self._pieces  # callbacks that held the stream itself would keep it alive
+            self._job = self._submit(pieces.put)
+            self._job.future.add_done_callback(lambda _: pieces.put(None))
+        try:
+            return self._pieces.get(timeout=self._job.seconds_left())
+        except queue.Empty:
+            self._job.expire()
+            return self._pieces.get()
+
     def close(self) -> None:
-        """Give the request up."""
-        if self._job is not None:
+        """Give the request up; whoever waits for a piece gets a RequestCancelledError."""
+        if self._job is None:
+            self._over = True
+        else:
             self._job.cancel()
 
     def __enter__(self) -> Stream:
@@ -100,36 +121,56 @@ class AsyncStream:
         self._submit = submit
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._job: Job | None = None
+        self._over = False
         self.answer: Answer | None = None
 
     def __aiter__(self) -> AsyncStream:
         return self
 
     async def __anext__(self) -> str:
-        if self.answer is not None:
+        if self._over:
             raise StopAsyncIteration
-        self._start()
-        assert self._job is not None
         try:
-            piece = await self._pieces.get()
+            piece = await self._next()
         except BaseException:
-            self._job.cancel()
+            await self.aclose()
             raise
         if piece is not None:
             return piece
+        self._over = True
+        assert self._job is not None
         self.answer = self._job.future.result()
         raise StopAsyncIteration
+
+    async def _next(self) -> str | None:
+        if self._job is None:
+            loop, pieces = asyncio.get_running_loop(), self._pieces
+
+            def put(piece: str | None) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+            self._job = self._submit(put)
+            self._job.future.add_done_callback(lambda _: put(None))
+        try:
+            return await asyncio.wait_for(self._pieces.get(), self._job.seconds_left())
+        except TimeoutError:
+            self._job.expire()
+            return await self._pieces.get()
 
     async def result(self) -> Answer:
         """Wait for the whole answer."""
         async for _ in self:
             pass
-        assert self.answer is not None
+        if self.answer is None:
+            raise RequestCancelledError("the stream was closed or has failed before; make a new one")
         return self.answer
 
     async def aclose(self) -> None:
         """Give the request up."""
-        if self._job is not None:
+        if self._job is None:
+            self._over = True
+        else:
             self._job.cancel()
 
     async def __aenter__(self) -> AsyncStream:
@@ -138,14 +179,6 @@ class AsyncStream:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _start(self) -> None:
+    def __del__(self) -> None:
         if self._job is not None:
-            return
-        loop = asyncio.get_running_loop()
-
-        def put(piece: str | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
-
-        self._job = self._submit(put)
-        self._job.future.add_done_callback(lambda _: put(None))
+            self._job.cancel()

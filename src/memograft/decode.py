@@ -1,13 +1,13 @@
 """Generation over a prefilled cache by transformers' own `generate`, every row with its own adapter, rules and end.
 
-Sampling is transformers' own warpers followed by the Gumbel trick with the row's own generator, so that a row's tokens do
-not depend on its neighbours. Knows nothing of documents or of how adapters came about.
+Sampling is transformers' own warpers followed by the Gumbel trick with the row's own generator, so that a row's tokens
+do not depend on its neighbours. Knows nothing of documents or of how adapters came about.
 """
 
 from __future__ import annotations
 
 import copy
-import time
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from memograft.backbone import Backbone
-from memograft.errors import RequestCancelledError, RequestTimeoutError
+from memograft.backbone import Backbone, Watched
+from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
 from memograft.processors.support import SupportGate
@@ -37,10 +37,10 @@ class Row:
         max_new_tokens: at most this many; already cut to the window.
         adapter: its memory, or None for the base model.
         supported: tokens of its documents if the support gate is on, else None.
-        processors: its own logits processors, called with (1, T) and (1, V).
+        processors: its own logits processors, called with (1, T) ids without padding and (1, V).
         on_tokens: called with all new tokens so far, after each.
-        cancelled: asked after each token.
-        deadline: `time.monotonic()` after which it is given up.
+        on_end: called with the row once it is done, while its neighbours go on.
+        given_up: asked after each token.
         tokens: new tokens, without the one that ended it.
         finish_reason: "" while it runs.
         error: what ended it early.
@@ -50,10 +50,10 @@ class Row:
     max_new_tokens: int
     adapter: Adapter | None = None
     supported: set[int] | None = None
-    processors: Sequence[LogitsProcessor] = ()
+    processors: Sequence[Any] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None
-    cancelled: Callable[[], bool] = lambda: False
-    deadline: float | None = None
+    on_end: Callable[[Row], None] = lambda _: None
+    given_up: Callable[[], bool] = lambda: False
     tokens: list[int] = field(default_factory=list)
     finish_reason: Literal["", "stop", "length"] = ""
     error: BaseException | None = None
@@ -67,38 +67,34 @@ class Row:
 def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
     """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each."""
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
-    with ExitStack() as scope, torch.inference_mode():
-        if any(row.adapter is not None for row in rows):
-            scope.enter_context(applied(backbone, stack([row.adapter for row in rows], backbone)))
-        processors: list[LogitsProcessor] = []
-        if any(row.supported is not None for row in rows):
-            seen = scope.enter_context(backbone.watch())
-            gated = [row.supported for row in rows]
-            processors.append(SupportGate(backbone, seen, gated, _vocabulary(backbone)))
-        if any(row.processors or row.sampling.temperature > 0 for row in rows):
-            processors.append(_PerRow(rows))
+    own_stops, config.stop_strings = config.stop_strings or [], None
+    processors = [_PerRow(rows, prefill.mask)] if any(r.processors or r.sampling.temperature > 0 for r in rows) else []
+    # Repetition penalties read the padding too: make it a token that the row has anyway.
+    first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
+    with torch.inference_mode(), _Memories(backbone, rows):
         backbone.model.generate(  # type: ignore[operator]
-            input_ids=prefill.ids,
+            input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
             past_key_values=prefill.kv_cache,
             generation_config=config,
             logits_processor=processors,
-            stopping_criteria=[_Ends(rows, config.eos_token_id, tokenizer)],
+            stopping_criteria=[_Ends(rows, config.eos_token_id, own_stops, tokenizer)],
         )
 
 
 def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """The model's own generation settings (repetition penalty, suppressed tokens, ...), choosing greedily."""
-    config: GenerationConfig = copy.deepcopy(backbone.model.generation_config)  # type: ignore[arg-type,assignment]
+    config: Any = copy.deepcopy(backbone.model.generation_config)
     eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
+    sampling = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    others = ("max_length", "max_time", "cache_implementation", "prompt_lookup_num_tokens", "penalty_alpha")
     config.update(
+        **dict.fromkeys(n for n in (*sampling, *others) if hasattr(config, n)),
         do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         num_beams=1,
-        max_length=None,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=eos,
@@ -107,39 +103,87 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
     return config
 
 
+class _Memories:
+    """Inside, and in this thread only, every row runs through its adapter, and gated rows through the support gate.
+
+    The gate acts on the model's output, so whatever processes logits later (a repetition penalty, the row's own
+    processors, sampling) sees one distribution.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Sequence[Row]) -> None:
+        self._backbone, self._thread = backbone, threading.get_ident()
+        adapters = [row.adapter for row in rows]
+        self._stacked = stack(adapters, backbone) if any(a is not None for a in adapters) else None
+        gated = [row.supported if row.adapter is not None else None for row in rows]
+        self._gate: SupportGate | None = None
+        if any(tokens is not None for tokens in gated):
+            self._gate = SupportGate(gated, _vocabulary(backbone), backbone.device)
+        self._scope = ExitStack()
+
+    def __enter__(self) -> None:
+        if self._gate is not None:
+            self._outer = self._backbone.model.register_forward_hook(self._on_output)
+        self._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._scope.close()
+        if self._gate is not None:
+            self._outer.remove()
+
+    def _begin(self) -> None:
+        if self._stacked is not None:
+            self._scope.enter_context(applied(self._backbone, self._stacked))
+        if self._gate is not None:  # after the adapters, whose part in the FFN's output must be seen
+            self._seen: Watched = self._scope.enter_context(self._backbone.watch())
+
+    def _on_output(self, _module: Any, _args: Any, output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        assert self._gate is not None
+        x, residual = (t[self._gate.rows.to(t.device), -1:] for t in self._seen.rows())
+        self._scope.close()  # the base model's turn
+        try:
+            base = self._backbone.logits(x, residual)[:, -1].to(output.logits)
+        finally:
+            self._begin()
+        output.logits = self._gate(output.logits[:, -1], base)[:, None]
+
+
 def _vocabulary(backbone: Backbone) -> int:
-    return int(backbone.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
+    return int(backbone.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
 
 
-class _PerRow(LogitsProcessor):
+class _PerRow(LogitsProcessor):  # type: ignore[misc]
     """Each row's own processors, then its own sampling; an error in one ends that row and no other."""
 
     supports_continuous_batching = False  # it knows which row belongs to whom
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._rows = [entry for entry in self._rows if entry[2]]
+    def __init__(self, rows: Sequence[Row], mask: Tensor) -> None:
+        chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
+        self._chains = [chain for chain in chains if chain[2]]
+        self._mask = mask.bool()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, T), (B, V) -> (B, V)."""
         scores = scores.clone()
-        for n, row, processors in self._rows:
+        prompts, new = input_ids[:, : self._mask.shape[1]], input_ids[:, self._mask.shape[1] :]
+        for n, row, processors in self._chains:
             if row.done:
                 continue
             try:
-                own = scores[n : n + 1]
+                ids, own = torch.cat([prompts[n, self._mask[n]], new[n]])[None], scores[n : n + 1]
                 for processor in processors:
-                    own = processor(input_ids[n : n + 1], own)
+                    own = processor(ids, own)
                 scores[n] = own[0]
             except Exception as e:
                 row.error = e
         return scores
 
 
-def _sampler(sampling: Sampling) -> list[LogitsProcessor]:
+def _sampler(sampling: Sampling) -> list[Any]:
     if sampling.temperature == 0:
         return []
-    chain: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    chain: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -147,7 +191,7 @@ def _sampler(sampling: Sampling) -> list[LogitsProcessor]:
     return [*chain, _Gumbel(sampling.seed)]
 
 
-class _Gumbel(LogitsProcessor):
+class _Gumbel(LogitsProcessor):  # type: ignore[misc]
     """The most probable token after adding Gumbel noise is a sample of the distribution (Gumbel, 1954)."""
 
     def __init__(self, seed: int | None) -> None:
@@ -157,49 +201,60 @@ class _Gumbel(LogitsProcessor):
         else:
             self._generator.manual_seed(seed)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
         uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
         noise = -(-uniform.clamp_min(1e-300).log()).log()
         return scores + noise.to(scores.device, scores.dtype)
 
 
-class _Ends(StoppingCriteria):
-    """Collects each row's tokens as they come and says which rows are done."""
+class _Ends(StoppingCriteria):  # type: ignore[misc]
+    """Collects each row's tokens as they come and says which rows are done.
 
-    def __init__(self, rows: Sequence[Row], eos: int | list[int] | None, tokenizer: Any) -> None:
-        self._rows = rows
+    Stop strings are looked for in the decoded text: transformers' own criterion reads the whole vocabulary for each
+    request, and misses strings whose characters are split over tokens.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], eos: int | list[int] | None, own_stops: Sequence[str] | str, tokenizer: Any
+    ) -> None:
+        self._rows, self._open, self._tokenizer = rows, list(rows), tokenizer
         self._eos = set(eos) if isinstance(eos, list) else {eos}
-        self._stops = [
-            StopStringCriteria(tokenizer, list(row.sampling.stop)) if row.sampling.stop else None for row in rows
-        ]
+        self._own_stops = (own_stops,) if isinstance(own_stops, str) else tuple(own_stops)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """(B, T) -> (B,) bool."""
-        for n, (row, token) in enumerate(zip(self._rows, input_ids[:, -1].tolist(), strict=True)):
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
-                self._take(n, row, token, input_ids)
+                self._take(row, token)
+        ended = [row for row in self._open if row.done]
+        self._open = [row for row in self._open if not row.done]
+        for row in ended:
+            row.on_end(row)
         return torch.tensor([row.done for row in self._rows], device=input_ids.device)
 
-    def _take(self, n: int, row: Row, token: int, input_ids: Tensor) -> None:
-        if row.cancelled():
-            row.error = RequestCancelledError("the request was cancelled while it was being answered")
-            return
-        if row.deadline is not None and time.monotonic() > row.deadline:
-            row.error = RequestTimeoutError(
-                f"the request's `timeout` passed after {len(row.tokens)} tokens; allow more time or fewer `max_new_tokens`"
-            )
+    def _take(self, row: Row, token: int) -> None:
+        if row.given_up():
+            row.error = RequestCancelledError("the request was given up while it was being answered")
             return
         if token in self._eos:
             row.finish_reason = "stop"
         else:
             row.tokens.append(token)
-            stop = self._stops[n]
-            if stop is not None and bool(stop(input_ids[n : n + 1, -len(row.tokens) :], None)[0]):
+            if self._stops(row):
                 row.finish_reason = "stop"
             elif len(row.tokens) >= row.max_new_tokens:
                 row.finish_reason = "length"
-        if row.on_tokens is not None:
+        if row.on_tokens is not None and not row.finish_reason:
             try:
                 row.on_tokens(row.tokens)
             except Exception as e:  # whoever listens has gone wrong; its neighbours have not
                 row.error = e
+
+    def _stops(self, row: Row) -> bool:
+        stops = (*row.sampling.stop, *self._own_stops)
+        if not stops:
+            return False
+        # A string of n bytes ends within the last token, so it lies within the last n + 1.
+        tail = row.tokens[-1 - max(len(s.encode("utf-8", "replace")) for s in stops) :]
+        text = self._tokenizer.decode(tail, clean_up_tokenization_spaces=False)
+        return any(stop in text for stop in stops)

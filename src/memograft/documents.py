@@ -47,7 +47,8 @@ class Document:
 def as_documents(items: Iterable[Document | str | Mapping[str, Any]] | None) -> tuple[Document, ...]:
     """Turn what callers pass as `documents=` into Documents, in the same order (highest-ranked first).
 
-    A string is a document's text; a mapping needs `text` (or LangChain's `page_content`) and may have `id` and `metadata`.
+    A string is a document's text; a mapping needs `text` (or LangChain's `page_content`) and may have `id` and
+    `metadata`.
 
     Raises:
         SettingsError: an item is none of these, or one string was passed where a list belongs.

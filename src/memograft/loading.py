@@ -22,7 +22,9 @@ def load(name: str | Path, **kwargs: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = str(files("memograft") / BUNDLED[str(name)]) if str(name) in BUNDLED else str(name)
-    shared = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code") if k in kwargs}
+    shared = {
+        k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code") if k in kwargs
+    }
     tokenizer = AutoTokenizer.from_pretrained(path, **shared)
     placed = "device_map" in kwargs or "quantization_config" in kwargs
     device = "cpu" if placed or not torch.cuda.is_available() else "cuda"

@@ -65,7 +65,8 @@ class Request:
         messages: the conversation, `role` and `content` each.
         documents: highest-ranked first: Documents, strings or mappings.
         memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
-        processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) and (1, V).
+        processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) ids and
+            (1, V) scores.
         sampling: how tokens are chosen.
         overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
             documents' ends, lowest-ranked first.

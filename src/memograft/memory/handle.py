@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, linear_shape
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError
 from memograft.memory import folder
@@ -24,7 +24,7 @@ from memograft.prefill import Prefix
 __all__ = ["MemoryHandle", "fingerprint"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryHandle:
     """A memory to answer with again and again: nothing is memorized anew, and its documents are not prefilled anew.
 
@@ -37,6 +37,7 @@ class MemoryHandle:
         prefix: keys and values of the documents in the prompt.
         fingerprint: of the model it belongs to.
         base_model: the model's name or folder, for whoever loads the memory with PEFT.
+        fan_in_fan_out: whether the model keeps these weights transposed (GPT-2's Conv1D), which PEFT wants to be told.
     """
 
     id: str
@@ -47,6 +48,7 @@ class MemoryHandle:
     prefix: Prefix | None
     fingerprint: str
     base_model: str
+    fan_in_fan_out: bool = False
 
     @classmethod
     def new(
@@ -61,27 +63,26 @@ class MemoryHandle:
         """A handle whose id says what it was made of."""
         model = fingerprint(backbone)
         content = json.dumps([model, asdict(settings), [d.text for d in documents]], sort_keys=True)
-        id = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        base_model = str(getattr(backbone.model.config, "_name_or_path", "") or "")
-        return cls(id, tuple(documents), settings, replace(report, id=id), adapter, prefix, model, base_model)
+        id = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return cls(id, tuple(documents), settings, replace(report, id=id), adapter, prefix, model, *_for_peft(backbone))
 
-    def save(self, path: str | Path, backbone_config: Any = None) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write a PEFT LoRA folder with a memograft.json beside it; whole or not at all. Returns the folder.
 
         Raises:
-            MemoryFormatError: there are no weights to save, or the folder holds something else.
+            MemoryFormatError: there are no weights to save, the folder holds something else, or a document's metadata
+                is not JSON.
         """
         if self.adapter is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
-        settings = {k: v for k, v in asdict(self.settings).items()}
         about = {
             "id": self.id,
             "fingerprint": self.fingerprint,
-            "settings": settings,
+            "settings": asdict(self.settings),
             "documents": [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in self.documents],
             "report": asdict(self.report),
         }
-        return folder.write(Path(path), self.adapter, about, self.base_model)
+        return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> MemoryHandle:
@@ -97,36 +98,47 @@ class MemoryHandle:
                 f"the memory in {path} was made for another model (fingerprint {about['fingerprint']}, this model's is "
                 f"{model}); load it with the model it was made for, or memorize again"
             )
-        settings = dict(about["settings"])
-        settings["betas"] = tuple(settings["betas"])
-        return cls(
-            id=about["id"],
-            documents=tuple(Document(**d) for d in about["documents"]),
-            settings=FastMem(**settings),
-            report=_report(about["report"]),
-            adapter=adapter,
-            prefix=None,
-            fingerprint=model,
-            base_model=str(getattr(backbone.model.config, "_name_or_path", "") or ""),
-        )
+        try:
+            documents, settings, report = _parsed(about)
+        except (TypeError, KeyError, ValueError, AttributeError) as e:
+            raise folder.damaged(Path(path) / folder.ABOUT, e) from e
+        if reason := _misfit(adapter, backbone):
+            raise MemoryFormatError(f"the weights in {path} do not fit this model: {reason}; save the memory again")
+        return cls(about["id"], documents, settings, report, adapter, None, model, *_for_peft(backbone))
 
 
-def _report(fields: Mapping[str, Any]) -> MemoryReport:
-    return MemoryReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], FastMem, MemoryReport]:
+    settings = FastMem(**{**about["settings"], "betas": tuple(about["settings"]["betas"])})
+    report: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["report"].items()}
+    return tuple(Document(**d) for d in about["documents"]), settings, MemoryReport(**report)
+
+
+def _misfit(adapter: Adapter, backbone: Backbone) -> str | None:
+    """Why the adapter cannot be applied, if it cannot."""
+    if adapter.lora_a.keys() != adapter.lora_b.keys() or not adapter.lora_a:
+        return "a projection lacks one of its two factors"
+    for name, a in adapter.lora_a.items():
+        module, b = backbone.projections.get(name), adapter.lora_b[name]
+        if module is None:
+            return f"it has no projection {name}"
+        if (a.shape[-1], b.shape[0]) != linear_shape(module) or b.shape[-1] != a.shape[0] or a.shape[0] != adapter.rank:
+            return f"{name} has factors of shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    return None
+
+
+def _for_peft(backbone: Backbone) -> tuple[str, bool]:
+    """(base_model, fan_in_fan_out)."""
+    name = str(getattr(backbone.model.config, "_name_or_path", "") or "")
+    return name, any(isinstance(module, Conv1D) for module in backbone.projections.values())
 
 
 @torch.no_grad()
 def fingerprint(backbone: Backbone) -> str:
-    """16 hex digits of the shapes and of a sample of the weights that a memory of this model relies on."""
+    """16 hex digits of a sample of all weights, the same whether they were loaded in float32 or in bfloat16."""
     digest = hashlib.sha256()
-    for name, module in sorted(backbone.projections.items()):
-        digest.update(name.encode())
-        for weight in (module.weight, backbone.head.weight):
-            digest.update(_sample(weight))  # type: ignore[arg-type]
+    for name, weight in sorted(backbone.model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":  # offloaded
+            sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+            digest.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _sample(weight: Tensor) -> bytes:
-    flat = weight.detach().flatten()
-    step = max(1, flat.numel() // 512)
-    return f"{tuple(weight.shape)}".encode() + flat[::step].float().cpu().numpy().round(3).tobytes()

@@ -1,0 +1,105 @@
+"""Requests on their way through the engine: what was fixed when they came in, and which may share a batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from memograft._queue import Job
+from memograft.backbone import Backbone
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.memory.fastmem import FastMem
+from memograft.memory.handle import MemoryHandle
+from memograft.overflow import Fitted
+from memograft.prefill import Prefix
+from memograft.prompt import Prompt
+from memograft.request import Request, Sampling
+
+__all__ = ["Documents", "Work", "as_request", "check", "groups"]
+
+Documents = Iterable[Document | str | Mapping[str, Any]]
+
+
+class Work:
+    """A request on its way, and its prompt once that is built."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        # A seed drawn now makes a batch that is tried again say the same.
+        seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
+        self.sampling = replace(request.sampling, seed=seed)
+        self.handle = request.memory if isinstance(request.memory, MemoryHandle) else None
+        self.settings = request.memory.settings if isinstance(request.memory, MemoryHandle) else request.memory
+        self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
+        if not self.documents and self.handle is not None:
+            self.documents = self.handle.documents
+        self.fitted: Fitted | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the model reads."""
+        assert self.fitted is not None, "the prompt is built first"
+        return self.fitted.prompt
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """The handle's keys and values, where the prompt begins with exactly their tokens."""
+        prefix = self.handle.prefix if self.handle else None
+        return prefix if prefix is not None and self.prompt.ids[: len(prefix.ids)] == prefix.ids else None
+
+    @property
+    def supported(self) -> set[int] | None:
+        """Tokens of the documents, if the support gate is on."""
+        gated = self.settings is not None and self.settings.gate == "support"
+        return {self.prompt.ids[t] for t in self.prompt.context} if gated else None
+
+
+def as_request(
+    question: str | Request, documents: Documents, memory: Any, sampling: Sampling | None, options: Mapping[str, Any]
+) -> Request:
+    """What `answer` is called with -> the request it means."""
+    if not isinstance(question, Request):
+        return Request(question, documents=documents, memory=memory, sampling=sampling or Sampling(), **options)  # type: ignore[arg-type]
+    if documents or memory is not None or sampling is not None or options:
+        raise SettingsError("a Request already holds its documents, memory and sampling; use dataclasses.replace")
+    return question
+
+
+def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
+    """Refuse what can never be answered, before anything is computed.
+
+    Raises:
+        SettingsError: `memory` is none, or belongs to another model.
+        UnsupportedModelError: this model cannot have such a memory.
+    """
+    memory = request.memory
+    if isinstance(memory, MemoryHandle):
+        if memory.fingerprint != fingerprint:
+            raise SettingsError(
+                f"memory {memory.id} was made for another model (fingerprint {memory.fingerprint}, this model's is "
+                f"{fingerprint}); memorize the documents with this engine"
+            )
+    elif isinstance(memory, FastMem):
+        memory.check(backbone)
+    elif memory is not None:
+        raise SettingsError(
+            f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
+        )
+
+
+def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Requests that can be prefilled together: without a reused prefix, or with the same one."""
+    together: dict[Any, list[Job]] = {}
+    for job in jobs:
+        prefix = job.payload.prefix
+        # Padding between a prefix and what follows would shift a sliding window.
+        alike = len(job.payload.prompt.ids) if prefix is not None and _slides(prefix) else None
+        together.setdefault((id(prefix), alike), []).append(job)
+    return list(together.values())
+
+
+def _slides(prefix: Prefix) -> bool:
+    return any(getattr(layer, "is_sliding", False) for layer in prefix.kv_cache.layers)

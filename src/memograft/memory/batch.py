@@ -1,0 +1,80 @@
+"""The memories of a batch: for each request an adapter and a report, made, fetched from its handle, or neither.
+
+Requests with the same settings are memorized together. Running out of memory here costs a request its memory, not its
+answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+
+import torch
+
+from memograft.backbone import Backbone
+from memograft.memory.adapter import Adapter
+from memograft.memory.fastmem import FastMem, memorize
+from memograft.memory.handle import MemoryHandle
+from memograft.memory.report import MemoryReport
+from memograft.memory.rows import context_rows, merge
+from memograft.prefill import Prefill, prefill
+from memograft.prompt import Prompt, PromptBuilder
+
+__all__ = ["Memory", "make_memories"]
+
+Memory = tuple[Adapter | None, MemoryReport | None]
+
+
+def make_memories(
+    backbone: Backbone,
+    builder: PromptBuilder,
+    pad_id: int,
+    wanted: Sequence[FastMem | MemoryHandle | None],
+    prompts: Sequence[Prompt],
+    filled: Prefill,
+    *,
+    given_up: Callable[[], bool],
+    progress: bool = False,
+) -> list[Memory]:
+    """One memory for each of the prompts that `filled` was made of."""
+    made: list[Memory] = [(None, None)] * len(wanted)
+    together: dict[FastMem, list[int]] = {}
+    for n, memory in enumerate(wanted):
+        if isinstance(memory, MemoryHandle):
+            made[n] = (memory.adapter, replace(memory.report, steps=0, seconds=0.0))
+        elif memory is not None and len(prompts[n].context) < 2:
+            made[n] = (None, _nothing(prompts[n], memory))
+        elif memory is not None:
+            together.setdefault(memory, []).append(n)
+
+    def run(settings: FastMem, members: Sequence[int]) -> list[Memory]:
+        """Memorize together; out of memory, one by one."""
+        chosen = [prompts[n] for n in members]
+        try:
+            rows, places = filled, list(members)
+            if settings.template == "assistant":
+                chosen = [builder.as_assistant(prompt.documents) for prompt in chosen]
+                rows, places = prefill(backbone, [p.ids for p in chosen], pad_id), list(range(len(chosen)))
+            merged = merge([context_rows(rows, place, p) for place, p in zip(places, chosen, strict=True)])
+            return list(memorize(backbone, merged, settings, cancelled=given_up, progress=progress))
+        except torch.OutOfMemoryError as e:
+            reason = f"out of memory while memorizing: {e}"
+        # Outside the handler, which holds on to all that was computed.
+        if len(members) > 1:
+            return [run(settings, [n])[0] for n in members]
+        return [(None, MemoryReport(rolled_back=True, reason=reason, settings=asdict(settings)))]
+
+    for settings, members in together.items():
+        for n, (adapter, report) in zip(members, run(settings, members), strict=True):
+            assert report is not None
+            made[n] = (adapter, replace(report, documents=tuple(d.id for d in prompts[n].documents)))
+    return made
+
+
+def _nothing(prompt: Prompt, settings: FastMem) -> MemoryReport:
+    what = f"documents of {len(prompt.context)} tokens" if prompt.documents else "no documents"
+    return MemoryReport(
+        reason=f"nothing to memorize: the request has {what}",
+        documents=tuple(d.id for d in prompt.documents),
+        settings=asdict(settings),
+    )

@@ -1,0 +1,57 @@
+"""Tiny random models and engines for every test; one torch thread, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from families import build
+from tokenizers_ import make
+
+from memograft import Engine
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make("bpe")
+
+
+@pytest.fixture(scope="session")
+def models() -> Callable[..., Any]:
+    """`models(family)` builds a model once per session; tests must leave it as it is."""
+    built: dict[Any, Any] = {}
+
+    def get(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+        if (family, dtype) not in built:
+            built[family, dtype] = build(family, dtype=dtype)
+        return built[family, dtype]
+
+    return get
+
+
+@pytest.fixture
+def make_engine(models: Any, tokenizer: Any) -> Iterator[Callable[..., Engine]]:
+    """`make_engine(family)` makes an engine that is closed after the test."""
+    engines: list[Engine] = []
+
+    def make_one(family: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Engine:
+        engines.append(Engine(models(family, dtype), tokenizer, **options))
+        return engines[-1]
+
+    yield make_one
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make_engine: Any) -> Engine:
+    return make_engine()
