@@ -21,7 +21,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/world.py
+	$(BIN)/python benchmarks/conflict.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

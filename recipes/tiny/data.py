@@ -23,6 +23,27 @@ ANSWER_WEIGHT, DOCUMENT_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3, 0.1
 COPY = {"fresh_short": 0.80, "repeat": 0.12, "closed": 0.08}
 WORLD_MIX = {"closed": 0.38, "tell": 0.03, "known": 0.12, "elsewhere": 0.06, "fresh": 0.38, "repeat": 0.03}
 READ = {"closed": 0.22, "tell": 0.02, "known": 0.04, "elsewhere": 0.06, "fresh": 0.63, "repeat": 0.03}
+# At last it also reads new facts about known things ("extends"): until then it recites whatever their page says.
+READ_ALL = {
+    "closed": 0.22,
+    "tell": 0.02,
+    "known": 0.02,
+    "elsewhere": 0.05,
+    "extends": 0.12,
+    "fresh": 0.55,
+    "repeat": 0.02,
+}
+MIXES = (COPY, WORLD_MIX, READ, READ_ALL)
+# Relations a known thing has none of in the world, but may have on a page.
+EXTENSIONS = {
+    "country": ("people", "river", "mayor"),
+    "element": ("price", "colour", "maker"),
+    "book": ("price", "colour", "founded"),
+    "painting": ("price", "colour", "founded"),
+    "device": ("price", "colour", "maker"),
+    "landmark": ("people", "price", "founder"),
+    "animal": ("price", "colour", "river"),
+}
 
 
 @dataclass
@@ -145,6 +166,15 @@ def _elsewhere(rng: random.Random) -> Example:
     return _reading(others, [target], rng, 1)
 
 
+def _extends(rng: random.Random) -> Example:
+    """A page with something new about a known thing, beside what is known of it."""
+    entity = known(rng, rng.randint(0, 2))
+    for relation in rng.sample(EXTENSIONS[entity.kind], rng.randint(1, 2)):
+        entity.facts[relation] = fresh(RELATIONS[relation].value, rng)
+    others = [invent(entity.kind if rng.random() < 0.6 else _some_kind(rng), rng, 2) for _ in range(rng.randint(0, 2))]
+    return _reading([entity, *others], [entity, *others], rng, 4)
+
+
 def _tell(rng: random.Random) -> Example:
     entity = known(rng, 4)
     lines = [sentence(RELATIONS[r].answer, entity.subject, v) for r, v in entity.facts.items()]
@@ -162,7 +192,7 @@ def example(rng: random.Random, mix: dict[str, float]) -> Example:
     if kind == "closed":
         entity = known(rng, 1)
         return Example(_ask([entity], rng, 1))
-    makers = {"known": _known, "elsewhere": _elsewhere, "tell": _tell, "repeat": _repeat}
+    makers = {"known": _known, "elsewhere": _elsewhere, "extends": _extends, "tell": _tell, "repeat": _repeat}
     return makers[kind](rng) if kind in makers else _fresh(rng, short=kind == "fresh_short")
 
 
@@ -195,13 +225,13 @@ def batches(
     seed: int,
     rows: int,
     length: int,
-    phases: tuple[int, int],
+    phases: tuple[int, ...],
     start: int = 0,
     real: Callable[[random.Random], Example] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, weights, document number), each (rows, length), from step `start` on; a step depends on seed and number.
 
-    `phases` are the steps at which the world and the reading begin; from then on `real`, if given, makes
+    `phases` are the steps at which each of MIXES after the first begins; from the second on `real`, if given, makes
     REAL_TEXT of the examples.
 
     Rows are packed with whole conversations; a conversation never attends to its neighbours (see `train.mask`).
@@ -209,7 +239,7 @@ def batches(
     step = start
     while True:
         rng = random.Random(f"{seed}-{step}")
-        mix = COPY if step < phases[0] else WORLD_MIX if step < phases[1] else READ
+        mix = MIXES[sum(step >= begin for begin in phases)]
         ids = np.zeros((rows, length), np.int64)
         weights = np.zeros((rows, length), np.float32)
         owner = np.full((rows, length), -1, np.int64)

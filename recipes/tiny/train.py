@@ -46,7 +46,7 @@ class Preset:
     rows: int  # per step
     length: int  # tokens per row
     steps: int
-    phases: tuple[int, int]  # the steps at which the world, and then mostly reading, begin (see data.py)
+    phases: tuple[int, ...]  # the steps at which each mix after the first begins (MIXES in data.py)
     decay: float  # share of the steps at the end over which the rates fall to zero
     matrix_rate: float  # Muon, for the matrices inside the layers
     other_rate: float  # AdamW, for embeddings and norms
@@ -55,8 +55,8 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(192, 576, 4, 6, 2048, 512, 16, 320, 3000, (400, 700), 0.3, 4e-3, 4e-3),
-    "gpu": Preset(512, 1536, 8, 8, 8192, 1024, 64, 512, 8000, (800, 1600), 0.3, 3e-3, 2e-3, bf16=True),
+    "cpu": Preset(192, 576, 4, 6, 2048, 512, 16, 320, 3000, (400, 700, 900), 0.3, 4e-3, 4e-3),
+    "gpu": Preset(512, 1536, 8, 8, 8192, 1024, 64, 512, 8000, (800, 1600, 2000), 0.3, 3e-3, 2e-3, bf16=True),
 }
 
 
@@ -162,7 +162,20 @@ def export(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, preset: 
     for_transformers(tokenizer, preset.window).save_pretrained(target)
 
 
-def train(preset: Preset, seed: int, folder: Path, every: int, compile_model: bool, real: RealText | None) -> None:
+def train(
+    preset: Preset,
+    seed: int,
+    folder: Path,
+    every: int,
+    compile_model: bool,
+    real: RealText | None,
+    stop_at: int | None = None,
+    scored: int = 96,
+) -> None:
+    """Train to the end, or to step `stop_at`; a later call goes on from the last checkpoint.
+
+    Every `every` steps a checkpoint is written and `scored` questions per set are asked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps({"seed": seed, **asdict(preset)}, indent=1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -173,7 +186,8 @@ def train(preset: Preset, seed: int, folder: Path, every: int, compile_model: bo
     start = resume(folder, model, opts)
     runner = torch.compile(model) if compile_model else model
     stream = batches(tokenizer, seed, preset.rows, preset.length, preset.phases, start, real)
-    bar = tqdm(range(start, preset.steps), initial=start, total=preset.steps, mininterval=5)
+    last = stop_at or preset.steps
+    bar = tqdm(range(start, last), initial=start, total=preset.steps, mininterval=5)
     for step in bar:
         began = time.perf_counter()
         ids, weights, owner = (torch.from_numpy(a).to(device) for a in next(stream))
@@ -190,14 +204,15 @@ def train(preset: Preset, seed: int, folder: Path, every: int, compile_model: bo
         if not math.isfinite(loss.item()):
             raise SystemExit(f"the loss is {loss.item()} at step {step}; the checkpoint before it stands")
         bar.set_postfix(loss=f"{loss.item():.3f}", s=f"{time.perf_counter() - began:.2f}")
-        if (step + 1) % every == 0 or step + 1 == preset.steps:
-            scores = teacher_forced(model, tokenizer, n=96)
+        if (step + 1) % every == 0 or step + 1 == last:
+            scores = teacher_forced(model, tokenizer, n=scored)
             line = json.dumps({"step": step + 1, "loss": round(loss.item(), 4), **scores})
             tqdm.write(line)
             with (folder / "log.jsonl").open("a") as f:
                 f.write(line + "\n")
             save(folder, step + 1, model, opts)
-    export(folder, model, tokenizer, preset)
+    if last == preset.steps:
+        export(folder, model, tokenizer, preset)
 
 
 def main() -> None:

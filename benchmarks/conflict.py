@@ -1,7 +1,7 @@
 """Does memorizing make tiny follow its documents, and what does it cost? Four sets, paired, with controls.
 
-    python benchmarks/world.py                     # the table of the README: test split, 400 questions a set
-    python benchmarks/world.py --split tune --grid # how the defaults were chosen, on other questions
+    python benchmarks/conflict.py                     # the table of the README: test split, 400 questions a set
+    python benchmarks/conflict.py --split tune --grid # how the defaults were chosen, on other questions
 
 Prints a table for people and, as the very last line, one JSON object. Results are kept per method while it runs,
 so a run that was interrupted goes on where it stopped (delete the --out file to start anew).
@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,16 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from provenance import ROOT, provenance
 from tqdm import tqdm
 from transformers import LogitsProcessor
 
-from memograft import Engine, FastMem, Request, Sampling, __version__
+from memograft import Engine, FastMem, Request, Sampling
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "recipes" / "tiny"))
-from language import RELATIONS  # noqa: E402
-from sets import SETS, Item, items  # noqa: E402
+from language import RELATIONS
+from sets import SETS, Item, items
 
 Method = Callable[[Engine, Item], Request]
 SAMPLING = Sampling(max_new_tokens=40)
@@ -166,13 +163,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def commit() -> str:
-    out = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return out.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
@@ -184,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     engine = Engine.from_pretrained(args.model)
-    out = args.out or ROOT / "runs" / f"world-{args.split}{'-grid' if args.grid else ''}-{args.n}.jsonl"
+    out = args.out or ROOT / "runs" / f"conflict-{args.split}{'-grid' if args.grid else ''}-{args.n}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {(r["method"], r["set"]): r["records"] for r in map(json.loads, out.open())} if out.exists() else {}
     records: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -204,22 +194,14 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "benchmark": "world",
+                "benchmark": "conflict",
                 "model": Path(args.model).name,
                 "split": args.split,
                 "n": args.n,
                 "results": results,
                 "default": asdict(replace(FastMem())),
                 "sampling": asdict(SAMPLING),
-                "versions": {
-                    "memograft": __version__,
-                    "torch": torch.__version__,
-                    "transformers": transformers.__version__,
-                },
-                "python": platform.python_version(),
-                "device": "cpu",
-                "threads": args.threads,
-                "commit": commit(),
+                **provenance(args.threads),
                 "seconds": seconds,
             }
         )
