@@ -1,8 +1,8 @@
 """Finds the parts of a Backbone by watching one forward pass of the live model, and proves the replay.
 
-Structural rules only: the layers are the list of `num_hidden_layers` modules; attention is whatever is handed the cache or
-the mask; the FFN is the last part of the last layer that has matrices and is not attention; the tail is the chain of
-modules that hand the last layer's output on to the head.
+Structural rules only: the layers are the list of `num_hidden_layers` modules that runs; attention is whatever is
+handed the cache or the mask; the FFN is the last part of the last layer that has matrices and is not attention; the
+tail is the chain of modules that hand the last layer's output on to the head.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from memograft.backbone import Backbone, first, linear_shape, unsupported
+from memograft.backbone import Backbone, first, input_weight, linear_shape, replace_first, unsupported
+from memograft.errors import UnsupportedModelError
 
 _TRY_ANOTHER = "use a decoder-only causal LM whose last layer ends in a feed-forward block"
 _UNBOUNDED = 1 << 30
@@ -22,7 +24,7 @@ _UNBOUNDED = 1 << 30
 def dissect(model: nn.Module) -> Backbone:
     """See `Backbone.of`."""
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "generate") or model.get_output_embeddings() is None:  # type: ignore[operator]
+    if config is None or not hasattr(model, "generate") or _head(model) is None:
         raise unsupported(
             f"`model` must be a causal LM of transformers, got {type(model).__name__}",
             "load it with AutoModelForCausalLM.from_pretrained(...)",
@@ -32,10 +34,18 @@ def dissect(model: nn.Module) -> Backbone:
             f"{type(model).__name__} is an encoder-decoder: its documents never pass the decoder's last FFN",
             "use a decoder-only model",
         )
-    if model.training:
-        model.eval()
-    text_config = config.get_text_config()
-    layer = _last_layer(model, int(text_config.num_hidden_layers))
+    if any(m.training for m in model.modules()):  # not ours to switch: the model is the user's, and never changed
+        raise unsupported(f"{type(model).__name__} is in training mode, where dropout is on", "call model.eval() first")
+    try:
+        return _take_apart(model, config.get_text_config())
+    except (UnsupportedModelError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # whatever a model of unknown making raises when its parts are run alone
+        raise unsupported(f"probing {type(model).__name__} failed with {type(e).__name__}: {e}", _TRY_ANOTHER) from e
+
+
+def _take_apart(model: nn.Module, config: Any) -> Backbone:
+    layer = _last_layer(model, int(config.num_hidden_layers))
     calls, logits = _record(model, layer)
     ffn, post = _find_ffn(layer, calls)
     backbone = Backbone(
@@ -45,10 +55,10 @@ def dissect(model: nn.Module) -> Backbone:
         post=post,
         residual_scale=float(getattr(layer, "residual_multiplier", 1.0)),
         tail=_find_tail(model, layer, calls),
-        projections=_projections(model, ffn, int(text_config.hidden_size)),
-        max_length=int(getattr(text_config, "max_position_embeddings", None) or _UNBOUNDED),
-        logit_scale=_logit_scale(text_config),
-        logit_cap=getattr(text_config, "final_logit_softcapping", None),
+        projections=_projections(model, ffn, int(config.hidden_size), calls),
+        max_length=int(getattr(config, "max_position_embeddings", None) or _UNBOUNDED),
+        logit_scale=_logit_scale(config),
+        logit_cap=getattr(config, "final_logit_softcapping", None),
     )
     _prove(backbone, logits)
     return backbone
@@ -56,9 +66,14 @@ def dissect(model: nn.Module) -> Backbone:
 
 def probe_ids(model: nn.Module) -> Tensor:
     """(1, 8) token ids that any vocabulary has."""
-    size = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator,union-attr]
-    ids = torch.arange(3, 11) * 7919 % max(size - 1, 1)
-    return ids[None].to(model.get_input_embeddings().weight.device)  # type: ignore[operator,union-attr]
+    weight = input_weight(model)
+    ids = torch.arange(3, 11) * 7919 % max(weight.shape[0] - 1, 1)
+    return ids[None].to(weight.device)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value of b."""
+    return float((a.to(b.device) - b).abs().max() / b.abs().max().clamp_min(1e-6))
 
 
 class _Call:
@@ -72,19 +87,34 @@ class _Call:
         self.args = args
 
 
+def _head(model: nn.Module) -> nn.Module | None:
+    get: Any = getattr(model, "get_output_embeddings", None)
+    return get() if get is not None else None
+
+
+@torch.no_grad()
 def _last_layer(model: nn.Module, count: int) -> nn.Module:
-    lists = [m for _, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    if not lists:
+    """Of all lists of `count` modules, the end of the one that ends last in a pass over text: not a vision tower's."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    ran: list[nn.Module] = []
+    handles = [m[-1].register_forward_hook(lambda module, *_: ran.append(module)) for m in lists]
+    try:
+        model(input_ids=probe_ids(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
         raise unsupported(f"{type(model).__name__} has no list of {count} decoder layers", _TRY_ANOTHER)
-    return lists[0][-1]
+    return ran[-1]
 
 
 @torch.no_grad()
 def _record(model: nn.Module, layer: nn.Module) -> tuple[list[_Call], Tensor]:
-    """Calls of the last layer, of its direct children, and of what runs outside the layers; and the logits (1, T, V)."""
+    """Calls of the last layer, its children, its linear maps and what runs outside the layers; logits (1, T, V)."""
     calls: list[_Call] = []
     inside = {id(m) for m in layer.modules()} - {id(layer)}
-    watched = [layer, *layer.children()]
+    children = list(layer.children())
+    watched = [layer, *children, *(m for m in layer.modules() if linear_shape(m) and not _among(m, children))]
     for name, module in model.named_modules():
         is_list_part = any(part.isdigit() for part in name.split("."))
         if id(module) not in inside and not is_list_part and name and not _contains(module, layer):
@@ -99,7 +129,7 @@ def _record(model: nn.Module, layer: nn.Module) -> tuple[list[_Call], Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    _check_cache(model, out.past_key_values)
+    _check_cache(model, getattr(out, "past_key_values", None))
     return calls, out.logits.float()
 
 
@@ -107,11 +137,17 @@ def _contains(module: nn.Module, part: nn.Module) -> bool:
     return any(m is part for m in module.modules())
 
 
+def _among(module: nn.Module, modules: list[nn.Module]) -> bool:
+    return any(m is module for m in modules)
+
+
 def _check_cache(model: nn.Module, cache: Any) -> None:
-    layers = getattr(cache, "layers", None)
-    if not isinstance(cache, DynamicCache) or layers is None or any(not hasattr(part, "keys") for part in layers):
+    # A subclass keeps more (MiniMax), and a hybrid layer is both attention and something recurrent (Falcon H1).
+    if type(cache) is not DynamicCache or not all(
+        isinstance(part, DynamicLayer) and not isinstance(part, LinearAttentionCacheLayerMixin) for part in cache.layers
+    ):
         raise unsupported(
-            f"{type(model).__name__} keeps {type(cache).__name__}, not keys and values of every layer, between tokens",
+            f"{type(model).__name__} does not keep keys and values, and only those, of every layer between tokens",
             "hybrid and recurrent models cannot be prefilled once and reused; use a pure attention model",
         )
 
@@ -127,7 +163,7 @@ def _find_ffn(layer: nn.Module, calls: list[_Call]) -> tuple[tuple[nn.Module, ..
         while start > 0 and _follows(inner[start], inner[start - 1]) and not _is_norm(inner[start - 1].module):
             start -= 1
     ffn = inner[start : last + 1]
-    post = []
+    post: list[_Call] = []
     for call in inner[last + 1 :]:
         if not _follows(call, (post or ffn)[-1]):
             break
@@ -156,7 +192,7 @@ def _follows(call: _Call, before: _Call) -> bool:
 
 def _find_tail(model: nn.Module, layer: nn.Module, calls: list[_Call]) -> tuple[nn.Module, ...]:
     at = max(i for i, c in enumerate(calls) if c.module is layer)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = _head(model)
     chain, previous = [], calls[at]
     for call in calls[at + 1 :]:
         if _follows(call, previous):
@@ -166,15 +202,18 @@ def _find_tail(model: nn.Module, layer: nn.Module, calls: list[_Call]) -> tuple[
             break
     if not chain or chain[-1] is not head:
         raise unsupported(
-            f"{type(model).__name__} does more between its last layer and its head than call modules", _TRY_ANOTHER
+            f"{type(model).__name__} does more between its last layer and its head than call modules in turn",
+            _TRY_ANOTHER,
         )
     return tuple(chain)
 
 
-def _projections(model: nn.Module, ffn: tuple[nn.Module, ...], width: int) -> dict[str, nn.Module]:
+def _projections(model: nn.Module, ffn: tuple[nn.Module, ...], width: int, calls: list[_Call]) -> dict[str, nn.Module]:
     """Linear maps of the FFN from D to F (or 2 F where gate and up are fused) and from F to D."""
     names = {id(m): n for n, m in model.named_modules()}
-    maps = {names[id(m)]: m for part in ffn for m in part.modules() if linear_shape(m) is not None}
+    maps = {
+        names[id(m)]: m for part in ffn for m in part.modules() if _passed_by_all(m, calls, probe_ids(model).numel())
+    }
     shapes = {name: linear_shape(m) or (0, 0) for name, m in maps.items()}
     inner = {i for i, o in shapes.values() if o == width and i > 1}  # F, by the maps that lead back to D
     return {
@@ -185,6 +224,13 @@ def _projections(model: nn.Module, ffn: tuple[nn.Module, ...], width: int) -> di
     }
 
 
+def _passed_by_all(module: nn.Module, calls: list[_Call], tokens: int) -> bool:
+    """Whether it is a linear map that was called once, with every token: not one expert of many, nor a bare weight."""
+    shape = linear_shape(module)
+    inputs = [c.input for c in calls if c.module is module]
+    return shape is not None and [i.numel() for i in inputs if isinstance(i, Tensor)] == [tokens * shape[0]]
+
+
 def _logit_scale(config: Any) -> float:
     divisor = getattr(config, "logits_scaling", None)
     factor = getattr(config, "logit_scale", None)
@@ -193,14 +239,28 @@ def _logit_scale(config: Any) -> float:
 
 @torch.no_grad()
 def _prove(backbone: Backbone, own: Tensor) -> None:
-    """The replay must be the model's own logits: nothing here is ever silently wrong."""
+    """The replay must be the model's own logits: nothing here is ever silently wrong.
+
+    Also with noise in place of the FFN's output, as large as the residual: where an untrained FFN adds next to
+    nothing, or half precision hides it, a tail that treats it otherwise would go unnoticed.
+    """
+    ids = probe_ids(backbone.model)
     with backbone.watch(skip_ffn=True) as seen:
-        backbone.model(input_ids=probe_ids(backbone.model), use_cache=False)
-    replayed = backbone.logits(*seen.rows())
-    scale = float(own.abs().max().clamp_min(1e-6))
-    error = float((replayed - own).abs().max()) / scale
-    dtype = next(backbone.head.parameters()).dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        backbone.model(input_ids=ids, use_cache=False)
+    x, residual = seen.rows()
+    noise = torch.randn(residual.shape, generator=torch.Generator().manual_seed(0)).to(residual) * residual.std()
+    handle = backbone.ffn_end.register_forward_hook(
+        lambda _module, _args, output: replace_first(output, noise.reshape(first(output).shape).clone())
+    )
+    try:
+        disturbed = backbone.model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        handle.remove()
+    error = max(
+        _difference(backbone.logits(x, residual), own),
+        _difference(backbone.finish(first(backbone.head(backbone.join(noise, residual)))), disturbed),
+    )
+    tolerance = 1e-5 if residual.dtype == torch.float32 else 3e-2
     if not error <= tolerance:
         raise unsupported(
             f"replaying the last FFN of {type(backbone.model).__name__} gives other logits than the model "

@@ -3,9 +3,9 @@
     trunk ──> x ──> last FFN ──> post ──(* scale)──┐
           └─> residual ────────────────────────── (+) ──> norm, ... ──> head ──> scale, cap ──> logits
 
-`x` (B, T, D) is the FFN's input, `residual` (B, T, D) what the rest of the last layer adds to it. Everything is found by
-watching one forward pass, never by the model's name, and then proved: replaying the tail from (x, residual) must give the
-model's own logits, else loading fails. Knows nothing of text, memories or generation.
+`x` (B, T, D) is the FFN's input, `residual` (B, T, D) what the rest of the last layer adds to it. Everything is found
+by watching one forward pass, never by the model's name, and then proved: replaying the tail from (x, residual) must
+give the model's own logits, else loading fails. Knows nothing of text, memories or generation.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Backbone:
         post: norms between the FFN's output and the residual sum (Gemma 2 and 3, OLMo 2).
         residual_scale: factor on the FFN's output where it joins the residual (Granite), else 1.
         tail: modules from the last layer's output to the head, the head last.
-        projections: qualified name -> linear map inside the FFN that an adapter may change; empty for routed experts.
+        projections: qualified name -> linear map inside the FFN that an adapter may change: those that every token
+            passes once, so none of routed experts.
         max_length: positions the model's configuration allows.
+        logit_scale: factor on the head's output (Granite, Cohere).
+        logit_cap: c of c * tanh(logits / c) after it (Gemma 2); None for no cap.
     """
 
     model: nn.Module
@@ -57,8 +60,8 @@ class Backbone:
         """Take a loaded causal LM apart and prove that replaying its tail gives its own logits.
 
         Raises:
-            UnsupportedModelError: an encoder-decoder, a cache that is not made of keys and values only, a model whose
-                tail cannot be replayed.
+            UnsupportedModelError: an encoder-decoder, a model in training mode, a cache that is not made of keys and
+                values only, a model whose tail cannot be replayed.
         """
         from memograft._anatomy import dissect  # what looks for the parts needs the parts' names
 
@@ -67,12 +70,18 @@ class Backbone:
     @property
     def width(self) -> int:
         """D."""
-        return int(self.model.config.get_text_config().hidden_size)
+        config: Any = self.model.config
+        return int(config.get_text_config().hidden_size)
 
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[operator,union-attr,no-any-return]
+        return input_weight(self.model).device
+
+    @property
+    def ffn_end(self) -> nn.Module:
+        """The module whose output joins the residual: the FFN's last part, or the norm behind it."""
+        return (*self.ffn, *self.post)[-1]
 
     @property
     def head(self) -> nn.Module:
@@ -87,7 +96,11 @@ class Backbone:
 
     def hidden(self, x: Tensor, residual: Tensor) -> Tensor:
         """(B, T, D), (B, T, D) -> (B, T, D): the head's input, with whatever adapter is active now."""
-        h = residual + self.run_ffn(x) * self.residual_scale
+        return self.join(self.run_ffn(x), residual)
+
+    def join(self, ffn_out: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, from what `run_ffn` gave and the residual."""
+        h = residual + ffn_out * self.residual_scale
         for module in self.tail[:-1]:
             h = first(module(h))
         return h
@@ -105,14 +118,13 @@ class Backbone:
     def watch(self, *, skip_ffn: bool = False) -> Iterator[Watched]:
         """Inside, every forward pass of the model leaves (x, residual) behind.
 
-        With `skip_ffn` the FFN contributes nothing, so that the layer's output *is* the residual, exactly; the pass's own
-        logits are then meaningless, its keys and values are not (they are all computed before).
+        With `skip_ffn` the FFN contributes nothing, so that the layer's output *is* the residual, exactly; the pass's
+        own logits are then meaningless, its keys and values are not (they are all computed before).
         """
         seen = Watched(self, skip_ffn)
-        last = (*self.ffn, *self.post)[-1]
         handles = [
             self.ffn[0].register_forward_pre_hook(seen.on_input, with_kwargs=True),
-            last.register_forward_hook(seen.on_ffn),
+            self.ffn_end.register_forward_hook(seen.on_ffn),
             self.layer.register_forward_hook(seen.on_layer),
         ]
         try:
@@ -148,11 +160,17 @@ class Watched:
         """(x, residual), each (B, T, D)."""
         assert self.x is not None, "no forward pass has run"
         assert self.out is not None
-        x = self.x.view_as(self.out)  # OPT flattens B and T
+        x = self.x.reshape(self.out.shape)  # OPT flattens B and T
         if self._skip:
             return x, self.out
         assert self._ffn_out is not None
-        return x, self.out - self._ffn_out.view_as(self.out) * self._backbone.residual_scale
+        return x, self.out - self._ffn_out.reshape(self.out.shape) * self._backbone.residual_scale
+
+
+def input_weight(model: nn.Module) -> Tensor:
+    """The embedding matrix (V, D) that token ids are looked up in."""
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return weight
 
 
 def first(output: Any) -> Any:
@@ -161,6 +179,7 @@ def first(output: Any) -> Any:
 
 
 def replace_first(output: Any, tensor: Tensor) -> Any:
+    """`output` with `tensor` in the place that `first` reads."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
@@ -173,5 +192,13 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether `module.weight` holds the numbers themselves: not quantised (float8 needs its scale), not offloaded."""
+    weight = getattr(module, "weight", None)
+    plain = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    return isinstance(weight, Tensor) and weight.dtype in plain and weight.device.type != "meta"
+
+
 def unsupported(reason: str, way_out: str) -> UnsupportedModelError:
+    """The error for a model that cannot be taken apart."""
     return UnsupportedModelError(f"{reason}; {way_out}")

@@ -24,10 +24,14 @@ class Fitted:
 def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...], window: int) -> Fitted:
     """Build the request's prompt so that it leaves room for an answer in a window of `window` tokens.
 
+    "drop" leaves out whole documents, the last (lowest-ranked) first; "truncate" cuts the end of the last one instead,
+    and leaves it out only where none of it fits.
+
     An answer is promised an eighth of the window, or its `max_new_tokens` if they are fewer.
 
     Raises:
-        PromptTooLongError: it does not fit, and the request does not allow to leave anything out, or that is not enough.
+        PromptTooLongError: it does not fit, and the request does not allow to leave anything out, or that is not
+        enough.
     """
     limit = window - min(request.sampling.max_new_tokens, max(1, window // 8))
     kept = list(documents)
@@ -39,9 +43,11 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
         if excess <= 0:
             return Fitted(prompt, tuple(reversed(dropped)), tuple(truncated))
         if request.overflow == "error" or not kept:
-            raise PromptTooLongError(_message(len(prompt.ids), limit, window, len(kept)), tokens=len(prompt.ids), limit=limit)
+            raise PromptTooLongError(
+                _message(len(prompt.ids), limit, window, len(kept)), tokens=len(prompt.ids), limit=limit
+            )
         last = kept.pop()
-        shorter = _cut(builder, last, excess) if request.overflow == "truncate" else ""
+        shorter = builder.cut(last.text, excess) if request.overflow == "truncate" else ""
         original = documents[len(kept)]
         if shorter:
             kept.append(replace(last, text=shorter))
@@ -51,13 +57,6 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
             truncated = []
 
 
-def _cut(builder: PromptBuilder, document: Document, tokens: int) -> str:
-    """The document's text without its last `tokens` tokens."""
-    encoded = builder.tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    keep = len(encoded["input_ids"]) - max(tokens, 1)
-    return document.text[: encoded["offset_mapping"][keep - 1][1]].rstrip() if keep > 0 else ""
-
-
 def _message(tokens: int, limit: int, window: int, documents: int) -> str:
     way_out = (
         'pass fewer or shorter documents, or overflow="drop" or "truncate"'
@@ -65,5 +64,6 @@ def _message(tokens: int, limit: int, window: int, documents: int) -> str:
         else "shorten the messages, or use a model with a longer window"
     )
     return (
-        f"the prompt has {tokens} tokens, and {limit} fit ({window} positions less the room for an answer); {way_out}"
+        f"the prompt with its {documents} documents has {tokens} tokens, and {limit} fit "
+        f"({window} positions less the room for an answer); {way_out}"
     )

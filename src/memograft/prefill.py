@@ -66,7 +66,7 @@ class Prefill:
 
 @torch.no_grad()
 def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, prefix: Prefix | None = None) -> Prefill:
-    """Run the trunk over `prompts` (B lists of token ids); with `prefix`, which all must start with, over the rest only."""
+    """Run the trunk over `prompts` (B lists of token ids); with `prefix`, which all start with, over the rest only."""
     head = len(prefix.ids) if prefix else 0
     rest = max(len(p) for p in prompts) - head
     device = backbone.device
@@ -78,11 +78,14 @@ def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, p
         ids[row, start:] = torch.as_tensor(prompt[head:], dtype=torch.long)
         mask[row, :head] = mask[row, start:] = 1
     ids, mask = ids.to(device), mask.to(device)
-    cache, known_x, known_r = _spread(prefix, len(prompts), backbone, device)
+    cache, known = _spread(prefix, len(prompts))
     if rest <= 1:
-        return Prefill(ids, mask, cache, known_x, known_r, head)
+        x, residual = known or (_empty(backbone, len(prompts)), _empty(backbone, len(prompts)))
+        return Prefill(ids, mask, cache, x, residual, head)
     x, residual, cache = _run(backbone, ids[:, head:-1], mask[:, :-1], cache, head)
-    return Prefill(ids, mask, cache, torch.cat([known_x, x], 1), torch.cat([known_r, residual], 1), head)
+    if known is not None:
+        x, residual = torch.cat([known[0], x], 1), torch.cat([known[1], residual], 1)
+    return Prefill(ids, mask, cache, x, residual, head)
 
 
 def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
@@ -93,7 +96,9 @@ def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
     return Prefix(tuple(ids), cache, x, residual)
 
 
-def _run(backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, start: int) -> tuple[Tensor, Tensor, Cache]:
+def _run(
+    backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, start: int
+) -> tuple[Tensor, Tensor, Cache]:
     accepted = inspect.signature(backbone.model.forward).parameters
     extra: dict[str, Any] = {}
     if "position_ids" in accepted:
@@ -106,11 +111,16 @@ def _run(backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, sta
     return x, residual, out.past_key_values
 
 
-def _spread(prefix: Prefix | None, rows: int, backbone: Backbone, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+def _spread(prefix: Prefix | None, rows: int) -> tuple[Cache | None, tuple[Tensor, Tensor] | None]:
+    """A prefix's cache and its (x, residual), copied for `rows` rows."""
     if prefix is None:
-        empty = torch.zeros(rows, 0, backbone.width, dtype=backbone.model.dtype, device=device)  # type: ignore[arg-type]
-        return None, empty, empty
+        return None, None
     cache = copy.deepcopy(prefix.kv_cache)
     if rows > 1:
         cache.batch_repeat_interleave(rows)
-    return cache, prefix.x.expand(rows, -1, -1), prefix.residual.expand(rows, -1, -1)
+    return cache, (prefix.x.expand(rows, -1, -1), prefix.residual.expand(rows, -1, -1))
+
+
+def _empty(backbone: Backbone, rows: int) -> Tensor:
+    dtype: Any = backbone.model.dtype
+    return torch.zeros(rows, 0, backbone.width, dtype=dtype, device=backbone.device)

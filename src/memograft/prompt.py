@@ -1,15 +1,19 @@
 """`Prompt`: token ids of messages and documents, and which of them are the documents'.
 
-The chat template is rendered with placeholders, which are then replaced by the real texts: so every text's place is known
-exactly, and nothing a document says can steer the template. Control tokens are only ever those of the template: the same
-characters inside a document or a message are encoded as ordinary text. Knows nothing of models.
+The chat template is rendered with placeholders, which are then replaced by the real texts: so every text's place is
+known exactly, and nothing a document says can steer the template. Control tokens are only ever those of the template:
+the same characters inside a document or a message are encoded as ordinary text. (Half a surrogate pair, which no
+tokenizer takes, becomes U+FFFD.) Knows nothing of models.
 """
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -20,6 +24,8 @@ from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 
 __all__ = ["Prompt", "PromptBuilder", "render_documents"]
+
+_MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -52,14 +58,19 @@ class Prompt:
 
 
 class PromptBuilder:
-    """Renders and encodes prompts for one tokenizer; holds its own copy, since fast tokenizers are not thread-safe."""
+    """Renders and encodes prompts for one tokenizer; holds its own copy, since fast tokenizers are not thread-safe.
+
+    Raises:
+        SettingsError: the tokenizer cannot tell where its tokens lie in the text.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self._control = _control_tokens(tokenizer)
         self._template: str | None = getattr(tokenizer, "chat_template", None) or None
         if isinstance(self._template, dict):
             self._template = self._template.get("rag") or self._template.get("default")
+        self._control = _control_tokens(tokenizer, self._template or "")
+        self._lead = _lead(tokenizer)
+        self.tokenizer = copy.deepcopy(tokenizer)
         self._native = self._template is not None and "documents" in _variables(self._template)
 
     @property
@@ -74,41 +85,54 @@ class PromptBuilder:
 
         Raises:
             EmptyPromptError: there are no messages.
-            SettingsError: a message is malformed, or the template refuses the conversation.
+            SettingsError: a message is malformed, or the template refuses the conversation or drops a part of it.
         """
         texts = _Texts()
         turns = [_checked(m, n) for n, m in enumerate(messages)]
         if not turns:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
         keys = [texts.add(d.text) for d in documents]
+        contents: list[str] = []
         rendered: list[dict[str, Any]] = []
         last_user = max((n for n, m in enumerate(turns) if m["role"] == "user"), default=len(turns) - 1)
         for n, message in enumerate(turns):
             content = texts.add(message["content"])
+            contents.append(content)
             if keys and n == last_user and not self._native:
                 content = render_documents(keys, content)
             rendered.append({**message, "content": content})
-        native = [{"title": f"{n}", "text": key, "content": key} for n, key in enumerate(keys, start=1)]
+        native = [_NativeDocument(title=f"{n}", text=key) for n, key in enumerate(keys, start=1)]
         text, places = texts.fill(self._render(rendered, native if self._native else None))
-        ids, offsets = self._encode(text, places.values())
-        if missing := [k for k in keys if k not in places]:
-            number = keys.index(missing[0]) + 1
-            raise SettingsError(
-                f"the chat template dropped document {number} of {len(keys)}; pass documents=[] and write them "
-                "into the message, or set another `tokenizer.chat_template`"
-            )
-        spans = tuple(_token_span(offsets, places[key]) for key in keys)
+        _all_there("document", keys, places)
+        _all_there("message", contents, places)
+        ids, offsets = self._encode(text, places)
+        spans = tuple(_token_span(offsets, places[key][-1]) for key in keys)
         return Prompt(tuple(ids), spans, tuple(documents))
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
-        """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn."""
+        """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn.
+
+        Raises:
+            SettingsError: the template refuses a conversation that the assistant begins.
+        """
         texts = _Texts()
         context = texts.add("\n\n".join(d.text for d in documents))
         text, places = texts.fill(self._render([{"role": "assistant", "content": context}], None, open_turn=False))
-        ids, offsets = self._encode(text, places.values())
-        start, end = _token_span(offsets, places[context])
-        closing = next((n for n in range(end, len(ids)) if ids[n] in self._control.values()), None)
-        return Prompt(tuple(ids), ((start, end if closing is None else closing + 1),), tuple(documents))
+        _all_there("message", [context], places)
+        ids, offsets = self._encode(text, places)
+        start, end = _token_span(offsets, places[context][-1])
+        if end > 0:
+            control = set(self._control.values())
+            end = next((n + 1 for n in range(end, len(ids)) if ids[n] in control), end)
+        return Prompt(tuple(ids), ((start, end),), tuple(documents))
+
+    def cut(self, text: str, tokens: int) -> str:
+        """`text` without its last `tokens` tokens (at least one) and without whitespace at its end."""
+        text = _clean(text)
+        _, offsets = self._encode_piece(text, follows=False)
+        keep = len(offsets) - max(tokens, 1)
+        # The first token to go starts here; one character may have several tokens, and all of them go.
+        return text[: min(offsets[keep][0], len(text) - 1)].rstrip() if keep > 0 else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text, control tokens left out."""
@@ -128,7 +152,7 @@ class PromptBuilder:
                     messages, chat_template=self._template, tokenize=False, add_generation_prompt=open_turn, **extra
                 )
             )
-        except jinja2.TemplateError as e:
+        except Exception as e:  # a template is a program of unknown making
             roles = ", ".join(m["role"] for m in messages)
             raise SettingsError(
                 f"the tokenizer's chat template refuses a conversation of the roles [{roles}]: {e}; "
@@ -142,32 +166,70 @@ class PromptBuilder:
         lines = [m["content"] if m["role"] in ("user", "system") else f"Answer: {m['content']}" for m in messages]
         return bos + "\n\n".join(lines) + ("\n\nAnswer:" if open_turn else "")
 
-    def _encode(self, text: str, contents: Iterable[Span]) -> tuple[list[int], list[Span]]:
-        """Ids and character offsets; control tokens inside `contents` are broken up into ordinary text."""
+    def _encode(self, text: str, places: Mapping[str, Sequence[Span]]) -> tuple[list[int], list[Span]]:
+        """Ids and character offsets; control tokens inside the texts at `places` are broken up into ordinary text.
+
+        Found by encoding, not by searching: a tokenizer may take for a control token what is spelt otherwise (a
+        normaliser that folds widths or cases). Breaking one up can bring about another, so it is done until there are
+        none.
+        """
+        borders = sorted(span for spans in places.values() for span in spans if span[0] < span[1])
         cuts = {0, len(text)}
-        spans = [s for s in contents if s[0] < s[1]]
-        for token in self._control:
-            for start, end in spans:
-                at = text.find(token, start, end)
-                while at >= 0:
-                    cuts.add(at + max(1, len(token) // 2))
-                    at = text.find(token, at + 1, end)
-        edges = sorted(cuts)
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for start, end in zip(edges, edges[1:], strict=False):
-            piece_ids, piece_offsets = self._encode_piece(text[start:end], follows=start > 0)
-            ids += piece_ids
-            offsets += [(a + start, b + start) for a, b in piece_offsets]
-        return ids, offsets
+        while True:
+            ids: list[int] = []
+            offsets: list[Span] = []
+            for start, end in pairwise(sorted(cuts)):
+                piece_ids, piece_offsets = self._encode_piece(text[start:end], follows=start > 0)
+                ids += piece_ids
+                offsets += [(a + start, b + start) for a, b in piece_offsets]
+            found = self._forged(text, ids, offsets, borders)
+            if not found:
+                return ids, offsets
+            cuts |= found
+
+    def _forged(self, text: str, ids: Sequence[int], offsets: Sequence[Span], borders: Sequence[Span]) -> set[int]:
+        """Where to cut `text` so that control tokens that a text at `borders` spells are none."""
+        control = {id: token for token, id in self._control.items()}
+        unknown = self.tokenizer.unk_token_id
+        cuts = set()
+        for id, (start, end) in zip(ids, offsets, strict=True):
+            if id not in control or (id == unknown and control[id] not in text[start:end]):
+                continue  # a character that the vocabulary lacks is no forgery
+            while start < end and text[start].isspace():  # some control tokens swallow the space around them
+                start += 1
+            while start < end and text[end - 1].isspace():
+                end -= 1
+            if start == end:
+                continue
+            at = bisect_right(borders, (start, len(text))) - 1
+            in_text = (at >= 0 and borders[at][1] > start) or (at + 1 < len(borders) and borders[at + 1][0] < end)
+            if in_text:
+                if end - start < 2:
+                    raise SettingsError(
+                        f"{text[start:end]!r} is a control token of the tokenizer, of one character, and a document or "
+                        "message holds it; remove it from the text"
+                    )
+                cuts.add((start + end) // 2)
+        return cuts
 
     def _encode_piece(self, text: str, follows: bool) -> tuple[list[int], list[Span]]:
         # SentencePiece puts a space before the first word it sees; a control token in front makes it the second.
-        lead = next(iter(self._control), "") if follows else ""
+        lead = self._lead if follows else ""
         encoded = self.tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         skip = 1 if lead else 0
-        offsets = [(max(a - len(lead), 0), b - len(lead)) for a, b in encoded["offset_mapping"][skip:]]
+        offsets = [(max(a - len(lead), 0), max(b - len(lead), 0)) for a, b in encoded["offset_mapping"][skip:]]
         return list(encoded["input_ids"][skip:]), offsets
+
+
+class _NativeDocument(dict[str, str]):
+    """A document for a template: templates disagree on the key of its text, and some print all keys there are."""
+
+    def __missing__(self, key: str) -> str:
+        if key in ("content", "page_content", "contents", "snippet", "body"):
+            return self["text"]
+        if key in ("doc_id", "id"):
+            return self["title"]
+        raise KeyError(key)
 
 
 class _Texts:
@@ -178,16 +240,18 @@ class _Texts:
 
     def add(self, text: str) -> str:
         key = f"\ue000{len(self._texts)}\ue001"  # private-use characters: no template treats them specially
-        self._texts[key] = text
+        self._texts[key] = _clean(text)
         return key
 
-    def fill(self, rendered: str) -> tuple[str, dict[str, Span]]:
-        """The real text, and where each placeholder's text went (a template may show one twice; the last counts)."""
-        parts, places, length = [], {}, 0
-        for part in re.split("(\ue000[0-9]+\ue001)", rendered):
+    def fill(self, rendered: str) -> tuple[str, dict[str, list[Span]]]:
+        """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""
+        parts: list[str] = []
+        places: dict[str, list[Span]] = {}
+        length = 0
+        for part in re.split("(\ue000[0-9]+\ue001)", rendered):  # the texts themselves are never looked into
             text = self._texts.get(part, part)
             if part in self._texts:
-                places[part] = (length, length + len(text))
+                places.setdefault(part, []).append((length, length + len(text)))
             parts.append(text)
             length += len(text)
         return "".join(parts), places
@@ -205,20 +269,50 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
 
 def _token_span(offsets: Sequence[Span], place: Span) -> Span:
     """Tokens that hold a character of [start, end); (0, 0) if the text is empty."""
-    inside = [n for n, (a, b) in enumerate(offsets) if a < place[1] and b > place[0]]
-    return (inside[0], inside[-1] + 1) if inside else (0, 0)
+    if place[0] == place[1]:
+        return (0, 0)
+    start = bisect_right(offsets, place[0], key=lambda span: span[1])
+    end = bisect_left(offsets, place[1], key=lambda span: span[0])
+    return (start, end) if start < end else (0, 0)
 
 
-def _control_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text -> id of every token that is more than text: special ones and whatever was added beside the vocabulary."""
+def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> None:
+    if missing := [n for n, key in enumerate(keys, start=1) if key not in places]:
+        raise SettingsError(
+            f"the chat template dropped {what} {missing[0]} of {len(keys)}; put it into another message, or set "
+            "another `tokenizer.chat_template`"
+        )
+
+
+def _clean(text: str) -> str:
+    """Joined surrogate pairs, and U+FFFD for halves of one: tokenizers take neither."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
+    """Text -> id of every token that is more than text.
+
+    These are the special ones, and of those added beside the vocabulary the ones that the chat template writes or that
+    look like markup (Qwen's <tool_call>). Other added ones are text: runs of spaces (GPT-NeoX), words of some trade.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise SettingsError(
             f"the tokenizer must know where its tokens lie in the text (a fast tokenizer), got "
             f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    added = {str(t.content): i for i, t in tokenizer.added_tokens_decoder.items()}
-    return {t: i for t, i in (special | added).items() if len(t) > 1}
+    added = {
+        str(t.content): id
+        for id, t in tokenizer.added_tokens_decoder.items()
+        if t.special or t.content in template or _MARKUP.fullmatch(t.content)
+    }
+    return {token: id for token, id in (special | added).items() if token.strip(" \t\r\n\u2581")}
+
+
+def _lead(tokenizer: Any) -> str:
+    """A control token to put before a piece of text: one that leaves the space behind it alone."""
+    tokens = tokenizer.added_tokens_decoder.values()
+    return next((str(t.content) for t in tokens if t.special and not t.rstrip and not t.single_word), "")
 
 
 def _variables(template: str) -> set[str]:

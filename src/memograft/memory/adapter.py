@@ -3,9 +3,9 @@
           x (B, T, in) ──> frozen W ──────────────> (+) ──> y (B, T, out)
                   └──> A (B, R, in) ─> B (B, out, R) ─┘
 
-At run time they are forward hooks that exist only inside `applied` and act only in the thread that entered it. On disk they
-are PEFT LoRA folders (see `memory/folder.py`). A fully trained FFN is a LoRA of rank D: one factor is its change, the other
-the identity. Knows nothing of text or of how the weights came about.
+At run time they are forward hooks that exist only inside `applied` and act only in the thread that entered it. On disk
+they are PEFT LoRA folders (see `memory/folder.py`). A fully trained FFN is a LoRA of rank D: one factor is its change,
+the other the identity. Knows nothing of text or of how the weights came about.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Adapter:
 
 
 def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per projection (A (B, R, in), B (B, out, R)); rows without a memory are zero, smaller ranks are padded with zeros."""
+    """Per projection (A (B, R, in), B (B, out, R)); zero for rows without a memory and beyond a smaller rank."""
     rank = max((a.rank for a in adapters if a is not None), default=0)
     names = sorted({n for a in adapters if a is not None for n in a.lora_a})
     stacked = {}
@@ -91,7 +91,7 @@ def applied(backbone: Backbone, stacked: Mapping[str, tuple[Tensor, Tensor]]) ->
 
 @contextmanager
 def replaced(backbone: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, and in this thread only, the projections use these float32 weights (out, in) instead of the frozen ones."""
+    """Inside, and in this thread only, the projections use these float32 weights (out, in), not the frozen ones."""
 
     def dense(weight: Tensor, bias: Tensor | None) -> Delta:
         return lambda x, y: nn.functional.linear(x.to(weight.dtype), weight, bias).to(y.dtype)
@@ -106,7 +106,7 @@ def dense_weights(backbone: Backbone, names: Sequence[str]) -> dict[str, Tensor]
     weights = {}
     for name in names:
         module = backbone.projections[name]
-        weight = module.weight.detach().float()  # type: ignore[union-attr,operator]
+        weight = module.weight.detach().float()  # type: ignore[operator]
         weights[name] = (weight.T if isinstance(module, Conv1D) else weight).clone()
     return weights
 

@@ -1,9 +1,9 @@
 """FastMem (arXiv 2406.16069): fit the last FFN to the context of one request, staying close to the model as it was.
 
-    L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))      (paper, section 3)
+    L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))    (paper, section 3)
 
-The loop works on rows that the prefill left behind, for all requests of a batch at once: each has its own weights, its own
-loss and its own gradient norm, so the batch gives what each would have got alone. Never sees text.
+The loop works on rows that the prefill left behind, for all requests of a batch at once: each has its own weights, its
+own loss and its own gradient norm, so the batch gives what each would have got alone. Never sees text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from memograft.backbone import Backbone, linear_shape
+from memograft.backbone import Backbone, has_plain_weight, linear_shape
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
 from memograft.memory.objective import Objective
@@ -39,10 +39,11 @@ class FastMem:
         adapter: "lora" trains low-rank changes, "full" the FFN's weights themselves (paper).
         rank: R of the LoRA; ignored by "full".
         targets: "all" projections of the FFN (paper) or only "down", the one that leads back to D.
-        template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as an
-            assistant turn (paper; a second prefill).
+        template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as
+            an assistant turn (paper; a second prefill).
         gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
-        shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all (paper).
+        shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
+            (paper).
         max_kl: nats per token; a memory that moved the model further is rolled back.
         weight_decay: of AdamW (paper, as it really ran: 0.01).
         clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
@@ -77,16 +78,25 @@ class FastMem:
                 raise SettingsError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("steps", "rank"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}")
         for name in ("learning_rate", "max_kl", "eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"`{name}` must be a positive number, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not _is_number(value) or value <= 0:
+                raise SettingsError(f"`{name}` must be a positive number, got {value!r}")
         for name in ("kl_weight", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"`{name}` must not be negative, got {getattr(self, name)!r}")
-        if self.shortlist is not None and self.shortlist < 2:
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise SettingsError(f"`{name}` must be a number that is not negative, got {value!r}")
+        if self.clip_norm is not None and (not _is_number(self.clip_norm) or self.clip_norm <= 0):
+            raise SettingsError(
+                f"`clip_norm` must be a positive number, or None for no clipping, got {self.clip_norm!r}"
+            )
+        if self.shortlist is not None and (not isinstance(self.shortlist, int) or self.shortlist < 2):
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
+        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+            raise SettingsError(f"`betas` must be two numbers of at least 0 and below 1, got {self.betas!r}")
+        object.__setattr__(self, "betas", tuple(self.betas))  # settings are keys of dicts, and JSON has lists only
 
     @classmethod
     def paper(cls, **changes: Any) -> FastMem:
@@ -114,13 +124,10 @@ class FastMem:
                 "FastMem adapts the linear maps of the last FFN, and this model's has routed experts only; "
                 "answer with memory=None, or use a dense model or one with a shared expert"
             )
-        if self.adapter == "full" and not all(
-            module.weight.is_floating_point()  # type: ignore[union-attr,operator]
-            for module in backbone.projections.values()
-        ):
+        if self.adapter == "full" and not all(has_plain_weight(m) for m in backbone.projections.values()):
             raise UnsupportedModelError(
-                'FastMem(adapter="full") trains the weights themselves, and this model\'s last FFN is quantised; '
-                'use adapter="lora"'
+                'FastMem(adapter="full") trains the weights themselves, and this model\'s last FFN is quantised or '
+                'offloaded; use adapter="lora"'
             )
 
 
@@ -140,6 +147,11 @@ class Rows:
     targets: Tensor
     mask: Tensor
 
+    def single(self, row: int) -> Rows:
+        """The rows of one request, without what pads them."""
+        own = self.mask[row]
+        return Rows(*(t[row, own][None] for t in (self.x, self.residual, self.targets, self.mask)))
+
 
 def memorize(
     backbone: Backbone,
@@ -156,30 +168,17 @@ def memorize(
     """
     settings.check(backbone)
     if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
-        singles = (Rows(*(t[n : n + 1] for t in (rows.x, rows.residual, rows.targets, rows.mask))) for n in range(len(rows.mask)))
+        singles = (rows.single(n) for n in range(len(rows.mask)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
     started = time.perf_counter()
     names = _targets(backbone, settings)
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
     weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
-    optimiser = torch.optim.AdamW(
-        weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
-    )
-    losses = []
-    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
-        if cancelled():
-            break
-        with torch.enable_grad(), weights.active():
-            loss = objective.loss()  # (B,)
-            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
-        losses.append(loss.detach())
-        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, len(rows.mask)), strict=True):
-            leaf.grad = gradient
-        optimiser.step()
+    losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)
     with weights.active():
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
-    results = []
+    results: list[tuple[Adapter | None, MemoryReport]] = []
     for row, adapter in enumerate(weights.adapters()):
         report = MemoryReport.of(
             before=objective.before[row][rows.mask[row]].tolist(),
@@ -193,6 +192,36 @@ def memorize(
         )
         results.append((None if report.rolled_back else adapter, report))
     return results
+
+
+def _fit(
+    weights: _LoRA | _Full,
+    objective: Objective,
+    settings: FastMem,
+    rows: int,
+    cancelled: Callable[[], bool],
+    progress: bool,
+) -> list[Tensor]:
+    """The loop: AdamW on L(phi). Returns the loss (B,) that each step started from."""
+    optimiser = torch.optim.AdamW(
+        weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
+    )
+    losses: list[Tensor] = []
+    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
+        if cancelled():
+            break
+        with torch.enable_grad(), weights.active():
+            loss = objective.loss()  # (B,)
+            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
+        losses.append(loss.detach())
+        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, rows), strict=True):
+            leaf.grad = gradient
+        optimiser.step()
+    return losses
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _targets(backbone: Backbone, settings: FastMem) -> list[str]:

@@ -1,23 +1,25 @@
 """The loss of memorizing: next-token cross-entropy plus KL to the base model, over all tokens or over a shortlist.
 
-A step over a shortlist of S candidates (the context's own tokens and the base model's best guesses there) spares most of the
-head, which is 70-90% of a step for today's vocabularies. Everything outside the shortlist is one bucket whose mass is taken
-to stay what the base model gave it. The losses that are reported are always exact.
+A step over a shortlist of S candidates (the context's own tokens and the base model's best guesses there) spares most
+of the head, which is 70-90% of a step for today's vocabularies. Every context has its own. Everything outside it is
+one bucket whose unnormalised mass, sum exp(logit), is held where the base model had it. The losses that are reported
+are always exact.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, first, has_plain_weight, linear_shape
 
 if TYPE_CHECKING:
     from memograft.memory.fastmem import Rows
 
 _CHUNK = 1 << 26  # logits held at once where no gradient is needed: 256 MiB of float32
+_NEVER = -1e9  # a logit whose probability is 0, but of which differences are still numbers
 
 
 class Objective:
@@ -30,26 +32,24 @@ class Objective:
         self._backbone, self._rows, self._kl_weight = backbone, rows, kl_weight
         self._count = rows.mask.sum(1).clamp_min(1)
         vocabulary = _vocabulary(backbone)
-        self._candidates: Tensor | None = None
+        self._shortlist: _Shortlist | None = None
         with torch.no_grad():
             self._hidden = backbone.hidden(rows.x, rows.residual)
             if shortlist is not None and shortlist < vocabulary and _has_plain_head(backbone):
-                self.before, self._candidates = self._choose(shortlist, vocabulary)
-                self._base = self._over_shortlist(self._hidden)
+                self.before, self._shortlist = self._choose(shortlist, vocabulary)
+                self._base = self._shortlist.logp(self._hidden)
             else:
-                self._base = torch.log_softmax(backbone.logits(rows.x, rows.residual), -1)
+                self._base = torch.log_softmax(self._head(self._hidden), -1)
                 self.before = _pick(self._base, rows.targets)
 
     def loss(self) -> Tensor:
         """(B,): mean CE + beta * mean KL over each context's rows, with the adapter that is active now."""
         rows = self._rows
         hidden = self._backbone.hidden(rows.x, rows.residual)
-        if self._candidates is None:
-            logp = torch.log_softmax(self._head(hidden), -1)
-            targets = rows.targets
+        if self._shortlist is None:
+            logp, targets = torch.log_softmax(self._head(hidden), -1), rows.targets
         else:
-            logp = self._over_shortlist(hidden)
-            targets = torch.searchsorted(self._candidates, rows.targets)
+            logp, targets = self._shortlist.logp(hidden), self._shortlist.places(rows.targets)
         return self._mean(_pick(logp, targets)) + self._kl_weight * self._mean(_kl(self._base, logp))
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Objective:
         losses, kls = torch.empty_like(self.before), torch.empty_like(self.before)
         for part in self._chunks(hidden.shape[1]):
             logp = torch.log_softmax(self._head(hidden[:, part]), -1)
-            base = self._base[:, part] if self._candidates is None else self._exact_base(part)
+            base = self._base[:, part] if self._shortlist is None else self._exact_base(part)
             losses[:, part], kls[:, part] = _pick(logp, rows.targets[:, part]), _kl(base, logp)
         return losses, self._mean(kls)
 
@@ -68,46 +68,71 @@ class Objective:
         return torch.log_softmax(self._head(self._hidden[:, part]), -1)
 
     def _head(self, hidden: Tensor) -> Tensor:
-        return self._backbone.finish(self._backbone.head(hidden))
+        return self._backbone.finish(first(self._backbone.head(hidden))).to(hidden.device)
 
     def _mean(self, per_row: Tensor) -> Tensor:
-        return (per_row * self._rows.mask).sum(1) / self._count
+        return per_row.where(self._rows.mask, 0.0).sum(1) / self._count
 
     def _chunks(self, length: int) -> list[slice]:
         step = max(1, _CHUNK // (len(self._count) * _vocabulary(self._backbone)))
         return [slice(start, start + step) for start in range(0, length, step)]
 
-    def _choose(self, size: int, vocabulary: int) -> tuple[Tensor, Tensor]:
-        """Exact base losses (B, N), and the candidates: the targets, then what the base model finds likeliest, ascending."""
-        rows = self._rows
-        losses = torch.empty(rows.targets.shape, device=self._hidden.device)
-        mass = torch.zeros(vocabulary, device=self._hidden.device)
-        self._log_rest = torch.empty_like(losses)
+    def _choose(self, size: int, vocabulary: int) -> tuple[Tensor, _Shortlist]:
+        """Exact base losses (B, N), and each context's candidates: its targets, then what the model finds likely."""
+        rows, device = self._rows, self._hidden.device
+        losses = torch.empty(rows.targets.shape, device=device)
         normaliser = torch.empty_like(losses)
+        mass = torch.zeros(len(rows.targets), vocabulary, device=device)
         for part in self._chunks(rows.targets.shape[1]):
             logits = self._head(self._hidden[:, part])
             normaliser[:, part] = logits.logsumexp(-1)
             logp = logits - normaliser[:, part, None]
             losses[:, part] = _pick(logp, rows.targets[:, part])
-            mass += (logp.exp() * rows.mask[:, part, None]).sum((0, 1))
-        mass[rows.targets[rows.mask]] = torch.inf
-        candidates = mass.topk(max(size, int(torch.isinf(mass).sum()))).indices.sort().values
-        self._candidates = candidates
-        chosen = self._raw_shortlist(self._hidden)
+            mass += logp.exp().where(rows.mask[:, part, None], 0.0).sum(1)
+        row, column = rows.mask.nonzero(as_tuple=True)
+        mass[row, rows.targets[row, column]] = torch.inf
+        return losses, _Shortlist(self._backbone, mass, size, self._hidden, normaliser)
+
+
+class _Shortlist:
+    """The candidates of each context, and the model's distribution over them and one bucket for the rest.
+
+    Args:
+        backbone: whose head it is.
+        mass: how much each token counts as a candidate (B, V); infinite for those that must be among them.
+        size: candidates per context, more where more are infinite.
+        hidden: the base model's input to the head (B, N, D).
+        normaliser: the base model's logsumexp of all logits (B, N).
+    """
+
+    def __init__(self, backbone: Backbone, mass: Tensor, size: int, hidden: Tensor, normaliser: Tensor) -> None:
+        self._backbone = backbone
+        own = torch.isinf(mass).sum(1).clamp_min(size)  # (B,): a context's shortlist does not depend on its neighbours'
+        best = mass.topk(int(own.max())).indices
+        best = best.where(torch.arange(best.shape[1], device=best.device) < own[:, None], mass.shape[1])
+        self._candidates = best.sort().values  # (B, S) ascending, those beyond a context's own being V
+        self._beyond = self._candidates == mass.shape[1]
+        known = self._candidates.masked_fill(self._beyond, 0)
+        head: Any = backbone.head
+        self._weight = head.weight.detach()[known]  # (B, S, D)
+        self._bias = None if head.bias is None else head.bias.detach()[known][:, None]  # (B, 1, S)
+        chosen = self._logits(hidden)
         rest = 1.0 - (chosen - normaliser[..., None]).exp().sum(-1)
         self._log_rest = rest.clamp_min(1e-9).log() + normaliser
-        return losses, candidates
 
-    def _raw_shortlist(self, hidden: Tensor) -> Tensor:
-        head = self._backbone.head
-        bias = getattr(head, "bias", None)
-        picked = None if bias is None else bias[self._candidates]
-        return self._backbone.finish(nn.functional.linear(hidden, head.weight[self._candidates], picked))  # type: ignore[index]
-
-    def _over_shortlist(self, hidden: Tensor) -> Tensor:
+    def logp(self, hidden: Tensor) -> Tensor:
         """(B, N, D) -> log-probabilities (B, N, S + 1); the last is the bucket."""
-        logits = self._raw_shortlist(hidden)
-        return torch.log_softmax(torch.cat([logits, self._log_rest[..., None]], -1), -1)
+        return torch.log_softmax(torch.cat([self._logits(hidden), self._log_rest[..., None]], -1), -1)
+
+    def places(self, targets: Tensor) -> Tensor:
+        """Token ids (B, N) -> where they are among the candidates."""
+        return torch.searchsorted(self._candidates, targets)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        raw = hidden @ self._weight.mT
+        if self._bias is not None:
+            raw = raw + self._bias
+        return self._backbone.finish(raw).masked_fill(self._beyond[:, None], _NEVER)
 
 
 def _pick(logp: Tensor, targets: Tensor) -> Tensor:
@@ -121,10 +146,9 @@ def _kl(base: Tensor, logp: Tensor) -> Tensor:
 
 
 def _vocabulary(backbone: Backbone) -> int:
-    head = backbone.head
-    return int(getattr(head, "out_features", 0) or head.weight.shape[0])  # type: ignore[union-attr,operator]
+    head: Any = backbone.head
+    return (linear_shape(backbone.head) or (0, int(head.weight.shape[0])))[1]
 
 
 def _has_plain_head(backbone: Backbone) -> bool:
-    weight = getattr(backbone.head, "weight", None)
-    return isinstance(backbone.head, nn.Linear) and isinstance(weight, Tensor) and weight.is_floating_point()
+    return isinstance(backbone.head, nn.Linear) and has_plain_weight(backbone.head)

@@ -17,13 +17,14 @@ __all__ = ["context_rows", "gather", "merge"]
 
 def context_rows(filled: Prefill, row: int, prompt: Prompt) -> Rows:
     """The rows of one prompt that predict its context tokens: those just before them. Batch size 1."""
-    before = filled.columns(row, [t - 1 for t in prompt.context])
-    targets = filled.columns(row, prompt.context)
+    device = filled.x.device  # the last layer's; with a device map not that of the token ids
+    before = filled.columns(row, [t - 1 for t in prompt.context]).to(device)
+    targets = filled.ids[row, filled.columns(row, prompt.context)].to(device)
     return Rows(
         x=filled.x[row, before][None].detach(),
         residual=filled.residual[row, before][None].detach(),
-        targets=filled.ids[row, targets][None],
-        mask=torch.ones(1, len(before), dtype=torch.bool, device=filled.ids.device),
+        targets=targets[None],
+        mask=torch.ones(1, len(before), dtype=torch.bool, device=device),
     )
 
 
@@ -42,5 +43,5 @@ def merge(parts: Sequence[Rows]) -> Rows:
 
 
 def gather(prompt: Prompt) -> tuple[int, ...]:
-    """The prompt's tokens up to the end of its last document; empty if it has none."""
-    return prompt.ids[: max((end for _, end in prompt.spans), default=0)]
+    """The prompt's tokens up to the end of its last document, but never its last token, which decoding runs."""
+    return prompt.ids[: min(max((end for _, end in prompt.spans), default=0), len(prompt.ids) - 1)]

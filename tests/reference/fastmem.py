@@ -1,0 +1,97 @@
+"""FastMem by ordinary autograd through the whole model: no hooks, no caches, no stored rows. Slow and obvious."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parametrize
+from transformers.pytorch_utils import Conv1D
+
+Trained = tuple[nn.Module, list[float], Tensor, float]  # model, loss of each step, CE per token, mean KL, at the end
+
+
+def _train(
+    model: nn.Module,
+    leaves: Sequence[Tensor],
+    ids: Sequence[int],
+    context: Sequence[int],
+    steps: int,
+    lr: float,
+    beta: float,
+    decay: float,
+) -> Trained:
+    """Fit `leaves` so that the tokens at the positions `context` of `ids` are predicted; section 3 of the paper."""
+    tokens, places = torch.tensor([list(ids)]), torch.tensor(context)
+
+    def logp() -> Tensor:
+        return F.log_softmax(model(input_ids=tokens, use_cache=False).logits[0, places - 1].float(), -1)
+
+    base = logp().detach()
+    optimiser = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
+    losses = []
+    for _ in range(steps):
+        now = logp()
+        ce = F.nll_loss(now, tokens[0, places])
+        kl = F.kl_div(now, base, log_target=True, reduction="batchmean")
+        loss = ce + beta * kl
+        optimiser.zero_grad()
+        loss.backward()
+        clip_grad_norm_(leaves, 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    with torch.no_grad():
+        now = logp()
+        per_token = F.nll_loss(now, tokens[0, places], reduction="none")
+        return model, losses, per_token, float(F.kl_div(now, base, log_target=True, reduction="batchmean"))
+
+
+def full(
+    model: nn.Module, names: Sequence[str], ids: Sequence[int], context: Sequence[int], lr: float, **settings: Any
+) -> Trained:
+    """The paper's recipe: the projections' own weights (not their biases), AdamW with weight decay 0.01."""
+    twin = copy.deepcopy(model).requires_grad_(False)
+    leaves = [twin.get_submodule(name).weight.requires_grad_() for name in names]
+    return _train(twin, leaves, ids, context, **{"steps": 10, "beta": 0.1, "decay": 0.01, "lr": lr, **settings})
+
+
+class _PlusLoRA(nn.Module):
+    """weight -> weight + B A, transposed where the layer stores it so."""
+
+    def __init__(self, a: Tensor, b: Tensor, transposed: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.transposed = nn.Parameter(a), nn.Parameter(b), transposed
+
+    def forward(self, weight: Tensor) -> Tensor:
+        change = self.b @ self.a
+        return weight + (change.T if self.transposed else change)
+
+
+def lora(
+    model: nn.Module,
+    names: Sequence[str],
+    ids: Sequence[int],
+    context: Sequence[int],
+    rank: int,
+    seed: int,
+    shape: Callable[[nn.Module], tuple[int, int]],
+    **settings: Any,
+) -> Trained:
+    """LoRA as W + B A written into the model, A drawn as PEFT draws it, B zero."""
+    twin = copy.deepcopy(model).requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    leaves: list[Tensor] = []
+    for name in names:
+        module = twin.get_submodule(name)
+        inside, out = shape(module)
+        bound = 1 / math.sqrt(inside)  # what kaiming_uniform_(a=sqrt(5)) comes to
+        a = (torch.rand(rank, inside, generator=generator) * 2 - 1) * bound
+        plus = _PlusLoRA(a, torch.zeros(out, rank), isinstance(module, Conv1D))
+        parametrize.register_parametrization(module, "weight", plus)
+        leaves += [plus.a, plus.b]
+    return _train(twin, leaves, ids, context, **settings)
