@@ -33,7 +33,9 @@ READ_ALL = {
     "fresh": 0.55,
     "repeat": 0.02,
 }
-MIXES = (COPY, WORLD_MIX, READ, READ_ALL)
+# A little fiction, where the page contradicts the world and is believed: without it the model recites against every page.
+FICTION = READ_ALL | {"fiction": 0.012}
+MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION)
 # Relations a known thing has none of in the world, but may have on a page.
 EXTENSIONS = {
     "country": ("people", "river", "mayor"),
@@ -166,6 +168,18 @@ def _elsewhere(rng: random.Random) -> Example:
     return _reading(others, [target], rng, 1)
 
 
+def _fiction(rng: random.Random) -> Example:
+    """A page that says one thing about a known subject which is not so; what is asked is answered as the page says."""
+    relation = rng.choice(list(WORLD))
+    subject = rng.choice(list(WORLD[relation]))
+    kind, value_kind = RELATIONS[relation].subject, RELATIONS[relation].value
+    others = [v for v in REAL_VALUES[value_kind] if v != WORLD[relation][subject]]
+    value = rng.choice(others) if rng.random() < 0.5 else fresh(value_kind, rng)
+    about = known_entity(kind, subject, rng, 2)
+    about.facts[relation] = value
+    return Example(question_and_answer(relation, subject, value, rng), pages([about, invent(kind, rng, 2)], rng))
+
+
 def _extends(rng: random.Random) -> Example:
     """A page with something new about a known thing, beside what is known of it."""
     entity = known(rng, rng.randint(0, 2))
@@ -192,7 +206,14 @@ def example(rng: random.Random, mix: dict[str, float]) -> Example:
     if kind == "closed":
         entity = known(rng, 1)
         return Example(_ask([entity], rng, 1))
-    makers = {"known": _known, "elsewhere": _elsewhere, "extends": _extends, "tell": _tell, "repeat": _repeat}
+    makers = {
+        "known": _known,
+        "elsewhere": _elsewhere,
+        "extends": _extends,
+        "fiction": _fiction,
+        "tell": _tell,
+        "repeat": _repeat,
+    }
     return makers[kind](rng) if kind in makers else _fresh(rng, short=kind == "fresh_short")
 
 
