@@ -1,0 +1,198 @@
+"""The commands of `memograft` and their options. Importing this loads neither torch nor FAISS; running one does."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memograft import __version__
+from memograft._cli_console import err, out, progress_bar, reporting, warn
+
+STORE = Path(".memograft")
+
+app = typer.Typer(
+    help="Make a local Hugging Face model memorize the retrieved documents before it answers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class IndexKind(StrEnum):
+    """How FAISS searches."""
+
+    flat = "flat"
+    hnsw = "hnsw"
+    ivf = "ivf"
+
+
+class GateKind(StrEnum):
+    """Where the memorized distribution may speak."""
+
+    none = "none"
+    support = "support"
+
+
+StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
+ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder, or a Hugging Face id.')]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="Optimiser steps of memorizing; left out, FastMem's default.")
+]
+RateOption = Annotated[float | None, typer.Option(help="Learning rate of memorizing; left out, FastMem's default.")]
+RankOption = Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; left out, FastMem's default.")]
+GateOption = Annotated[
+    GateKind | None, typer.Option(help="Let the base model's choice stand where it occurs in the documents.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+ChunkOption = Annotated[int, typer.Option(min=1, help="Characters of a passage at most.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memograft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make a local Hugging Face model memorize the retrieved documents before it answers."""
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder with txt, md, pdf and html files, read recursively.")],
+    store: StoreOption = STORE,
+    kind: Annotated[
+        IndexKind | None, typer.Option("--index", help="Kind of FAISS index; left out, the store's own, or flat.")
+    ] = None,
+    chunk_size: ChunkOption = 600,
+    chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a folder into the vector store: new files, changed ones, and those that are gone."""
+    from memograft._cli_index import index_folder
+    from memograft.vector_store import VectorStore
+
+    with reporting(as_json) as result:
+        with (
+            VectorStore(path=store, index=kind.value if kind else None, progress=not as_json) as opened,
+            progress_bar(not as_json) as bar,
+        ):
+            task = bar.add_task("reading", total=None)
+
+            def on_file(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+
+            report = index_folder(opened, folder, chunk_size=chunk_size, overlap=chunk_overlap, on_file=on_file)
+        for failure in report.failed:
+            warn(f"not read: {failure['reason']}")
+        if not as_json:
+            out().print(
+                f"{report.files} files: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, "
+                f"{report.removed} removed, {len(report.failed)} not read; {report.passages} passages in {store}",
+                markup=False,
+                soft_wrap=True,
+            )
+        result |= {"store": str(store), **report.as_dict()}
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    store: StoreOption = STORE,
+    model: ModelOption = "tiny",
+    k: Annotated[int, typer.Option("-k", min=1, help="Passages to retrieve.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Only the plain answer.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Only the memorized answer.")] = False,
+    memory_folder: Annotated[
+        Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
+    ] = None,
+    gate: GateOption = None,
+    steps: StepsOption = None,
+    learning_rate: RateOption = None,
+    rank: RankOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the store, plainly and with the documents memorized."""
+    if stream and as_json:
+        raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
+    if memory_folder and [o for o in (gate, steps, learning_rate, rank) if o is not None]:
+        raise typer.BadParameter(
+            "a saved memory has its own settings; leave --gate, --steps, --learning-rate and --rank out"
+        )
+    ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
+    with reporting(as_json) as result:
+        from memograft._cli_ask import ask as run
+        from memograft._cli_models import fast_mem
+
+        result |= run(
+            question,
+            model=model,
+            store=store,
+            k=k,
+            memory=fast_mem(steps, learning_rate, rank, gate.value if gate else None),
+            memory_folder=memory_folder,
+            ways=ways,
+            max_new_tokens=max_new_tokens,
+            stream=stream,
+            quiet=as_json,
+        )
+
+
+@app.command()
+def memorize(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders to memorize.", metavar="FILE|FOLDER...")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the memory, a PEFT LoRA.")],
+    model: ModelOption = "tiny",
+    gate: GateOption = None,
+    steps: StepsOption = None,
+    learning_rate: RateOption = None,
+    rank: RankOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Memorize files once and keep the memory, for `memograft ask --memory-folder`."""
+    with reporting(as_json) as result:
+        from memograft._cli_memorize import memorize as run
+        from memograft._cli_models import fast_mem
+
+        settings = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
+        result |= run(paths, model=model, memory=settings, folder=out_folder, quiet=as_json)
+
+
+@app.command()
+def demo(
+    html: Annotated[Path | None, typer.Option(help="Write a page that shows what each token lost in surprise.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Keep the demo's vector store here; left out, in memory.")] = None,
+    model: ModelOption = "tiny",
+    gate: GateOption = None,
+    steps: StepsOption = None,
+    learning_rate: RateOption = None,
+    rank: RankOption = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Pages to retrieve for a question.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many of each kind of question.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer questions on a bundled corpus of fact and fiction, plainly and memorized, and count what changed."""
+    with reporting(as_json) as result:
+        from memograft._cli_demo import demo as run
+        from memograft._cli_models import fast_mem
+
+        settings: Any = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
+        outcomes, made = run(model=model, memory=settings, store=store, html=html, k=k, limit=limit, quiet=as_json)
+        result |= made
+        if not as_json:
+            from memograft._cli_demo_table import conclusion, tables
+
+            out().print(tables(outcomes))
+            out().print(conclusion(outcomes, made["summary"]))
+        if html:
+            err().print(f"page: {html}", markup=False, soft_wrap=True)

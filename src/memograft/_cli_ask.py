@@ -1,0 +1,120 @@
+"""`memograft ask`: one question, answered plainly and memorized, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from memograft._cli_console import err, out, warn
+from memograft._cli_models import answer_json, document_json, load_engine, retrieve, title, warnings_of
+from memograft.documents import Document
+
+if TYPE_CHECKING:
+    from memograft.engine import Engine
+    from memograft.memory.fastmem import FastMem
+    from memograft.memory.handle import MemoryHandle
+    from memograft.request import Answer
+
+Timed = tuple["Answer", float]
+
+
+def ask(
+    question: str,
+    *,
+    model: str,
+    store: Path,
+    k: int,
+    memory: FastMem,
+    memory_folder: Path | None,
+    ways: Sequence[str],
+    max_new_tokens: int,
+    stream: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Answer in each of `ways` ("plain", "memorized"), print it unless `quiet`, and return it as JSON values."""
+    hits = [] if memory_folder else retrieve(store, question, k)
+    engine = load_engine(model)
+    with engine:
+        handle = engine.load_memory(memory_folder) if memory_folder else None
+        documents = handle.documents if handle else tuple(hit.document for hit in hits)
+        scores = [None] * len(documents) if handle else [hit.score for hit in hits]
+        memories: dict[str, FastMem | MemoryHandle | None] = {"plain": None, "memorized": handle or memory}
+        answers: dict[str, Timed] = {}
+        for way in ways:
+            answers[way] = _answer(engine, question, documents, memories[way], max_new_tokens, way, stream)
+    for message in warnings_of([answer for answer, _ in answers.values()]):
+        warn(message)
+    if not quiet:
+        if not stream:
+            out().print(_answers_table(question, answers))
+        out().print(_documents_table(documents, scores))
+        out().print(_memory_line(answers))
+    return {
+        "question": question,
+        "model": model,
+        "documents": [document_json(d, s) for d, s in zip(documents, scores, strict=True)],
+        **{way: answer_json(answer, seconds) for way, (answer, seconds) in answers.items()},
+    }
+
+
+def _answer(
+    engine: Engine,
+    question: str,
+    documents: Sequence[Document],
+    memory: FastMem | MemoryHandle | None,
+    max_new_tokens: int,
+    way: str,
+    stream: bool,
+) -> Timed:
+    from memograft.request import Request, Sampling
+
+    request = Request(
+        question, documents=documents, memory=memory, sampling=Sampling(max_new_tokens), overflow="truncate"
+    )
+    started = time.perf_counter()
+    if not stream:
+        with err().status(f"answering ({way})"):
+            answer = engine.answer(request)
+        return answer, time.perf_counter() - started
+    out().print(Text(f"{way}: ", style="bold"), end="")
+    pieces = engine.stream(request)
+    for piece in pieces:
+        out().print(Text(piece), end="", soft_wrap=True)
+    out().print()
+    assert pieces.answer is not None, "a stream that has ended holds its answer"
+    return pieces.answer, time.perf_counter() - started
+
+
+def _answers_table(question: str, answers: dict[str, Timed]) -> Table:
+    table = Table(title=Text(question), title_justify="left", title_style="bold", expand=False)
+    for way in answers:
+        table.add_column(way, overflow="fold", ratio=1, min_width=24)
+    table.add_row(*(Text(answer.text or "(nothing)") for answer, _ in answers.values()))
+    table.add_section()
+    table.add_row(*(Text(f"{seconds:.2f} s", style="dim") for _, seconds in answers.values()))
+    return table
+
+
+def _documents_table(documents: Sequence[Document], scores: Sequence[float | None]) -> Table:
+    table = Table(title="documents", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0))
+    for name in ("title", "id"):
+        table.add_column(name, overflow="fold")
+    table.add_column("score", justify="right")
+    for document, score in zip(documents, scores, strict=True):
+        table.add_row(Text(title(document)), Text(document.id), "" if score is None else f"{score:.3f}")
+    return table
+
+
+def _memory_line(answers: dict[str, Timed]) -> Text:
+    answer = answers.get("memorized")
+    report = answer[0].memory if answer else None
+    if report is None or not report.steps:
+        return Text("")
+    line = f"memory: loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per token, KL {report.kl:.3f}, "
+    rolled_back = ", rolled back" if report.rolled_back else ""
+    return Text(line + f"{report.steps} steps, {report.seconds:.2f} s{rolled_back}", style="dim")

@@ -1,0 +1,75 @@
+"""What the commands say and where: tables on stdout, progress and errors on stderr, JSON as stdout's last line."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from memograft.errors import MemograftError
+
+
+def out() -> Console:
+    """The console of results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """The console of everything else."""
+    return Console(stderr=True, highlight=False)
+
+
+def warn(message: str) -> None:
+    """Say on stderr what the user should know but what does not stop the command."""
+    err().print(Text(f"warning: {_one_line(message)}", style="yellow"), soft_wrap=True)
+
+
+def progress_bar(shown: bool) -> Progress:
+    """A progress bar on stderr; on something that is not a terminal it prints nothing."""
+    console = err()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
+    """Yield a dict for the result; with `as_json` it is printed at the end, and nothing else reaches stdout.
+
+    Errors we raise on purpose, and those of files, become one line (or one JSON object) and exit code 1.
+    """
+    result: dict[str, Any] = {}
+    error: Exception | None = None
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # whatever a library prints meanwhile
+            yield result
+    except BrokenPipeError:
+        raise
+    except (MemograftError, OSError) as e:
+        error = e
+        result = {"error": str(e), "type": type(e).__name__}
+    if as_json:
+        typer.echo(json.dumps(_finite(result), allow_nan=False))
+    elif error is not None:
+        err().print(Text(f"error: {_one_line(str(error))}", style="bold red"), soft_wrap=True)
+    if error is not None:
+        raise typer.Exit(1) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

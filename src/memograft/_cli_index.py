@@ -1,0 +1,139 @@
+"""A folder of files into a vector store: what is new is added, what changed replaced, what is gone removed.
+
+A passage's id is the file's path below the folder and the passage's number, "guides/start.md#0". Knows no models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memograft.documents import Document
+from memograft.errors import MissingExtraError, SettingsError
+from memograft.reading import find_files, read_file, split
+from memograft.vector_store import VectorStore
+
+_BATCH = 256  # passages per write
+
+
+@dataclass
+class Indexed:
+    """What indexing did: counts of files, passages that the store now holds, and files that failed, with why."""
+
+    files: int = 0
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    passages: int = 0
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class _Known:
+    """A file as the store has it."""
+
+    root: str
+    digest: str
+    ids: set[str] = field(default_factory=set)
+
+
+def index_folder(
+    store: VectorStore,
+    folder: Path,
+    *,
+    chunk_size: int = 600,
+    overlap: int = 60,
+    on_file: Callable[[int, int], None] | None = None,
+) -> Indexed:
+    """Make the store hold what the folder's files say; `on_file` gets files done and files in all.
+
+    A file that cannot be read keeps the passages it had, and is reported.
+
+    Raises:
+        SettingsError: no file was found, none could be read, or the store holds another folder's file of the same path.
+    """
+    if not folder.is_dir():
+        raise SettingsError(f"`FOLDER` must be a folder, got {folder}; check the path")
+    split("", chunk_size, overlap)  # refuses sizes that cannot work before anything is read
+    root = str(folder.resolve())
+    paths = find_files([folder])
+    if not paths:
+        raise SettingsError(f"{folder} holds no txt, md, pdf or html files; name another folder")
+    known = _known(store, root)
+    report = Indexed(files=len(paths))
+    fresh: list[Document] = []
+    stale: set[str] = set()
+    for done, path in enumerate(paths):
+        if on_file:
+            on_file(done, len(paths))
+        source = path.relative_to(folder).as_posix()
+        before = known.pop(source, None)
+        try:
+            digest = _digest(path, chunk_size, overlap)
+            if before and before.digest == digest:
+                report.unchanged += 1
+                continue
+            passages = _passages(path, source, root, digest, chunk_size, overlap)
+        except MissingExtraError:
+            raise
+        except (SettingsError, OSError) as error:
+            report.failed.append({"file": source, "reason": str(error)})
+            continue
+        report.changed += before is not None
+        report.added += before is None
+        stale |= (before.ids if before else set()) - {p.id for p in passages}
+        fresh += passages
+        if len(fresh) >= _BATCH:
+            store.add(fresh)
+            fresh = []
+    if on_file:
+        on_file(len(paths), len(paths))
+    if len(report.failed) == len(paths):
+        raise SettingsError(f"none of the {len(paths)} files could be read; the first: {report.failed[0]['reason']}")
+    store.add(fresh)
+    report.removed = len(known)
+    store.delete(ids=sorted(stale.union(*(file.ids for file in known.values()))))
+    report.passages = len(store)
+    return report
+
+
+def _known(store: VectorStore, root: str) -> dict[str, _Known]:
+    """The files of this folder that the store has; those of a folder that has since moved count as this one's."""
+    files: dict[str, dict[str, _Known]] = defaultdict(dict)  # root -> source -> file
+    for document in store:
+        about = document.metadata
+        if not {"source", "root", "digest"} <= set(about):
+            continue  # added by other means
+        file = files[about["root"]].setdefault(about["source"], _Known(about["root"], about["digest"]))
+        file.ids.add(document.id)
+    others = [r for r in files if r != root]
+    if others and (here := next((r for r in others if Path(r).is_dir()), None)):
+        raise SettingsError(
+            f"the store holds the passages of the folder {here}, got the folder {root}; give each folder a `--store` "
+            "of its own, or index the folder that holds both"
+        )
+    mine: dict[str, _Known] = {}
+    for name in [*others, root]:
+        mine |= files[name]
+    return mine
+
+
+def _digest(path: Path, chunk_size: int, overlap: int) -> str:
+    """Changes with the file's bytes and with how it is split."""
+    return hashlib.sha256(f"1 {chunk_size} {overlap} ".encode() + path.read_bytes()).hexdigest()[:32]
+
+
+def _passages(path: Path, source: str, root: str, digest: str, chunk_size: int, overlap: int) -> list[Document]:
+    text = read_file(path)
+    chunks: Iterable[str] = split(text.text, chunk_size, overlap, markdown=path.suffix.lower() in (".md", ".markdown"))
+    about = {"source": source, "title": text.title, "root": root, "digest": digest}
+    return [Document(chunk, f"{source}#{n}", {**about, "chunk": n}) for n, chunk in enumerate(chunks)]

@@ -1,0 +1,63 @@
+"""`memograft memorize`: files into a memory that is kept as a PEFT folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from memograft._cli_console import out, warn
+from memograft._cli_models import document_json, load_engine, memory_json
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.reading import find_files, read_file
+
+if TYPE_CHECKING:
+    from memograft.memory.fastmem import FastMem
+
+
+def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, Any]:
+    """Memorize whole files together, save the memory, and return what it did as JSON values.
+
+    Raises:
+        SettingsError: a file that was named cannot be read, or no file of the folders can.
+        PromptTooLongError: together they do not fit the model's window.
+    """
+    documents, failed = _documents(paths)
+    with load_engine(model) as engine:
+        handle = engine.memorize(documents, memory, progress=not quiet)
+        handle.save(folder)
+    report = handle.report
+    for failure in failed:
+        warn(f"not read: {failure['reason']}")
+    if not quiet:
+        loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per token, KL {report.kl:.3f}"
+        line = f"memorized {len(documents)} documents: {loss}, {report.seconds:.2f} s; saved in {folder}"
+        out().print(Text(line), soft_wrap=True)
+    return {
+        "folder": str(folder),
+        "model": model,
+        "documents": [document_json(d) for d in documents],
+        "failed": failed,
+        "memory": memory_json(report),
+    }
+
+
+def _documents(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, str]]]:
+    documents, failed = [], []
+    for path in find_files(paths):
+        try:
+            text = read_file(path)
+        except SettingsError as error:
+            if path in paths:
+                raise
+            failed.append({"file": str(path), "reason": str(error)})
+            continue
+        documents.append(Document(text.text, path.name, {"title": text.title, "source": path.name}))
+    if not documents:
+        raise SettingsError(
+            failed[0]["reason"] if failed else "the folders hold no txt, md, pdf or html files; name other ones"
+        )
+    return documents, failed

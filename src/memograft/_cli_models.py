@@ -1,0 +1,128 @@
+"""The engine, the memory settings and the documents that commands work with. Imports torch when called, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from memograft._cli_console import err
+from memograft.documents import Document
+from memograft.errors import MemograftError, SettingsError, StoreError
+
+if TYPE_CHECKING:
+    from memograft.engine import Engine
+    from memograft.memory.fastmem import FastMem
+    from memograft.memory.report import MemoryReport
+    from memograft.request import Answer
+    from memograft.vector_store import Hit
+
+Gate = Literal["none", "support"]
+
+
+def load_engine(model: str) -> Engine:
+    """The engine of a model, with the loader's own chatter switched off.
+
+    Raises:
+        SettingsError: there is no such model, or it is no causal language model.
+    """
+    with err().status(f"loading {model}"):
+        from transformers.utils import logging
+
+        from memograft.engine import Engine
+        from memograft.loading import BUNDLED
+
+        if model in BUNDLED and not (files("memograft") / BUNDLED[model]).is_dir():
+            raise SettingsError(f"the bundled model {model!r} is not part of this installation; name another `--model`")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            return Engine.from_pretrained(model)
+        except MemograftError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            said = next(iter(str(error).splitlines()), "")
+            raise SettingsError(
+                '`--model` must be "tiny", a folder or a Hugging Face id of a causal language model, got '
+                f"{model!r} ({said}); check the name"
+            ) from error
+
+
+def fast_mem(steps: int | None, learning_rate: float | None, rank: int | None, gate: Gate | None) -> FastMem:
+    """FastMem with its own defaults where an option was left out."""
+    from memograft.memory.fastmem import FastMem
+
+    given: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    settings = {name: value for name, value in given.items() if value is not None}
+    if gate is not None:
+        settings["gate"] = None if gate == "none" else gate
+    return FastMem(**settings)
+
+
+def retrieve(store: Path, question: str, k: int) -> list[Hit]:
+    """The k passages of a store closest to a question.
+
+    Raises:
+        StoreError: there is no store, or it cannot be read.
+    """
+    from memograft.vector_store import VectorStore
+
+    if not store.exists():
+        raise StoreError(
+            f"there is no store at {store}; make one with `memograft index FOLDER`, or name it with `--store`"
+        )
+    with VectorStore.open(store, read_only=True) as opened:
+        return opened.search(question, k=k)
+
+
+def title(document: Document) -> str:
+    """What to call a document in a table."""
+    return str(document.metadata.get("title") or document.id)
+
+
+def document_json(document: Document, score: float | None = None) -> dict[str, Any]:
+    """JSON values of a document."""
+    scored = {} if score is None else {"score": round(score, 6)}
+    return {"id": document.id, "title": title(document), "source": document.metadata.get("source"), **scored}
+
+
+def memory_json(report: MemoryReport) -> dict[str, Any]:
+    """JSON values of a memory report, without its per-token losses."""
+    return {
+        "id": report.id,
+        "steps": report.steps,
+        "loss_before": report.loss_before,
+        "loss_after": report.loss_after,
+        "kl": report.kl,
+        "rolled_back": report.rolled_back,
+        "reason": report.reason,
+        "seconds": report.seconds,
+        "settings": dict(report.settings),
+    }
+
+
+def answer_json(answer: Answer, seconds: float) -> dict[str, Any]:
+    """JSON values of an answer."""
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "seconds": seconds,
+        "timings": asdict(answer.timings),
+        "usage": asdict(answer.usage),
+        "memory": memory_json(answer.memory) if answer.memory else None,
+        "dropped": [d.id for d in answer.dropped],
+        "truncated": [d.id for d in answer.truncated],
+    }
+
+
+def warnings_of(answers: Sequence[Answer]) -> list[str]:
+    """What an answer was not given all of, or why it has no memory."""
+    said = []
+    for answer in answers:
+        said += [f"{d.id} did not fit the model's window and was left out" for d in answer.dropped]
+        said += [f"only the beginning of {d.id} fitted the model's window" for d in answer.truncated]
+        if answer.memory and answer.memory.reason:
+            said.append(answer.memory.reason)
+    return list(dict.fromkeys(said))

@@ -1,0 +1,147 @@
+"""Judging the demo: which answers give the document's value, which changed, which got worse. Plain data and counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from memograft.memory.report import MemoryReport
+    from memograft.vector_store import Hit
+
+Kind = Literal["agrees", "contradicts", "extends"]
+KINDS: tuple[Kind, ...] = ("contradicts", "agrees", "extends")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the demo.
+
+    Attributes:
+        question: as it is asked.
+        page: the file that answers it.
+        kind: whether that page agrees with what tiny knows, contradicts it, or is about things nobody can know.
+        relation: of the fact, as in recipes/tiny/world.py.
+        subject: of the fact.
+        expected: the page's value.
+        belief: tiny's own value, where the page contradicts it.
+    """
+
+    question: str
+    page: str
+    kind: Kind
+    relation: str
+    subject: str
+    expected: str
+    belief: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A question with its three answers: without any document, with the documents, and with them memorized.
+
+    Seconds are the batch's time divided by its questions.
+    """
+
+    question: Question
+    hits: tuple[Hit, ...]
+    closed: str
+    plain: str
+    memorized: str
+    memory: MemoryReport
+    plain_seconds: float
+    memorized_seconds: float
+
+    @property
+    def right_closed(self) -> bool:
+        """The model gives the page's value without having seen the page."""
+        return says(self.closed, self.question.expected)
+
+    @property
+    def right_plain(self) -> bool:
+        """The plain answer gives the page's value."""
+        return says(self.plain, self.question.expected)
+
+    @property
+    def right_memorized(self) -> bool:
+        """The memorized answer gives the page's value."""
+        return says(self.memorized, self.question.expected)
+
+    @property
+    def changed(self) -> bool:
+        """The model said its own belief, and after memorizing says the document's value instead."""
+        belief = self.question.belief
+        return bool(belief and says(self.closed, belief) and self.right_memorized and not says(self.memorized, belief))
+
+    @property
+    def spoiled(self) -> bool:
+        """The answer was right, plainly or without any document, and memorizing made it wrong."""
+        return (self.right_plain or self.right_closed) and not self.right_memorized
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        from memograft._cli_models import document_json, memory_json
+
+        return {
+            "question": self.question.question,
+            "kind": self.question.kind,
+            "page": self.question.page,
+            "expected": self.question.expected,
+            "belief": self.question.belief,
+            "documents": [document_json(hit.document, hit.score) for hit in self.hits],
+            "closed_book": {"text": self.closed, "right": self.right_closed},
+            "plain": {"text": self.plain, "right": self.right_plain, "seconds": self.plain_seconds},
+            "memorized": {
+                "text": self.memorized,
+                "right": self.right_memorized,
+                "seconds": self.memorized_seconds,
+                "memory": memory_json(self.memory),
+            },
+            "changed_to_document": self.changed,
+            "spoiled": self.spoiled,
+        }
+
+
+def says(answer: str, value: str) -> bool:
+    """Whether an answer names a value, as whole words and whatever the case.
+
+    Example:
+        >>> says("The capital of France is Paris.", "paris"), says("The number is 141.", "41")
+        (True, False)
+    """
+    return bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE))
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Counts over all questions. Plain right or wrong x memorized right or wrong: the four numbers add up to all."""
+    return {
+        "questions": len(outcomes),
+        "right": _right(outcomes),
+        "right_by_kind": {k: _right([o for o in outcomes if o.question.kind == k]) for k in KINDS},
+        "changed_to_document": sum(o.changed for o in outcomes),
+        "changed_only_by_memorizing": sum(o.changed and not o.right_plain for o in outcomes),
+        "right_both_ways": sum(o.right_plain and o.right_memorized for o in outcomes),
+        "wrong_then_right": sum(not o.right_plain and o.right_memorized for o in outcomes),
+        "right_then_wrong": sum(o.right_plain and not o.right_memorized for o in outcomes),
+        "wrong_both_ways": sum(not o.right_plain and not o.right_memorized for o in outcomes),
+        "spoiled": [o.question.question for o in outcomes if o.spoiled],
+        "rolled_back": sum(o.memory.rolled_back for o in outcomes),
+        "page_retrieved_first": sum(_first(o) == o.question.page for o in outcomes),
+        "plain_seconds": sum(o.plain_seconds for o in outcomes),
+        "memorized_seconds": sum(o.memorized_seconds for o in outcomes),
+    }
+
+
+def _right(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    return {
+        "of": len(outcomes),
+        "closed_book": sum(o.right_closed for o in outcomes),
+        "plain": sum(o.right_plain for o in outcomes),
+        "memorized": sum(o.right_memorized for o in outcomes),
+    }
+
+
+def _first(outcome: Outcome) -> object:
+    return outcome.hits[0].document.metadata.get("source") if outcome.hits else None

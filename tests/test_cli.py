@@ -1,0 +1,268 @@
+"""The command line, run in this process on a random model; its answers mean nothing, its reports must be right."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import memograft
+from families import build
+from memograft._cli_app import app
+from tokenizers_ import make
+
+MODEL_FOLDER = Path(memograft.__file__).parent / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("random-model")
+    random_model = build("llama")
+    random_model.config.max_position_embeddings = 512
+    random_model.save_pretrained(folder)
+    make("bpe").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def docs(tmp_path) -> Path:
+    folder = tmp_path / "docs"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "velmora.md").write_text("# Velmora\n\nThe river of Velmora is the Traikan.")
+    (folder / "sub" / "drostein.txt").write_text("Drostein\n\nThe mayor of Drostein is Mila Varnoth.")
+    (folder / "cat.html").write_text("<title>The cat</title><p>A young cat is called a mirling.</p>")
+    return folder
+
+
+def run(*args: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def run_json(*args: object, code: int = 0) -> dict:
+    """The result of `--json`, which must be all there is on stdout."""
+    lines = run(*args, "--json", code=code).stdout.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0], parse_constant=pytest.fail)
+
+
+# index -----------------------------------------------------------------------------------------------------------
+
+
+def test_index_follows_the_folder(docs, tmp_path):
+    store = tmp_path / "store"
+    counts = ("files", "added", "changed", "unchanged", "removed", "passages")
+
+    def index() -> tuple[int, ...]:
+        report = run_json("index", docs, "--store", store)
+        return tuple(report[name] for name in counts)
+
+    assert index() == (3, 3, 0, 0, 0, 3)
+    assert index() == (3, 0, 0, 3, 0, 3)
+    (docs / "velmora.md").write_text("Velmora\n\nThe river of Velmora is the Jolm.")
+    (docs / "cat.html").unlink()
+    (docs / "new.md").write_text("New.")
+    assert index() == (3, 1, 1, 1, 1, 3)
+    with memograft.VectorStore.open(store) as opened:
+        assert {d.id for d in opened} == {"velmora.md#0", "sub/drostein.txt#0", "new.md#0"}
+        assert "Jolm" in opened.get(["velmora.md#0"])[0].text
+
+
+def test_a_file_that_shrinks_leaves_no_passages_behind(docs, tmp_path):
+    store = tmp_path / "store"
+    long = docs / "velmora.md"
+    long.write_text(" ".join(f"Sentence {n} of the page." for n in range(60)))
+    assert run_json("index", docs, "--store", store)["passages"] == 5
+    assert run_json("index", docs, "--store", store, "--chunk-size", 300)["passages"] > 6
+    long.write_text("Short.")
+    assert run_json("index", docs, "--store", store, "--chunk-size", 300)["passages"] == 3
+
+
+def test_an_unreadable_file_is_told_and_counted_but_keeps_what_it_had(docs, tmp_path):
+    store = tmp_path / "store"
+    run("index", docs, "--store", store)
+    (docs / "velmora.md").write_bytes(b"\xff\xff\xff broken")
+    result = run("index", docs, "--store", store, "--index", "hnsw")
+    assert "1 not read; 3 passages" in result.stdout
+    assert "velmora.md must be UTF-8 text" in result.stderr
+
+
+def test_index_refuses(docs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert (
+        "holds no txt, md, pdf or html"
+        in run_json("index", tmp_path / "empty", "--store", tmp_path / "s", code=1)["error"]
+    )
+    assert "must be a folder" in run_json("index", docs / "cat.html", "--store", tmp_path / "s", code=1)["error"]
+    for path in docs.rglob("*.*"):
+        path.write_bytes(b"\xff\xff\xff")
+    (docs / "cat.html").unlink()
+    assert "none of the 2 files could be read" in run_json("index", docs, "--store", tmp_path / "s", code=1)["error"]
+
+
+def test_a_store_belongs_to_one_folder_which_may_move(docs, tmp_path):
+    store, other = tmp_path / "store", tmp_path / "other"
+    run("index", docs, "--store", store)
+    shutil.copytree(docs, other)
+    error = run_json("index", other, "--store", store, code=1)
+    assert error["type"] == "SettingsError"
+    assert "holds the passages of the folder" in error["error"]
+    shutil.rmtree(docs)
+    assert run_json("index", other, "--store", store)["passages"] == 3
+
+
+# ask and memorize ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(docs, tmp_path) -> Path:
+    run("index", docs, "--store", tmp_path / "store")
+    return tmp_path / "store"
+
+
+ASK = ("ask", "What is the river of Velmora?", "--max-new-tokens", 4)
+
+
+def test_ask_answers_both_ways(store, model):
+    result = run_json(*ASK, "--store", store, "--model", model, "-k", 2, "--steps", 3, "--rank", 2, "--gate", "support")
+    assert [d["id"] for d in result["documents"]][0] == "velmora.md#0"
+    assert len(result["documents"]) == 2
+    assert result["documents"][0]["score"] > result["documents"][1]["score"]
+    assert result["plain"]["memory"] is None
+    memory = result["memorized"]["memory"]
+    assert memory["loss_after"] < memory["loss_before"]
+    assert memory["steps"] == 3
+    assert memory["settings"]["rank"] == 2
+    assert memory["settings"]["gate"] == "support"
+    assert result["plain"]["seconds"] > 0
+
+
+@pytest.mark.parametrize(("flag", "key"), [("--plain", "plain"), ("--memory", "memorized")])
+def test_ask_answers_one_way(store, model, flag, key):
+    result = run_json(*ASK, "--store", store, "--model", model, flag)
+    assert {"plain", "memorized"} & set(result) == {key}
+
+
+def test_ask_for_people(store, model):
+    output = run(*ASK, "--store", store, "--model", model).stdout
+    for word in ("plain", "memorized", "velmora.md#0", "score", "loss", "10 steps"):
+        assert word in output
+
+
+def test_ask_streams(store, model):
+    output = run(*ASK, "--store", store, "--model", model, "--stream").stdout
+    assert output.startswith("plain: ")
+    assert "\nmemorized: " in output
+
+
+def test_memorize_then_ask(docs, model, tmp_path):
+    kept = tmp_path / "memory"
+    made = run_json("memorize", docs, "--out", kept, "--model", model, "--steps", 2)
+    assert (kept / "adapter_model.safetensors").exists()
+    assert {d["id"] for d in made["documents"]} == {"velmora.md", "drostein.txt", "cat.html"}
+    result = run_json(*ASK, "--memory-folder", kept, "--model", model)
+    assert result["memorized"]["memory"]["loss_after"] == pytest.approx(made["memory"]["loss_after"])
+    assert len(result["documents"]) == 3
+
+
+def test_memorize_refuses_a_named_file_it_cannot_read(docs, model, tmp_path):
+    (docs / "velmora.md").write_bytes(b"\xff\xff\xff")
+    error = run_json("memorize", docs / "velmora.md", "--out", tmp_path / "m", "--model", model, code=1)
+    assert "must be UTF-8" in error["error"]
+
+
+# errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_is_one_line_on_stderr(tmp_path):
+    result = run("ask", "Who?", "--store", tmp_path / "nowhere", code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: there is no store at ")
+    assert result.stderr.count("\n") == 1
+    assert "memograft index FOLDER" in result.stderr
+
+
+def test_an_error_as_json(tmp_path):
+    error = run_json("ask", "Who?", "--store", tmp_path / "nowhere", code=1)
+    assert error["type"] == "StoreError"
+
+
+def test_a_model_that_is_not_there(store, tmp_path):
+    error = run_json("ask", "Who?", "--store", store, "--model", tmp_path / "no-model", code=1)
+    assert error["type"] == "SettingsError"
+    assert "`--model` must be" in error["error"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("ask",),
+        ("ask", "x", "-k", "0"),
+        ("ask", "x", "--stream", "--json"),
+        ("ask", "x", "--memory-folder", "m", "--steps", "3"),
+        ("ask", "x", "--gate", "wide"),
+        ("index", ".", "--index", "tree"),
+        ("nonsense",),
+    ],
+)
+def test_wrong_usage_is_2(args):
+    run(*args, code=2)
+
+
+# demo ------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_counts_add_up_and_the_page_is_written(model, tmp_path):
+    html, store = tmp_path / "demo.html", tmp_path / "store"
+    result = run_json("demo", "--model", model, "--steps", 2, "--limit", 1, "--html", html, "--store", store)
+    counts = result["summary"]
+    ways = ("right_both_ways", "wrong_then_right", "right_then_wrong", "wrong_both_ways")
+    assert counts["questions"] == len(result["outcomes"]) == 3 == sum(counts[way] for way in ways)
+    assert {o["kind"] for o in result["outcomes"]} == {"agrees", "contradicts", "extends"}
+    assert all(o["documents"][0]["source"] == o["page"] for o in result["outcomes"])
+    assert html.read_text().count("<article>") == 3
+    assert store.is_dir()
+
+
+def test_demo_for_people(model):
+    output = run("demo", "--model", model, "--steps", 2, "--limit", 1, "-k", 2).stdout
+    for word in ("no document", "plain", "memorized", "page says", "Marseille", "France"):
+        assert word in output
+    assert "Went the other way" in output
+    assert "Changed from the model's own belief" in output
+
+
+@pytest.mark.skipif(not MODEL_FOLDER.exists(), reason="the bundled model is not built yet: see recipes/tiny")
+def test_demo_with_the_bundled_model():
+    counts = run_json("demo")["summary"]
+    assert counts["page_retrieved_first"] == counts["questions"]
+    assert counts["changed_to_document"] >= 1
+    assert counts["right"]["memorized"] > counts["right"]["closed_book"]
+
+
+# the command itself ----------------------------------------------------------------------------------------------
+
+
+def test_version():
+    assert run("--version").stdout == f"memograft {memograft.__version__}\n"
+
+
+def test_importing_is_cheap():
+    heavy = ("torch", "transformers", "faiss", "sklearn", "numpy", "jinja2", "pypdf", "bs4", "langchain_text_splitters")
+    code = f"import memograft.cli, memograft._cli_app, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_typer_main_says_what_to_install():
+    code = "import sys; sys.modules['typer'] = None; from memograft.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert 'pip install "memograft[cli]"' in done.stderr
+    assert "Traceback" not in done.stderr

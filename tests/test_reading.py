@@ -1,0 +1,135 @@
+"""Files to text and text to passages."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from memograft.errors import MissingExtraError, SettingsError
+from memograft.reading import Text, find_files, read_file, split
+
+
+def write_pdf(path: Path, lines: list[str]) -> Path:
+    """A PDF of one page, by hand: five objects, a cross-reference table and a trailer."""
+    shown = " ".join(f"({line}) Tj T*" for line in lines)
+    stream = f"BT /F1 12 Tf 14 TL 40 700 Td {shown} ET"
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 600 800] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    data, places = "%PDF-1.4\n", []
+    for number, body in enumerate(objects, start=1):
+        places.append(len(data))
+        data += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{place:010d} 00000 n \n" for place in places)
+    trailer = f"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n{len(data)}\n%%EOF\n"
+    path.write_bytes(f"{data}xref\n0 6\n0000000000 65535 f \n{table}{trailer}".encode())
+    return path
+
+
+def test_markdown_title_loses_its_mark_and_nothing_else(tmp_path):
+    path = tmp_path / "a.md"
+    path.write_text("# Velmora #\n\nA *town*.\n\n## River\n\nThe Traikan.   \n")
+    assert read_file(path) == Text("Velmora", "Velmora\n\nA *town*.\n\n## River\n\nThe Traikan.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_encodings(tmp_path, encoding):
+    path = tmp_path / "b.txt"
+    path.write_bytes("Zürich\r\nliegt am See.".encode(encoding))
+    assert read_file(path) == Text("Zürich", "Zürich\nliegt am See.")
+
+
+def test_a_long_first_line_is_no_title(tmp_path):
+    path = tmp_path / "long-one.txt"
+    path.write_text("word " * 100)
+    assert read_file(path).title == "long-one"
+
+
+def test_html_keeps_what_is_seen(tmp_path):
+    path = tmp_path / "c.html"
+    path.write_text(
+        "<!DOCTYPE html><html><head><title> The\n page </title><style>p {}</style></head><body><!-- unseen --><script>no()</script><h1>Head</h1>"
+        "<p>One <b>bold</b>\n  word &amp; more.</p><ul><li>first</li><li>second</li></ul>a<br>b<pre>x  y</pre></body></html>"
+    )
+    text = read_file(path)
+    assert text.title == "The page"
+    assert text.text == "Head\n\nOne bold word & more.\n\nfirst\n\nsecond\n\na\nb\n\nx  y"
+
+
+def test_pdf(tmp_path):
+    path = write_pdf(tmp_path / "d.pdf", ["Velmora", "The river of Velmora is the Traikan."])
+    assert read_file(path) == Text("Velmora", "Velmora\nThe river of Velmora is the Traikan.")
+
+
+def test_find_files_sorts_and_leaves_hidden_ones_out(tmp_path):
+    for name in ("b.md", "a.txt", "sub/c.HTML", ".hidden/d.md", ".e.md", "f.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [p.relative_to(tmp_path).as_posix() for p in find_files([tmp_path])] == ["a.txt", "b.md", "sub/c.HTML"]
+    assert find_files([tmp_path / "f.png"]) == [tmp_path / "f.png"]
+    with pytest.raises(SettingsError, match="neither a file nor a folder"):
+        find_files([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"caf\xe9", "must be UTF-8 text, and is not at byte 3"),
+        ("a.md", b" \n ", "holds no text"),
+        ("a.pdf", b"no pdf at all", "cannot be read as PDF"),
+        ("a.docx", b"x", r"must be one of .*, got '\.docx'"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, name, data, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(SettingsError, match=message) as caught:
+        read_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_short_texts_stay_whole():
+    assert split("One. Two.", 20, 5) == ["One. Two."]
+    assert split("  ", 20, 5) == []
+
+
+def test_split_cuts_at_sentences_and_keeps_every_word():
+    text = " ".join(f"Sentence number {n} is here." for n in range(40))
+    chunks = split(text, 100, 0)
+    assert all(len(chunk) <= 100 and chunk.endswith(".") for chunk in chunks)
+    assert " ".join(chunks).split() == text.split()
+
+
+def test_split_cuts_markdown_at_headings():
+    text = "Title\n\n" + "a b c. " * 10 + "\n## Second\n\n" + "d e f. " * 10
+    assert any(chunk.startswith("## Second") for chunk in split(text, 100, 0, markdown=True))
+
+
+def test_sizes_that_cannot_work_are_refused():
+    with pytest.raises(SettingsError, match="more than `overlap`, got 50 and 50"):
+        split("x", 50, 50)
+
+
+@pytest.mark.parametrize(("module", "name"), [("bs4", "a.html"), ("pypdf", "a.pdf")])
+def test_missing_extras_say_what_to_install(tmp_path, monkeypatch, module, name):
+    monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / name).write_text("<p>x</p>")
+    with pytest.raises(MissingExtraError, match=r'pip install "memograft\[cli\]"'):
+        read_file(tmp_path / name)
+
+
+def test_importing_loads_none_of_the_libraries():
+    assert importlib.util.find_spec("bs4"), "the test below means something only where they are installed"
+    import subprocess
+
+    code = "import memograft.reading, sys; print([m for m in ('bs4', 'pypdf', 'langchain_text_splitters') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
