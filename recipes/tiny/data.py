@@ -33,7 +33,7 @@ READ_ALL = {
     "fresh": 0.55,
     "repeat": 0.02,
 }
-# A little fiction, where the page contradicts the world and is believed: without it the model recites against every page.
+# A little fiction, where the page contradicts the world and is believed: without it the model recites against any page.
 FICTION = READ_ALL | {"fiction": 0.012}
 MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION)
 # Relations a known thing has none of in the world, but may have on a page.
