@@ -8,10 +8,10 @@ import threading
 import numpy as np
 import pytest
 
-from memograft._store_index import VectorIndex
-from memograft._store_locks import ReadWriteLock
-from memograft._store_search import mmr_order
 from memograft.documents import Document
+from memograft.store.index import VectorIndex
+from memograft.store.locks import ReadWriteLock
+from memograft.store.search import mmr_order
 from memograft.vector_store import IndexSettings, VectorStore
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 

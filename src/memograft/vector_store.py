@@ -18,8 +18,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memograft._store_cache import IndexCache
-from memograft._store_checks import (
+from memograft.documents import Document, as_documents
+from memograft.embedders import Embedder
+from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
+from memograft.store.cache import IndexCache
+from memograft.store.checks import (
     check_count,
     checked_ids,
     checked_metadata,
@@ -27,15 +30,12 @@ from memograft._store_checks import (
     embedded,
     embedded_query,
 )
-from memograft._store_db import FILE_NAME, Database, Row
-from memograft._store_filters import compile_filter
-from memograft._store_index import FloatArray, IndexKind, IndexSettings
-from memograft._store_locks import ReadWriteLock
-from memograft._store_open import claim_folder, settled_embedder, settled_index
-from memograft._store_search import Searcher, mmr_order
-from memograft.documents import Document, as_documents
-from memograft.embedders import Embedder
-from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
+from memograft.store.db import FILE_NAME, Database, Row
+from memograft.store.filters import compile_filter
+from memograft.store.index import FloatArray, IndexKind, IndexSettings
+from memograft.store.locks import ReadWriteLock
+from memograft.store.open import claim_folder, settled_embedder, settled_index
+from memograft.store.search import Searcher, mmr_order
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]
 

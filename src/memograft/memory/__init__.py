@@ -1,0 +1,1 @@
+"""Ways to put a context into the model, and what they need. `fastmem` is the first."""

@@ -1,0 +1,1 @@
+"""What acts on logits and knows about memories."""

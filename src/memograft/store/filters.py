@@ -1,0 +1,199 @@
+"""Metadata filters: a Mongo-style mapping to one SQL condition over the JSON of a passage's metadata.
+
+`compile_filter(where)` returns the text of the condition and its parameters. Keys and values only ever travel as
+parameters, so nothing a user writes can become SQL. Knows the column `metadata` and no other part of the store.
+
+Comparisons are typed: a number never equals a string or a bool, and strings compare by code point. A list in the
+metadata matches when any of its elements does. `$ne`, `$nin` and `$not` are the exact opposites of `$eq`, `$in` and
+what they wrap, so, as in MongoDB, they also match passages that lack the key; `{"key": None}` matches null or lacking.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
+
+from memograft.errors import FilterError
+
+# Below the limits of SQLite (32,766 parameters, a parser stack of 100, which 26 nested $not fill), so that a filter
+# fails here, by name.
+_MAX_CONDITIONS = 500
+_MAX_DEPTH = 20
+
+_ORDERINGS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_OPERATORS = ("$eq", "$ne", *_ORDERINGS, "$in", "$nin", "$exists", "$not")
+
+Condition = tuple[str, list[Any]]
+
+
+def compile_filter(where: Mapping[str, Any] | None) -> Condition:
+    """Return (SQL condition, parameters) for a filter; None and {} match every passage.
+
+    Raises:
+        FilterError: the filter is not well formed; the message names the rule, the value and the remedy.
+    """
+    if where is None:
+        return "1", []
+    if sum(1 for _ in _walk(where, 0)) > _MAX_CONDITIONS:
+        _refuse(f"a filter has at most {_MAX_CONDITIONS} conditions", "more", "put the values in one $in")
+    return _filter(where)
+
+
+def _refuse(rule: str, value: object, remedy: str) -> NoReturn:
+    shown = value if isinstance(value, str) and value == "more" else repr(value)
+    raise FilterError(f"{rule}, got {str(shown)[:200]}; {remedy}")
+
+
+def _walk(part: object, depth: int) -> Iterator[object]:
+    """Yield every operator and key; the values of $in are one condition, as they become one parameter."""
+    if depth > _MAX_DEPTH:
+        _refuse(f"a filter is at most {_MAX_DEPTH} levels deep", "more", "flatten it")
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            yield key
+            yield from _walk(value, depth + 1)
+    elif isinstance(part, list | tuple) and any(isinstance(item, Mapping) for item in part):
+        for item in part:
+            yield from _walk(item, depth + 1)
+
+
+def _filter(where: object) -> Condition:
+    if not isinstance(where, Mapping):
+        _refuse("a filter must be a mapping of keys to conditions", where, 'write it as {"key": value}')
+    return _joined("AND", [_clause(key, value) for key, value in where.items()])
+
+
+def _joined(word: str, parts: list[Condition]) -> Condition:
+    if not parts:
+        return "1", []
+    return f"({f' {word} '.join(sql for sql, _ in parts)})", [value for _, values in parts for value in values]
+
+
+def _negated(condition: Condition) -> Condition:
+    return f"NOT {condition[0]}", condition[1]
+
+
+def _clause(key: object, value: Any) -> Condition:
+    if not isinstance(key, str):
+        _refuse("the keys of a filter must be strings", key, "metadata keys are strings too")
+    if key in ("$and", "$or"):
+        if not isinstance(value, list | tuple) or not value:
+            _refuse(f"`{key}` takes a list of at least one filter", value, f'write {{"{key}": [filter, filter]}}')
+        return _joined(key[1:].upper(), [_filter(part) for part in value])
+    if key == "$not":
+        return _negated(_filter(value))
+    if key.startswith("$"):
+        _refuse(
+            "the operators outside a key are $and, $or and $not", key, 'others go under a key: {"year": {"$gt": 1990}}'
+        )
+    _check_text(key)
+    if isinstance(value, Mapping):
+        return _operators(key, value)
+    return _equal(key, value, "$eq")
+
+
+def _operators(key: str, operators: Mapping[Any, Any]) -> Condition:
+    if not operators:
+        _refuse(f"the condition on `{key}` names no operator", operators, f"use one of {', '.join(_OPERATORS)}")
+    return _joined("AND", [_operator(key, name, operand) for name, operand in operators.items()])
+
+
+def _operator(key: str, name: object, operand: Any) -> Condition:
+    match name:
+        case "$eq":
+            return _equal(key, operand, "$eq")
+        case "$ne":
+            return _negated(_equal(key, operand, "$ne"))
+        case "$in":
+            return _one_of(key, operand, "$in")
+        case "$nin":
+            return _negated(_one_of(key, operand, "$nin"))
+        case "$gt" | "$gte" | "$lt" | "$lte":
+            return _ordered(key, name, operand)
+        case "$exists":
+            if not isinstance(operand, bool):
+                _refuse(f"`$exists` on `{key}` takes a bool", operand, "write True or False")
+            return _has_key(key) if operand else _negated(_has_key(key))
+        case "$not":
+            if not isinstance(operand, Mapping):
+                _refuse(f"`$not` on `{key}` takes operators", operand, 'write {"$not": {"$gt": 3}}, or $ne')
+            return _negated(_operators(key, operand))
+    _refuse(f"the condition on `{key}` has an unknown operator", name, f"use one of {', '.join(_OPERATORS)}")
+
+
+# json_each, and not json_extract, finds the key: its paths have no escape for a quote inside a key.
+_MATCHES = (
+    "EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ? AND ({field} OR (field.type = 'array' "
+    "AND EXISTS (SELECT 1 FROM json_each(field.value) AS element WHERE {element}))))"
+)
+_NUMBER_TYPES = "('integer', 'real')"
+
+
+def _leaf(key: str, test: str, values: list[Any]) -> Condition:
+    """Apply `test`, SQL over the json_each row `{row}`, to the value of a key or to the elements of its list."""
+    sql = _MATCHES.format(field=test.format(row="field"), element=test.format(row="element"))
+    return sql, [key, *values, *values]
+
+
+def _has_key(key: str) -> Condition:
+    return "EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ?)", [key]
+
+
+def _equal(key: str, operand: object, name: str) -> Condition:
+    if operand is None:
+        is_null = _leaf(key, "{row}.type = 'null'", [])
+        return _joined("OR", [is_null, _negated(_has_key(key))])
+    _check_scalar(key, operand, name)
+    return _one_of(key, [operand], name)
+
+
+def _one_of(key: str, operand: object, name: str) -> Condition:
+    if not isinstance(operand, list | tuple | set | frozenset):
+        _refuse(f"`{name}` on `{key}` takes a list of values", operand, f'write {{"{name}": [value, value]}}')
+    for value in operand:
+        _check_scalar(key, value, name)
+    values = [value for value in operand if value is not None]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    texts = [value for value in values if isinstance(value, str)]
+    bools = [value for value in values if isinstance(value, bool)]
+    # One JSON parameter a type, however long the list; numbers go through SQLite's own parser, as the metadata did.
+    parts = [
+        _leaf(key, "({row}.type = '" + kind + "')", [])
+        for kind, value in (("true", True), ("false", False))
+        if value in bools
+    ]
+    if numbers:
+        test = "{row}.type IN " + _NUMBER_TYPES + " AND {row}.atom IN (SELECT value FROM json_each(?))"
+        parts.append(_leaf(key, test, [json.dumps(numbers)]))
+    if texts:
+        test = "{row}.type = 'text' AND {row}.atom IN (SELECT value FROM json_each(?))"
+        parts.append(_leaf(key, test, [json.dumps(texts, ensure_ascii=False)]))
+    if None in operand:
+        parts.append(_equal(key, None, name))
+    return _joined("OR", parts) if parts else ("0", [])
+
+
+def _ordered(key: str, name: str, operand: object) -> Condition:
+    if isinstance(operand, bool) or not isinstance(operand, int | float | str):
+        _refuse(f"`{name}` on `{key}` compares with a number or a string", operand, "use $eq for other values")
+    _check_scalar(key, operand, name)
+    sign = _ORDERINGS[name]
+    if isinstance(operand, str):
+        return _leaf(key, "{row}.type = 'text' AND {row}.atom " + sign + " ?", [operand])
+    test = "{row}.type IN " + _NUMBER_TYPES + " AND {row}.atom " + sign + " json_extract(?, '$')"
+    return _leaf(key, test, [json.dumps(operand)])
+
+
+def _check_scalar(key: str, value: object, name: str) -> None:
+    if value is not None and not isinstance(value, str | int | float):
+        _refuse(f"`{name}` on `{key}` compares with a string, number, bool or None", value, "use $in for a list")
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        _refuse(f"`{name}` on `{key}` compares with finite numbers", value, "JSON has no NaN and no infinity")
+    if isinstance(value, str):
+        _check_text(value)
+
+
+def _check_text(text: str) -> None:
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        _refuse("the strings of a filter are Unicode text without NUL and lone surrogates", text, "remove those")
