@@ -1,0 +1,1 @@
+"""The parts of `memograft.vector_store`; nothing here is public."""
