@@ -101,8 +101,7 @@ class PromptBuilder:
             if keys and n == last_user and not self._native:
                 content = render_documents(keys, content)
             rendered.append({**message, "content": content})
-        native = [_NativeDocument(title=f"{n}", text=key) for n, key in enumerate(keys, start=1)]
-        text, places = texts.fill(self._render(rendered, native if self._native else None))
+        text, places = texts.fill(self._with_documents(rendered, keys))
         _all_there("document", keys, places)
         _all_there("message", contents, places)
         ids, offsets = self._encode(text, places)
@@ -117,7 +116,8 @@ class PromptBuilder:
         """
         texts = _Texts()
         context = texts.add("\n\n".join(d.text for d in documents))
-        text, places = texts.fill(self._render([{"role": "assistant", "content": context}], None, open_turn=False))
+        turn = [{"role": "assistant", "content": context}]
+        text, places = texts.fill(self._with_documents(turn, (), open_turn=False))
         _all_there("message", [context], places)
         ids, offsets = self._encode(text, places)
         start, end = _token_span(offsets, places[context][-1])
@@ -142,14 +142,36 @@ class PromptBuilder:
         """The text of each token, for people to look at."""
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
 
-    def _render(self, messages: list[dict[str, Any]], documents: Any, *, open_turn: bool = True) -> str:
+    def _with_documents(self, messages: list[dict[str, Any]], keys: Sequence[str], *, open_turn: bool = True) -> str:
+        """Render, with `keys` where the template has its place for documents.
+
+        Templates disagree on the name of a document's text, and some print all fields there are, so that the fewest are
+        tried first; some want a list even where there are no documents, others none.
+        """
+        if not self._native:
+            return self._render(messages, None, open_turn)
+        brief = [{"title": f"{n}", "text": key} for n, key in enumerate(keys, start=1)]
+        wordy = [{"doc_id": d["title"], "content": d["text"], **d} for d in brief]
+        first, second = (brief, wordy) if keys else (None, [])
+        try:
+            rendered = self._render(messages, first, open_turn)
+            if all(key in rendered for key in keys):
+                return rendered
+        except SettingsError:
+            pass
+        return self._render(messages, second, open_turn)
+
+    def _render(self, messages: list[dict[str, Any]], documents: Any, open_turn: bool) -> str:
         if self._template is None:
             return self._plain(messages, open_turn)
-        extra = {"documents": documents} if documents else {}
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, chat_template=self._template, tokenize=False, add_generation_prompt=open_turn, **extra
+                    messages,
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=open_turn,
+                    documents=documents,
                 )
             )
         except Exception as e:  # a template is a program of unknown making
@@ -219,17 +241,6 @@ class PromptBuilder:
         skip = 1 if lead else 0
         offsets = [(max(a - len(lead), 0), max(b - len(lead), 0)) for a, b in encoded["offset_mapping"][skip:]]
         return list(encoded["input_ids"][skip:]), offsets
-
-
-class _NativeDocument(dict[str, str]):
-    """A document for a template: templates disagree on the key of its text, and some print all keys there are."""
-
-    def __missing__(self, key: str) -> str:
-        if key in ("content", "page_content", "contents", "snippet", "body"):
-            return self["text"]
-        if key in ("doc_id", "id"):
-            return self["title"]
-        raise KeyError(key)
 
 
 class _Texts:

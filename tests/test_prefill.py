@@ -1,0 +1,135 @@
+"""One pass over prompts: padded batches equal single runs, a reused prefix equals none, nothing is left behind."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from families import FAMILIES, build
+from memograft.backbone import Backbone
+from memograft.documents import Document
+from memograft.memory.rows import context_rows, gather, merge
+from memograft.prefill import prefill, prefill_prefix
+from memograft.prompt import PromptBuilder
+from test_backbone import assert_same, state
+from tokenizers_ import make
+
+LENGTHS = (9, 3, 14)
+
+
+@cache
+def backbone(family: str) -> Backbone:
+    return Backbone.of(build(family).requires_grad_(False))
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 320, (n,), generator=generator).tolist() for n in lengths]
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape
+    assert float((a - b).abs().max()) <= 2e-5 * float(b.abs().max())
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_padded_batches_equal_single_runs_and_the_model_itself(family: str) -> None:
+    parts, many = backbone(family), prompts(*LENGTHS)
+    before = state(parts.model)
+    together = prefill(parts, many, pad_id=0)
+    assert together.mask.sum(1).tolist() == list(LENGTHS)
+    for row, prompt in enumerate(many):
+        alone = prefill(parts, [prompt], pad_id=0)
+        assert alone.kv_cache is not None
+        assert alone.kv_cache.get_seq_length() == len(prompt) - 1
+        columns = together.columns(row, range(len(prompt) - 1))
+        close(together.x[row, columns], alone.x[0])
+        close(together.residual[row, columns], alone.residual[0])
+        own = parts.model(input_ids=torch.tensor([prompt])).logits[:, :-1]
+        close(parts.logits(alone.x, alone.residual), own)
+    assert_same(before, state(parts.model))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_keys_and_values_are_those_of_an_ordinary_pass(family: str) -> None:
+    parts, prompt = backbone(family), prompts(12)[0]
+    ours = prefill(parts, [prompt], pad_id=0).kv_cache
+    theirs = parts.model(input_ids=torch.tensor([prompt[:-1]]), use_cache=True).past_key_values
+    assert ours is not None
+    for one, other in zip(ours.layers, theirs.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "falcon", "olmo2"])
+def test_a_prefix_gives_what_the_whole_prompt_gives_and_is_not_written_to(family: str) -> None:
+    parts = backbone(family)
+    head, *tails = prompts(7, 4, 2, 1)
+    prefix = prefill_prefix(parts, head)
+    keys = prefix.kv_cache.layers[0].keys.clone()
+    filled = prefill(parts, [head + tail for tail in tails], pad_id=0, prefix=prefix)
+    assert filled.cached == len(head)
+    for row, tail in enumerate(tails):
+        whole = prefill(parts, [head + tail], pad_id=0)
+        columns = filled.columns(row, range(len(head + tail) - 1))
+        close(filled.x[row, columns], whole.x[0])
+        close(filled.residual[row, columns], whole.residual[0])
+        last = torch.tensor([[tail[-1]]])
+        alone = prefill(parts, [head + tail], pad_id=0, prefix=prefix)
+        for cached in (whole, alone):
+            out = parts.model(input_ids=last, past_key_values=cached.kv_cache, attention_mask=cached.mask)
+            close(out.logits[0, -1], parts.model(input_ids=torch.tensor([head + tail])).logits[0, -1])
+    assert torch.equal(prefix.kv_cache.layers[0].keys, keys)
+    assert prefix.kv_cache.get_seq_length() == len(head)
+
+
+def test_a_prompt_of_one_token_has_nothing_to_prefill() -> None:
+    parts = backbone("llama")
+    filled = prefill(parts, [[5], [6]], pad_id=0)
+    assert filled.kv_cache is None
+    assert filled.x.shape == filled.residual.shape == (2, 0, 32)
+    both = prefill(parts, prompts(1, 5), pad_id=0)
+    assert both.x.shape == (2, 4, 32)
+
+
+def test_a_prompt_that_is_a_prefix_and_one_token_runs_nothing() -> None:
+    parts, prompt = backbone("llama"), prompts(6)[0]
+    filled = prefill(parts, [prompt, prompt], pad_id=0, prefix=prefill_prefix(parts, prompt[:-1]))
+    close(filled.x[1:], prefill(parts, [prompt], pad_id=0).x)
+
+
+def test_the_head_is_not_run_over_the_prompt() -> None:
+    parts, seen = backbone("llama"), []
+    handle = parts.head.register_forward_hook(lambda _module, args, _out: seen.append(args[0].shape[1]))
+    try:
+        prefill(parts, prompts(12), pad_id=0)
+    finally:
+        handle.remove()
+    assert seen == [1]
+
+
+def test_context_rows_are_those_before_the_context_tokens() -> None:
+    parts, builder = backbone("llama"), PromptBuilder(make("bpe"))
+    question = [{"role": "user", "content": "Who?"}]
+    made = [builder.build(question, [Document(t) for t in texts]) for texts in (["red and blue", "one"], ["Paris"])]
+    filled = prefill(parts, [p.ids for p in made], pad_id=0)
+    parts_of = [context_rows(filled, row, prompt) for row, prompt in enumerate(made)]
+    for prompt, rows in zip(made, parts_of, strict=True):
+        assert rows.targets[0].tolist() == [prompt.ids[t] for t in prompt.context]
+        alone = prefill(parts, [prompt.ids], pad_id=0)
+        close(rows.x[0], alone.x[0, [t - 1 for t in prompt.context]])
+    merged = merge(parts_of)
+    assert merged.mask.sum(1).tolist() == [len(p.context) for p in made]
+    assert torch.equal(merged.single(1).x, parts_of[1].x)
+
+
+def test_gather_ends_with_the_last_document_and_leaves_decoding_a_token() -> None:
+    builder = PromptBuilder(make("bpe"))
+    prompt = builder.build([{"role": "user", "content": "Who?"}], [Document("one"), Document("two")])
+    assert gather(prompt) == prompt.ids[: prompt.spans[-1][1]]
+    assert gather(builder.build([{"role": "user", "content": "Who?"}])) == ()
+    last = PromptBuilder(make("bpe", "{{ messages[0]['content'] }}{% for d in documents %}{{ d.text }}{% endfor %}"))
+    prompt = last.build([{"role": "user", "content": "Who?"}], [Document("one")])
+    assert gather(prompt) == prompt.ids[:-1]
