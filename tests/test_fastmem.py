@@ -1,0 +1,363 @@
+"""Memorizing: batches equal singles, guards roll back, the report is right, and the model stays as it was."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import FrozenInstanceError, asdict, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import FAMILIES, ROUTED, VOCAB, build
+from memograft.backbone import Backbone
+from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.memory.adapter import Adapter, applied, dense_weights, replaced, stack
+from memograft.memory.fastmem import FastMem, Rows, memorize
+from memograft.memory.report import MemoryReport
+from memograft.prefill import prefill
+from test_backbone import assert_same, state
+from test_objective import rows
+
+DENSE = sorted(set(FAMILIES) - ROUTED)
+QUICK = FastMem(steps=4, rank=4, shortlist=None)
+FULL = FastMem.paper(steps=3, learning_rate=1e-3)
+
+
+@cache
+def backbone(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
+    return Backbone.of(build(family, dtype=dtype).requires_grad_(False))
+
+
+def context(parts: Backbone, length: int = 12, seed: int = 0) -> Rows:
+    """Real rows: those that predict the tokens of one random text."""
+    ids = torch.randint(3, VOCAB, (length + 2,), generator=torch.Generator().manual_seed(seed)).tolist()
+    filled = prefill(parts, [ids], 0)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    return Rows(filled.x[:, :length], filled.residual[:, :length], filled.ids[:, 1 : length + 1], mask)
+
+
+def difference(one: Adapter, other: Adapter) -> float:
+    """Largest difference of what two adapters change, relative to the largest change."""
+    worst = 0.0
+    for name in one.lora_a:
+        a, b = (m.lora_b[name] @ m.lora_a[name] for m in (one, other))
+        worst = max(worst, float((a - b).abs().max() / b.abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_memorizing_lowers_the_loss_and_leaves_the_model_alone(family: str) -> None:
+    parts = Backbone.of(build(family))
+    data, before = context(parts), state(parts.model)
+    for settings in (QUICK, FULL):
+        adapter, report = memorize(parts, data, settings)[0]
+        assert adapter is not None
+        assert report.loss_after < report.loss_before
+        assert all(t.dtype == torch.float32 for t in (*adapter.lora_a.values(), *adapter.lora_b.values()))
+        assert set(adapter.lora_a) == set(parts.projections)
+    assert_same(before, state(parts.model))
+
+
+@pytest.mark.parametrize("settings", [QUICK, replace(QUICK, shortlist=16), FULL], ids=["lora", "shortlist", "full"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen2_moe", "gemma2"])
+def test_a_batch_gives_what_each_would_have_got_alone(family: str, settings: FastMem) -> None:
+    parts, data = backbone(family), rows(5, 30, 2)
+    for row, (adapter, report) in enumerate(memorize(parts, data, settings)):
+        alone, own = memorize(parts, data.single(row), settings)[0]
+        assert adapter is not None
+        assert alone is not None
+        assert report.losses == pytest.approx(own.losses, rel=2e-4)
+        assert report.token_losses_after == pytest.approx(own.token_losses_after, rel=1e-3, abs=1e-4)
+        assert report.tokens == own.tokens
+        assert difference(adapter, alone) < 2e-2  # Adam divides small gradients by their own size
+
+
+def test_a_row_that_fails_does_not_harm_its_neighbours() -> None:
+    parts, data = backbone("llama"), rows(5, 7)
+    expected = memorize(parts, data.single(1), QUICK)[0][1]
+    data.x[0, 0, 0] = torch.nan
+    (none, failed), (adapter, report) = memorize(parts, data, QUICK)
+    assert none is None
+    assert failed.rolled_back
+    assert adapter is not None
+    assert report.losses == pytest.approx(expected.losses, rel=1e-4)
+
+
+def test_shortlists() -> None:
+    parts, data = backbone("llama"), context(backbone("llama"), 20)
+    full, whole, short = (memorize(parts, data, replace(QUICK, shortlist=s))[0] for s in (None, VOCAB, 24))
+    assert full[1].losses == whole[1].losses
+    assert full[1].loss_before == pytest.approx(short[1].loss_before, rel=1e-5)
+    assert short[1].loss_after < short[1].loss_before
+    with torch.no_grad(), applied(parts, stack([short[0]], parts)):
+        logp = parts.logits(data.x, data.residual).log_softmax(-1)
+    assert short[1].loss_after == pytest.approx(float(-logp.gather(-1, data.targets[..., None]).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "opt"])
+def test_a_full_adapter_is_the_trained_weights(family: str) -> None:
+    """As a LoRA of rank D it gives what the replaced weights gave."""
+    parts = backbone(family)
+    data = context(parts)
+    adapter, report = memorize(parts, data, FULL)[0]
+    assert adapter is not None
+    assert adapter.rank == parts.width
+    with torch.no_grad(), applied(parts, stack([adapter], parts)):
+        logp = parts.logits(data.x, data.residual).log_softmax(-1)
+    assert float(-logp.gather(-1, data.targets[..., None]).mean()) == pytest.approx(report.loss_after, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi"])
+@torch.no_grad()
+def test_replacing_weights_by_themselves_changes_nothing(family: str) -> None:
+    parts = backbone(family)
+    data, before = context(parts), state(parts.model)
+    weights = dense_weights(parts, list(parts.projections))
+    with replaced(parts, weights):
+        now = parts.logits(data.x, data.residual)
+    torch.testing.assert_close(now, parts.logits(data.x, data.residual), rtol=1e-5, atol=1e-5)
+    with replaced(parts, {name: w * 2 for name, w in weights.items()}):
+        assert not torch.allclose(parts.logits(data.x, data.residual), now)
+    assert_same(before, state(parts.model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("settings", [QUICK, replace(QUICK, shortlist=16), FULL], ids=["lora", "shortlist", "full"])
+def test_adapters_of_half_precision_models_are_float32(dtype: torch.dtype, settings: FastMem) -> None:
+    parts = backbone("llama", dtype)
+    adapter, report = memorize(parts, context(parts, 30), replace(settings, steps=8))[0]
+    assert adapter is not None, report.reason
+    assert {t.dtype for t in (*adapter.lora_a.values(), *adapter.lora_b.values())} == {torch.float32}
+    assert report.loss_after < report.loss_before
+
+
+def test_a_weight_that_is_infinite_rolls_back() -> None:
+    parts = Backbone.of(build("llama"))
+    data = context(parts)
+    with torch.no_grad():
+        parts.projections["model.layers.1.mlp.down_proj"].weight[0, 0] = torch.inf  # type: ignore[index,operator]
+    for settings in (QUICK, FULL):
+        adapter, report = memorize(parts, data, settings)[0]
+        assert adapter is None
+        assert report.rolled_back
+        assert "not a finite number; try a smaller `learning_rate`" in str(report.reason)
+
+
+@pytest.mark.parametrize("settings", [QUICK, FULL], ids=["lora", "full"])
+def test_a_learning_rate_that_explodes_rolls_back(settings: FastMem) -> None:
+    parts = backbone("llama")
+    adapter, report = memorize(parts, context(parts), replace(settings, learning_rate=1e30))[0]
+    assert adapter is None
+    assert report.rolled_back
+    assert "learning_rate" in str(report.reason)
+
+
+def test_a_loss_that_rises_rolls_back() -> None:
+    parts = backbone("llama")
+    adapter, report = memorize(parts, context(parts), replace(QUICK, learning_rate=50.0, steps=3))[0]
+    assert adapter is None
+    assert report.rolled_back
+    assert str(report.reason).startswith(f"the loss rose from {report.loss_before:.3f} to {report.loss_after:.3f}")
+
+
+def test_a_kl_beyond_its_bound_rolls_back() -> None:
+    parts = backbone("llama")
+    adapter, report = memorize(parts, context(parts), replace(QUICK, max_kl=1e-4))[0]
+    assert adapter is None
+    assert report.kl > 1e-4
+    assert report.reason is not None
+    assert report.reason.startswith(f"the KL of {report.kl:.3f} is beyond `max_kl` = 0.0001; try fewer `steps`")
+
+
+def test_a_context_of_one_token() -> None:
+    parts = backbone("llama")
+    adapter, report = memorize(parts, context(parts, 1), QUICK)[0]
+    assert adapter is not None
+    assert len(report.tokens) == 1
+
+
+def test_the_report() -> None:
+    parts = backbone("llama")
+    data = context(parts)
+    seen = memorize(parts, data, QUICK)[0][1]
+    assert seen.steps == len(seen.losses) == 4
+    assert seen.losses[0] == pytest.approx(seen.loss_before, rel=1e-5)  # B is zero at first, and so is the KL
+    assert seen.loss_before == pytest.approx(sum(seen.token_losses_before) / 12)
+    assert seen.loss_after == pytest.approx(sum(seen.token_losses_after) / 12)
+    assert list(seen.tokens) == data.targets[0].tolist()
+    assert seen.kl > 0
+    assert seen.seconds > 0
+    assert seen.settings == asdict(QUICK)
+    assert (seen.rolled_back, seen.reason, seen.documents) == (False, None, ())
+
+
+def test_seeds() -> None:
+    parts = backbone("llama")
+    one, same, other = (memorize(parts, context(parts), replace(QUICK, seed=s))[0][0] for s in (1, 1, 2))
+    assert one is not None
+    assert same is not None
+    assert other is not None
+    assert all(torch.equal(one.lora_b[n], same.lora_b[n]) for n in one.lora_b)
+    assert not any(torch.equal(one.lora_a[n], other.lora_a[n]) for n in one.lora_a)
+
+
+def test_neither_the_global_random_state_nor_the_thread_s_gradients_matter() -> None:
+    parts = backbone("llama")
+    data, random_state = context(parts), torch.get_rng_state()
+    with torch.no_grad():
+        adapter = memorize(parts, data, QUICK)[0][0]
+    assert adapter is not None
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("settings", [QUICK, FULL], ids=["lora", "full"])
+def test_cancelling_stops_between_steps(settings: FastMem) -> None:
+    parts, asked = backbone("llama"), []
+
+    def cancelled() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    report = memorize(parts, context(parts), settings, cancelled=cancelled)[0][1]
+    assert report.steps == 2
+    unstarted = memorize(parts, context(parts), settings, cancelled=lambda: True)[0][1]
+    assert unstarted.steps == 0
+    assert unstarted.loss_after == pytest.approx(unstarted.loss_before)
+
+
+def test_an_exception_while_memorizing_leaves_the_model_alone() -> None:
+    parts = backbone("llama")
+    data, before = context(parts), state(parts.model)
+    with pytest.raises(ZeroDivisionError):
+        memorize(parts, data, QUICK, cancelled=lambda: bool(1 / 0))
+    broken = Rows(data.x, data.residual, data.targets + VOCAB, data.mask)
+    for settings in (QUICK, FULL, replace(QUICK, shortlist=16)):
+        with pytest.raises((RuntimeError, IndexError)):
+            memorize(parts, broken, settings)
+    assert_same(before, state(parts.model))
+
+
+def test_targets_of_down_only() -> None:
+    parts = backbone("llama")
+    adapter, report = memorize(parts, context(parts), replace(QUICK, targets="down"))[0]
+    assert adapter is not None
+    assert list(adapter.lora_a) == ["model.layers.1.mlp.down_proj"]
+    assert report.loss_after < report.loss_before
+
+
+def test_clipping() -> None:
+    parts = backbone("llama")
+    runs = [memorize(parts, context(parts), replace(FULL, clip_norm=c, eps=1.0))[0][1] for c in (None, 1e9, 1e-3)]
+    assert runs[0].losses == runs[1].losses
+    assert runs[2].losses[0] == runs[0].losses[0]
+    assert runs[2].losses[-1] > runs[0].losses[-1]
+
+
+def test_routed_experts_are_refused_and_quantised_weights_for_the_full_adapter() -> None:
+    with pytest.raises(UnsupportedModelError, match="this model's has routed experts only; answer with memory=None"):
+        FastMem().check(backbone("mixtral"))
+    with pytest.raises(UnsupportedModelError, match="routed experts only"):
+        memorize(backbone("mixtral"), context(backbone("mixtral")), QUICK)
+    parts = Backbone.of(build("llama").requires_grad_(False))
+    for module in parts.projections.values():
+        module.weight.data = module.weight.data.to(torch.float8_e4m3fn)  # type: ignore[operator,union-attr]
+    FastMem().check(parts)
+    with pytest.raises(UnsupportedModelError, match='last FFN is quantised or offloaded; use adapter="lora"'):
+        FastMem.paper().check(parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "`steps` must be a whole number"),
+        ({"steps": True}, "`steps` must be a whole number"),
+        ({"rank": -1}, "`rank` must be a whole number of at least 1, got -1"),
+        ({"learning_rate": 0}, "`learning_rate` must be a positive number, got 0"),
+        ({"learning_rate": "1e-5"}, "`learning_rate` must be a positive number, got '1e-5'"),
+        ({"learning_rate": float("nan")}, "`learning_rate` must be a positive number, got nan"),
+        ({"max_kl": -1.0}, "`max_kl` must be a positive number"),
+        ({"eps": 0.0}, "`eps` must be a positive number"),
+        ({"kl_weight": -0.1}, "`kl_weight` must be a number that is not negative, got -0.1"),
+        ({"weight_decay": float("inf")}, "`weight_decay` must be a number that is not negative"),
+        ({"clip_norm": 0.0}, "`clip_norm` must be a positive number, or None for no clipping, got 0.0"),
+        ({"shortlist": 1}, "`shortlist` must be at least 2 tokens, or None for all, got 1"),
+        ({"shortlist": 8.5}, "`shortlist` must be at least 2 tokens"),
+        ({"betas": (0.9, 1.0)}, "`betas` must be two numbers of at least 0 and below 1"),
+        ({"betas": (0.9,)}, "`betas` must be two numbers"),
+        ({"adapter": "dora"}, r"`adapter` must be one of \('lora', 'full'\), got 'dora'"),
+        ({"targets": "up"}, "`targets` must be one of"),
+        ({"template": "user"}, "`template` must be one of"),
+        ({"gate": "rag"}, "`gate` must be one of"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(SettingsError, match=match):
+        FastMem(**changes)
+
+
+def test_settings_are_values() -> None:
+    assert FastMem(betas=[0.9, 0.99]) == FastMem(betas=(0.9, 0.99))  # type: ignore[arg-type]
+    assert len({FastMem(), FastMem(), FastMem(seed=1)}) == 2
+    with pytest.raises(FrozenInstanceError):
+        FastMem().steps = 3  # type: ignore[misc]
+
+
+def test_the_papers_recipe_is_written_down() -> None:
+    recipe = FastMem.paper()
+    wanted = {"steps": 10, "learning_rate": 1e-5, "kl_weight": 0.1, "adapter": "full", "template": "assistant"}
+    wanted |= {"shortlist": None, "weight_decay": 0.01, "clip_norm": 1.0, "betas": (0.9, 0.999), "eps": 1e-8}
+    assert wanted.items() <= asdict(recipe).items()
+    assert (recipe.targets, recipe.gate) == ("all", None)
+    assert FastMem.paper(steps=20).steps == 20
+
+
+def test_an_adapter_acts_in_its_own_thread_only() -> None:
+    parts = backbone("llama")
+    data = context(parts)
+    adapter = memorize(parts, data, QUICK)[0][0]
+    with torch.no_grad():
+        plain = parts.logits(data.x, data.residual)
+    elsewhere: list[Tensor] = []
+
+    def run() -> None:
+        with torch.no_grad():
+            elsewhere.append(parts.logits(data.x, data.residual))
+
+    with torch.no_grad(), applied(parts, stack([adapter], parts)):
+        assert not torch.equal(parts.logits(data.x, data.residual), plain)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    assert torch.equal(elsewhere[0], plain)
+
+
+@torch.no_grad()
+def test_stacked_rows_have_their_own_memories() -> None:
+    """Different ranks, different projections, and no memory at all in one batch."""
+    parts, data = backbone("llama"), rows(4, 4, 4)
+    narrow = memorize(parts, data.single(0), replace(QUICK, targets="down", rank=2))[0][0]
+    wide = memorize(parts, data.single(2), QUICK)[0][0]
+    adapters = [narrow, None, wide]
+    with applied(parts, stack(adapters, parts)):
+        together = parts.logits(data.x, data.residual)
+    for row, adapter in enumerate(adapters):
+        with applied(parts, stack([adapter], parts)):
+            alone = parts.logits(data.x[row : row + 1], data.residual[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+    assert torch.equal(together[1], parts.logits(data.x, data.residual)[1])
+    assert stack([None, None], parts) == {}
+
+
+def test_a_report_judges() -> None:
+    facts: dict[str, Any] = {"tokens": [1, 2], "losses": [2.0], "seconds": 0.1, "settings": {}, "max_kl": 1.0}
+    judge = MemoryReport.of
+    assert not judge(before=[2, 2], after=[1, 3], kl=0.5, **facts).rolled_back
+    assert judge(before=[2, 2], after=[1, 3.1], kl=0.5, **facts).rolled_back
+    assert judge(before=[2, 2], after=[1, 1], kl=1.1, **facts).rolled_back
+    assert judge(before=[2, 2], after=[1, float("nan")], kl=0.5, **facts).rolled_back
+    assert judge(before=[2, 2], after=[1, 1], kl=float("inf"), **facts).rolled_back
+    assert judge(before=[2, 2], after=[1, 1], kl=0.1, **(facts | {"losses": [float("nan")]})).rolled_back
