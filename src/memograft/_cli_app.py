@@ -82,7 +82,7 @@ def index(
 
     with reporting(as_json) as result:
         with (
-            VectorStore(path=store, index=kind.value if kind else None, progress=not as_json) as opened,
+            VectorStore(path=store, index=kind.value if kind else None, progress=False) as opened,
             progress_bar(not as_json) as bar,
         ):
             task = bar.add_task("reading", total=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import HORIZONTALS
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -31,9 +32,11 @@ def tables(outcomes: Sequence[Outcome]) -> Group:
 
 
 def _table(about: str, outcomes: Sequence[Outcome]) -> Table:
-    made = Table(title=about, title_justify="left", title_style="bold", expand=True, show_lines=True)
-    for name, ratio in (("question", 5), ("no document", 5), ("plain", 5), ("memorized", 5), ("page says", 4)):
-        made.add_column(name, ratio=ratio, min_width=9, overflow="fold")
+    made = Table(title=about, title_justify="left", title_style="bold", box=HORIZONTALS, expand=True, show_lines=True)
+    made.padding = (0, 1, 0, 0)  # five columns of sentences are a lot for a terminal of 80
+    for name in ("question", "no document", "plain", "memorized"):
+        made.add_column(name, ratio=1, overflow="fold")
+    made.add_column("page says", width=10, overflow="fold")
     made.add_column("loss", justify="right", no_wrap=True)
     for o in outcomes:
         made.add_row(
@@ -63,7 +66,7 @@ def conclusion(outcomes: Sequence[Outcome], counts: dict[str, Any]) -> Group:
     """What the tables add up to, answers that memorizing spoiled included."""
     right, n = counts["right"], counts["questions"]
     lines = [
-        f"The document's value: {right['closed_book']} of {n} without documents, {right['plain']} plainly, "
+        f"Answers with the page's value: {right['closed_book']} of {n} without documents, {right['plain']} plainly, "
         f"{right['memorized']} memorized.",
         f"Changed from the model's own belief to the document's: {counts['changed_to_document']} "
         f"({counts['changed_only_by_memorizing']} of them only by memorizing, the others already by reading).",

@@ -115,6 +115,8 @@ def _known(store: VectorStore, root: str) -> dict[str, _Known]:
             continue  # added by other means
         file = files[about["root"]].setdefault(about["source"], _Known(about["root"], about["digest"]))
         file.ids.add(document.id)
+        if file.digest != about["digest"]:
+            file.digest = ""  # an indexing that was cut off left passages of two versions
     others = [r for r in files if r != root]
     if others and (here := next((r for r in others if Path(r).is_dir()), None)):
         raise SettingsError(
