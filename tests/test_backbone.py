@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,6 +239,34 @@ def test_an_idle_list_of_as_many_modules_is_not_taken_for_the_layers() -> None:
     model.model.tower = nn.ModuleList(nn.Linear(2, 2) for _ in layers)  # comes first, and never runs
     model.model.layers = layers
     assert Backbone.of(model.eval()).layer is layers[-1]
+
+
+# PEFT asks transformers by an old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_of_peft_are_merged_or_kept_out_of_the_last_ffn() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    def wrapped(*targets: str) -> Any:
+        config = LoraConfig(r=2, target_modules=list(targets), init_lora_weights=False)
+        return get_peft_model(build("llama"), config).eval()
+
+    with pytest.raises(UnsupportedModelError, match=r"wrapped by PEFT; pass model.merge_and_unload\(\), or"):
+        Backbone.of(wrapped("q_proj"))
+    assert len(Backbone.of(wrapped("q_proj").get_base_model()).projections) == 3
+    with pytest.raises(UnsupportedModelError, match="the last FFN already carries an adapter of PEFT; merge it first"):
+        Backbone.of(wrapped("down_proj").get_base_model())
+    assert len(Backbone.of(wrapped("down_proj").merge_and_unload()).projections) == 3
+
+
+def test_a_model_placed_by_a_device_map(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    placed = AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}, dtype=torch.float32)
+    tokens = ids()
+    with Backbone.of(placed).watch(skip_ffn=True) as seen, torch.no_grad():
+        placed(input_ids=tokens)
+    own = build("llama")(input_ids=tokens).logits
+    with torch.no_grad():
+        torch.testing.assert_close(Backbone.of(placed).logits(*seen.rows()), own, rtol=1e-5, atol=1e-4)
 
 
 def test_plain_weights_are_told_from_packed_and_offloaded_ones() -> None:

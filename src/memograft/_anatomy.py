@@ -34,6 +34,11 @@ def dissect(model: nn.Module) -> Backbone:
             f"{type(model).__name__} is an encoder-decoder: its documents never pass the decoder's last FFN",
             "use a decoder-only model",
         )
+    if hasattr(model, "get_base_model"):  # its forward does not say that it takes position ids
+        raise unsupported(
+            "`model` is wrapped by PEFT",
+            "pass model.merge_and_unload(), or model.get_base_model() to keep its adapter apart",
+        )
     if any(m.training for m in model.modules()):  # not ours to switch: the model is the user's, and never changed
         raise unsupported(f"{type(model).__name__} is in training mode, where dropout is on", "call model.eval() first")
     try:
@@ -210,6 +215,8 @@ def _find_tail(model: nn.Module, layer: nn.Module, calls: list[_Call]) -> tuple[
 
 def _projections(model: nn.Module, ffn: tuple[nn.Module, ...], width: int, calls: list[_Call]) -> dict[str, nn.Module]:
     """Linear maps of the FFN from D to F (or 2 F where gate and up are fused) and from F to D."""
+    if any(hasattr(m, "base_layer") for part in ffn for m in part.modules()):
+        raise unsupported("the last FFN already carries an adapter of PEFT", "merge it first: model.merge_and_unload()")
     names = {id(m): n for n, m in model.named_modules()}
     maps = {
         names[id(m)]: m for part in ffn for m in part.modules() if _passed_by_all(m, calls, probe_ids(model).numel())

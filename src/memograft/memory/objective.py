@@ -34,7 +34,7 @@ class Objective:
         vocabulary = _vocabulary(backbone)
         self._shortlist: _Shortlist | None = None
         with torch.no_grad():
-            self._hidden = backbone.hidden(rows.x, rows.residual)
+            self._hidden = self._hidden_now()
             if shortlist is not None and shortlist < vocabulary and _has_plain_head(backbone):
                 self.before, self._shortlist = self._choose(shortlist, vocabulary)
                 self._base = self._shortlist.logp(self._hidden)
@@ -44,8 +44,7 @@ class Objective:
 
     def loss(self) -> Tensor:
         """(B,): mean CE + beta * mean KL over each context's rows, with the adapter that is active now."""
-        rows = self._rows
-        hidden = self._backbone.hidden(rows.x, rows.residual)
+        rows, hidden = self._rows, self._hidden_now()
         if self._shortlist is None:
             logp, targets = torch.log_softmax(self._head(hidden), -1), rows.targets
         else:
@@ -55,14 +54,17 @@ class Objective:
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
         """Loss per row (B, N) and mean KL (B,), over the whole vocabulary, with the adapter that is active now."""
-        rows = self._rows
-        hidden = self._backbone.hidden(rows.x, rows.residual)
+        rows, hidden = self._rows, self._hidden_now()
         losses, kls = torch.empty_like(self.before), torch.empty_like(self.before)
         for part in self._chunks(hidden.shape[1]):
             logp = torch.log_softmax(self._head(hidden[:, part]), -1)
             base = self._base[:, part] if self._shortlist is None else self._exact_base(part)
             losses[:, part], kls[:, part] = _pick(logp, rows.targets[:, part]), _kl(base, logp)
         return losses, self._mean(kls)
+
+    def _hidden_now(self) -> Tensor:
+        # With a device map the norm and the head may lie elsewhere than the rows do.
+        return self._backbone.hidden(self._rows.x, self._rows.residual).to(self._rows.x.device)
 
     def _exact_base(self, part: slice) -> Tensor:
         return torch.log_softmax(self._head(self._hidden[:, part]), -1)
@@ -114,8 +116,9 @@ class _Shortlist:
         self._beyond = self._candidates == mass.shape[1]
         known = self._candidates.masked_fill(self._beyond, 0)
         head: Any = backbone.head
-        self._weight = head.weight.detach()[known]  # (B, S, D)
-        self._bias = None if head.bias is None else head.bias.detach()[known][:, None]  # (B, 1, S)
+        known = known.to(head.weight.device)
+        self._weight = head.weight.detach()[known].to(hidden.device)  # (B, S, D)
+        self._bias = None if head.bias is None else head.bias.detach()[known][:, None].to(hidden.device)  # (B, 1, S)
         chosen = self._logits(hidden)
         rest = 1.0 - (chosen - normaliser[..., None]).exp().sum(-1)
         self._log_rest = rest.clamp_min(1e-9).log() + normaliser
