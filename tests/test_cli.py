@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import memograft
 from families import build
-from memograft._cli_app import app
+from memograft.cli.app import app
 from tokenizers_ import make
 
 MODEL_FOLDER = Path(memograft.__file__).parent / "models" / "tiny"
@@ -267,7 +267,7 @@ def test_version():
 
 def test_importing_is_cheap():
     heavy = ("torch", "transformers", "faiss", "sklearn", "numpy", "jinja2", "pypdf", "bs4", "langchain_text_splitters")
-    code = f"import memograft.cli, memograft._cli_app, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import memograft.cli, memograft.cli.app, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from memograft import VectorStore
-from memograft._cli_demo import questions
-from memograft._cli_index import index_folder
-from memograft._cli_outcome import KINDS, Outcome, Question, says, summary
+from memograft.cli.demo import questions
+from memograft.cli.index import index_folder
+from memograft.cli.outcome import KINDS, Outcome, Question, says, summary
 from memograft.memory.report import MemoryReport
 from memograft.reading import find_files, read_file
 

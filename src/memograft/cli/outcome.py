@@ -82,7 +82,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        from memograft._cli_models import document_json, memory_json
+        from memograft.cli.models import document_json, memory_json
 
         return {
             "question": self.question.question,

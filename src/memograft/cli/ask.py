@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from memograft._cli_console import err, out, warn
-from memograft._cli_models import answer_json, document_json, load_engine, retrieve, title, warnings_of
+from memograft.cli.console import err, out, warn
+from memograft.cli.models import answer_json, document_json, load_engine, retrieve, title, warnings_of
 from memograft.documents import Document
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from memograft import __version__
-from memograft._cli_console import err, out, progress_bar, reporting, warn
+from memograft.cli.console import err, out, progress_bar, reporting, warn
 
 STORE = Path(".memograft")
 
@@ -77,7 +77,7 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Read a folder into the vector store: new files, changed ones, and those that are gone."""
-    from memograft._cli_index import index_folder
+    from memograft.cli.index import index_folder
     from memograft.vector_store import VectorStore
 
     with reporting(as_json) as result:
@@ -131,8 +131,8 @@ def ask(
         )
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
     with reporting(as_json) as result:
-        from memograft._cli_ask import ask as run
-        from memograft._cli_models import fast_mem
+        from memograft.cli.ask import ask as run
+        from memograft.cli.models import fast_mem
 
         result |= run(
             question,
@@ -161,8 +161,8 @@ def memorize(
 ) -> None:
     """Memorize files once and keep the memory, for `memograft ask --memory-folder`."""
     with reporting(as_json) as result:
-        from memograft._cli_memorize import memorize as run
-        from memograft._cli_models import fast_mem
+        from memograft.cli.memorize import memorize as run
+        from memograft.cli.models import fast_mem
 
         settings = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
         result |= run(paths, model=model, memory=settings, folder=out_folder, quiet=as_json)
@@ -183,14 +183,14 @@ def demo(
 ) -> None:
     """Answer questions on a bundled corpus of fact and fiction, plainly and memorized, and count what changed."""
     with reporting(as_json) as result:
-        from memograft._cli_demo import demo as run
-        from memograft._cli_models import fast_mem
+        from memograft.cli.demo import demo as run
+        from memograft.cli.models import fast_mem
 
         settings: Any = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
         outcomes, made = run(model=model, memory=settings, store=store, html=html, k=k, limit=limit, quiet=as_json)
         result |= made
         if not as_json:
-            from memograft._cli_demo_table import conclusion, tables
+            from memograft.cli.demo_table import conclusion, tables
 
             out().print(tables(outcomes))
             out().print(conclusion(outcomes, made["summary"]))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from memograft._cli_console import out, warn
-from memograft._cli_models import document_json, load_engine, memory_json
+from memograft.cli.console import out, warn
+from memograft.cli.models import document_json, load_engine, memory_json
 from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.reading import find_files, read_file

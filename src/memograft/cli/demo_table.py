@@ -10,8 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from memograft._cli_models import title
-from memograft._cli_outcome import KINDS, Outcome
+from memograft.cli.models import title
+from memograft.cli.outcome import KINDS, Outcome
 
 _ABOUT = {
     "contradicts": "Pages that contradict what the model knows, on purpose",

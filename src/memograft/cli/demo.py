@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import Progress
 
 from memograft import page
-from memograft._cli_console import progress_bar
-from memograft._cli_index import index_folder
-from memograft._cli_models import load_engine, title
-from memograft._cli_outcome import KINDS, Outcome, Question, summary
+from memograft.cli.console import progress_bar
+from memograft.cli.index import index_folder
+from memograft.cli.models import load_engine, title
+from memograft.cli.outcome import KINDS, Outcome, Question, summary
 from memograft.vector_store import Hit, VectorStore
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`memograft`, the command. The commands are in `_cli_app.py`, which needs typer; this file only needs Python."""
+"""`memograft`, the command. The commands are in `cli/app.py`, which needs typer; this file only needs Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 an error that is told in one line, 2 wrong usage."""
     try:
-        from memograft._cli_app import app
+        from memograft.cli.app import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in ("typer", "click", "rich"):
             raise

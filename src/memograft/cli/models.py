@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from memograft._cli_console import err
+from memograft.cli.console import err
 from memograft.documents import Document
 from memograft.errors import MemograftError, SettingsError, StoreError
 
