@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
 from families import build
 from memograft import Engine, FastMem, Sampling
 from memograft.errors import UnsupportedModelError
 from tokenizers_ import make
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 PAGE = "The capital of France is Paris."
 QUANTISED = {
@@ -25,9 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     folder = tmp_path_factory.mktemp("llama")
     build("llama").save_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=QUANTISED[request.param], device_map="cpu"
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=QUANTISED[request.param], device_map="cpu")
     assert not model.model.layers[-1].mlp.down_proj.weight.is_floating_point()
     return Engine(model, make("bpe"))
 
@@ -49,5 +48,5 @@ def test_a_lora_memorizes_on_a_quantised_model(engine: Engine, tmp_path: Path) -
 
 
 def test_training_the_quantised_weights_themselves_is_refused(engine: Engine) -> None:
-    with pytest.raises(UnsupportedModelError, match='quantised.*use adapter="lora"'):
+    with pytest.raises(UnsupportedModelError, match=r'quantised.*use adapter="lora"'):
         engine.answer("Who?", [PAGE], memory=FastMem.paper())

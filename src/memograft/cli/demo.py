@@ -17,7 +17,7 @@ from rich.progress import Progress
 from memograft import page
 from memograft.cli.console import progress_bar
 from memograft.cli.index import index_folder
-from memograft.cli.models import load_engine, title
+from memograft.cli.models import load_engine, title, warnings_of
 from memograft.cli.outcome import KINDS, Outcome, Question, summary
 from memograft.vector_store import Hit, VectorStore
 
@@ -93,7 +93,8 @@ def _answer_all(
         for question, seen, without, read, known in zip(batch, found, closed, plain, memorized, strict=True):
             assert known.memory is not None, "an answer with a memory has a report"
             texts = (without.text, read.text, known.text)
-            outcomes.append(Outcome(question, tuple(seen), *texts, known.memory, plain_seconds, memorized_seconds))
+            cut = tuple(warnings_of([read]))
+            outcomes.append(Outcome(question, tuple(seen), *texts, known.memory, plain_seconds, memorized_seconds, cut))
         bar.update(task, advance=len(batch))
     return outcomes
 

@@ -84,5 +84,6 @@ def conclusion(outcomes: Sequence[Outcome], counts: dict[str, Any]) -> Group:
             parts.append(Text(f"  {o.question.question} {was} -> {o.memorized}", style="red"))
     else:
         parts.append(Text(f"{_SPOILED}: none.", style="green"))
+    parts += [Text(f"{o.question.question} {note}", style="yellow") for o in outcomes for note in o.cut]
     parts.append(Text("The pages mix fact and fiction on purpose; do not learn from them.", style="dim"))
     return Group(*parts)

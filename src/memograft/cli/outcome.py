@@ -42,7 +42,7 @@ class Question:
 class Outcome:
     """A question with its three answers: without any document, with the documents, and with them memorized.
 
-    Seconds are the batch's time divided by its questions.
+    Seconds are the batch's time divided by its questions; `cut` says what of the documents did not fit the window.
     """
 
     question: Question
@@ -53,6 +53,7 @@ class Outcome:
     memory: MemoryReport
     plain_seconds: float
     memorized_seconds: float
+    cut: tuple[str, ...] = ()
 
     @property
     def right_closed(self) -> bool:
@@ -101,6 +102,7 @@ class Outcome:
             },
             "changed_to_document": self.changed,
             "spoiled": self.spoiled,
+            "cut": list(self.cut),
         }
 
 
