@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import build
-from tokenizers_ import make
 
+from families import build
 from memograft import Engine
+from tokenizers_ import make
 
 torch.set_num_threads(1)
 

@@ -7,6 +7,7 @@ do not depend on its neighbours. Knows nothing of documents or of how adapters c
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -67,9 +68,9 @@ class Row:
 def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
     """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each."""
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
-    own_stops, config.stop_strings = config.stop_strings or [], None
     processors = [_PerRow(rows, prefill.mask)] if any(r.processors or r.sampling.temperature > 0 for r in rows) else []
     # Repetition penalties read the padding too: make it a token that the row has anyway.
+    ends = _Ends(rows, config, tokenizer)
     first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
     with torch.inference_mode(), _Memories(backbone, rows):
         backbone.model.generate(  # type: ignore[operator]
@@ -78,8 +79,10 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
             past_key_values=prefill.kv_cache,
             generation_config=config,
             logits_processor=processors,
-            stopping_criteria=[_Ends(rows, config.eos_token_id, own_stops, tokenizer)],
+            stopping_criteria=[ends],
+            tokenizer=tokenizer if config.stop_strings else None,
         )
+    ends.deliver()
 
 
 def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
@@ -87,14 +90,18 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
     config: Any = copy.deepcopy(backbone.model.generation_config)
     eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
-    sampling = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
-    others = ("max_length", "max_time", "cache_implementation", "prompt_lookup_num_tokens", "penalty_alpha")
-    config.update(
-        **dict.fromkeys(n for n in (*sampling, *others) if hasattr(config, n)),
+    config.update(  # generate takes what is None here from the model's settings after all
         do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
         num_beams=1,
         num_return_sequences=1,
         return_dict_in_generate=False,
+        penalty_alpha=0.0,
+        max_time=math.inf,
+        max_length=None,
+        cache_implementation="hybrid",  # to generate this means: unset
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=eos,
@@ -214,23 +221,27 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
     request, and misses strings whose characters are split over tokens.
     """
 
-    def __init__(
-        self, rows: Sequence[Row], eos: int | list[int] | None, own_stops: Sequence[str] | str, tokenizer: Any
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any) -> None:
         self._rows, self._open, self._tokenizer = rows, list(rows), tokenizer
+        eos, stops = config.eos_token_id, config.stop_strings or ()
         self._eos = set(eos) if isinstance(eos, list) else {eos}
-        self._own_stops = (own_stops,) if isinstance(own_stops, str) else tuple(own_stops)
+        self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """(B, T) -> (B,) bool."""
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
                 self._take(row, token)
+        if not all(row.done for row in self._open):
+            self.deliver()
+        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
+
+    def deliver(self) -> None:
+        """Hand over the rows that are done; the last ones only when the model is as it was."""
         ended = [row for row in self._open if row.done]
         self._open = [row for row in self._open if not row.done]
         for row in ended:
             row.on_end(row)
-        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
 
     def _take(self, row: Row, token: int) -> None:
         if row.given_up():
@@ -254,7 +265,8 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
         stops = (*row.sampling.stop, *self._own_stops)
         if not stops:
             return False
-        # A string of n bytes ends within the last token, so it lies within the last n + 1.
-        tail = row.tokens[-1 - max(len(s.encode("utf-8", "replace")) for s in stops) :]
-        text = self._tokenizer.decode(tail, clean_up_tokenization_spaces=False)
-        return any(stop in text for stop in stops)
+        # A string of n bytes that ends within the last token lies within the last n tokens, control tokens aside.
+        tail = row.tokens[-8 - 2 * max(len(s.encode("utf-8", "replace")) for s in stops) :]
+        decode = self._tokenizer.decode
+        texts = [decode(tail, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)]
+        return any(stop in text for stop in stops for text in texts)

@@ -26,7 +26,7 @@ class Document:
 
     Example:
         >>> Document("Bergamot is a citrus fruit.").id
-        '01deb6eae41f15ca'
+        '00f959ca05b27452'
     """
 
     text: str

@@ -42,18 +42,24 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        if not _whole(self.max_new_tokens) or self.max_new_tokens < 1:
             raise SettingsError(f"`max_new_tokens` must be a whole number of at least 1, got {self.max_new_tokens!r}")
         if not 0 <= self.temperature < math.inf:
             raise SettingsError(f"`temperature` must be 0 (greedy) or more, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and (not _whole(self.top_k) or self.top_k < 1):
             raise SettingsError(f"`top_k` must be at least 1, or None for all tokens, got {self.top_k!r}")
+        if self.seed is not None and not (_whole(self.seed) and -(2**63) <= self.seed < 2**63):
+            raise SettingsError(f"`seed` must be a whole number or None, got {self.seed!r}")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stop):
             raise SettingsError(f"`stop` must hold strings that are not empty, got {list(stop)!r}; leave it out")
         object.__setattr__(self, "stop", stop)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -87,12 +93,20 @@ class Request:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.question is not None and self.messages:
+        asked = ({"role": "user", "content": self.question},)
+        if (
+            self.question is not None and self.messages and tuple(self.messages) != asked
+        ):  # dataclasses.replace has both
             raise SettingsError("`question` is short for one user message, got it together with `messages`; pass one")
         if self.question is not None:
             if not isinstance(self.question, str) or not self.question.strip():
                 raise EmptyPromptError(f"`question` must be text, got {self.question!r}; ask something")
-            object.__setattr__(self, "messages", ({"role": "user", "content": self.question},))
+            object.__setattr__(self, "messages", asked)
+        if isinstance(self.messages, str | Mapping) or not all(isinstance(m, Mapping) for m in self.messages):
+            raise SettingsError(
+                f"`messages` must be a list of mappings, got {self.messages!r}; "
+                'write [{"role": "user", "content": "..."}]'
+            )
         if not self.messages:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
         if self.overflow not in ("error", "drop", "truncate"):

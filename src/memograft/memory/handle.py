@@ -108,9 +108,14 @@ class MemoryHandle:
 
 
 def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], FastMem, MemoryReport]:
-    settings = FastMem(**{**about["settings"], "betas": tuple(about["settings"]["betas"])})
-    report: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["report"].items()}
+    settings = FastMem(**_tuples(about["settings"]))
+    report = _tuples({**about["report"], "settings": _tuples(about["report"]["settings"])})
     return tuple(Document(**d) for d in about["documents"]), settings, MemoryReport(**report)
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
 def _misfit(adapter: Adapter, backbone: Backbone) -> str | None:

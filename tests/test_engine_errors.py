@@ -1,0 +1,138 @@
+"""What goes wrong in one request, or for want of memory, costs as little as possible and leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from memograft import Engine, FastMem
+from memograft.memory import batch as memory_batch
+from test_engine import FACTS, ask, generated
+
+MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9)
+
+
+@contextmanager
+def out_of_memory(engine: Engine, when: Any) -> Iterator[list[tuple[int, int]]]:
+    """The model's passes run out of memory when `when(rows, tokens)`; yields the shapes of all passes."""
+    shapes: list[tuple[int, int]] = []
+
+    def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        if when(*shapes[-1]):
+            raise torch.OutOfMemoryError(f"no room for {shapes[-1]}")
+
+    handle = engine.model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield shapes
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_a_batch_without_room_is_answered_one_by_one(engine: Engine, stage: str) -> None:
+    requests = [ask(documents=FACTS), ask("Why?", memory=MEMORY, documents=FACTS[1:]), ask("Who?", n=3)]
+    expected = [engine.answer(r).token_ids for r in requests]
+    with out_of_memory(engine, lambda rows, tokens: rows > 1 and (tokens > 1) == (stage == "prefill")) as shapes:
+        assert [a.token_ids for a in engine.answer_batch(requests)] == expected
+    assert max(rows for rows, _ in shapes) == 3
+    assert [a.token_ids for a in engine.answer_batch(requests)] == expected
+
+
+def test_only_the_request_without_room_fails(engine: Engine) -> None:
+    requests = [ask("Who?"), ask(documents=FACTS), ask("Why?")]
+    with out_of_memory(engine, lambda _, tokens: tokens > 40):
+        first, error, last = engine.answer_batch(requests, return_exceptions=True)
+    assert isinstance(error, torch.OutOfMemoryError)
+    assert [first.token_ids, last.token_ids] == [generated(engine, requests[0]), generated(engine, requests[2])]
+
+
+def test_a_stream_goes_on_where_its_batch_broke_off(engine: Engine) -> None:
+    from memograft import Sampling
+
+    request = ask(sampling=Sampling(12, temperature=1.0))  # without a seed of its own
+    pieces: list[str] = []
+    with out_of_memory(engine, lambda rows, tokens: rows > 1 and tokens == 1 and len(pieces) > 2):
+        jobs = engine._submit([request, ask(n=12)], on_text=None)
+        jobs[0].on_text = pieces.append
+        answers = [job.future.result(20) for job in jobs]
+    assert "".join(pieces) == answers[0].text
+    assert len(pieces) > 3
+
+
+@pytest.mark.parametrize("template", ["prompt", "assistant"])
+def test_no_room_to_memorize_costs_the_memory_not_the_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    real = memory_batch.memorize
+
+    def tight(backbone: Any, rows: Any, settings: FastMem, **options: Any) -> Any:
+        if len(rows.mask) > 1 or rows.mask.shape[1] > 30:
+            raise torch.OutOfMemoryError("no room to memorize")
+        return real(backbone, rows, settings, **options)
+
+    monkeypatch.setattr(memory_batch, "memorize", tight)
+    memory = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, template=template)  # type: ignore[arg-type]
+    requests = [ask(documents=FACTS, memory=memory), ask(documents=["Numbers are 1, 2."], memory=memory)]
+    large, small = engine.answer_batch(requests)
+    assert large.memory is not None
+    assert small.memory is not None
+    assert large.memory.rolled_back
+    assert "out of memory while memorizing: no room to memorize" in (large.memory.reason or "")
+    assert large.memory.settings["rank"] == 4
+    assert large.memory.documents == tuple(d.id for d in large.documents)
+    assert large.token_ids == generated(engine, ask(documents=FACTS))
+    assert (small.memory.rolled_back, small.memory.steps) == (False, 2)
+
+
+def test_a_memory_beyond_its_bound_is_rolled_back_and_the_answer_given(engine: Engine) -> None:
+    wild = FastMem(steps=3, learning_rate=10.0, max_kl=0.01)
+    answer = engine.answer(ask(documents=FACTS, memory=wild))
+    assert answer.memory is not None
+    assert answer.memory.rolled_back
+    assert answer.token_ids == generated(engine, ask(documents=FACTS))
+
+
+def test_an_error_while_memorizing_harms_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = memory_batch.memorize
+
+    def fails(backbone: Any, rows: Any, settings: FastMem, **options: Any) -> Any:
+        if settings.steps == 3:
+            raise ZeroDivisionError("while memorizing")
+        return real(backbone, rows, settings, **options)
+
+    monkeypatch.setattr(memory_batch, "memorize", fails)
+    good = ask(documents=FACTS, memory=MEMORY)
+    bad = ask(documents=FACTS, memory=FastMem(steps=3))
+    expected = engine.answer(good).token_ids
+    first, error, last = engine.answer_batch([good, bad, good], return_exceptions=True)
+    assert isinstance(error, ZeroDivisionError)
+    assert [first.token_ids, last.token_ids] == [expected, expected]
+    with pytest.raises(ZeroDivisionError, match="while memorizing"):
+        engine.memorize(FACTS, FastMem(steps=3))
+
+
+def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
+    """The step it is at is its last; and the model is as it was."""
+    before = copy.deepcopy(engine.model.state_dict())
+    steps = 0
+    name, module = next(iter(engine._backbone.projections.items()))
+    assert name
+    job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000))])[0]
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 20:
+            job.cancel()
+
+    hook = module.register_forward_pre_hook(count)
+    engine.answer(ask(n=1))
+    hook.remove()
+    assert 20 <= steps < 40
+    assert all(torch.equal(value, before[key]) for key, value in engine.model.state_dict().items())

@@ -1,0 +1,88 @@
+"""Requests and samplings that can never work are refused where they are made; the rest is normalised."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from memograft import Document, Request, Sampling
+from memograft.errors import EmptyPromptError, MemograftError, SettingsError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": 1.5}, "`max_new_tokens` must be a whole number"),
+        ({"max_new_tokens": True}, "`max_new_tokens` must be a whole number"),
+        ({"temperature": -0.1}, r"`temperature` must be 0 \(greedy\) or more, got -0.1"),
+        ({"temperature": math.inf}, "`temperature` must be"),
+        ({"temperature": math.nan}, "`temperature` must be"),
+        ({"top_p": 0.0}, "`top_p` must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.1}, "`top_p` must be"),
+        ({"top_k": 0}, "`top_k` must be at least 1, or None for all tokens, got 0"),
+        ({"top_k": 2.5}, "`top_k` must be"),
+        ({"stop": ["a", ""]}, "`stop` must hold strings that are not empty"),
+        ({"stop": [3]}, "`stop` must hold strings"),
+        ({"seed": "x"}, "`seed` must be a whole number or None, got 'x'"),
+        ({"seed": 2**64}, "`seed` must be a whole number"),
+    ],
+)
+def test_bad_sampling(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Sampling(**options)
+
+
+def test_sampling_is_plain_data() -> None:
+    assert Sampling(stop="end").stop == ("end",)
+    assert Sampling(stop=["a", "b"]) == Sampling(stop=("a", "b"))
+    assert hash(Sampling(stop=["a"])) == hash(Sampling(stop="a"))
+    assert Sampling(seed=-3).seed == -3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampling().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, EmptyPromptError, "needs a `question` or at least one message"),
+        ({"messages": []}, EmptyPromptError, "needs a `question` or at least one message"),
+        ({"question": ""}, EmptyPromptError, "`question` must be text, got ''; ask something"),
+        ({"question": 3}, EmptyPromptError, "`question` must be text, got 3"),
+        ({"question": "a", "messages": [{}]}, SettingsError, "pass one"),
+        ({"question": "a", "overflow": "cut"}, SettingsError, "`overflow` must be .* got 'cut'"),
+        (
+            {"question": "a", "timeout": 0},
+            SettingsError,
+            "`timeout` must be a positive number of seconds or None, got 0",
+        ),
+        ({"question": "a", "timeout": math.nan}, SettingsError, "`timeout` must be"),
+        ({"question": "a", "documents": "text"}, SettingsError, r"write documents=\[\.\.\.\]"),
+        ({"question": "a", "documents": [3]}, SettingsError, r"documents\[0\] must be a Document"),
+        ({"messages": "hello"}, SettingsError, "`messages` must be a list of mappings"),
+        ({"messages": [3]}, SettingsError, "`messages` must be a list of mappings"),
+        ({"messages": {"role": "user", "content": "x"}}, SettingsError, "`messages` must be a list of mappings"),
+    ],
+)
+def test_bad_requests(options: dict[str, Any], error: type[MemograftError], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        Request(**options)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_question_is_short_for_a_message() -> None:
+    request = Request("Who?", documents=["a", {"text": "b", "id": "x"}, Document("c")])
+    assert request.messages == ({"role": "user", "content": "Who?"},)
+    assert [d.text for d in request.documents] == ["a", "b", "c"]  # type: ignore[union-attr]
+    assert dataclasses.replace(request, sampling=Sampling(1)).messages == request.messages
+
+
+def test_later_changes_of_what_was_passed_do_nothing() -> None:
+    message = {"role": "user", "content": "Who?"}
+    request = Request(messages=[message], documents=(d for d in ["a"]))  # type: ignore[arg-type]
+    message["content"] = "changed"
+    assert request.messages[0]["content"] == "Who?"
+    assert len(request.documents) == 1
