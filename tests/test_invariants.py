@@ -157,7 +157,7 @@ ENDS: list[Callable[..., None]] = [answered, failed, cancelled, out_of_memory]
 def test_the_model_stays_as_it_was(
     engines: Any, family: str, name: str, end: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit: its weights, gradients, hooks and modes, its answers without a memory, and the global random state."""
+    """Bit for bit: weights, gradients, hooks and modes, answers without a memory, and the global random state."""
     engine = engines(family)
     expected, before = logits(engine), state(engine.model)
     end(engine, MEMORIES[name].memory(engine), monkeypatch)
