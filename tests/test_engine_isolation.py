@@ -52,7 +52,6 @@ def test_eight_threads_of_eight_requests_equal_single_runs(make_engine: Any) -> 
     assert changed >= 12, "memories that change nothing prove nothing"
 
 
-@pytest.mark.xfail(reason="Backbone.watch acts in every thread, not only in the one that entered it", strict=False)
 def test_others_who_use_the_model_see_the_base_model(make_engine: Any) -> None:
     """Bit for bit, at any moment of prefilling, memorizing and decoding."""
     engine: Engine = make_engine("llama")

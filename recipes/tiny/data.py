@@ -18,6 +18,7 @@ from memograft.prompt import render_documents
 
 REAL_TEXT = 0.3
 ANSWER_WEIGHT, DOCUMENT_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3, 0.1
+LAST_DOCUMENT_WEIGHT = 0.1  # names nobody can guess make most of a page's loss, and by then only noise
 # Share of each kind of example, phase by phase. First copying has to start; then the world is learned, quickly; then it
 # reads, mostly about what it has never heard of, since pages about known things can be recited instead of read.
 COPY = {"fresh_short": 0.80, "repeat": 0.12, "closed": 0.08}
@@ -35,7 +36,18 @@ READ_ALL = {
 }
 # A little fiction, where the page contradicts the world and is believed: without it the model recites against any page.
 FICTION = READ_ALL | {"fiction": 0.012}
-MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION)
+# Last, what it is worst at: telling apart things of one kind that have the same relations.
+ALIKE = {
+    "closed": 0.18,
+    "tell": 0.01,
+    "known": 0.02,
+    "elsewhere": 0.05,
+    "extends": 0.08,
+    "fiction": 0.006,
+    "fresh": 0.2,
+    "fresh_alike": 0.45,
+}
+MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION, ALIKE)
 # Relations a known thing has none of in the world, but may have on a page.
 EXTENSIONS = {
     "country": ("people", "river", "mayor"),
@@ -134,6 +146,13 @@ def _reading(entities: list[Entity], asked: list[Entity], rng: random.Random, qu
     return Example(_ask(asked, rng, questions), pages(list(entities), rng))
 
 
+def _alike(rng: random.Random) -> Example:
+    """Two or three things of one kind, most of whose relations are the same."""
+    kind = _some_kind(rng)
+    entities = [invent(kind, rng, rng.randint(2, 3), 0.2) for _ in range(rng.randint(2, 3))]
+    return _reading(entities, entities, rng, 5)
+
+
 def _fresh(rng: random.Random, short: bool) -> Example:
     kind = _some_kind(rng)
     count = rng.randint(1, 2) if short else rng.randint(1, 4)
@@ -211,6 +230,7 @@ def example(rng: random.Random, mix: dict[str, float]) -> Example:
         "elsewhere": _elsewhere,
         "extends": _extends,
         "fiction": _fiction,
+        "fresh_alike": _alike,
         "tell": _tell,
         "repeat": _repeat,
     }
@@ -225,7 +245,9 @@ def render(item: Example) -> list[tuple[str, str]]:
     return [(role, render_documents(item.documents, text)), *rest]
 
 
-def encode(item: Example, tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
+def encode(
+    item: Example, tokenizer: Tokenizer, document_weight: float = DOCUMENT_WEIGHT
+) -> tuple[list[int], list[float]]:
     """Token ids in chat format, and how much each token counts in the loss."""
     bos, end = tokenizer.token_to_id("<|bos|>"), tokenizer.token_to_id("<|end|>")
     ids, weights = [bos], [0.0]
@@ -235,7 +257,7 @@ def encode(item: Example, tokenizer: Tokenizer) -> tuple[list[int], list[float]]
         if role == "assistant":
             w = [ANSWER_WEIGHT] * len(encoding.ids)
         else:
-            w = [DOCUMENT_WEIGHT if start < question_from else QUESTION_WEIGHT for start, _ in encoding.offsets]
+            w = [document_weight if start < question_from else QUESTION_WEIGHT for start, _ in encoding.offsets]
         ids += [tokenizer.token_to_id(f"<|{role}|>"), *encoding.ids, end]
         weights += [0.0, *w, ANSWER_WEIGHT if role == "assistant" else 0.0]
     return ids, weights
@@ -260,7 +282,8 @@ def batches(
     step = start
     while True:
         rng = random.Random(f"{seed}-{step}")
-        mix = MIXES[sum(step >= begin for begin in phases)]
+        phase = sum(step >= begin for begin in phases)
+        mix, document_weight = MIXES[phase], DOCUMENT_WEIGHT if phase < len(MIXES) - 1 else LAST_DOCUMENT_WEIGHT
         ids = np.zeros((rows, length), np.int64)
         weights = np.zeros((rows, length), np.float32)
         owner = np.full((rows, length), -1, np.int64)
@@ -269,7 +292,7 @@ def batches(
             while used < length - 24 and misses < 4:
                 take_real = real is not None and step >= phases[1] and rng.random() < REAL_TEXT
                 item = real(rng) if take_real and real is not None else example(rng, mix)
-                item_ids, item_weights = encode(item, tokenizer)
+                item_ids, item_weights = encode(item, tokenizer, document_weight)
                 if used and used + len(item_ids) > length:
                     misses += 1  # a later, shorter one may still fit
                     continue

@@ -10,6 +10,7 @@ give the model's own logits, else loading fails. Knows nothing of text, memories
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Backbone:
 
     @contextmanager
     def watch(self, *, skip_ffn: bool = False) -> Iterator[Watched]:
-        """Inside, every forward pass of the model leaves (x, residual) behind.
+        """Inside, every forward pass of this thread leaves (x, residual) behind.
 
         With `skip_ffn` the FFN contributes nothing, so that the layer's output *is* the residual, exactly; the pass's
         own logits are then meaningless, its keys and values are not (they are all computed before).
@@ -138,15 +139,20 @@ class Watched:
     """(x, residual) of the latest forward pass, each (B, T, D); see `Backbone.watch`."""
 
     def __init__(self, backbone: Backbone, skip_ffn: bool) -> None:
-        self._backbone, self._skip = backbone, skip_ffn
+        self._backbone, self._skip, self._owner = backbone, skip_ffn, threading.get_ident()
         self.x: Tensor | None = None
         self.out: Tensor | None = None
         self._ffn_out: Tensor | None = None
 
     def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.x = args[0] if args else next(iter(kwargs.values()))
+        """Before the FFN. Like the others, deaf to whoever uses the model in another thread meanwhile."""
+        if threading.get_ident() == self._owner:
+            self.x = args[0] if args else next(iter(kwargs.values()))
 
     def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """After the FFN and its norm; what it returns takes their output's place."""
+        if threading.get_ident() != self._owner:
+            return None
         y = first(output)
         if self._skip:
             return replace_first(output, torch.zeros_like(y))
@@ -154,7 +160,9 @@ class Watched:
         return None
 
     def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self.out = first(output)
+        """After the last layer."""
+        if threading.get_ident() == self._owner:
+            self.out = first(output)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(x, residual), each (B, T, D)."""

@@ -1,0 +1,86 @@
+"""The bundled model is what its card says, within the noise of a small sample; the numbers shown were measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memograft import Engine, FastMem, Request, Sampling
+from memograft.loading import BUNDLED
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
+RESULTS = ROOT / "benchmarks" / "results" / "conflict-test.json"
+SAMPLE = 48
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Engine]:
+    with Engine.from_pretrained("tiny") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Any]:
+    """benchmarks/conflict.py, which brings the recipe's held-out questions."""
+    added = [str(ROOT / "benchmarks"), str(ROOT / "recipes" / "tiny")]
+    sys.path[:0] = added
+    import conflict
+
+    yield conflict
+    for path in added:
+        sys.path.remove(path)
+
+
+def accuracy(bench: Any, engine: Engine, which: str, method: str) -> float:
+    questions = bench.items(which, SAMPLE, "a-test")
+    records = bench.run(engine, bench.methods()[method], questions, which)
+    return sum(r["right"] for r in records) / len(records)
+
+
+def test_the_bundle_is_small_and_holds_no_pickle() -> None:
+    files = [f for f in MODEL.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 20_000_000
+    assert not [f.name for f in files if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_it_knows_its_world_and_reads_what_it_never_saw(bench: Any, tiny: Engine) -> None:
+    assert accuracy(bench, tiny, "agrees", "no document") >= 0.85
+    assert accuracy(bench, tiny, "unseen", "plain") >= 0.75
+
+
+def test_memorizing_makes_it_follow_its_documents(bench: Any, tiny: Engine) -> None:
+    plain, memorized = (accuracy(bench, tiny, "contradicts", m) for m in ("plain", "memorized (default)"))
+    assert memorized >= plain + 0.2
+    assert accuracy(bench, tiny, "agrees", "memorized (default)") >= 0.9
+
+
+def test_a_conversation_goes_on(tiny: Engine) -> None:
+    messages = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of France is Paris."},
+        {"role": "user", "content": "What is the capital of Italy?"},
+    ]
+    assert "Rome" in tiny.answer(Request(messages=messages, sampling=Sampling(max_new_tokens=24))).text
+
+
+def test_every_answer_ends_by_itself(tiny: Engine) -> None:
+    page = "The mayor of Velmora is Tor Anselk. Velmora lies on the Brin."
+    answer = tiny.answer("Who is the mayor of Velmora?", [page], memory=FastMem())
+    assert answer.finish_reason == "stop"
+
+
+def test_the_readme_shows_the_results_that_are_on_record(bench: Any) -> None:
+    record = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert record["n"] >= 300
+    assert bench.table(record["results"]) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_results_were_measured_with_the_defaults_of_today() -> None:
+    record = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert record["default"] == json.loads(json.dumps(FastMem().__dict__))
