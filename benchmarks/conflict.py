@@ -155,7 +155,7 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| method | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
     for method, by_set in results.items():
         cells = []
-        for name, c in by_set.items():
+        for c in by_set.values():
             low, high = c["minus_plain_interval"]
             change = "" if method == "plain" else f" ({c['minus_plain']:+.3f} [{low:+.3f}, {high:+.3f}])"
             cells.append(f"{c['accuracy']:.3f}{change}")
