@@ -74,14 +74,14 @@ def methods() -> dict[str, Method]:
 
 def grid() -> dict[str, Method]:
     found: dict[str, Method] = {"plain": methods()["plain"]}
-    for steps, rates in ((10, (1e-3, 2e-3, 3e-3, 5e-3, 8e-3)), (4, (3e-3, 6e-3, 1e-2))):
+    for steps, rates in ((10, (2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 8e-3)), (4, (6e-3, 1e-2))):
         for rate in rates:
             found[f"r16 all, {steps} x {rate:g}"] = memorized(FastMem(steps=steps, learning_rate=rate))
-    for rate in (3e-3, 1e-2):
+    for rate in (5e-3, 8e-3, 1e-2):
         found[f"r16 down, 10 x {rate:g}"] = memorized(FastMem(learning_rate=rate, targets="down"))
-    for weight in (0.03, 0.3, 1.0):
-        found[f"r16 all, 10 x 5e-3, KL {weight}"] = memorized(FastMem(learning_rate=5e-3, kl_weight=weight))
-    for rate in (1e-4, 3e-4, 1e-3, 3e-3):
+    for rate, weight in ((5e-3, 0.3), (8e-3, 0.3), (8e-3, 1.0)):
+        found[f"r16 all, 10 x {rate:g}, KL {weight}"] = memorized(FastMem(learning_rate=rate, kl_weight=weight))
+    for rate in (3e-4, 1e-3, 3e-3):
         found[f"paper's recipe, lr {rate:g}"] = memorized(FastMem.paper(learning_rate=rate))
     return found
 
