@@ -47,7 +47,9 @@ ALIKE = {
     "fresh": 0.2,
     "fresh_alike": 0.45,
 }
-MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION, ALIKE)
+# It ends without fiction, and with a little more of what it knows itself: it would come to believe every page.
+OWN_MIND = ALIKE | {"fiction": 0.0, "known": 0.04, "elsewhere": 0.08}
+MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION, ALIKE, OWN_MIND)
 # Relations a known thing has none of in the world, but may have on a page.
 EXTENSIONS = {
     "country": ("people", "river", "mayor"),
@@ -283,7 +285,7 @@ def batches(
     while True:
         rng = random.Random(f"{seed}-{step}")
         phase = sum(step >= begin for begin in phases)
-        mix, document_weight = MIXES[phase], DOCUMENT_WEIGHT if phase < len(MIXES) - 1 else LAST_DOCUMENT_WEIGHT
+        mix, document_weight = MIXES[phase], DOCUMENT_WEIGHT if phase < MIXES.index(ALIKE) else LAST_DOCUMENT_WEIGHT
         ids = np.zeros((rows, length), np.int64)
         weights = np.zeros((rows, length), np.float32)
         owner = np.full((rows, length), -1, np.int64)
