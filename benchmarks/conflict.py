@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,7 @@ def main() -> None:
     engine = Engine.from_pretrained(args.model)
     out = args.out or ROOT / "runs" / f"conflict-{args.split}{'-grid' if args.grid else ''}-{args.n}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = {(r["method"], r["set"]): r["records"] for r in map(json.loads, out.open())} if out.exists() else {}
+    done = {(r["method"], r["set"]): r for r in map(json.loads, out.open())} if out.exists() else {}
     records: dict[str, dict[str, list[dict[str, Any]]]] = {}
     seconds: dict[str, float] = {}
     with out.open("a") as log:
@@ -185,11 +185,13 @@ def main() -> None:
             for name in args.sets:
                 if (label, name) not in done:
                     began = time.perf_counter()
-                    done[label, name] = run(engine, method, items(name, args.n, args.split), f"{label}: {name}")
-                    seconds[f"{label}: {name}"] = round(time.perf_counter() - began, 2)
-                    log.write(json.dumps({"method": label, "set": name, "records": done[label, name]}) + "\n")
+                    found = run(engine, method, items(name, args.n, args.split), f"{label}: {name}")
+                    took = round(time.perf_counter() - began, 2)
+                    done[label, name] = {"method": label, "set": name, "seconds": took, "records": found}
+                    log.write(json.dumps(done[label, name]) + "\n")
                     log.flush()
-                records.setdefault(label, {})[name] = done[label, name]
+                records.setdefault(label, {})[name] = done[label, name]["records"]
+                seconds[f"{label}: {name}"] = done[label, name]["seconds"]
     results = summary(records)
     print(table(results))
     print(
@@ -198,9 +200,10 @@ def main() -> None:
                 "benchmark": "conflict",
                 "model": Path(args.model).name,
                 "split": args.split,
+                "seeds": "one training seed; questions are drawn from the split's name",
                 "n": args.n,
                 "results": results,
-                "default": asdict(replace(FastMem())),
+                "default": asdict(FastMem()),
                 "sampling": asdict(SAMPLING),
                 **provenance(args.threads),
                 "seconds": seconds,

@@ -56,7 +56,7 @@ class FastMem:
     """
 
     steps: int = 10
-    learning_rate: float = 5e-3
+    learning_rate: float = 4e-3
     kl_weight: float = 0.1
     adapter: Literal["lora", "full"] = "lora"
     rank: int = 16
