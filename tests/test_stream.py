@@ -8,6 +8,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -211,6 +212,15 @@ def test_rows_that_end_early_are_answered_early(engine: Engine) -> None:
     assert len(jobs[1].future.result(10).token_ids) == 5
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own Ctrl-C: background jobs and pytest-xdist's workers ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("how", ["answer", "stream", "memorize"])
 def test_ctrl_c_gives_the_request_up(engine: Engine, how: str) -> None:
     gate = Gate()
