@@ -47,7 +47,7 @@ ALIKE = {
     "fresh": 0.2,
     "fresh_alike": 0.45,
 }
-# It ends without fiction, and with a little more of what it knows itself: it would come to believe every page.
+# It ends without fiction, and with a little more of what it knows itself: it was following more and more pages.
 OWN_MIND = ALIKE | {"fiction": 0.0, "known": 0.04, "elsewhere": 0.08}
 MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION, ALIKE, OWN_MIND)
 # Relations a known thing has none of in the world, but may have on a page.

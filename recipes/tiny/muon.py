@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024) in fp32.
 
-torch.optim.Muon orthogonalises in bf16, which takes longer than the whole backward pass on a CPU without bf16
-instructions; this is the same update in the parameters' own precision.
+torch.optim.Muon orthogonalises in bf16, which is slow on a CPU without bf16 instructions (0.30 s a step for tiny, here
+0.12 s); this is the same update in the parameters' own precision.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ give the model's own logits, else loading fails. Knows nothing of text, memories
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +23,6 @@ from transformers.pytorch_utils import Conv1D
 from memograft.errors import UnsupportedModelError
 
 __all__ = ["Backbone"]
-
-Hook = Callable[..., Any]
 
 
 @dataclass(frozen=True)
