@@ -282,6 +282,7 @@ def test_routed_experts_are_refused_and_quantised_weights_for_the_full_adapter()
         ({"max_kl": -1.0}, "`max_kl` must be a positive number"),
         ({"eps": 0.0}, "`eps` must be a positive number"),
         ({"kl_weight": -0.1}, "`kl_weight` must be a number that is not negative, got -0.1"),
+        ({"contrast": float("inf")}, "`contrast` must be a number that is not negative, got inf"),
         ({"weight_decay": float("inf")}, "`weight_decay` must be a number that is not negative"),
         ({"clip_norm": 0.0}, "`clip_norm` must be a positive number, or None for no clipping, got 0.0"),
         ({"shortlist": 1}, "`shortlist` must be at least 2 tokens, or None for all, got 1"),

@@ -42,6 +42,7 @@ class FastMem:
         template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as
             an assistant turn (paper; a second prefill).
         gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
+        contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
         shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
             (paper).
         max_kl: nats per token; a memory that moved the model further is rolled back.
@@ -63,6 +64,7 @@ class FastMem:
     targets: Literal["all", "down"] = "all"
     template: Literal["prompt", "assistant"] = "prompt"
     gate: Literal["support"] | None = None
+    contrast: float = 0.0
     shortlist: int | None = 8192
     max_kl: float = 10.0
     weight_decay: float = 0.0
@@ -84,7 +86,7 @@ class FastMem:
             value = getattr(self, name)
             if not _is_number(value) or value <= 0:
                 raise SettingsError(f"`{name}` must be a positive number, got {value!r}")
-        for name in ("kl_weight", "weight_decay"):
+        for name in ("kl_weight", "weight_decay", "contrast"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise SettingsError(f"`{name}` must be a number that is not negative, got {value!r}")
