@@ -15,6 +15,9 @@ from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
 from memograft.overflow import Fitted
 from memograft.prefill import Prefix
+from memograft.processors.contrast import Contrast
+from memograft.processors.rule import Rule
+from memograft.processors.support import SupportGate
 from memograft.prompt import Prompt
 from memograft.request import Request, Sampling
 
@@ -51,10 +54,14 @@ class Work:
         return prefix if prefix is not None and self.prompt.ids[: len(prefix.ids)] == prefix.ids else None
 
     @property
-    def supported(self) -> set[int] | None:
-        """Tokens of the documents, if the support gate is on."""
-        gated = self.settings is not None and self.settings.gate == "support"
-        return {self.prompt.ids[t] for t in self.prompt.context} if gated else None
+    def rules(self) -> list[Rule]:
+        """How the memory's distribution and the base model's are combined; a gate decides over what a contrast says."""
+        rules: list[Rule] = []
+        if self.settings is not None and self.settings.contrast > 0:
+            rules.append(Contrast(self.settings.contrast))
+        if self.settings is not None and self.settings.gate == "support":
+            rules.append(SupportGate(self.prompt.ids[t] for t in self.prompt.context))
+        return rules
 
 
 def as_request(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from memograft.backbone import Backbone, Watched
+from memograft._beside import beside
+from memograft.backbone import Backbone
 from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
-from memograft.processors.support import SupportGate
+from memograft.processors.rule import Rule
 from memograft.request import Sampling
 
 __all__ = ["Row", "decode"]
@@ -37,7 +38,7 @@ class Row:
         sampling: how its tokens are chosen.
         max_new_tokens: at most this many; already cut to the window.
         adapter: its memory, or None for the base model.
-        supported: tokens of its documents if the support gate is on, else None.
+        rules: what it says of what it would say with its memory and without; none without a memory.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
         on_tokens: called with all new tokens so far, after each.
         on_end: called with the row once it is done, while its neighbours go on.
@@ -50,7 +51,7 @@ class Row:
     sampling: Sampling
     max_new_tokens: int
     adapter: Adapter | None = None
-    supported: set[int] | None = None
+    rules: Sequence[Rule] = ()
     processors: Sequence[Any] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None
     on_end: Callable[[Row], None] = lambda _: None
@@ -72,7 +73,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     # Repetition penalties read the padding too: make it a token that the row has anyway.
     ends = _Ends(rows, config, tokenizer)
     first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
-    with torch.inference_mode(), _Memories(backbone, rows):
+    with torch.inference_mode(), _memories(backbone, rows):
         backbone.model.generate(  # type: ignore[operator]
             input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
@@ -110,54 +111,32 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
     return config
 
 
-class _Memories:
-    """Inside, and in this thread only, every row runs through its adapter, and gated rows through the support gate.
+@contextmanager
+def _memories(backbone: Backbone, rows: Sequence[Row]) -> Iterator[None]:
+    """Inside, and in this thread only, every row runs through its adapter, and what it says follows its rules.
 
-    The gate acts on the model's output, so whatever processes logits later (a repetition penalty, the row's own
+    Rules act on the model's output, so whatever processes logits later (a repetition penalty, the row's own
     processors, sampling) sees one distribution.
     """
+    adapters, owner = [row.adapter for row in rows], threading.get_ident()
+    ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
 
-    def __init__(self, backbone: Backbone, rows: Sequence[Row]) -> None:
-        self._backbone, self._thread = backbone, threading.get_ident()
-        adapters = [row.adapter for row in rows]
-        self._stacked = stack(adapters, backbone) if any(a is not None for a in adapters) else None
-        gated = [row.supported if row.adapter is not None else None for row in rows]
-        self._gate: SupportGate | None = None
-        if any(tokens is not None for tokens in gated):
-            self._gate = SupportGate(gated, _vocabulary(backbone), backbone.device)
-        self._scope = ExitStack()
-
-    def __enter__(self) -> None:
-        if self._gate is not None:
-            self._outer = self._backbone.model.register_forward_hook(self._on_output)
-        self._begin()
-
-    def __exit__(self, *_: object) -> None:
-        self._scope.close()
-        if self._gate is not None:
-            self._outer.remove()
-
-    def _begin(self) -> None:
-        if self._stacked is not None:
-            self._scope.enter_context(applied(self._backbone, self._stacked))
-        if self._gate is not None:  # after the adapters, whose part in the FFN's output must be seen
-            self._seen: Watched = self._scope.enter_context(self._backbone.watch())
-
-    def _on_output(self, _module: Any, _args: Any, output: Any) -> None:
-        if threading.get_ident() != self._thread:
+    def speak(_module: Any, _args: Any, output: Any) -> None:
+        if threading.get_ident() != owner:
             return
-        assert self._gate is not None
-        x, residual = (t[self._gate.rows.to(t.device), -1:] for t in self._seen.rows())
-        self._scope.close()  # the base model's turn
-        try:
-            base = self._backbone.logits(x, residual)[:, -1].to(output.logits)
-        finally:
-            self._begin()
-        output.logits = self._gate(output.logits[:, -1], base)[:, None]
+        logits = output.logits[:, -1].to(torch.float32, copy=True)
+        for n, base in zip(ruled, seen.logits[:, -1].to(logits.device), strict=True):
+            for rule in () if rows[n].done else rows[n].rules:
+                logits[n] = rule(logits[n], base, rows[n].tokens)
+        output.logits = logits[:, None]
 
-
-def _vocabulary(backbone: Backbone) -> int:
-    return int(backbone.model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    with ExitStack() as scope:
+        if any(adapter is not None for adapter in adapters):
+            scope.enter_context(applied(backbone, stack(adapters, backbone), bare=len(ruled)))
+        if ruled:
+            seen = scope.enter_context(beside(backbone, len(rows), ruled))
+            scope.callback(backbone.model.register_forward_hook(speak).remove)
+        yield
 
 
 class _PerRow(LogitsProcessor):  # type: ignore[misc]

@@ -270,7 +270,7 @@ class Engine:
             sampling=work.sampling,
             max_new_tokens=min(work.sampling.max_new_tokens, self._window - len(work.prompt.ids)),
             adapter=adapter,
-            supported=work.supported,
+            rules=work.rules,
             processors=work.request.processors,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,

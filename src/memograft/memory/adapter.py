@@ -74,13 +74,16 @@ def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, t
 
 
 @contextmanager
-def applied(backbone: Backbone, stacked: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind."""
+def applied(backbone: Backbone, stacked: Mapping[str, tuple[Tensor, Tensor]], bare: int = 0) -> Iterator[None]:
+    """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind.
+
+    The last `bare` rows that reach the FFN, behind those with an adapter each, run without.
+    """
 
     def low_rank(a: Tensor, b: Tensor) -> Delta:
         def delta(x: Tensor, y: Tensor) -> Tensor:
-            rows = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)  # OPT and MoE blocks flatten (B, T)
-            change: Tensor = (rows @ a.mT) @ b.mT
+            rows = x.reshape(len(a) + bare, -1, x.shape[-1])[: len(a)].to(a.dtype)  # OPT and MoE blocks flatten (B, T)
+            change = nn.functional.pad((rows @ a.mT) @ b.mT, (0, 0, 0, 0, 0, bare))
             return y + change.reshape(y.shape).to(y.dtype)
 
         return delta
