@@ -21,7 +21,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/conflict.py
+	$(BIN)/memograft eval world
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

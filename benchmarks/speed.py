@@ -19,12 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from provenance import provenance
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import memograft
 from memograft import Engine, FastMem, Request, Sampling
+from memograft.evaluation.provenance import provenance
 
 SHAPES: dict[str, dict[str, int]] = {
     "small": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "vocab_size": 32_000},
@@ -158,7 +158,7 @@ def main() -> None:
         "results": rows,
         "repetitions": args.repeat,
         "dtype": "float32",
-        **provenance(args.threads),
+        **provenance(torch.device("cpu")),
     }
     print(json.dumps(record))
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from memograft import Engine, FastMem, Request, Sampling
+from memograft.evaluation.items import world
+from memograft.evaluation.methods import METHODS
+from memograft.evaluation.metrics import table
+from memograft.evaluation.runner import run
 from memograft.loading import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,21 +28,16 @@ def tiny() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """benchmarks/conflict.py, which brings the recipe's held-out questions."""
-    added = [str(ROOT / "benchmarks"), str(ROOT / "recipes" / "tiny")]
-    sys.path[:0] = added
-    import conflict
+def accuracy(tiny: Engine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], float]:
+    """(set, method) -> share of right answers among the first questions of the tuning split."""
+    folder = tmp_path_factory.mktemp("cells")
 
-    yield conflict
-    for path in added:
-        sys.path.remove(path)
+    def of(which: str, method: str) -> float:
+        questions = [item for item in world("tune", SAMPLE) if item.set == which]
+        records = run(tiny, {method: METHODS[method]}, questions, folder, progress=False)[method][which]
+        return sum(r["right"] for r in records) / len(records)
 
-
-def accuracy(bench: Any, engine: Engine, which: str, method: str) -> float:
-    questions = bench.items(which, SAMPLE, "a-test")
-    records = bench.run(engine, bench.methods()[method], questions, which)
-    return sum(r["right"] for r in records) / len(records)
+    return of
 
 
 def test_the_bundle_is_small_and_holds_no_pickle() -> None:
@@ -49,15 +46,15 @@ def test_the_bundle_is_small_and_holds_no_pickle() -> None:
     assert not [f.name for f in files if f.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_it_knows_its_world_and_reads_what_it_never_saw(bench: Any, tiny: Engine) -> None:
-    assert accuracy(bench, tiny, "agrees", "no document") >= 0.85
-    assert accuracy(bench, tiny, "unseen", "plain") >= 0.75
+def test_it_knows_its_world_and_reads_what_it_never_saw(accuracy: Callable[[str, str], float]) -> None:
+    assert accuracy("agrees", "no document") >= 0.85
+    assert accuracy("unseen", "plain") >= 0.75
 
 
-def test_memorizing_makes_it_follow_its_documents(bench: Any, tiny: Engine) -> None:
-    plain, memorized = (accuracy(bench, tiny, "contradicts", m) for m in ("plain", "memorized (default)"))
+def test_memorizing_makes_it_follow_its_documents(accuracy: Callable[[str, str], float]) -> None:
+    plain, memorized = (accuracy("contradicts", m) for m in ("plain", "memorized"))
     assert memorized >= plain + 0.2
-    assert accuracy(bench, tiny, "agrees", "memorized (default)") >= 0.9
+    assert accuracy("agrees", "memorized") >= 0.9
 
 
 def test_a_conversation_goes_on(tiny: Engine) -> None:
@@ -75,10 +72,10 @@ def test_every_answer_ends_by_itself(tiny: Engine) -> None:
     assert answer.finish_reason == "stop"
 
 
-def test_the_readme_shows_the_results_that_are_on_record(bench: Any) -> None:
+def test_the_readme_shows_the_results_that_are_on_record() -> None:
     record = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert record["n"] >= 300
-    assert bench.table(record["results"]) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table(record["results"]) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_results_were_measured_with_the_defaults_of_today() -> None:

@@ -1,22 +1,27 @@
-"""Held-out questions about tiny's world, in the four situations a retrieved page can be in.
+"""Held-out questions about tiny's world, in the situations that retrieved pages can be in.
 
     contradicts  the page says something else than tiny knows; right is what the page says
     agrees       the page says what tiny knows
     unseen       the page is about entities no training text has named; right is what the page says
     elsewhere    the page is about something else; right is what tiny knows
+    one of five  five pages about five things, in any order; one is asked for, and contradicts what tiny knows
+    disagree     two pages about one thing that contradict tiny and each other; right is what the first one says
+    repeats      two pages about one thing that contradict tiny and say the same, each in its own words
 
-Every page also holds facts that are not asked for, and every item depends on its seed and number alone.
+Nearly every page also holds facts that are not asked for, and every item depends on its seed and number alone.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from data import Entity, invent, known_entity, pages, question_and_answer
+from data import Entity, invent, known, known_entity, page, pages, question_and_answer, sentence
 from language import CLOSED_KINDS, REAL_VALUES, RELATIONS, SUBJECT_RELATIONS, WORLD, fresh
 
-SETS = ("contradicts", "agrees", "unseen", "elsewhere")
+SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats")
+# The words of every answer sentence, one a line: what an answer may hold besides the subject and the value.
+FRAME = "\n".join(r.answer.replace("{s}", "").replace("{v}", "") for r in RELATIONS.values())
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Item:
         belief: what tiny knows, "" for unseen entities.
         answer: the whole sentence tiny would say.
         kind: "real" or "made-up" or "closed" (one of a short list), of the right value.
+        other: the value that the second page states ("disagree"), else "".
     """
 
     id: str
@@ -41,6 +47,7 @@ class Item:
     belief: str
     answer: str
     kind: str
+    other: str = ""
 
 
 def items(which: str, count: int, seed: str) -> list[Item]:
@@ -56,17 +63,54 @@ def _item(which: str, id: str) -> Item:
     subject = rng.choice(list(WORLD[relation]))
     belief = WORLD[relation][subject]
     kind = RELATIONS[relation].subject
-    right = belief
+    right, other = belief, ""
     if which == "elsewhere":
         others = [known_entity(kind, rng.choice([s for s in WORLD[relation] if s != subject]), rng, 2)]
         others.append(invent(rng.choice(list(SUBJECT_RELATIONS)), rng, 3, 0.0, held_out=True))
         documents = pages(others, rng)
+    elif which == "one of five":
+        right = _another(relation, belief, rng)
+        documents = _one_of_five(relation, subject, right, rng)
+    elif which in ("disagree", "repeats"):
+        right = _another(relation, belief, rng)
+        while which == "disagree" and other in ("", right):
+            other = _another(relation, belief, rng)
+        wordings = rng.sample(RELATIONS[relation].statements, 2)
+        values = (right, other or right)
+        documents = [_about(relation, subject, v, w, rng) for v, w in zip(values, wordings, strict=True)]
     else:
         if which == "contradicts":
             right = _another(relation, belief, rng)
         about = Entity(kind, subject, {**known_entity(kind, subject, rng, 2).facts, relation: right})
         documents = pages([about, invent(kind, rng, 2, 0.0, held_out=True)], rng)
-    return _made(id, which, relation, subject, documents, right, belief, rng)
+    return replace(_made(id, which, relation, subject, documents, right, belief, rng), other=other)
+
+
+def _one_of_five(relation: str, subject: str, value: str, rng: random.Random) -> list[str]:
+    """Short pages about five different things, the asked one among them; half of the others are of its kind."""
+    kind = RELATIONS[relation].subject
+    entities = {subject: Entity(kind, subject, {**known_entity(kind, subject, rng, 1).facts, relation: value})}
+    while len(entities) < 5:
+        alike, facts = rng.random() < 0.5, rng.randint(1, 2)
+        if rng.random() < 0.5:
+            other = known_entity(kind, rng.choice(list(WORLD[relation])), rng, facts) if alike else known(rng, facts)
+        else:
+            other = invent(kind if alike else rng.choice(list(SUBJECT_RELATIONS)), rng, facts, 0.0, held_out=True)
+        entities.setdefault(other.subject, other)
+    documents = [page([entity], rng) for entity in entities.values()]
+    rng.shuffle(documents)
+    return documents
+
+
+def _about(relation: str, subject: str, value: str, wording: str, rng: random.Random) -> str:
+    """A page that states the asked fact in this wording, among true facts and now and then something of its kind."""
+    kind = RELATIONS[relation].subject
+    facts = {r: v for r, v in known_entity(kind, subject, rng, rng.randint(0, 2)).facts.items() if r != relation}
+    lines = [sentence(rng.choice(RELATIONS[r].statements), subject, v) for r, v in facts.items()]
+    lines.append(sentence(wording, subject, value))
+    rng.shuffle(lines)
+    beside = page([invent(kind, rng, 2, 0.0, held_out=True)], rng) if rng.random() < 0.5 else ""
+    return " ".join(lines) + ("\n\n" + beside if beside else "")
 
 
 def _unseen(id: str, rng: random.Random) -> Item:

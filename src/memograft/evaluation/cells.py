@@ -1,0 +1,92 @@
+"""`Cell`: what one method made of the questions of one set, kept in a file while it grows.
+
+The file's first line is the key: all that decides the answers. A line per question follows. Whatever is not exactly as
+this run would write it (a torn last line, another order of questions) is asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from memograft.evaluation.items import Item
+
+__all__ = ["Cell", "Record"]
+
+Record = dict[str, Any]
+
+
+class Cell:
+    """The records of one cell of the table.
+
+    Args:
+        folder: where cells are kept; it must exist.
+        method: its name.
+        items: the questions, all of one set.
+        about: JSON values of everything else that decides the answers.
+
+    Attributes:
+        records: one per question that was asked so far, in the order of the questions.
+    """
+
+    def __init__(self, folder: Path, method: str, items: Sequence[Item], about: Mapping[str, Any]) -> None:
+        questions = hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest()[:16]
+        self.method, self.items = method, items
+        self._key = {"method": method, "set": items[0].set, "n": len(items), "questions": questions, **about}
+        digest = hashlib.sha256(self._head().encode()).hexdigest()[:12]
+        self._path = folder / f"{_slug(method)}.{_slug(items[0].set)}.{digest}.jsonl"
+        self.records = self._read()
+
+    def resume(self, batch: int) -> None:
+        """Make the file hold whole batches and nothing else, so that the rest is asked as it would have been."""
+        if len(self.records) < len(self.items):
+            del self.records[len(self.records) // batch * batch :]
+        whole = self._path.with_suffix(".part")
+        whole.write_text("".join([self._head(), *map(_line, self.records)]), encoding="utf-8")
+        whole.replace(self._path)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Keep the records of the next batch."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, records)))
+        self.records += records
+
+    def _head(self) -> str:
+        return _line(self._key)
+
+    def _read(self) -> list[Record]:
+        if not self._path.exists():
+            return []
+        head, *lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        if head != self._head():
+            return []
+        records: list[Record] = []
+        for line, item in zip(lines, self.items, strict=False):
+            record = _parsed(line)
+            if record is None or record.get("id") != item.id:
+                break
+            records.append(record)
+        return records
+
+
+def _parsed(line: str) -> Record | None:
+    """The record of a whole line."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) + "\n"
+
+
+def _slug(name: str) -> str:
+    """The name as a part of a file's name; the digest tells apart what this makes alike."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "-"

@@ -1,0 +1,51 @@
+"""Other people's ways to make a model follow its documents, as logits processors: what ours is measured against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+if TYPE_CHECKING:
+    from memograft import Engine
+    from memograft.evaluation.items import Item
+
+__all__ = ["Restricted", "context_aware"]
+
+
+class Restricted(LogitsProcessor):  # type: ignore[misc]
+    """Plain decoding among the tokens of the documents, the question and the item's frame.
+
+    The honest control: it needs no memory, and cannot say anything else than what stands there.
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(self, engine: Engine, item: Item) -> None:
+        # With a space in front too: that is how a word looks inside a sentence.
+        said = (*(d.text for d in item.documents), item.question, *item.frame.splitlines(), ".")
+        texts = [t for text in said for t in (text, " " + text)]
+        allowed = {i for text in texts for i in engine.tokenizer(text, add_special_tokens=False)["input_ids"]}
+        ends = engine.model.generation_config.eos_token_id
+        allowed |= {*(ends if isinstance(ends, list) else [ends]), engine.tokenizer.eos_token_id} - {None}
+        self._allowed = torch.tensor(sorted(allowed))
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, T), (1, V) -> (1, V)."""
+        kept = torch.full_like(scores, -torch.inf)
+        kept[:, self._allowed] = scores[:, self._allowed]
+        return kept
+
+
+def context_aware(engine: Engine, item: Item, alpha: float) -> LogitsProcessor:
+    """Context-aware decoding (arXiv 2305.14739) by transformers' own classifier-free guidance.
+
+    log p ~ (1 + alpha) log p(y | documents, question) - alpha log p(y | question), which is guidance by 1 + alpha with
+    the prompt without documents. It runs the model itself, one row at a time: never beside a row with a memory.
+    """
+    prompt = engine._prompts.build([{"role": "user", "content": item.question}])  # as "no document" is asked
+    ids = torch.tensor([prompt.ids], device=engine.model.device)
+    return UnbatchedClassifierFreeGuidanceLogitsProcessor(1 + alpha, engine.model, unconditional_ids=ids)

@@ -1,0 +1,132 @@
+"""Asks every question in every way. What is done is kept in a folder: an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from memograft.errors import PromptTooLongError, SettingsError
+from memograft.evaluation.cells import Cell, Record
+from memograft.evaluation.items import Item, sets_of
+from memograft.evaluation.methods import Method
+from memograft.evaluation.metrics import says
+from memograft.evaluation.provenance import commit, versions
+from memograft.request import Request, Sampling
+
+if TYPE_CHECKING:
+    from memograft import Answer, Engine
+
+__all__ = ["BATCH", "Records", "run"]
+
+BATCH = 16  # questions that are asked together
+Records = dict[str, dict[str, list[Record]]]  # method -> set -> one record per question
+
+
+def run(
+    engine: Engine,
+    methods: Mapping[str, Method],
+    items: Sequence[Item],
+    folder: str | Path,
+    *,
+    max_new_tokens: int = 40,
+    ignore_case: bool = False,
+    progress: bool = True,
+) -> Records:
+    """One record per method and question, in the order of the questions.
+
+    A record has `id`, `kind`, `right`, `belief`, `other` (whether the answer says any of the answers, the item's
+    belief, its other value), `seconds` (its share of its batch) and `commit`; then `text`, and with a memory
+    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back` and `reason`; or
+    `error`: a request that failed is wrong.
+
+    Args:
+        engine: the model.
+        methods: the ways to ask, by name.
+        items: the questions, of any number of sets.
+        folder: keeps what is done, and is made if need be. Cells are found again only if nothing that decides the
+            answers has changed: the model, the questions, the settings, the versions.
+        max_new_tokens: of an answer.
+        ignore_case: whether "paris" says "Paris".
+        progress: show a bar.
+
+    Raises:
+        SettingsError: there are no questions or methods, or a method cannot ask these questions.
+        UnsupportedModelError: the model cannot have a memory that a method asks for.
+    """
+    if not items or not methods:
+        raise SettingsError(f"a run needs questions and methods, got {len(items)} and {len(methods)}; pass both")
+    folder, sampling = Path(folder), Sampling(max_new_tokens)
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {
+        "model": engine._fingerprint,
+        "window": engine.max_length,
+        "max_new_tokens": max_new_tokens,
+        "ignore_case": ignore_case,
+        "versions": versions(),
+    }
+    by_set = [[item for item in items if item.set == name] for name in sets_of(items)]
+    cells = [
+        Cell(folder, name, questions, shared | {"settings": method.settings()})
+        for name, method in methods.items()
+        for questions in by_set
+    ]
+    at, done = commit(), sum(len(cell.records) for cell in cells)
+    with tqdm(total=len(items) * len(methods), initial=done, unit="q", disable=not progress) as bar:
+        for cell in cells:
+            if len(cell.records) == len(cell.items):
+                continue
+            bar.set_description(f"{cell.method}: {cell.items[0].set}")
+            kept = len(cell.records)
+            cell.resume(BATCH)
+            bar.update(len(cell.records) - kept)
+            for start in range(len(cell.records), len(cell.items), BATCH):
+                part = range(start, min(start + BATCH, len(cell.items)))
+                records = _ask(engine, methods[cell.method], cell.items, part, sampling, ignore_case)
+                cell.add([record | {"commit": at} for record in records])
+                bar.update(len(part))
+    found: Records = {name: {} for name in methods}
+    for cell in cells:
+        found[cell.method][cell.items[0].set] = cell.records
+    return found
+
+
+def _ask(
+    engine: Engine, method: Method, items: Sequence[Item], part: range, sampling: Sampling, ignore_case: bool
+) -> list[Record]:
+    """The records of one batch."""
+    started = time.perf_counter()
+    requests: dict[int, Request] = {}
+    outcomes: dict[int, Answer | Exception] = {}
+    for n in part:
+        try:
+            requests[n] = method.request(engine, items, n, sampling)
+        except PromptTooLongError as error:  # of what it memorizes; that of the prompt comes with the answers
+            outcomes[n] = error
+    answers = engine.answer_batch(list(requests.values()), return_exceptions=True) if requests else []
+    outcomes |= dict(zip(requests, answers, strict=True))
+    seconds = round((time.perf_counter() - started) / len(part), 4)
+    return [_record(items[n], outcomes[n], ignore_case) | {"seconds": seconds} for n in part]
+
+
+def _record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
+    text = "" if isinstance(outcome, Exception) else outcome.text
+    record: Record = {
+        "id": item.id,
+        "kind": item.kind,
+        "right": any(says(text, answer, ignore_case) for answer in item.answers),
+        "belief": says(text, item.belief, ignore_case),
+        "other": says(text, item.other, ignore_case),
+    }
+    if isinstance(outcome, Exception):
+        return record | {"error": f"{type(outcome).__name__}: {outcome}"}
+    record["text"] = text
+    if (memory := outcome.memory) is not None:
+        numbers: dict[str, Any] = {name: getattr(memory, name) for name in ("loss_before", "loss_after", "kl")}
+        record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        record |= {"steps": memory.steps, "rolled_back": memory.rolled_back, "reason": memory.reason}
+    return record
