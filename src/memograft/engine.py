@@ -314,7 +314,8 @@ class Engine:
         self, documents: tuple[Document, ...], settings: FastMem, given_up: Callable[[], bool], progress: bool
     ) -> MemoryHandle:
         request = Request("?", documents=documents, sampling=Sampling(max_new_tokens=1))
-        prompt = fit(self._prompts, request, documents, self._window).prompt
+        # There is no question yet that the documents could be about: they are judged when the memory is used.
+        prompt = replace(fit(self._prompts, request, documents, self._window).prompt, question=(0, 0))
         prefix = self._prefix_of(documents)
         filled = prefill(self._backbone, [prompt.ids], self._pad_id, prefix)
         ((adapter, report),) = make_memories(

@@ -18,7 +18,7 @@ from transformers import Cache
 
 from memograft.backbone import Backbone
 
-__all__ = ["Prefill", "Prefix", "prefill", "prefill_prefix"]
+__all__ = ["Prefill", "Prefix", "prefill", "prefill_prefix", "run"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, p
     if rest <= 1:
         x, residual = known or (_empty(backbone, len(prompts)), _empty(backbone, len(prompts)))
         return Prefill(ids, mask, cache, x, residual, head)
-    x, residual, cache = _run(backbone, ids[:, head:-1], mask[:, :-1], cache, head)
+    x, residual, cache = run(backbone, ids[:, head:-1], mask[:, :-1], cache, _positions(mask[:, :-1])[:, head:])
     if known is not None:
         x, residual = torch.cat([known[0], x], 1), torch.cat([known[1], residual], 1)
     return Prefill(ids, mask, cache, x, residual, head)
@@ -92,23 +92,40 @@ def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
     """Prefill the tokens `ids` (P of them, all) for later use as a prefix."""
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
     with torch.no_grad():
-        x, residual, cache = _run(backbone, rows, torch.ones_like(rows), None, 0)
+        mask = torch.ones_like(rows)
+        x, residual, cache = run(backbone, rows, mask, None, _positions(mask))
     return Prefix(tuple(ids), cache, x, residual)
 
 
-def _run(
-    backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, start: int
+def run(
+    backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, positions: Tensor
 ) -> tuple[Tensor, Tensor, Cache]:
+    """Run the trunk over `ids` (B, T) behind what the cache holds; it is written to.
+
+    Args:
+        backbone: whose trunk it is.
+        ids: token ids (B, T).
+        mask: 1 for the tokens that may be seen, those in the cache first (B, cached + T).
+        cache: of the tokens before, or None.
+        positions: where each token stands in its prompt (B, T).
+
+    Returns:
+        x (B, T, D), residual (B, T, D), and the cache with these tokens in it.
+    """
     accepted = inspect.signature(backbone.model.forward).parameters
     extra: dict[str, Any] = {}
     if "position_ids" in accepted:
-        extra["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, start:]
+        extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1  # the head is not wanted here, and it is the dearest part
-    with backbone.watch(skip_ffn=True) as seen:
+    with backbone.watch() as seen:
         out = backbone.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
     x, residual = seen.rows()
     return x, residual, out.past_key_values
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def _spread(prefix: Prefix | None, rows: int) -> tuple[Cache | None, tuple[Tensor, Tensor] | None]:

@@ -45,11 +45,13 @@ class Prompt:
         ids: token ids, T of them.
         spans: for each document, in order, its tokens as [start, end) positions in `ids`.
         documents: the documents that stand in the prompt.
+        question: the last user message's own tokens, [start, end); (0, 0) if there is none.
     """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
     documents: tuple[Document, ...]
+    question: Span = (0, 0)
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -106,7 +108,8 @@ class PromptBuilder:
         _all_there("message", contents, places)
         ids, offsets = self._encode(text, places)
         spans = tuple(_token_span(offsets, places[key][-1]) for key in keys)
-        return Prompt(tuple(ids), spans, tuple(documents))
+        question = _token_span(offsets, places[contents[last_user]][-1])
+        return Prompt(tuple(ids), spans, tuple(documents), question)
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
         """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn.

@@ -23,6 +23,7 @@ from memograft.backbone import Backbone, has_plain_weight, linear_shape
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
 from memograft.memory.objective import Objective
+from memograft.memory.relevance import AUTO
 from memograft.memory.report import MemoryReport
 
 __all__ = ["FastMem", "Rows", "memorize"]
@@ -43,6 +44,8 @@ class FastMem:
             an assistant turn (paper; a second prefill).
         gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
         contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
+        relevance: documents that are less about the question than this are left in the prompt but not memorized; see
+            `memograft.memory.relevance`. "auto" is 0.4; None memorizes all of them (paper). Ours.
         shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
             (paper).
         max_kl: nats per token; a memory that moved the model further is rolled back.
@@ -65,6 +68,7 @@ class FastMem:
     template: Literal["prompt", "assistant"] = "prompt"
     gate: Literal["support"] | None = None
     contrast: float = 0.0
+    relevance: float | Literal["auto"] | None = "auto"
     shortlist: int | None = 8192
     max_kl: float = 10.0
     weight_decay: float = 0.0
@@ -94,11 +98,21 @@ class FastMem:
             raise SettingsError(
                 f"`clip_norm` must be a positive number, or None for no clipping, got {self.clip_norm!r}"
             )
+        if self.relevance not in ("auto", None) and not (_is_number(self.relevance) and self.relevance <= 1):
+            raise SettingsError(
+                f'`relevance` must be "auto", a number of at most 1, or None to memorize every document, got '
+                f"{self.relevance!r}"
+            )
         if self.shortlist is not None and (not isinstance(self.shortlist, int) or self.shortlist < 2):
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
         if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
             raise SettingsError(f"`betas` must be two numbers of at least 0 and below 1, got {self.betas!r}")
         object.__setattr__(self, "betas", tuple(self.betas))  # settings are keys of dicts, and JSON has lists only
+
+    @property
+    def threshold(self) -> float | None:
+        """`relevance` as a number, or None."""
+        return AUTO if self.relevance == "auto" else self.relevance
 
     @classmethod
     def paper(cls, **changes: Any) -> FastMem:
@@ -109,6 +123,7 @@ class FastMem:
             "kl_weight": 0.1,
             "adapter": "full",
             "template": "assistant",
+            "relevance": None,
             "shortlist": None,
             "weight_decay": 0.01,
             "clip_norm": 1.0,

@@ -24,6 +24,9 @@ class MemoryReport:
         losses: CE + beta KL that each step started from (over the shortlist, where there is one).
         seconds: time memorizing took, for the whole batch it ran in.
         documents: ids of the documents memorized.
+        left_out: ids of those that were not, being about something else; they stand in the prompt all the same.
+        relevance: how much each document of the prompt, in its order, is about the question (1 at most); empty where
+            that was not asked for or cannot be judged.
         tokens: ids of the context tokens.
         token_losses_before: cross-entropy of each context token in nats.
         token_losses_after: the same after memorizing.
@@ -40,6 +43,8 @@ class MemoryReport:
     losses: tuple[float, ...] = ()
     seconds: float = 0.0
     documents: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    relevance: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     token_losses_before: tuple[float, ...] = ()
     token_losses_after: tuple[float, ...] = ()

@@ -1,0 +1,199 @@
+"""Which documents are memorized: the model's own judgement, against a naive one, in batches, and with kept memories."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from families import build
+from memograft import Document, Engine, FastMem, Request
+from memograft.backbone import Backbone
+from memograft.errors import SettingsError
+from memograft.memory import batch
+from memograft.memory.relevance import AUTO, can_judge, relevance
+from memograft.prefill import prefill
+from memograft.prompt import Prompt, PromptBuilder
+from reference.relevance import question_loss
+from tokenizers_ import NATIVE_TEMPLATE, make
+
+FAMILIES = ["llama", "qwen2", "olmo2", "gpt_neox", "gpt2", "falcon", "phi", "granite"]
+PARIS = "Paris\n\nParis is the capital of Norwick. The river of Norwick is the Toll."
+GOLD = "The chemical symbol of gold is Gd. In the table, gold stands at number 12."
+HARBOUR = "The harbour of Velmora is watched by two guards."
+ASK = "What is the capital of Norwick?"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    with Engine.from_pretrained("tiny") as engine:
+        yield engine
+
+
+def built(documents: list[str], question: str = ASK, kind: str = "bpe", **kwargs: Any) -> Prompt:
+    messages = [{"role": "user", "content": question}]
+    return PromptBuilder(make(kind, **kwargs)).build(messages, [Document(d) for d in documents])
+
+
+def naive(model: Any, prompt: Prompt) -> list[float]:
+    none = question_loss(model, prompt.ids, prompt.spans, prompt.question, None)
+    alone = [question_loss(model, prompt.ids, prompt.spans, prompt.question, d) for d in range(len(prompt.spans))]
+    return [1 - loss / none for loss in alone]
+
+
+class TestScores:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_equal_the_naive_ones_in_any_batch(self, family: str) -> None:
+        model = build(family)
+        model.config._attn_implementation = "eager"
+        prompts = [built([GOLD, PARIS]), built([HARBOUR], "Who?"), built([PARIS, GOLD, HARBOUR], "Who watches the harbour?")]
+        filled = prefill(Backbone.of(model), [p.ids for p in prompts], 0)
+        scores = relevance(Backbone.of(model), filled, [0, 2, 1], [prompts[0], prompts[2], prompts[1]])
+        for prompt, found in zip([prompts[0], prompts[2], prompts[1]], scores, strict=True):
+            assert found == pytest.approx(naive(model, prompt), abs=1e-5)
+
+    def test_leave_the_cache_as_it_was(self) -> None:
+        backbone = Backbone.of(build("gemma2"))
+        prompts = [built([GOLD, PARIS]), built([HARBOUR])]
+        filled = prefill(backbone, [p.ids for p in prompts], 0)
+        before = [(layer.keys.clone(), layer.values.clone()) for layer in filled.kv_cache.layers]
+        relevance(backbone, filled, [0, 1], prompts)
+        relevance(backbone, filled, [1], prompts[1:])
+        for (keys, values), layer in zip(before, filled.kv_cache.layers, strict=True):
+            assert torch.equal(keys, layer.keys)
+            assert torch.equal(values, layer.values)
+
+    def test_only_the_end_of_a_long_question_counts(self) -> None:
+        model = build("llama")
+        prompt = built([GOLD, PARIS], " ".join([HARBOUR] * 8) + " " + ASK)
+        start, end = prompt.question
+        assert end - start > 64
+        backbone = Backbone.of(model)
+        (found,) = relevance(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
+        model.config._attn_implementation = "eager"
+        assert found == pytest.approx(naive(model, replace(prompt, question=(end - 64, end))), abs=1e-5)
+
+
+class TestCanJudge:
+    def test_a_question_behind_its_documents(self) -> None:
+        assert can_judge(built([GOLD]))
+        assert can_judge(built([GOLD], template=NATIVE_TEMPLATE))
+
+    @pytest.mark.parametrize("documents", [[], [""]])
+    def test_not_without_documents(self, documents: list[str]) -> None:
+        assert not can_judge(built(documents))
+
+    def test_not_where_the_documents_come_last(self) -> None:
+        template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% for d in documents %}{{ d['text'] }}{% endfor %}"
+        assert not can_judge(built([GOLD], template=template))
+
+    def test_the_question_is_the_last_user_message(self) -> None:
+        tokenizer = make("bpe")
+        turns = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Hi."), ("user", ASK)]
+        prompt = PromptBuilder(tokenizer).build([{"role": r, "content": c} for r, c in turns], [Document(GOLD)])
+        assert tokenizer.decode(prompt.ids[slice(*prompt.question)]) == ASK
+
+
+class TestTheGate:
+    def test_memorizes_only_what_the_question_is_about(self, tiny: Engine) -> None:
+        answer = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem())
+        report = answer.memory
+        assert report is not None
+        assert report.documents == (Document(PARIS).id,)
+        assert report.left_out == (Document(GOLD).id,)
+        assert report.relevance[0] < AUTO < report.relevance[1] <= 1
+        assert len(report.tokens) < len(tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=None)).memory.tokens)  # type: ignore[union-attr]
+
+    def test_the_same_as_memorizing_that_document_in_its_place(self, tiny: Engine) -> None:
+        """The rows are those of the whole prompt: what is left out is still read, and no more than that."""
+        gated = tiny.answer(ASK, [PARIS, GOLD], memory=FastMem()).memory
+        alone = tiny.answer(ASK, [PARIS], memory=FastMem(relevance=None)).memory
+        assert gated is not None
+        assert alone is not None
+        assert gated.tokens == alone.tokens
+        assert gated.token_losses_before == pytest.approx(alone.token_losses_before, abs=1e-4)
+
+    @pytest.mark.parametrize("template", ["prompt", "assistant"])
+    def test_nothing_relevant_is_the_base_model(self, tiny: Engine, template: Any) -> None:
+        question = "What is the capital of France?"
+        plain = tiny.answer(question, [GOLD])
+        answer = tiny.answer(question, [GOLD], memory=FastMem(template=template))
+        assert answer.token_ids == plain.token_ids
+        assert answer.memory is not None
+        assert answer.memory.steps == 0
+        assert answer.memory.documents == ()
+        assert answer.memory.left_out == (Document(GOLD).id,)
+        assert answer.memory.reason == "nothing to memorize: no document is about the question (see `relevance`)"
+
+    def test_none_memorizes_everything_and_does_not_judge(self, tiny: Engine) -> None:
+        report = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=None)).memory
+        assert report is not None
+        assert report.documents == (Document(GOLD).id, Document(PARIS).id)
+        assert report.relevance == report.left_out == ()
+
+    def test_a_threshold_of_ones_own(self, tiny: Engine) -> None:
+        every = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=-100.0)).memory
+        none = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=1)).memory
+        assert every is not None
+        assert none is not None
+        assert (len(every.documents), len(none.documents)) == (2, 0)
+
+    def test_rows_of_a_batch_are_judged_apart(self, tiny: Engine) -> None:
+        requests = [
+            Request(ASK, documents=[GOLD, PARIS], memory=FastMem()),
+            Request("What is the symbol of gold?", documents=[GOLD, PARIS], memory=FastMem(relevance=None)),
+            Request("What is the symbol of gold?", documents=[GOLD], memory=FastMem()),
+            Request(ASK, documents=[GOLD]),
+        ]
+        alone = [tiny.answer(r) for r in requests]
+        for one, many in zip(alone, tiny.answer_batch(requests), strict=True):
+            assert many.text == one.text
+            if one.memory is not None and many.memory is not None:
+                assert many.memory.relevance == pytest.approx(one.memory.relevance, abs=1e-4)
+                assert many.memory.documents == one.memory.documents
+
+    def test_out_of_memory_while_judging_costs_the_judgement(
+        self, tiny: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: Any) -> Any:
+            raise torch.OutOfMemoryError("no room")
+
+        monkeypatch.setattr(batch, "relevance", full)
+        report = tiny.answer(ASK, [PARIS, GOLD], memory=FastMem(steps=1)).memory
+        assert report is not None
+        assert report.relevance == ()
+        assert len(report.documents) == 2
+
+    @pytest.mark.parametrize("value", ["never", 1.5, True, float("nan")])
+    def test_bad_thresholds(self, value: Any) -> None:
+        with pytest.raises(SettingsError, match='`relevance` must be "auto", a number of at most 1, or None'):
+            FastMem(relevance=value)
+
+
+class TestKeptMemories:
+    def test_speak_where_the_question_is_about_them(self, tiny: Engine) -> None:
+        handle = tiny.memorize([PARIS, GOLD])
+        assert handle.report.relevance == ()
+        report = tiny.answer(ASK, memory=handle).memory
+        assert report is not None
+        assert report.documents == tuple(d.id for d in handle.documents)
+        assert report.relevance[0] > AUTO > report.relevance[1]
+        assert report.id == handle.id
+
+    def test_are_silent_elsewhere(self, tiny: Engine) -> None:
+        handle = tiny.memorize([PARIS])
+        question = "Who wrote Hamlet?"
+        answer = tiny.answer(question, memory=handle)
+        assert answer.token_ids == tiny.answer(question, [PARIS]).token_ids
+        assert answer.memory is not None
+        assert answer.memory.left_out == (Document(PARIS).id,)
+        assert answer.memory.reason == "nothing to memorize: no document is about the question (see `relevance`)"
+
+    def test_are_not_judged_by_other_documents(self, tiny: Engine) -> None:
+        handle = tiny.memorize([PARIS])
+        report = tiny.answer(ASK, [GOLD], memory=handle).memory
+        assert report is not None
+        assert report.relevance == ()
+        assert report.documents == (Document(PARIS).id,)
