@@ -70,14 +70,13 @@ def test_replay_equals_the_models_own_logits_and_leaves_the_model_alone(family: 
     tokens = ids(rows=2)
     own = model(input_ids=tokens, use_cache=True)
     with torch.no_grad():
-        for skip in (True, False):
-            with parts.watch(skip_ffn=skip) as seen:
-                skipped = model(input_ids=tokens, use_cache=True)
-            replayed = parts.logits(*seen.rows())
-            assert (replayed - own.logits).abs().max() / own.logits.abs().max() < 1e-5
-            for one, other in zip(own.past_key_values.layers, skipped.past_key_values.layers, strict=True):
-                assert torch.equal(one.keys, other.keys)
-                assert torch.equal(one.values, other.values)
+        with parts.watch() as seen:
+            skipped = model(input_ids=tokens, use_cache=True)
+        replayed = parts.logits(*seen.rows())
+    assert (replayed - own.logits).abs().max() / own.logits.abs().max() < 1e-5
+    for one, other in zip(own.past_key_values.layers, skipped.past_key_values.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
     assert bool(parts.projections) == (family not in ROUTED)
     assert parts.width == 32
     assert parts.max_length == 256
@@ -88,7 +87,7 @@ def test_replay_equals_the_models_own_logits_and_leaves_the_model_alone(family: 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_half_precision_models_load(family: str, dtype: torch.dtype) -> None:
     parts = Backbone.of(build(family, dtype=dtype))
-    with parts.watch(skip_ffn=True) as seen, torch.no_grad():
+    with parts.watch() as seen, torch.no_grad():
         own = parts.model(input_ids=ids()).logits
     assert seen.rows()[0].dtype == dtype
     assert own.dtype == dtype
@@ -262,7 +261,7 @@ def test_a_model_placed_by_a_device_map(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)
     placed = AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"": "cpu"}, dtype=torch.float32)
     tokens = ids()
-    with Backbone.of(placed).watch(skip_ffn=True) as seen, torch.no_grad():
+    with Backbone.of(placed).watch() as seen, torch.no_grad():
         placed(input_ids=tokens)
     own = build("llama")(input_ids=tokens).logits
     with torch.no_grad():

@@ -252,7 +252,7 @@ def _prove(backbone: Backbone, own: Tensor) -> None:
     nothing, or half precision hides it, a tail that treats it otherwise would go unnoticed.
     """
     ids = probe_ids(backbone.model)
-    with backbone.watch(skip_ffn=True) as seen:
+    with backbone.watch() as seen:
         backbone.model(input_ids=ids, use_cache=False)
     x, residual = seen.rows()
     noise = torch.randn(residual.shape, generator=torch.Generator().manual_seed(0)).to(residual) * residual.std()

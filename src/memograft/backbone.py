@@ -114,13 +114,13 @@ class Backbone:
         return self.finish(first(self.head(self.hidden(x, residual))))
 
     @contextmanager
-    def watch(self, *, skip_ffn: bool = False) -> Iterator[Watched]:
+    def watch(self) -> Iterator[Watched]:
         """Inside, every forward pass of this thread leaves (x, residual) behind.
 
-        With `skip_ffn` the FFN contributes nothing, so that the layer's output *is* the residual, exactly; the pass's
-        own logits are then meaningless, its keys and values are not (they are all computed before).
+        The last FFN then contributes nothing, so that the layer's output *is* the residual, exactly; the pass's own
+        logits are meaningless, its keys and values are not (they are all computed before).
         """
-        seen = Watched(self, skip_ffn)
+        seen = Watched()
         handles = [
             self.ffn[0].register_forward_pre_hook(seen.on_input, with_kwargs=True),
             self.ffn_end.register_forward_hook(seen.on_ffn),
@@ -136,41 +136,32 @@ class Backbone:
 class Watched:
     """(x, residual) of the latest forward pass, each (B, T, D); see `Backbone.watch`."""
 
-    def __init__(self, backbone: Backbone, skip_ffn: bool) -> None:
-        self._backbone, self._skip, self._owner = backbone, skip_ffn, threading.get_ident()
-        self.x: Tensor | None = None
-        self.out: Tensor | None = None
-        self._ffn_out: Tensor | None = None
+    def __init__(self) -> None:
+        self._owner = threading.get_ident()
+        self._x: Tensor | None = None
+        self._residual: Tensor | None = None
 
     def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the FFN. Like the others, deaf to whoever uses the model in another thread meanwhile."""
         if threading.get_ident() == self._owner:
-            self.x = args[0] if args else next(iter(kwargs.values()))
+            self._x = args[0] if args else next(iter(kwargs.values()))
 
     def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """After the FFN and its norm; what it returns takes their output's place."""
         if threading.get_ident() != self._owner:
             return None
-        y = first(output)
-        if self._skip:
-            return replace_first(output, torch.zeros_like(y))
-        self._ffn_out = y.clone()  # Falcon adds to it in place
-        return None
+        return replace_first(output, torch.zeros_like(first(output)))
 
     def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """After the last layer."""
         if threading.get_ident() == self._owner:
-            self.out = first(output)
+            self._residual = first(output)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(x, residual), each (B, T, D)."""
-        assert self.x is not None, "no forward pass has run"
-        assert self.out is not None
-        x = self.x.reshape(self.out.shape)  # OPT flattens B and T
-        if self._skip:
-            return x, self.out
-        assert self._ffn_out is not None
-        return x, self.out - self._ffn_out.reshape(self.out.shape) * self._backbone.residual_scale
+        assert self._x is not None, "no forward pass has run"
+        assert self._residual is not None
+        return self._x.reshape(self._residual.shape), self._residual  # OPT flattens B and T
 
 
 def input_weight(model: nn.Module) -> Tensor:
