@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from memograft import __version__
-from memograft.cli.console import err, out, progress_bar, reporting, warn
+from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
+from memograft.evaluation.methods import METHODS
 
 STORE = Path(".memograft")
 
@@ -34,6 +35,13 @@ class GateKind(StrEnum):
 
     none = "none"
     support = "support"
+
+
+class Split(StrEnum):
+    """Which half of the bundled questions."""
+
+    test = "test"
+    tune = "tune"
 
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
@@ -196,3 +204,53 @@ def demo(
             out().print(conclusion(outcomes, made["summary"]))
         if html:
             err().print(f"page: {html}", markup=False, soft_wrap=True)
+
+
+@app.command("eval")
+def evaluate(
+    questions: Annotated[
+        str, typer.Argument(help='"world", which is bundled, or a .jsonl or .jsonl.gz file.', metavar="world|FILE")
+    ],
+    model: ModelOption = "tiny",
+    split: Annotated[Split | None, typer.Option(help="Of world; left out, test.")] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions of each set; left out, all.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"One of: {'; '.join(METHODS)}. May be repeated; with neither this nor --settings, all."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4". May be repeated.'),
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option(help="Only this set. May be repeated.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Differences to this method too, besides plain. May be repeated.")
+    ] = None,
+    out_folder: Annotated[
+        Path, typer.Option("--out", help="Folder of what is done; an interrupted run goes on from it.")
+    ] = Path("runs/eval"),
+    plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 40,
+) -> None:
+    """Ask many questions in several ways and count right answers. The last line of stdout is one JSON object."""
+    if split and questions != "world":
+        raise typer.BadParameter("only world has splits; leave --split out")
+    with reporting(as_json=False) as result:
+        from memograft.cli.evaluate import evaluate as run
+
+        made, table = run(
+            questions,
+            model=model,
+            split=split.value if split else "test",
+            n=n,
+            names=method or [],
+            settings=settings or [],
+            sets=sets or [],
+            against=against or [],
+            folder=out_folder,
+            plot=plot,
+            max_new_tokens=max_new_tokens,
+        )
+        result |= made
+        typer.echo(table)
+        print_json(result)

@@ -56,11 +56,16 @@ def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
         error = e
         result = {"error": str(e), "type": type(e).__name__}
     if as_json:
-        typer.echo(json.dumps(_finite(result), allow_nan=False))
+        print_json(result)
     elif error is not None:
         err().print(Text(f"error: {_one_line(str(error))}", style="bold red"), soft_wrap=True)
     if error is not None:
         raise typer.Exit(1) from error
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """One line of JSON on stdout; numbers that are not finite become null."""
+    typer.echo(json.dumps(_finite(result), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:

@@ -62,11 +62,11 @@ class Cell:
     def _read(self) -> list[Record]:
         if not self._path.exists():
             return []
-        head, *lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        if head != self._head():
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        if lines[:1] != [self._head()]:
             return []
         records: list[Record] = []
-        for line, item in zip(lines, self.items, strict=False):
+        for line, item in zip(lines[1:], self.items, strict=False):
             record = _parsed(line)
             if record is None or record.get("id") != item.id:
                 break

@@ -1,0 +1,103 @@
+"""`memograft eval`, end to end on the bundled model with a handful of questions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from memograft import FastMem
+from memograft.cli.app import app
+from memograft.evaluation.methods import METHODS
+
+
+def run(*args: object, code: int = 0) -> Any:
+    result = CliRunner(env={"COLUMNS": "140"}).invoke(app, ["eval", *map(str, args)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_a_table_for_people_and_json_last(tmp_path: Path) -> None:
+    out, plot = tmp_path / "cells", tmp_path / "frontier.png"
+    wanted = [
+        "--n",
+        2,
+        "--sets",
+        "contradicts",
+        "--sets",
+        "elsewhere",
+        "--settings",
+        "steps=2",
+        "--method",
+        "memorized",
+    ]
+    wanted += ["--max-new-tokens", 8]
+    result = run("world", "--split", "tune", *wanted, "--against", "memorized", "--out", out, "--plot", plot)
+    *lines, last = result.stdout.splitlines()
+    assert lines[0] == "| method | contradicts | elsewhere |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| plain", "| memorized", "| steps=2"]
+    told = json.loads(last, parse_constant=pytest.fail)
+    assert (told["model"], told["questions"], told["n"]) == ("tiny", "world, tune", 2)
+    assert told["results"]["steps=2"]["elsewhere"]["n"] == 2
+    assert told["results"]["steps=2"]["elsewhere"]["minus"].keys() == {"memorized"}
+    assert told["settings"]["steps=2"]["memory"]["steps"] == 2
+    assert told["default"] == json.loads(json.dumps(asdict(FastMem())))
+    assert told["versions"].keys() == {"memograft", "torch", "transformers", "peft"}
+    assert {"commit", "device", "threads", "python", "seconds", "fingerprint", "commits_of_the_answers"} <= told.keys()
+    assert plot.stat().st_size > 20_000
+    assert len(list(out.iterdir())) == 6
+    again = json.loads(run("world", "--split", "tune", *wanted, "--out", out).stdout.splitlines()[-1])
+    assert again["results"]["steps=2"]["elsewhere"]["seconds"] == told["results"]["steps=2"]["elsewhere"]["seconds"]
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    page, question = "The capital of France is Paris. ", "What is the capital of France?"
+    lines = [
+        {"question": question, "documents": [page], "answer": "PARIS"},
+        {"question": question, "documents": [page * 100], "answer": "Paris"},
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run(file, "--method", "plain", "--out", tmp_path / "cells")
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert told["questions"] == "mine.jsonl"
+    cell = told["results"]["plain"]["all"]
+    assert (cell["accuracy"], cell["failed"]) == (0.5, 1)
+    assert "warning: plain: all: 1 of 2 failed and count as wrong; the first: PromptTooLongError:" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["nowhere.jsonl"], "error: there is no file nowhere.jsonl; name a .jsonl or .jsonl.gz file of questions"),
+        (["world", "--method", "magic"], "error: `--method` must be one of ['no document', 'plain',"),
+        (["world", "--settings", "stepz=1"], "error: `stepz` is not a setting of FastMem"),
+        (["world", "--sets", "none"], "error: `--sets` must be one of ['contradicts', 'agrees',"),
+        (["world", "--method", "CAD", "--against", "memorized"], "error: `--against` must be one of ['plain', 'CAD'],"),
+        (["world", "--plot", "a.svg"], "error: a picture must be a .png file, got 'a.svg'; rename it"),
+        (["world", "--model", "no-such-model", "--n", "1"], "error: `--model` must be"),
+    ],
+)
+def test_errors_are_one_line(args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*args, code=1)
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith(said)
+
+
+def test_a_split_is_of_the_world_only() -> None:
+    assert "only world has splits; leave --split out" in run("mine.jsonl", "--split", "tune", code=2).stderr
+
+
+def test_help_lists_the_methods_without_torch() -> None:
+    said = " ".join(run("--help").stdout.replace("\u2502", " ").split())
+    assert all(name in said for name in METHODS)
+    code = "import sys, memograft.cli.app; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

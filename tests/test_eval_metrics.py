@@ -1,0 +1,171 @@
+"""Accuracies, intervals, paired differences and the table against numbers worked out by hand; the picture."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memograft.errors import MissingExtraError, SettingsError
+from memograft.evaluation import metrics, plots
+from memograft.evaluation.metrics import difference, interval, says, summary, table
+
+
+def rows(right: str, **more: Any) -> list[dict[str, Any]]:
+    """A record for each letter: r for right."""
+    base = {"kind": "", "belief": False, "other": False, "seconds": 0.5}
+    return [base | {"id": str(n), "right": letter == "r"} | more for n, letter in enumerate(right)]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "ignore_case", "found"),
+    [
+        ("The capital is Rome.", "Rome", False, True),
+        ("Rome", "Rome", False, True),
+        ("Romeo", "Rome", False, False),
+        ("1905", "190", False, False),
+        ("It costs $5 (five).", "$5", False, True),
+        ("rome", "Rome", False, False),
+        ("rome", "Rome", True, True),
+        ("Sankt \u00c4gidi", "\u00e4gidi", True, True),
+        ("anything", "", False, False),
+    ],
+)
+def test_says_looks_for_whole_words(text: str, value: str, ignore_case: bool, found: bool) -> None:
+    assert says(text, value, ignore_case) is found
+
+
+def test_intervals() -> None:
+    assert interval(np.ones(50)) == [1.0, 1.0]
+    coin = np.array([0.0, 1.0] * 200)
+    low, high = interval(coin)
+    error = 1.96 * 0.5 / 20  # of the mean of 400 coins
+    assert (low, high) == pytest.approx((0.5 - error, 0.5 + error), abs=0.01)
+    assert interval(coin) == [low, high], "the same every time"
+
+
+def test_a_large_file_is_bootstrapped_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).random(60)
+    whole = interval(values)
+    monkeypatch.setattr(metrics, "_MOST", 60 * 999)
+    assert interval(values) == pytest.approx(whole, abs=0.005)
+
+
+def test_differences_are_paired() -> None:
+    """Two methods that are right on the same questions do not differ, however many those are."""
+    same = difference(rows("rrww" * 10), rows("rrww" * 10))
+    assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
+    unpaired = difference(rows("rrww" * 10), rows("wwrr" * 10))
+    assert unpaired["difference"] == 0.0
+    assert unpaired["interval"][0] < -0.2
+    with pytest.raises(
+        SettingsError, match="a paired difference needs the same questions in the same order, got 1 and 2"
+    ):
+        difference(rows("r"), rows("rr"))
+
+
+def test_a_summary_worked_out_by_hand() -> None:
+    memory = {"loss_before": 2.0, "loss_after": 1.0, "kl": 0.5, "steps": 10, "rolled_back": True}
+    memorized = rows("rrrw", kind="real", **memory)
+    memorized[0] |= {"kl": None, "kind": "made-up"}
+    memorized[3] = {k: v for k, v in memorized[3].items() if k not in memory} | {"error": "E", "other": True}
+    records = {"plain": {"a": rows("rwww")}, "memorized": {"a": memorized}, "restricted": {"a": rows("rrrr")}}
+    results = summary(records, against=["restricted"])
+    assert "minus" in results["plain"]["a"]
+    cell = results["memorized"]["a"]
+    low, high = cell.pop("interval")
+    assert (low, high) == (0.25, 1.0)
+    assert cell.pop("minus")["restricted"]["difference"] == -0.25
+    assert cell.pop("minus_plain_interval") == [0.0, 1.0]
+    assert cell == {
+        "n": 4, "accuracy": 0.75, "belief": 0.0, "other": 0.25, "failed": 1, "seconds": 2.0, "minus_plain": 0.5,
+        "mean_loss_before": 2.0, "mean_loss_after": 1.0, "mean_kl": 0.5, "mean_steps": 10.0, "rolled_back": 3,
+        "accuracy_made-up": 1.0, "accuracy_real": 0.6667,
+    }  # fmt: skip
+    assert results["restricted"]["a"]["minus"] == {}
+
+
+def test_the_table() -> None:
+    both = {"plain": {"a": rows("rw"), "b": rows("rr")}, "memorized": {"a": rows("rr"), "b": rows("rr")}}
+    assert table(summary(both)).splitlines() == [
+        "| method | a | b |",
+        "|---|---|---|",
+        "| plain | 0.500 | 1.000 |",
+        "| memorized | 1.000 (+0.500 [+0.000, +1.000]) | 1.000 (+0.000 [+0.000, +0.000]) |",
+    ]
+    alone = summary({"memorized": {"a": rows("rr")}})
+    assert table(alone).splitlines()[-1] == "| memorized | 1.000 |"
+
+
+# the picture -----------------------------------------------------------------------------------------------------
+
+
+def many() -> dict[str, Any]:
+    """Twelve methods in a crowd, and one far off."""
+    rng = np.random.default_rng(0)
+    results: dict[str, Any] = {"plain": {}, "no document": {}}
+
+    def cell(change: float) -> dict[str, Any]:
+        return {"minus_plain": change, "minus_plain_interval": [change - 0.02, change + 0.02]}
+
+    for n in range(12):
+        gains = {"contradicts": cell(0.3 + rng.normal() / 50)}
+        results[f"steps={n}, learning_rate=1e-3"] = gains | {name: cell(-rng.random() / 90) for name in plots.COSTS}
+    results["restricted"] = {"contradicts": cell(0.3), **{name: cell(-0.9) for name in plots.COSTS}}
+    results["memorized"] = {"contradicts": cell(0.3), "agrees": cell(-0.01), "elsewhere": cell(-0.02)}
+    return results
+
+
+def test_dots() -> None:
+    found = {dot.name: dot for dot in plots.dots(many(), ["steps=1, learning_rate=1e-3"])}
+    assert len(found) == 14
+    assert [found[n].style for n in ("memorized", "steps=1, learning_rate=1e-3", "restricted")] == [
+        "default",
+        "ours",
+        "others",
+    ]
+    default = found["memorized"]
+    assert (default.gain, default.loss) == (30.0, 2.0), "the worst of its sets"
+    assert default.gain_interval == pytest.approx((28.0, 32.0))
+    assert default.loss_interval == pytest.approx((0.0, 4.0))
+
+
+def test_a_picture_is_drawn_and_no_label_covers_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    drawn: list[Any] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    path = plots.draw(plots.dots(many(), []), tmp_path / "new" / "frontier.png", "A title")
+    png = path.read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) == (1600, 1120)
+    assert [f.name for f in path.parent.iterdir()] == ["frontier.png"]
+    (figure,) = drawn
+    renderer = figure.canvas.get_renderer()
+    texts = figure.axes[0].texts
+    assert {t.get_text() for t in texts} >= {"memorized", "restricted  (90 points lost)"}
+    boxes = [Text.get_window_extent(t, renderer) for t in texts]  # without the line that leads to the dot
+    assert len(boxes) == 14
+    inside = figure.axes[0].get_window_extent(renderer)
+    for n, box in enumerate(boxes):
+        assert inside.x0 <= box.x0, texts[n].get_text()
+        assert box.x1 <= inside.x1, texts[n].get_text()
+        assert not any(box.overlaps(other) for other in boxes[n + 1 :]), texts[n].get_text()
+
+
+def test_what_cannot_be_drawn_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets, methods, path = ["contradicts", "agrees"], ["plain", "memorized"], Path("a.png")
+    plots.check(methods, sets, path)
+    with pytest.raises(SettingsError, match=r"a picture must be a \.png file, got 'a\.svg'; rename it"):
+        plots.check(methods, sets, Path("a.svg"))
+    for some_methods, some_sets in ((methods, ["all"]), (methods, ["contradicts"]), (["plain", "no document"], sets)):
+        with pytest.raises(SettingsError, match="a picture compares methods with plain on the set 'contradicts' and"):
+            plots.check(some_methods, some_sets, path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r'not installed; run pip install "memograft\[eval\]"'):
+        plots.check(methods, sets, path)
