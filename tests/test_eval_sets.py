@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_one_of_five_has_one_page_about_what_is_asked(recipe: Any) -> None:
     positions = set()
     for item in items("one of five", 500, "test"):
         assert len(item.documents) == 5
-        subject = subject_of(item).removeprefix("the ")
+        subject = subject_of(item.relation, item.answer, item.right).removeprefix("the ")
         about = [n for n, page in enumerate(item.documents) if says(page, subject, ignore_case=True)]
         assert [n for n, page in enumerate(item.documents) if states(item, page, item.right)] == about, item.id
         assert not any(states(item, page, item.belief) for page in item.documents), item.id
@@ -103,12 +104,12 @@ def test_repeating_pages_state_one_value_in_two_wordings(recipe: Any) -> None:
         assert item.other == ""
 
 
-def subject_of(item: Any) -> str:
+@cache
+def subject_of(relation: str, answer: str, value: str) -> str:
     from data import sentence
     from language import RELATIONS, WORLD
 
-    answer = RELATIONS[item.relation].answer
-    (subject,) = (s for s in WORLD[item.relation] if sentence(answer, s, item.right) == item.answer)
+    (subject,) = (s for s in WORLD[relation] if sentence(RELATIONS[relation].answer, s, value) == answer)
     return subject
 
 
@@ -117,7 +118,8 @@ def wordings(item: Any, page: str, value: str) -> list[str]:
     from data import sentence
     from language import RELATIONS
 
-    made = (sentence(s, subject_of(item), value) for s in RELATIONS[item.relation].statements)
+    subject = subject_of(item.relation, item.answer, item.right)
+    made = (sentence(s, subject, value) for s in RELATIONS[item.relation].statements)
     return [s for s in made if s in page]
 
 
