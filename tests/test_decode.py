@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import LogitsProcessor
 
-from memograft import Engine, Request, Sampling
+from memograft import Engine, FastMem, Request, Sampling
 from memograft.decode import _Gumbel, _sampler
 from test_engine import FACTS, ask, generated, prompt_ids
+
+GATED = FastMem(steps=3, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None, gate="support")
+RULED = [GATED, replace(GATED, gate=None, contrast=0.5)]
 
 
 def draw(sampling: Sampling, logits: torch.Tensor, n: int) -> torch.Tensor:
@@ -46,9 +50,10 @@ def test_greedy_needs_no_sampler_and_unseeded_noise_differs() -> None:
 
 def test_a_seed_repeats_an_answer_whatever_else_is_in_the_batch(engine: Engine) -> None:
     warm = [ask(sampling=Sampling(12, temperature=1.0, seed=seed)) for seed in range(6)]
+    warm += [ask(sampling=Sampling(12, temperature=1.0, seed=6), documents=FACTS, memory=m) for m in RULED]
     batch = [a.token_ids for a in engine.answer_batch([ask(documents=FACTS), *warm])]
     assert batch[1:] == [engine.answer(r).token_ids for r in warm]
-    assert len(set(batch)) == 7
+    assert len(set(batch)) == 9
 
 
 def test_without_a_seed_answers_differ(engine: Engine) -> None:
@@ -111,6 +116,17 @@ class TestStopStrings:
         )
         assert stopped.finish_reason == "stop"
         assert other.token_ids == whole.token_ids
+
+    @pytest.mark.parametrize("memory", RULED, ids=["gated", "contrasted"])
+    def test_rows_with_rules(self, engine: Engine, whole: Any, memory: FastMem) -> None:
+        """Stopped, streamed, and beside neighbours."""
+        said = engine.answer(ask(n=24, documents=FACTS, memory=memory)).text
+        stop = said[4:7]
+        request = ask(documents=FACTS, memory=memory, sampling=Sampling(24, stop=[stop]))
+        stopped, other = engine.answer_batch([request, ask(n=24, documents=FACTS)])
+        assert (stopped.text, stopped.finish_reason) == (said[: said.index(stop)], "stop")
+        assert other.token_ids == whole.token_ids
+        assert "".join(engine.stream(request)) == stopped.text
 
 
 class Say(LogitsProcessor):
