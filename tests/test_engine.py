@@ -46,16 +46,22 @@ def test_greedy_is_the_models_own_generate(make_engine: Any, family: str, dtype:
     assert answer.usage.cached_tokens == 0
 
 
+def ruled(memory: FastMem) -> FastMem:
+    """The same, with every rule there is."""
+    return replace(memory, gate="support", contrast=0.5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_batches_equal_single_runs(make_engine: Any, family: str) -> None:
     """Rows of different lengths, memories, processors, and ways of sampling."""
     engine = make_engine(family)
-    strong = None if family in ROUTED else FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9)
+    strong = None if family in ROUTED else FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
     requests = [
         ask(documents=FACTS),
         ask("Numbers?", documents=FACTS[2:], memory=strong),
         ask("Say something.", sampling=Sampling(7, temperature=0.8, seed=3, top_p=0.9)),
         ask(documents=FACTS[:1], memory=strong and replace(strong, gate="support", targets="down")),
+        ask("Which?", sampling=Sampling(9, temperature=0.8, seed=4), documents=FACTS, memory=strong and ruled(strong)),
         ask("Why?", n=3),
     ]
     batch = engine.answer_batch(requests)
@@ -151,7 +157,7 @@ def test_conversations(engine: Engine) -> None:
 
 
 def test_timings_and_documents_of_an_answer(engine: Engine) -> None:
-    answer = engine.answer("Who?", FACTS[:1], memory=FastMem(steps=2), sampling=Sampling(3))
+    answer = engine.answer("Who?", FACTS[:1], memory=FastMem(steps=2, relevance=None), sampling=Sampling(3))
     assert answer.documents == (Document(FACTS[0]),)
     assert min(answer.timings.prefill, answer.timings.memorize, answer.timings.decode) > 0
     assert answer.memory is not None
@@ -163,7 +169,7 @@ def test_timings_and_documents_of_an_answer(engine: Engine) -> None:
     ("documents", "reason"), [([], "no documents"), ([""], "documents of 0 tokens"), (["1"], "documents of 1 tokens")]
 )
 def test_nothing_to_memorize_is_said(engine: Engine, documents: list[str], reason: str) -> None:
-    answer = engine.answer("Who?", documents, memory=FastMem(), sampling=Sampling(2))
+    answer = engine.answer("Who?", documents, memory=FastMem(relevance=None), sampling=Sampling(2))
     assert answer.memory is not None
     assert answer.memory.reason is not None
     assert reason in answer.memory.reason
