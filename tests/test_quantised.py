@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from families import build
 from memograft import Engine, FastMem, Sampling
+from memograft._beside import beside
+from memograft.backbone import Backbone
 from memograft.errors import UnsupportedModelError
 from tokenizers_ import make
 
@@ -34,17 +36,27 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_lora_memorizes_on_a_quantised_model(engine: Engine, tmp_path: Path) -> None:
     sampling = Sampling(max_new_tokens=8)
     plain = engine.answer("Who?", [PAGE], sampling=sampling)
-    memorized = engine.answer("Who?", [PAGE], memory=FastMem(learning_rate=2e-2), sampling=sampling)
+    settings = FastMem(learning_rate=2e-2, relevance=None)
+    memorized = engine.answer("Who?", [PAGE], memory=settings, sampling=sampling)
     assert memorized.memory is not None
     assert not memorized.memory.rolled_back
     assert memorized.memory.loss_after < memorized.memory.loss_before - 1
     assert engine.answer("Who?", [PAGE], sampling=sampling).token_ids == plain.token_ids
 
-    handle = engine.memorize([PAGE], FastMem(learning_rate=2e-2))
+    handle = engine.memorize([PAGE], settings)
     handle.save(tmp_path / "memory")
     loaded = engine.load_memory(tmp_path / "memory")
     answers = [engine.answer("Who?", memory=m, sampling=sampling).token_ids for m in (handle, loaded)]
     assert answers[0] == answers[1]
+
+
+def test_the_base_model_is_heard_beside_the_memory(engine: Engine) -> None:
+    parts, ids = Backbone.of(engine.model), torch.arange(3, 15).reshape(2, 6)
+    with torch.inference_mode():
+        plain = engine.model(input_ids=ids).logits
+        with beside(parts, 2, [1]) as seen:
+            engine.model(input_ids=ids)
+    assert (seen.logits - plain[1:]).abs().max() / plain.abs().max() < 1e-3
 
 
 def test_training_the_quantised_weights_themselves_is_refused(engine: Engine) -> None:
