@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from transformers import LogitsProcessor
 
 from memograft import Engine, FastMem, Request, Sampling
-from memograft.decode import _Gumbel, _sampler
+from memograft.decode import Row, _Gumbel, _sampler, decode
+from memograft.prefill import prefill
 from test_engine import FACTS, ask, generated, prompt_ids
 
 GATED = FastMem(steps=3, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None, gate="support")
@@ -204,3 +207,21 @@ def test_usage_of_a_request_without_documents(engine: Engine) -> None:
         0,
         4,
     )
+
+
+def test_rules_see_both_distributions_and_the_answer_so_far(engine: Engine) -> None:
+    handle = engine.memorize(FACTS, GATED)
+    filled = prefill(engine._backbone, [prompt_ids(engine, ask(documents=FACTS))], 0)
+    seen: list[list[int]] = []
+
+    def look(logits: torch.Tensor, base: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+        assert logits.shape == base.shape == (engine.model.config.vocab_size,)
+        assert logits.dtype == base.dtype == torch.float32
+        seen.append(list(tokens))
+        return logits
+
+    row, idle = Row(Sampling(), 4, handle.adapter, [look]), Row(Sampling(), 4, None, [look])
+    decode(engine._backbone, replace(filled, kv_cache=copy.deepcopy(filled.kv_cache)), [row], engine.tokenizer)
+    assert seen == [row.tokens[:n] for n in range(4)]
+    decode(engine._backbone, filled, [idle], engine.tokenizer)
+    assert len(seen) == 4, "without a memory there is nothing to combine"
