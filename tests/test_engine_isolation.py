@@ -11,7 +11,7 @@ import torch
 from memograft import Answer, Engine, FastMem, Request, Sampling
 from test_engine import prompt_ids
 
-STRONG = FastMem(steps=3, learning_rate=0.05, rank=4, max_kl=1e9)
+STRONG = FastMem(steps=3, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
 CITIES = ["Paris", "Rome", "Oslo", "Bergen", "Velmora", "Lima", "Cairo", "Quito"]
 
 
@@ -72,7 +72,9 @@ def test_others_who_use_the_model_see_the_base_model(make_engine: Any) -> None:
                 except Exception as e:
                     wrong.append(repr(e))
 
-    request = contradicting(0, 1, FastMem(steps=20, learning_rate=0.05, rank=4, max_kl=1e9, gate="support"))
+    request = contradicting(
+        0, 1, FastMem(steps=20, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None, gate="support")
+    )
     alone = engine.answer(request)
     watcher = threading.Thread(target=look)
     watcher.start()
