@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,18 +14,18 @@ from families import build
 from memograft import Document, Engine, FastMem, Request
 from memograft.backbone import Backbone
 from memograft.errors import SettingsError
-from memograft.memory import batch
-from memograft.memory.relevance import AUTO, can_judge, relevance
+from memograft.memory import choose
+from memograft.memory.relevance import AUTO, Statement, can_judge, statements
 from memograft.prefill import prefill
-from memograft.prompt import Prompt, PromptBuilder
+from memograft.prompt import Prompt, PromptBuilder, token_span
 from reference.relevance import question_loss
 from tokenizers_ import NATIVE_TEMPLATE, make
 
 FAMILIES = ["llama", "qwen2", "olmo2", "gpt_neox", "gpt2", "falcon", "phi", "granite"]
-PARIS = "Paris\n\nParis is the capital of Norwick. The river of Norwick is the Toll."
+QUORIN = "Vandria\n\nQuorin is the capital of Vandria. The river of Vandria is the Toll."
 GOLD = "The chemical symbol of gold is Gd. In the table, gold stands at number 12."
 HARBOUR = "The harbour of Velmora is watched by two guards."
-ASK = "What is the capital of Norwick?"
+ASK = "What is the capital of Vandria?"
 
 
 @pytest.fixture(scope="module")
@@ -37,43 +39,82 @@ def built(documents: list[str], question: str = ASK, kind: str = "bpe", **kwargs
     return PromptBuilder(make(kind, **kwargs)).build(messages, [Document(d) for d in documents])
 
 
-def naive(model: Any, prompt: Prompt) -> list[float]:
-    none = question_loss(model, prompt.ids, prompt.spans, prompt.question, None)
-    alone = [question_loss(model, prompt.ids, prompt.spans, prompt.question, d) for d in range(len(prompt.spans))]
-    return [1 - loss / none for loss in alone]
+def naive(model: Any, prompt: Prompt, found: Sequence[Statement]) -> list[float]:
+    """The relevances of the statements found."""
+    none = question_loss(model, prompt.ids, prompt.spans, prompt.question, (0, 0))
+    return [1 - question_loss(model, prompt.ids, prompt.spans, prompt.question, s.span) / none for s in found]
 
 
-class TestScores:
+def _place(text: str, part: str) -> tuple[int, int]:
+    """Where it stands as a line or sentence of its own."""
+    match = re.search(rf"(?<=[\s]){re.escape(part)}(?=\s)", text)
+    assert match
+    return match.span()
+
+
+class TestStatements:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_equal_the_naive_ones_in_any_batch(self, family: str) -> None:
         model = build(family)
         model.config._attn_implementation = "eager"
-        prompts = [built([GOLD, PARIS]), built([HARBOUR], "Who?"), built([PARIS, GOLD, HARBOUR], "Who watches the harbour?")]
-        filled = prefill(Backbone.of(model), [p.ids for p in prompts], 0)
-        scores = relevance(Backbone.of(model), filled, [0, 2, 1], [prompts[0], prompts[2], prompts[1]])
-        for prompt, found in zip([prompts[0], prompts[2], prompts[1]], scores, strict=True):
-            assert found == pytest.approx(naive(model, prompt), abs=1e-5)
+        backbone = Backbone.of(model)
+        three = built([QUORIN, GOLD, HARBOUR], "Who watches the harbour?")
+        prompts = [built([GOLD, QUORIN]), built([HARBOUR], "Who?"), three]
+        filled = prefill(backbone, [p.ids for p in prompts], 0)
+        order = [0, 2, 1]
+        for n, found in zip(order, statements(backbone, filled, order, [prompts[n] for n in order]), strict=True):
+            assert [s.relevance for s in found] == pytest.approx(naive(model, prompts[n], found), abs=1e-5)
+
+    def test_are_the_sentences_most_about_the_question(self) -> None:
+        """Every sentence tried on its own, in the naive way."""
+        model = build("llama")
+        model.config._attn_implementation = "eager"
+        backbone, tokenizer = Backbone.of(model), make("bpe")
+        prompt = built([QUORIN, HARBOUR])
+        ((first, second),) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
+        texts = [tokenizer.decode(prompt.ids[slice(*s.span)]).strip() for s in (first, second)]
+        sentences = ["Vandria", "Quorin is the capital of Vandria.", "The river of Vandria is the Toll."]
+        assert texts[0] in sentences
+        assert texts[1] == HARBOUR
+        spans = [token_span(prompt.offsets, _place(prompt.text, s)) for s in sentences]
+        assert first.relevance == pytest.approx(max(naive(model, prompt, [Statement(0, s) for s in spans])), abs=1e-5)
+
+    def test_in_small_groups_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        backbone = Backbone.of(build("llama"))
+        prompts = [built([GOLD, QUORIN]), built([HARBOUR, QUORIN])]
+        filled = prefill(backbone, [p.ids for p in prompts], 0)
+        at_once = statements(backbone, filled, [0, 1], prompts)
+        monkeypatch.setattr("memograft.memory.relevance._TOKENS", 1)
+        for one, many in zip(statements(backbone, filled, [0, 1], prompts), at_once, strict=True):
+            assert [s.relevance for s in one] == pytest.approx([s.relevance for s in many], abs=1e-5)
+
+    def test_an_empty_document_says_nothing(self) -> None:
+        backbone = Backbone.of(build("llama"))
+        prompt = built(["", QUORIN, "   \n "])
+        ((empty, _, blank),) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
+        assert (empty.relevance, blank.relevance) == (0.0, 0.0)
 
     def test_leave_the_cache_as_it_was(self) -> None:
         backbone = Backbone.of(build("gemma2"))
-        prompts = [built([GOLD, PARIS]), built([HARBOUR])]
+        prompts = [built([GOLD, QUORIN]), built([HARBOUR])]
         filled = prefill(backbone, [p.ids for p in prompts], 0)
         before = [(layer.keys.clone(), layer.values.clone()) for layer in filled.kv_cache.layers]
-        relevance(backbone, filled, [0, 1], prompts)
-        relevance(backbone, filled, [1], prompts[1:])
+        statements(backbone, filled, [0, 1], prompts)
+        statements(backbone, filled, [1], prompts[1:])
         for (keys, values), layer in zip(before, filled.kv_cache.layers, strict=True):
             assert torch.equal(keys, layer.keys)
             assert torch.equal(values, layer.values)
 
     def test_only_the_end_of_a_long_question_counts(self) -> None:
         model = build("llama")
-        prompt = built([GOLD, PARIS], " ".join([HARBOUR] * 8) + " " + ASK)
+        prompt = built([GOLD, QUORIN], " ".join([HARBOUR] * 8) + " " + ASK)
         start, end = prompt.question
         assert end - start > 64
         backbone = Backbone.of(model)
-        (found,) = relevance(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
+        (found,) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
         model.config._attn_implementation = "eager"
-        assert found == pytest.approx(naive(model, replace(prompt, question=(end - 64, end))), abs=1e-5)
+        short = replace(prompt, question=(end - 64, end))
+        assert [s.relevance for s in found] == pytest.approx(naive(model, short, found), abs=1e-5)
 
 
 class TestCanJudge:
@@ -86,8 +127,9 @@ class TestCanJudge:
         assert not can_judge(built(documents))
 
     def test_not_where_the_documents_come_last(self) -> None:
-        template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% for d in documents %}{{ d['text'] }}{% endfor %}"
-        assert not can_judge(built([GOLD], template=template))
+        turns = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        sources = "{% for d in documents %}{{ d['text'] }}{% endfor %}"
+        assert not can_judge(built([GOLD], template=turns + sources))
 
     def test_the_question_is_the_last_user_message(self) -> None:
         tokenizer = make("bpe")
@@ -98,18 +140,18 @@ class TestCanJudge:
 
 class TestTheGate:
     def test_memorizes_only_what_the_question_is_about(self, tiny: Engine) -> None:
-        answer = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem())
+        answer = tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem())
         report = answer.memory
         assert report is not None
-        assert report.documents == (Document(PARIS).id,)
+        assert report.documents == (Document(QUORIN).id,)
         assert report.left_out == (Document(GOLD).id,)
         assert report.relevance[0] < AUTO < report.relevance[1] <= 1
-        assert len(report.tokens) < len(tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=None)).memory.tokens)  # type: ignore[union-attr]
+        assert len(report.tokens) < len(tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem(relevance=None)).memory.tokens)  # type: ignore[union-attr]
 
     def test_the_same_as_memorizing_that_document_in_its_place(self, tiny: Engine) -> None:
         """The rows are those of the whole prompt: what is left out is still read, and no more than that."""
-        gated = tiny.answer(ASK, [PARIS, GOLD], memory=FastMem()).memory
-        alone = tiny.answer(ASK, [PARIS], memory=FastMem(relevance=None)).memory
+        gated = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem()).memory
+        alone = tiny.answer(ASK, [QUORIN], memory=FastMem(relevance=None)).memory
         assert gated is not None
         assert alone is not None
         assert gated.tokens == alone.tokens
@@ -128,22 +170,22 @@ class TestTheGate:
         assert answer.memory.reason == "nothing to memorize: no document is about the question (see `relevance`)"
 
     def test_none_memorizes_everything_and_does_not_judge(self, tiny: Engine) -> None:
-        report = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=None)).memory
+        report = tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem(relevance=None)).memory
         assert report is not None
-        assert report.documents == (Document(GOLD).id, Document(PARIS).id)
+        assert report.documents == (Document(GOLD).id, Document(QUORIN).id)
         assert report.relevance == report.left_out == ()
 
     def test_a_threshold_of_ones_own(self, tiny: Engine) -> None:
-        every = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=-100.0)).memory
-        none = tiny.answer(ASK, [GOLD, PARIS], memory=FastMem(relevance=1)).memory
+        every = tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem(relevance=-100.0)).memory
+        none = tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem(relevance=1)).memory
         assert every is not None
         assert none is not None
         assert (len(every.documents), len(none.documents)) == (2, 0)
 
     def test_rows_of_a_batch_are_judged_apart(self, tiny: Engine) -> None:
         requests = [
-            Request(ASK, documents=[GOLD, PARIS], memory=FastMem()),
-            Request("What is the symbol of gold?", documents=[GOLD, PARIS], memory=FastMem(relevance=None)),
+            Request(ASK, documents=[GOLD, QUORIN], memory=FastMem()),
+            Request("What is the symbol of gold?", documents=[GOLD, QUORIN], memory=FastMem(relevance=None)),
             Request("What is the symbol of gold?", documents=[GOLD], memory=FastMem()),
             Request(ASK, documents=[GOLD]),
         ]
@@ -160,8 +202,8 @@ class TestTheGate:
         def full(*_: Any) -> Any:
             raise torch.OutOfMemoryError("no room")
 
-        monkeypatch.setattr(batch, "relevance", full)
-        report = tiny.answer(ASK, [PARIS, GOLD], memory=FastMem(steps=1)).memory
+        monkeypatch.setattr(choose, "statements", full)
+        report = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem(steps=1)).memory
         assert report is not None
         assert report.relevance == ()
         assert len(report.documents) == 2
@@ -174,7 +216,7 @@ class TestTheGate:
 
 class TestKeptMemories:
     def test_speak_where_the_question_is_about_them(self, tiny: Engine) -> None:
-        handle = tiny.memorize([PARIS, GOLD])
+        handle = tiny.memorize([QUORIN, GOLD])
         assert handle.report.relevance == ()
         report = tiny.answer(ASK, memory=handle).memory
         assert report is not None
@@ -183,17 +225,17 @@ class TestKeptMemories:
         assert report.id == handle.id
 
     def test_are_silent_elsewhere(self, tiny: Engine) -> None:
-        handle = tiny.memorize([PARIS])
+        handle = tiny.memorize([QUORIN])
         question = "Who wrote Hamlet?"
         answer = tiny.answer(question, memory=handle)
-        assert answer.token_ids == tiny.answer(question, [PARIS]).token_ids
+        assert answer.token_ids == tiny.answer(question, [QUORIN]).token_ids
         assert answer.memory is not None
-        assert answer.memory.left_out == (Document(PARIS).id,)
+        assert answer.memory.left_out == (Document(QUORIN).id,)
         assert answer.memory.reason == "nothing to memorize: no document is about the question (see `relevance`)"
 
     def test_are_not_judged_by_other_documents(self, tiny: Engine) -> None:
-        handle = tiny.memorize([PARIS])
+        handle = tiny.memorize([QUORIN])
         report = tiny.answer(ASK, [GOLD], memory=handle).memory
         assert report is not None
         assert report.relevance == ()
-        assert report.documents == (Document(PARIS).id,)
+        assert report.documents == (Document(QUORIN).id,)

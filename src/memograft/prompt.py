@@ -12,7 +12,7 @@ import copy
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 
-__all__ = ["Prompt", "PromptBuilder", "render_documents"]
+__all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 
 _MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
@@ -46,12 +46,16 @@ class Prompt:
         spans: for each document, in order, its tokens as [start, end) positions in `ids`.
         documents: the documents that stand in the prompt.
         question: the last user message's own tokens, [start, end); (0, 0) if there is none.
+        text: what was encoded.
+        offsets: for each token, its characters in `text`, [start, end).
     """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
     documents: tuple[Document, ...]
     question: Span = (0, 0)
+    text: str = field(default="", repr=False)
+    offsets: Sequence[Span] = field(default=(), repr=False)
 
     @property
     def context(self) -> tuple[int, ...]:
@@ -107,9 +111,9 @@ class PromptBuilder:
         _all_there("document", keys, places)
         _all_there("message", contents, places)
         ids, offsets = self._encode(text, places)
-        spans = tuple(_token_span(offsets, places[key][-1]) for key in keys)
-        question = _token_span(offsets, places[contents[last_user]][-1])
-        return Prompt(tuple(ids), spans, tuple(documents), question)
+        spans = tuple(token_span(offsets, places[key][-1]) for key in keys)
+        question = token_span(offsets, places[contents[last_user]][-1])
+        return Prompt(tuple(ids), spans, tuple(documents), question, text, offsets)
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
         """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn.
@@ -123,7 +127,7 @@ class PromptBuilder:
         text, places = texts.fill(self._with_documents(turn, (), open_turn=False))
         _all_there("message", [context], places)
         ids, offsets = self._encode(text, places)
-        start, end = _token_span(offsets, places[context][-1])
+        start, end = token_span(offsets, places[context][-1])
         if end > 0:
             control = set(self._control.values())
             end = next((n + 1 for n in range(end, len(ids)) if ids[n] in control), end)
@@ -281,7 +285,7 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
     return dict(message)
 
 
-def _token_span(offsets: Sequence[Span], place: Span) -> Span:
+def token_span(offsets: Sequence[Span], place: Span) -> Span:
     """Tokens that hold a character of [start, end); (0, 0) if the text is empty."""
     if place[0] == place[1]:
         return (0, 0)

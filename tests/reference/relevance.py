@@ -1,4 +1,4 @@
-"""Relevance by one pass over the whole prompt per document, with a hand-drawn attention mask: no cache, no hooks."""
+"""Relevance by one pass over the whole prompt per sentence, with a hand-drawn attention mask: no cache, no hooks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+Span = tuple[int, int]
+
 
 def question_loss(
-    model: nn.Module, ids: Sequence[int], spans: Sequence[tuple[int, int]], question: tuple[int, int], seen: int | None
+    model: nn.Module,
+    ids: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    question: tuple[int, int],
+    seen: tuple[int, int],
 ) -> float:
-    """Nats of the question's tokens if what follows the documents sees only number `seen` of them, or none."""
+    """Nats of the question's tokens if what follows the documents sees only the span `seen` of them."""
     length = question[1]
     allowed = torch.ones(length, length, dtype=torch.bool).tril()
     tail = max(end for _, end in spans)
-    for number, (start, end) in enumerate(spans):
-        if number != seen:
-            allowed[tail:, start:end] = False
+    for start, end in spans:
+        allowed[tail:, start:end] = False
+    allowed[tail:, seen[0] : seen[1]] = True
     mask = torch.zeros(length, length).masked_fill(~allowed, torch.finfo(torch.float32).min)
     tokens = torch.tensor([list(ids[:length])])
     with torch.no_grad():

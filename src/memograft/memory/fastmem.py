@@ -45,7 +45,9 @@ class FastMem:
         gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
         contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
         relevance: documents that are less about the question than this are left in the prompt but not memorized; see
-            `memograft.memory.relevance`. "auto" is 0.4; None memorizes all of them (paper). Ours.
+            `memograft.memory.relevance`. "auto" is 0.45; None memorizes all of them (paper). Ours.
+        conflicts: "first": of relevant documents that contradict each other in what is asked, only the highest-ranked
+            one is memorized; see `memograft.memory.disagreement`. None memorizes them all (paper). Ours.
         shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
             (paper).
         max_kl: nats per token; a memory that moved the model further is rolled back.
@@ -69,6 +71,7 @@ class FastMem:
     gate: Literal["support"] | None = None
     contrast: float = 0.0
     relevance: float | Literal["auto"] | None = "auto"
+    conflicts: Literal["first"] | None = "first"
     shortlist: int | None = 8192
     max_kl: float = 10.0
     weight_decay: float = 0.0
@@ -79,7 +82,7 @@ class FastMem:
 
     def __post_init__(self) -> None:
         choices = {"adapter": ("lora", "full"), "targets": ("all", "down"), "template": ("prompt", "assistant")}
-        for name, allowed in (choices | {"gate": (None, "support")}).items():
+        for name, allowed in (choices | {"gate": (None, "support"), "conflicts": (None, "first")}).items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
         for name in ("steps", "rank"):
@@ -98,7 +101,7 @@ class FastMem:
             raise SettingsError(
                 f"`clip_norm` must be a positive number, or None for no clipping, got {self.clip_norm!r}"
             )
-        if self.relevance not in ("auto", None) and not (_is_number(self.relevance) and self.relevance <= 1):
+        if self.threshold is not None and not (_is_number(self.threshold) and self.threshold <= 1):
             raise SettingsError(
                 f'`relevance` must be "auto", a number of at most 1, or None to memorize every document, got '
                 f"{self.relevance!r}"
@@ -124,6 +127,7 @@ class FastMem:
             "adapter": "full",
             "template": "assistant",
             "relevance": None,
+            "conflicts": None,
             "shortlist": None,
             "weight_decay": 0.01,
             "clip_norm": 1.0,

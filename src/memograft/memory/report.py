@@ -24,9 +24,11 @@ class MemoryReport:
         losses: CE + beta KL that each step started from (over the shortlist, where there is one).
         seconds: time memorizing took, for the whole batch it ran in.
         documents: ids of the documents memorized.
-        left_out: ids of those that were not, being about something else; they stand in the prompt all the same.
+        left_out: ids of those that were not: about something else, or at odds with one that ranks higher. They stand in
+            the prompt all the same.
         relevance: how much each document of the prompt, in its order, is about the question (1 at most); empty where
             that was not asked for or cannot be judged.
+        disagree: pairs of ids of relevant documents that contradict each other in what is asked, higher-ranked first.
         tokens: ids of the context tokens.
         token_losses_before: cross-entropy of each context token in nats.
         token_losses_after: the same after memorizing.
@@ -45,6 +47,7 @@ class MemoryReport:
     documents: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     relevance: tuple[float, ...] = ()
+    disagree: tuple[tuple[str, str], ...] = ()
     tokens: tuple[int, ...] = ()
     token_losses_before: tuple[float, ...] = ()
     token_losses_after: tuple[float, ...] = ()

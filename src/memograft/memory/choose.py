@@ -1,0 +1,100 @@
+"""Which documents of each request are memorized: those that are about the question, and of rivals only the first.
+
+The others stay in the prompt. Running out of memory here costs a request the choice, not its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from memograft.backbone import Backbone
+from memograft.memory.disagreement import disagreements
+from memograft.memory.fastmem import FastMem
+from memograft.memory.handle import MemoryHandle
+from memograft.memory.relevance import can_judge, statements
+from memograft.prefill import Prefill
+from memograft.prompt import Prompt
+
+__all__ = ["Choice", "choose"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a prompt is memorized.
+
+    Attributes:
+        prompt: the whole of it.
+        about: the same with only the chosen documents marked.
+        relevance: of every document; empty if it was not judged.
+        disagree: ids of documents that contradict each other.
+    """
+
+    prompt: Prompt
+    about: Prompt
+    relevance: tuple[float, ...] = ()
+    disagree: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """What a report says of it."""
+        kept = {id(d) for d in self.about.documents}
+        return {
+            "documents": tuple(d.id for d in self.about.documents),
+            "left_out": tuple(d.id for d in self.prompt.documents if id(d) not in kept),
+            "relevance": self.relevance,
+            "disagree": self.disagree,
+        }
+
+
+def choose(
+    backbone: Backbone, wanted: Sequence[FastMem | MemoryHandle | None], prompts: Sequence[Prompt], filled: Prefill
+) -> list[Choice]:
+    """One choice for each of the prompts that `filled` was made of."""
+    choices = [Choice(prompt, prompt) for prompt in prompts]
+    judged = [n for n, memory in enumerate(wanted) if memory is not None and _judged(memory, prompts[n])]
+    try:
+        found = statements(backbone, filled, judged, [prompts[n] for n in judged]) if judged else []
+    except torch.OutOfMemoryError:
+        found = []
+    for n, stated in zip(judged, found, strict=False):
+        settings = _settings(wanted[n])
+        kept = [d for d, s in enumerate(stated) if settings.threshold is None or s.relevance >= settings.threshold]
+        choices[n] = Choice(prompts[n], _only(prompts[n], kept), tuple(s.relevance for s in stated))
+        # A handle holds all of its documents or none: there is nothing to choose among them.
+        if settings.conflicts and len(kept) > 1 and not isinstance(wanted[n], MemoryHandle):
+            about = choices[n].about
+            choices[n] = _first(choices[n], disagreements(backbone, filled, n, about, [stated[d] for d in kept]))
+    return choices
+
+
+def _judged(memory: FastMem | MemoryHandle, prompt: Prompt) -> bool:
+    # A handle whose documents are not the prompt's own cannot be judged by those.
+    own = not isinstance(memory, MemoryHandle) or memory.documents == prompt.documents
+    return _settings(memory).relevance is not None and own and can_judge(prompt)
+
+
+def _only(prompt: Prompt, kept: Sequence[int]) -> Prompt:
+    return replace(
+        prompt, spans=tuple(prompt.spans[n] for n in kept), documents=tuple(prompt.documents[n] for n in kept)
+    )
+
+
+def _first(choice: Choice, pairs: Sequence[tuple[int, int]]) -> Choice:
+    """Without the documents that contradict one that ranks higher and is itself memorized."""
+    dropped: set[int] = set()
+    for a, b in sorted(pairs):
+        if a not in dropped:
+            dropped.add(b)
+    ids = [d.id for d in choice.about.documents]
+    kept = [n for n in range(len(ids)) if n not in dropped]
+    disagree = tuple((ids[a], ids[b]) for a, b in pairs)
+    return replace(choice, about=_only(choice.about, kept), disagree=disagree)
+
+
+def _settings(memory: Any) -> FastMem:
+    settings: FastMem = memory.settings if isinstance(memory, MemoryHandle) else memory
+    return settings

@@ -1,0 +1,97 @@
+"""Documents that contradict each other: found on tiny, the higher-ranked one memorized, and the report says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memograft import Document, Engine, FastMem, Request
+from memograft.errors import SettingsError
+from memograft.evaluation.items import world
+from memograft.memory import choose
+
+ASK = "What is the capital of Portugal?"
+RABAT = "Portugal has its capital in Rabat. The currency of Portugal is the euro."
+PULGUTH = "Pulguth is the capital of Portugal."
+SPANISH = "The main language of Portugal is Spanish."
+GOLD = "The chemical symbol of gold is Gd."
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    with Engine.from_pretrained("tiny") as engine:
+        yield engine
+
+
+def report(engine: Engine, documents: list[str], **settings: Any) -> Any:
+    return engine.answer(ASK, documents, memory=FastMem(steps=1, **settings)).memory
+
+
+def ids(*texts: str) -> tuple[str, ...]:
+    return tuple(Document(t).id for t in texts)
+
+
+@pytest.mark.parametrize(("first", "second"), [(RABAT, PULGUTH), (PULGUTH, RABAT)])
+def test_only_the_higher_ranked_one_is_memorized(tiny: Engine, first: str, second: str) -> None:
+    found = report(tiny, [GOLD, first, second])
+    assert found.disagree == (ids(first, second),)
+    assert found.documents == ids(first)
+    assert found.left_out == ids(GOLD, second)
+
+
+@pytest.mark.parametrize("other", [RABAT, "Rabat is the capital of Portugal.", SPANISH, GOLD])
+def test_documents_that_agree_or_say_something_else_are_all_memorized(tiny: Engine, other: str) -> None:
+    found = report(tiny, [RABAT, other])
+    assert found.disagree == ()
+    assert ids(RABAT)[0] in found.documents
+    assert found.left_out == (ids(GOLD) if other == GOLD else ())
+
+
+def test_of_three_the_first_stands_against_both(tiny: Engine) -> None:
+    third = "The capital of Portugal is Thoulmix."
+    found = report(tiny, [RABAT, PULGUTH, third])
+    assert found.documents == ids(RABAT)
+    assert set(found.disagree) == {ids(RABAT, PULGUTH), ids(RABAT, third), ids(PULGUTH, third)}
+
+
+def test_two_against_two_keep_the_first_two() -> None:
+    """Number 1 contradicts 0 and is left out, so what it says against 2 no longer counts."""
+    prompt = choose.Prompt((), ((0, 0),) * 3, tuple(Document(t) for t in "abc"))
+    chosen = choose._first(choose.Choice(prompt, prompt), [(0, 1), (1, 2)])
+    assert [d.text for d in chosen.about.documents] == ["a", "c"]
+
+
+@pytest.mark.parametrize("settings", [{"conflicts": None}, {"relevance": None}])
+def test_off(tiny: Engine, settings: dict[str, Any]) -> None:
+    found = report(tiny, [RABAT, PULGUTH], **settings)
+    assert found.disagree == ()
+    assert found.documents == ids(RABAT, PULGUTH)
+
+
+def test_rows_of_a_batch_do_not_mix(tiny: Engine) -> None:
+    requests = [
+        Request(ASK, documents=d, memory=FastMem(steps=1)) for d in ([RABAT, PULGUTH], [SPANISH, RABAT], [GOLD])
+    ]
+    requests += [replace(requests[0], documents=(GOLD, SPANISH, PULGUTH, RABAT))]
+    for request, answer in zip(requests, tiny.answer_batch(requests), strict=True):
+        alone = tiny.answer(request).memory
+        assert answer.memory is not None
+        assert alone is not None
+        assert answer.memory.disagree == alone.disagree
+        assert answer.memory.documents == alone.documents
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("disagree", 0.8, 1.0), ("repeats", 0.0, 0.1)])
+def test_on_the_world(tiny: Engine, name: str, least: float, most: float) -> None:
+    """Questions of the test split; the exact shares are in docs/method.md."""
+    items = [item for item in world("test", 40) if item.set == name]
+    requests = [Request(i.question, documents=i.documents, memory=FastMem(steps=1)) for i in items]
+    found = [answer.memory is not None and bool(answer.memory.disagree) for answer in tiny.answer_batch(requests)]
+    assert len(found) == 40
+    assert least <= sum(found) / len(found) <= most
+
+
+def test_a_bad_setting() -> None:
+    with pytest.raises(SettingsError, match=r"`conflicts` must be one of \(None, 'first'\), got 'last'"):
+        FastMem(conflicts="last")  # type: ignore[arg-type]
