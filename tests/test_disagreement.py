@@ -70,10 +70,8 @@ def test_off(tiny: Engine, settings: dict[str, Any]) -> None:
 
 
 def test_rows_of_a_batch_do_not_mix(tiny: Engine) -> None:
-    requests = [
-        Request(ASK, documents=d, memory=FastMem(steps=1)) for d in ([RABAT, PULGUTH], [SPANISH, RABAT], [GOLD])
-    ]
-    requests += [replace(requests[0], documents=(GOLD, SPANISH, PULGUTH, RABAT))]
+    documents = [[RABAT, PULGUTH], [SPANISH, RABAT], [GOLD], [GOLD, SPANISH, PULGUTH, RABAT]]
+    requests = [Request(ASK, documents=d, memory=FastMem(steps=1)) for d in documents]
     for request, answer in zip(requests, tiny.answer_batch(requests), strict=True):
         alone = tiny.answer(request).memory
         assert answer.memory is not None
