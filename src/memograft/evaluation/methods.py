@@ -132,6 +132,12 @@ METHODS: dict[str, Method] = {
     "plain, restricted": Method(processor=_restricted),
     "CAD": Method(processor=_context_aware, options={"alpha": 0.5}),
     "memorized": Method(memory=lambda: memograft.FastMem()),
+    "memorized, support gate": Method(memory=lambda: memograft.FastMem(gate="support")),
+    "memorized, contrast 0.5": Method(memory=lambda: memograft.FastMem(contrast=0.5)),
+    "memorized, all documents": Method(memory=lambda: memograft.FastMem(relevance=None, conflicts=None)),
+    "memorized, all documents, support gate": Method(
+        memory=lambda: memograft.FastMem(relevance=None, conflicts=None, gate="support")
+    ),
     "irrelevant document memorized": Method(memory=lambda: memograft.FastMem(), memorizes="another"),
     "paper's recipe": Method(memory=lambda: memograft.FastMem.paper()),
     "paper's recipe, lr 1e-3": Method(memory=lambda: memograft.FastMem.paper(learning_rate=1e-3)),

@@ -113,6 +113,8 @@ def _cell(rows: Rows) -> dict[str, Any]:
         for name in ("loss_before", "loss_after", "kl"):
             cell[f"mean_{name}"] = _mean(row[name] for row in remembered if row[name] is not None)
         cell["mean_steps"] = _mean(row["steps"] for row in remembered)
+        cell["mean_memorized"] = _mean(row["memorized"] for row in remembered)
+        cell["disagree"] = _mean(row["disagree"] for row in remembered)
         cell["rolled_back"] = sum(row["rolled_back"] for row in remembered)
     for kind in sorted({row["kind"] for row in rows} - {""}):
         cell[f"accuracy_{kind}"] = _mean(row["right"] for row in rows if row["kind"] == kind)

@@ -41,8 +41,9 @@ def run(
 
     A record has `id`, `kind`, `right`, `belief`, `other` (whether the answer says any of the answers, the item's
     belief, its other value), `seconds` (its share of its batch) and `commit`; then `text`, and with a memory
-    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back` and `reason`; or
-    `error`: a request that failed is wrong.
+    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`, `reason`,
+    `memorized` (how many documents) and `disagree` (whether the report says that some do); or `error`: a request that
+    failed is wrong.
 
     Args:
         engine: the model.
@@ -129,4 +130,5 @@ def _record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Recor
         numbers: dict[str, Any] = {name: getattr(memory, name) for name in ("loss_before", "loss_after", "kl")}
         record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         record |= {"steps": memory.steps, "rolled_back": memory.rolled_back, "reason": memory.reason}
+        record |= {"memorized": len(memory.documents), "disagree": bool(memory.disagree)}
     return record
