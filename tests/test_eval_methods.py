@@ -42,6 +42,10 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item]) -> None:
     assert (wrong.documents, wrong.settings) == (items[2].documents, FastMem())
     assert memories == {
         "memorized": FastMem(),
+        "memorized, support gate": FastMem(gate="support"),
+        "memorized, contrast 0.5": FastMem(contrast=0.5),
+        "memorized, all documents": FastMem(relevance=None, conflicts=None),
+        "memorized, all documents, support gate": FastMem(relevance=None, conflicts=None, gate="support"),
         "paper's recipe": FastMem.paper(),
         "paper's recipe, lr 1e-3": FastMem.paper(learning_rate=1e-3),
     }

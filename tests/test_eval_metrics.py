@@ -69,6 +69,7 @@ def test_differences_are_paired() -> None:
 
 def test_a_summary_worked_out_by_hand() -> None:
     memory = {"loss_before": 2.0, "loss_after": 1.0, "kl": 0.5, "steps": 10, "rolled_back": True}
+    memory |= {"memorized": 2, "disagree": False}
     memorized = rows("rrrw", kind="real", **memory)
     memorized[0] |= {"kl": None, "kind": "made-up"}
     memorized[3] = {k: v for k, v in memorized[3].items() if k not in memory} | {"error": "E", "other": True}
@@ -83,6 +84,7 @@ def test_a_summary_worked_out_by_hand() -> None:
     assert cell == {
         "n": 4, "accuracy": 0.75, "belief": 0.0, "other": 0.25, "failed": 1, "seconds": 2.0, "minus_plain": 0.5,
         "mean_loss_before": 2.0, "mean_loss_after": 1.0, "mean_kl": 0.5, "mean_steps": 10.0, "rolled_back": 3,
+        "mean_memorized": 2.0, "disagree": 0.0,
         "accuracy_made-up": 1.0, "accuracy_real": 0.6667,
     }  # fmt: skip
     assert results["restricted"]["a"]["minus"] == {}
