@@ -14,7 +14,7 @@ from memograft import Engine, FastMem
 from memograft.memory import batch as memory_batch
 from test_engine import FACTS, ask, generated
 
-MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9)
+MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
         return real(backbone, rows, settings, **options)
 
     monkeypatch.setattr(memory_batch, "memorize", tight)
-    memory = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, template=template)  # type: ignore[arg-type]
+    memory = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None, template=template)  # type: ignore[arg-type]
     requests = [ask(documents=FACTS, memory=memory), ask(documents=["Numbers are 1, 2."], memory=memory)]
     large, small = engine.answer_batch(requests)
     assert large.memory is not None
@@ -91,7 +91,7 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
 
 
 def test_a_memory_beyond_its_bound_is_rolled_back_and_the_answer_given(engine: Engine) -> None:
-    wild = FastMem(steps=3, learning_rate=10.0, max_kl=0.01)
+    wild = FastMem(steps=3, learning_rate=10.0, max_kl=0.01, relevance=None)
     answer = engine.answer(ask(documents=FACTS, memory=wild))
     assert answer.memory is not None
     assert answer.memory.rolled_back
@@ -108,7 +108,7 @@ def test_an_error_while_memorizing_harms_one_request(engine: Engine, monkeypatch
 
     monkeypatch.setattr(memory_batch, "memorize", fails)
     good = ask(documents=FACTS, memory=MEMORY)
-    bad = ask(documents=FACTS, memory=FastMem(steps=3))
+    bad = ask(documents=FACTS, memory=FastMem(steps=3, relevance=None))
     expected = engine.answer(good).token_ids
     first, error, last = engine.answer_batch([good, bad, good], return_exceptions=True)
     assert isinstance(error, ZeroDivisionError)
@@ -123,7 +123,7 @@ def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
     steps = 0
     name, module = next(iter(engine._backbone.projections.items()))
     assert name
-    job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000))])[0]
+    job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000, relevance=None))])[0]
 
     def count(*_: Any) -> None:
         nonlocal steps
