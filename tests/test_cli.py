@@ -142,7 +142,8 @@ ASK = ("ask", "What is the river of Velmora?", "--max-new-tokens", 4)
 
 
 def test_ask_answers_both_ways(store, model):
-    result = run_json(*ASK, "--store", store, "--model", model, "-k", 2, "--steps", 3, "--rank", 2, "--gate", "support")
+    options = ("--steps", 3, "--rank", 2, "--gate", "support", "--contrast", 0.5, "--relevance", "none")
+    result = run_json(*ASK, "--store", store, "--model", model, "-k", 2, *options, "--conflicts", "none")
     assert result["documents"][0]["id"] == "velmora.md#0"
     assert len(result["documents"]) == 2
     assert result["documents"][0]["score"] > result["documents"][1]["score"]
@@ -151,7 +152,10 @@ def test_ask_answers_both_ways(store, model):
     assert memory["loss_after"] < memory["loss_before"]
     assert memory["steps"] == 3
     assert memory["settings"]["rank"] == 2
-    assert memory["settings"]["gate"] == "support"
+    wanted = {"gate": "support", "contrast": 0.5, "relevance": None, "conflicts": None}
+    assert {name: memory["settings"][name] for name in wanted} == wanted
+    assert memory["documents"] == [d["id"] for d in result["documents"]]
+    assert [(d["relevance"], d["memorized"]) for d in result["documents"]] == [(None, True)] * 2
     assert result["plain"]["seconds"] > 0
 
 
@@ -162,9 +166,48 @@ def test_ask_answers_one_way(store, model, flag, key):
 
 
 def test_ask_for_people(store, model):
-    output = run(*ASK, "--store", store, "--model", model).stdout
-    for word in ("plain", "memorized", "velmora.md#0", "score", "loss", "10 steps"):
+    output = run(*ASK, "--store", store, "--model", model, "--relevance", "none").stdout
+    for word in ("plain", "memorized", "velmora.md#0", "score", "3 of 3 documents", "loss", "10 steps"):
         assert word in output
+
+
+def test_ask_says_that_nothing_is_about_the_question_and_why(store, model):
+    args = (*ASK, "--store", store, "--model", model, "--relevance", 1)
+    result = run(*args)
+    assert "memory: nothing was memorized: no document is about the question" in result.stdout
+    assert "nan" not in result.stdout
+    assert "warning" not in result.stderr
+    told = run_json(*args)
+    assert [d["memorized"] for d in told["documents"]] == [False] * 3
+    assert all(d["relevance"] < 1 for d in told["documents"])
+    memory = told["memorized"]["memory"]
+    assert memory["left_out"] == [d["id"] for d in told["documents"]]
+    assert memory["loss_before"] is None
+    assert "no document is about the question" in memory["reason"]
+    assert "relevance" not in run(*args, "--plain").stdout
+
+
+@pytest.mark.skipif(not MODEL_FOLDER.exists(), reason="the bundled model is not built yet: see recipes/tiny")
+def test_ask_leaves_out_what_is_about_something_else_or_contradicts(docs, tmp_path):
+    (docs / "france.md").write_text("# France\n\nThe capital of France is Marseille.")
+    (docs / "again.md").write_text("# France again\n\nThe capital of France is Lyon.")
+    run("index", docs, "--store", tmp_path / "store")
+    args = ("ask", "What is the capital of France?", "--store", tmp_path / "store", "--memory", "--max-new-tokens", 4)
+    told = run_json(*args)
+    first, second, other = told["documents"]
+    assert {first["id"], second["id"]} == {"france.md#0", "again.md#0"}
+    assert [d["memorized"] for d in told["documents"]] == [True, False, False]
+    assert min(first["relevance"], second["relevance"]) > 0.45 > other["relevance"]
+    memory = told["memorized"]["memory"]
+    assert memory["documents"] == [first["id"]]
+    assert memory["left_out"] == [second["id"], other["id"]]
+    assert memory["disagree"] == [[first["id"], second["id"]]]
+    output = run(*args).stdout
+    assert f"documents {first['id']} and {second['id']} disagree; only {first['id']} was memorized" in output
+    assert "memory: 1 of 3 documents" in output
+    kept = run_json(*args, "--conflicts", "none", "--relevance", 0.3)
+    assert [d["memorized"] for d in kept["documents"]] == [True, True, False]
+    assert kept["memorized"]["memory"]["disagree"] == []
 
 
 def test_ask_streams(store, model):
@@ -175,12 +218,18 @@ def test_ask_streams(store, model):
 
 def test_memorize_then_ask(docs, model, tmp_path):
     kept = tmp_path / "memory"
-    made = run_json("memorize", docs, "--out", kept, "--model", model, "--steps", 2)
+    made = run_json("memorize", docs, "--out", kept, "--model", model, "--steps", 2, "--relevance", "none")
     assert (kept / "adapter_model.safetensors").exists()
     assert {d["id"] for d in made["documents"]} == {"velmora.md", "drostein.txt", "cat.html"}
     result = run_json(*ASK, "--memory-folder", kept, "--model", model)
     assert result["memorized"]["memory"]["loss_after"] == pytest.approx(made["memory"]["loss_after"])
-    assert len(result["documents"]) == 3
+    assert [d["memorized"] for d in result["documents"]] == [True] * 3
+
+
+def test_a_kept_memory_is_not_used_for_what_it_is_not_about(docs, model, tmp_path):
+    run("memorize", docs, "--out", tmp_path / "memory", "--model", model, "--steps", 2, "--relevance", 1)
+    output = run(*ASK, "--memory-folder", tmp_path / "memory", "--model", model).stdout
+    assert "memory: nothing was memorized: no document is about the question" in output
 
 
 def test_memorize_refuses_a_named_file_it_cannot_read(docs, model, tmp_path):
@@ -218,13 +267,32 @@ def test_a_model_that_is_not_there(store, tmp_path):
         ("ask", "x", "-k", "0"),
         ("ask", "x", "--stream", "--json"),
         ("ask", "x", "--memory-folder", "m", "--steps", "3"),
+        ("ask", "x", "--memory-folder", "m", "--relevance", "none"),
         ("ask", "x", "--gate", "wide"),
+        ("ask", "x", "--relevance", "some"),
+        ("ask", "x", "--relevance", "1.5"),
+        ("ask", "x", "--relevance", "nan"),
+        ("ask", "x", "--conflicts", "last"),
+        ("ask", "x", "--contrast", "-1"),
+        ("ask", "x", "--contrast", "nan"),
+        ("memorize", ".", "--out", "m", "--conflicts", "first"),
         ("index", ".", "--index", "tree"),
         ("nonsense",),
     ],
 )
 def test_wrong_usage_is_2(args):
     run(*args, code=2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--relevance", "2", "must be auto, none or a number of at most 1, got '2'; leave it out for auto"),
+        ("--contrast", "-1", "must be a number that is not negative, got -1; 0 switches it off"),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_rule_and_a_way_out(option, value, said):
+    assert said in run("ask", "x", option, value, code=2).stderr
 
 
 # demo ------------------------------------------------------------------------------------------------------------
@@ -238,15 +306,25 @@ def test_demo_counts_add_up_and_the_page_is_written(model, tmp_path):
     assert counts["questions"] == len(result["outcomes"]) == 3 == sum(counts[way] for way in ways)
     assert {o["kind"] for o in result["outcomes"]} == {"agrees", "contradicts", "extends"}
     assert all(o["documents"][0]["source"] == o["page"] for o in result["outcomes"])
-    assert html.read_text().count("<article>") == 3
+    text = html.read_text()
+    assert text.count("<article>") == 3
+    assert counts["documents"] == 3
+    assert counts["documents_memorized"] == 3 - counts["nothing_memorized"]
+    assert text.count("Nothing was memorized: no document is about the question") == counts["nothing_memorized"]
+    assert text.count('<li class="out">') == counts["nothing_memorized"]
     assert store.is_dir()
 
 
-def test_demo_for_people(model):
-    output = run("demo", "--model", model, "--steps", 2, "--limit", 1, "-k", 2).stdout
+@pytest.mark.parametrize("relevance", ["none", "1"])
+def test_demo_for_people(model, relevance):
+    args = ("demo", "--model", model, "--steps", 2, "--limit", 1, "-k", 2, "--relevance", relevance)
+    output = run(*args).stdout
+    assert ("none for 3 questions, about which no page is" in output) == (relevance == "1")
     for word in ("no document", "plain", "memorized", "Marseille", "France"):
         assert word in output
     assert "Went the other way" in output
+    assert "Pages memorized: " in output
+    assert "nan" not in output
     assert "Changed from the model's own belief" in output
 
 

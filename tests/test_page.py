@@ -24,7 +24,8 @@ COUNTS = {
 def card(tokens: tuple[page.Token, ...], **changes) -> page.Card:
     replies = tuple(page.Reply(way, HOSTILE, way == "plain") for way in ("closed", "plain", "memorized"))
     fields = {
-        "question": HOSTILE, "kind": "extends", "expected": HOSTILE, "titles": (HOSTILE,), "answers": replies,
+        "question": HOSTILE, "kind": "extends", "expected": HOSTILE, "answers": replies,
+        "documents": (page.Retrieved(HOSTILE, HOSTILE, False, HOSTILE),),
         "changed": False, "spoiled": True, "loss_before": 3.0, "loss_after": 1.0, "seconds": 0.5, "note": HOSTILE,
     }  # fmt: skip
     return page.Card(**{**fields, **changes}, tokens=tokens)
@@ -59,6 +60,28 @@ def test_what_went_wrong_is_shown_and_what_changed_comes_first():
     assert html.index(">new<") < html.index(">bad one<") < html.index(">plain one<")
     assert "Went the other way" in html
     assert "Went the other way" not in page.render(cards[:1], {**COUNTS, "spoiled": []}, model="tiny")
+
+
+def test_what_was_left_out_is_greyed_with_its_text_and_why():
+    documents = (
+        page.Retrieved("France", "Marseille.", True, "memorized (relevance 0.90)"),
+        page.Retrieved("Velmora", "The Traikan.", False, "not memorized: about something else (relevance 0.12)"),
+    )
+    html = page.render([card((page.Token("Marseille", 9.0, 0.1),), documents=documents)], COUNTS, model="tiny")
+    kept, out = re.findall(r"<li(?: class=.out.)?>\[.*</li>", html)
+    assert kept == "<li>[1] France <span>memorized (relevance 0.90)</span></li>", "its text is shown by its tokens"
+    assert out.startswith('<li class="out">[2] Velmora <span>not memorized: about something else (relevance 0.12)')
+    assert "<small>The Traikan.</small>" in out
+    assert "Memorized and answered in" in html
+
+
+def test_nothing_memorized_is_said():
+    made = card((), note="Nothing was memorized: no document is about the question", loss_before=float("nan"))
+    html = page.render([made], COUNTS, model="tiny")
+    assert "Nothing was memorized: no document is about the question." in html
+    assert "Memorized and answered in" not in html
+    assert "nan" not in html
+    assert "Nothing was retrieved." in page.render([card((), documents=())], COUNTS, model="tiny")
 
 
 def test_levels_rise_and_nan_is_most_surprising():

@@ -19,14 +19,17 @@ from memograft.errors import MissingExtraError, SettingsError
 if TYPE_CHECKING:
     from memograft.memory.report import MemoryReport
 
-__all__ = ["LEVELS", "Card", "Reply", "Token", "level", "render", "tokens_of", "write"]
+__all__ = ["LEVELS", "Card", "Reply", "Retrieved", "Token", "level", "render", "tokens_of", "write"]
 
 LEVELS = (0.05, 0.25, 0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 8.0)  # nats; between them lie the ten shades
 
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of context with its cross-entropy in nats before and after; `number` is its document's, from 0."""
+    """A piece of context with its cross-entropy in nats before and after.
+
+    `number` is its document's among those that were memorized, from 0.
+    """
 
     text: str
     before: float
@@ -44,13 +47,23 @@ class Reply:
 
 
 @dataclass(frozen=True)
+class Retrieved:
+    """A document of the prompt: whether it was memorized, and that in words, with why not."""
+
+    title: str
+    text: str
+    memorized: bool
+    said: str
+
+
+@dataclass(frozen=True)
 class Card:
     """A question with its answers and its context tokens."""
 
     question: str
     kind: str
     expected: str
-    titles: tuple[str, ...]
+    documents: tuple[Retrieved, ...]
     answers: tuple[Reply, ...]
     changed: bool
     spoiled: bool
@@ -72,7 +85,7 @@ def level(loss: float) -> int:
 
 
 def tokens_of(tokenizer: Any, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
-    """The report's tokens as text; `texts` are those of the documents, in order.
+    """The report's tokens as text; `texts` are those of the documents memorized, in order.
 
     Tokens that are only part of a character are shown together, with the sum of their losses.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,11 +38,36 @@ class GateKind(StrEnum):
     support = "support"
 
 
+class Conflicts(StrEnum):
+    """What is memorized of documents that contradict each other."""
+
+    first = "first"
+    none = "none"
+
+
 class Split(StrEnum):
     """Which half of the bundled questions."""
 
     test = "test"
     tune = "tune"
+
+
+def _relevance(text: str) -> str | float:
+    if text in ("auto", "none"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value <= 1):
+        raise typer.BadParameter(f"it must be auto, none or a number of at most 1, got {text!r}; leave it out for auto")
+    return value
+
+
+def _not_negative(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"it must be a number that is not negative, got {value:g}; 0 switches it off")
+    return value
 
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
@@ -53,6 +79,20 @@ RateOption = Annotated[float | None, typer.Option(help="Learning rate of memoriz
 RankOption = Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; left out, FastMem's default.")]
 GateOption = Annotated[
     GateKind | None, typer.Option(help="Let the base model's choice stand where it occurs in the documents.")
+]
+RelevanceOption = Annotated[
+    Any,
+    typer.Option(
+        parser=_relevance,
+        metavar="auto|none|NUMBER",
+        help="Memorize only documents this much about the question (1 at most); none: all of them.",
+    ),
+]
+ConflictsOption = Annotated[
+    Conflicts | None, typer.Option(help="Of documents that contradict each other memorize the first, or (none) all.")
+]
+ContrastOption = Annotated[
+    float | None, typer.Option(callback=_not_negative, help="Push answers this far away from the base model's.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Characters of a passage at most.")]
@@ -122,7 +162,10 @@ def ask(
     memory_folder: Annotated[
         Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
     ] = None,
+    relevance: RelevanceOption = None,
+    conflicts: ConflictsOption = None,
     gate: GateOption = None,
+    contrast: ContrastOption = None,
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
@@ -133,10 +176,10 @@ def ask(
     """Answer a question from the store, plainly and with the documents memorized."""
     if stream and as_json:
         raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
-    if memory_folder and [o for o in (gate, steps, learning_rate, rank) if o is not None]:
-        raise typer.BadParameter(
-            "a saved memory has its own settings; leave --gate, --steps, --learning-rate and --rank out"
-        )
+    given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
+    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    if memory_folder and (named := [f"--{n.replace('_', '-')}" for n, value in given.items() if value is not None]):
+        raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
     with reporting(as_json) as result:
         from memograft.cli.ask import ask as run
@@ -147,7 +190,7 @@ def ask(
             model=model,
             store=store,
             k=k,
-            memory=fast_mem(steps, learning_rate, rank, gate.value if gate else None),
+            memory=fast_mem(**given),
             memory_folder=memory_folder,
             ways=ways,
             max_new_tokens=max_new_tokens,
@@ -161,7 +204,9 @@ def memorize(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders to memorize.", metavar="FILE|FOLDER...")],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the memory, a PEFT LoRA.")],
     model: ModelOption = "tiny",
+    relevance: RelevanceOption = None,
     gate: GateOption = None,
+    contrast: ContrastOption = None,
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
@@ -172,7 +217,9 @@ def memorize(
         from memograft.cli.memorize import memorize as run
         from memograft.cli.models import fast_mem
 
-        settings = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
+        settings = fast_mem(
+            relevance=relevance, gate=gate, contrast=contrast, steps=steps, learning_rate=learning_rate, rank=rank
+        )
         result |= run(paths, model=model, memory=settings, folder=out_folder, quiet=as_json)
 
 
@@ -181,7 +228,10 @@ def demo(
     html: Annotated[Path | None, typer.Option(help="Write a page that shows what each token lost in surprise.")] = None,
     store: Annotated[Path | None, typer.Option(help="Keep the demo's vector store here; left out, in memory.")] = None,
     model: ModelOption = "tiny",
+    relevance: RelevanceOption = None,
+    conflicts: ConflictsOption = None,
     gate: GateOption = None,
+    contrast: ContrastOption = None,
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
@@ -194,7 +244,15 @@ def demo(
         from memograft.cli.demo import demo as run
         from memograft.cli.models import fast_mem
 
-        settings: Any = fast_mem(steps, learning_rate, rank, gate.value if gate else None)
+        settings = fast_mem(
+            relevance=relevance,
+            conflicts=conflicts,
+            gate=gate,
+            contrast=contrast,
+            steps=steps,
+            learning_rate=learning_rate,
+            rank=rank,
+        )
         outcomes, made = run(model=model, memory=settings, store=store, html=html, k=k, limit=limit, quiet=as_json)
         result |= made
         if not as_json:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memograft.cli.console import err, out, warn
+from memograft.cli.fates import Fate, disagreements, fates, nothing_memorized
 from memograft.cli.models import answer_json, document_json, load_engine, retrieve, title, warnings_of
 from memograft.documents import Document
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from memograft.engine import Engine
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
+    from memograft.memory.report import MemoryReport
     from memograft.request import Answer
 
 Timed = tuple["Answer", float]
@@ -49,15 +51,23 @@ def ask(
             answers[way] = _answer(engine, question, documents, memories[way], max_new_tokens, way, stream)
     for message in warnings_of([answer for answer, _ in answers.values()]):
         warn(message)
+    memorized = answers["memorized"][0] if "memorized" in answers else None
+    report = memorized.memory if memorized else None
+    became = fates(documents, report, memorized.dropped) if memorized and report else ()
     if not quiet:
         if not stream:
             out().print(_answers_table(question, answers))
-        out().print(_documents_table(documents, scores))
-        out().print(_memory_line(answers))
+        out().print(_documents_table(documents, scores, became))
+        if report:
+            for line in disagreements(report):
+                out().print(Text(line), soft_wrap=True)
+            out().print(_memory_line(report, became), soft_wrap=True)
     return {
         "question": question,
         "model": model,
-        "documents": [document_json(d, s) for d, s in zip(documents, scores, strict=True)],
+        "documents": [f.as_dict(s) for f, s in zip(became, scores, strict=True)]
+        if report
+        else [document_json(d, s) for d, s in zip(documents, scores, strict=True)],
         **{way: answer_json(answer, seconds) for way, (answer, seconds) in answers.items()},
     }
 
@@ -100,21 +110,32 @@ def _answers_table(question: str, answers: dict[str, Timed]) -> Table:
     return table
 
 
-def _documents_table(documents: Sequence[Document], scores: Sequence[float | None]) -> Table:
+def _documents_table(documents: Sequence[Document], scores: Sequence[float | None], became: Sequence[Fate]) -> Table:
     table = Table(title="documents", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0))
     for name in ("title", "id"):
         table.add_column(name, overflow="fold")
     table.add_column("score", justify="right")
-    for document, score in zip(documents, scores, strict=True):
-        table.add_row(Text(title(document)), Text(document.id), "" if score is None else f"{score:.3f}")
+    for name in ("relevance", "memorized") if became else ():
+        table.add_column(name, justify="right")
+    for n, (document, score) in enumerate(zip(documents, scores, strict=True)):
+        fate = became[n] if became else None
+        judged = [_number(fate.relevance), "yes" if fate.memorized else "no"] if fate else []
+        table.add_row(Text(title(document)), Text(document.id), _number(score), *judged)
     return table
 
 
-def _memory_line(answers: dict[str, Timed]) -> Text:
-    answer = answers.get("memorized")
-    report = answer[0].memory if answer else None
-    if report is None or not report.steps:
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _memory_line(report: MemoryReport, became: Sequence[Fate]) -> Text:
+    if why := nothing_memorized(report):
+        return Text(f"memory: {why}", style="dim")
+    if not report.steps:
         return Text("")
-    line = f"memory: loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per token, KL {report.kl:.3f}, "
-    rolled_back = ", rolled back" if report.rolled_back else ""
-    return Text(line + f"{report.steps} steps, {report.seconds:.2f} s{rolled_back}", style="dim")
+    kept = sum(fate.memorized for fate in became)
+    line = (
+        f"memory: {kept} of {len(became)} documents, loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per "
+    )
+    line += f"token, KL {report.kl:.3f}, {report.steps} steps, {report.seconds:.2f} s"
+    return Text(line + (", rolled back" if report.rolled_back else ""), style="dim")

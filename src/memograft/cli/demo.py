@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from memograft import page
 from memograft.cli.console import progress_bar
+from memograft.cli.fates import fates, nothing_memorized
 from memograft.cli.index import index_folder
 from memograft.cli.models import load_engine, title, warnings_of
 from memograft.cli.outcome import KINDS, Outcome, Question, summary
@@ -94,7 +95,10 @@ def _answer_all(
             assert known.memory is not None, "an answer with a memory has a report"
             texts = (without.text, read.text, known.text)
             cut = tuple(warnings_of([read]))
-            outcomes.append(Outcome(question, tuple(seen), *texts, known.memory, plain_seconds, memorized_seconds, cut))
+            became = fates([hit.document for hit in seen], known.memory, known.dropped)
+            outcomes.append(
+                Outcome(question, tuple(seen), *texts, known.memory, plain_seconds, memorized_seconds, cut, became)
+            )
         bar.update(task, advance=len(batch))
     return outcomes
 
@@ -126,7 +130,7 @@ def _cards(engine: Engine, outcomes: Sequence[Outcome]) -> list[page.Card]:
             question=o.question.question,
             kind=o.question.kind,
             expected=o.question.expected,
-            titles=tuple(title(hit.document) for hit in o.hits),
+            documents=tuple(page.Retrieved(title(f.document), f.document.text, f.memorized, f.said) for f in o.fates),
             answers=(
                 page.Reply("no document", o.closed, o.right_closed),
                 page.Reply("in the prompt", o.plain, o.right_plain),
@@ -137,8 +141,14 @@ def _cards(engine: Engine, outcomes: Sequence[Outcome]) -> list[page.Card]:
             loss_before=o.memory.loss_before,
             loss_after=o.memory.loss_after,
             seconds=o.memorized_seconds,
-            note=o.memory.reason or "",
-            tokens=page.tokens_of(engine.tokenizer, o.memory, [hit.document.text for hit in o.hits]),
+            note=_sentence(nothing_memorized(o.memory) or o.memory.reason or ""),
+            tokens=page.tokens_of(
+                engine.tokenizer, o.memory, [f.document.text for f in o.fates if f.document.id in o.memory.documents]
+            ),
         )
         for o in outcomes
     ]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from memograft.cli.fates import disagreements, nothing_memorized
 from memograft.cli.models import title
 from memograft.cli.outcome import KINDS, Outcome
 
@@ -54,6 +55,8 @@ def _table(about: str, outcomes: Sequence[Outcome]) -> Table:
 
 
 def _loss(outcome: Outcome) -> str:
+    if nothing_memorized(outcome.memory):
+        return "nothing\nmemorized"
     loss = f"{outcome.memory.loss_before:.2f} → {outcome.memory.loss_after:.2f}"
     return "rolled back" if outcome.memory.rolled_back else loss
 
@@ -72,6 +75,8 @@ def conclusion(outcomes: Sequence[Outcome], counts: dict[str, Any]) -> Group:
         f"({counts['changed_only_by_memorizing']} of them only by memorizing, the others already by reading).",
         f"Plainly and memorized: {counts['right_both_ways']} right both ways, {counts['wrong_then_right']} wrong then "
         f"right, {counts['right_then_wrong']} right then wrong, {counts['wrong_both_ways']} wrong both ways.",
+        f"Pages memorized: {counts['documents_memorized']} of {counts['documents']} retrieved"
+        f"{_nothing(counts['nothing_memorized'])}.",
         f"Seconds per question, {n} questions in small batches: {counts['plain_seconds'] / max(n, 1):.2f} plainly, "
         f"{counts['memorized_seconds'] / max(n, 1):.2f} memorized.",
     ]
@@ -85,5 +90,11 @@ def conclusion(outcomes: Sequence[Outcome], counts: dict[str, Any]) -> Group:
     else:
         parts.append(Text(f"{_SPOILED}: none.", style="green"))
     parts += [Text(f"{o.question.question} {note}", style="yellow") for o in outcomes for note in o.cut]
+    at_odds = [(o.question.question, line) for o in outcomes for line in disagreements(o.memory)]
+    parts += [Text(f"{question} {line}", style="dim") for question, line in at_odds]
     parts.append(Text("The pages mix fact and fiction on purpose; do not learn from them.", style="dim"))
     return Group(*parts)
+
+
+def _nothing(questions: int) -> str:
+    return f"; none for {questions} question{'s' * (questions != 1)}, about which no page is" if questions else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from memograft.cli.console import err
 from memograft.documents import Document
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from memograft.memory.report import MemoryReport
     from memograft.request import Answer
     from memograft.vector_store import Hit
-
-Gate = Literal["none", "support"]
 
 
 def load_engine(model: str) -> Engine:
@@ -50,14 +48,14 @@ def load_engine(model: str) -> Engine:
             ) from error
 
 
-def fast_mem(steps: int | None, learning_rate: float | None, rank: int | None, gate: Gate | None) -> FastMem:
-    """FastMem with its own defaults where an option was left out."""
+def fast_mem(**given: Any) -> FastMem:
+    """FastMem with its own defaults where an option was left out, which is None here; "none" is FastMem's None."""
     from memograft.memory.fastmem import FastMem
 
-    given: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "rank": rank}
-    settings = {name: value for name, value in given.items() if value is not None}
-    if gate is not None:
-        settings["gate"] = None if gate == "none" else gate
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name, value in settings.items():
+        if isinstance(value, str):  # an enum's member too
+            settings[name] = None if value == "none" else str(value)
     return FastMem(**settings)
 
 
@@ -98,6 +96,9 @@ def memory_json(report: MemoryReport) -> dict[str, Any]:
         "kl": report.kl,
         "rolled_back": report.rolled_back,
         "reason": report.reason,
+        "documents": list(report.documents),
+        "left_out": list(report.left_out),
+        "disagree": [list(pair) for pair in report.disagree],
         "seconds": report.seconds,
         "settings": dict(report.settings),
     }
@@ -118,11 +119,11 @@ def answer_json(answer: Answer, seconds: float) -> dict[str, Any]:
 
 
 def warnings_of(answers: Sequence[Answer]) -> list[str]:
-    """What an answer was not given all of, or why it has no memory."""
+    """What an answer was not given all of, or why its memory was rolled back."""
     said = []
     for answer in answers:
         said += [f"{d.id} did not fit the model's window and was left out" for d in answer.dropped]
         said += [f"only the beginning of {d.id} fitted the model's window" for d in answer.truncated]
-        if answer.memory and answer.memory.reason:
+        if answer.memory and answer.memory.rolled_back and answer.memory.reason:
             said.append(answer.memory.reason)
     return list(dict.fromkeys(said))

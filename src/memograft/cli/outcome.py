@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from memograft.cli.fates import nothing_memorized
+
 if TYPE_CHECKING:
+    from memograft.cli.fates import Fate
     from memograft.memory.report import MemoryReport
     from memograft.vector_store import Hit
 
@@ -42,7 +45,8 @@ class Question:
 class Outcome:
     """A question with its three answers: without any document, with the documents, and with them memorized.
 
-    Seconds are the batch's time divided by its questions; `cut` says what of the documents did not fit the window.
+    Seconds are the batch's time divided by its questions; `cut` says what of the documents did not fit the window, and
+    `fates` which of them were memorized.
     """
 
     question: Question
@@ -54,6 +58,7 @@ class Outcome:
     plain_seconds: float
     memorized_seconds: float
     cut: tuple[str, ...] = ()
+    fates: tuple[Fate, ...] = ()
 
     @property
     def right_closed(self) -> bool:
@@ -83,7 +88,7 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        from memograft.cli.models import document_json, memory_json
+        from memograft.cli.models import memory_json
 
         return {
             "question": self.question.question,
@@ -91,7 +96,7 @@ class Outcome:
             "page": self.question.page,
             "expected": self.question.expected,
             "belief": self.question.belief,
-            "documents": [document_json(hit.document, hit.score) for hit in self.hits],
+            "documents": [fate.as_dict(hit.score) for fate, hit in zip(self.fates, self.hits, strict=True)],
             "closed_book": {"text": self.closed, "right": self.right_closed},
             "plain": {"text": self.plain, "right": self.right_plain, "seconds": self.plain_seconds},
             "memorized": {
@@ -130,6 +135,9 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "wrong_both_ways": sum(not o.right_plain and not o.right_memorized for o in outcomes),
         "spoiled": [o.question.question for o in outcomes if o.spoiled],
         "rolled_back": sum(o.memory.rolled_back for o in outcomes),
+        "nothing_memorized": sum(bool(nothing_memorized(o.memory)) for o in outcomes),
+        "documents": sum(len(o.fates) for o in outcomes),
+        "documents_memorized": sum(fate.memorized for o in outcomes for fate in o.fates),
         "page_retrieved_first": sum(_first(o) == o.question.page for o in outcomes),
         "plain_seconds": sum(o.plain_seconds for o in outcomes),
         "memorized_seconds": sum(o.memorized_seconds for o in outcomes),
