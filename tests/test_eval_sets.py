@@ -18,7 +18,7 @@ from memograft.loading import load
 from memograft.prompt import PromptBuilder
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "tiny"
-NAMES = ["contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats"]
+NAMES = ["contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats", "beside"]
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +125,17 @@ def wordings(item: Any, page: str, value: str) -> list[str]:
 
 def states(item: Any, page: str, value: str) -> bool:
     return bool(wordings(item, page, value))
+
+
+def test_beside_never_says_what_is_asked(recipe: Any) -> None:
+    assert recipe.SETS[-1] == "beside"
+    from data import sentence
+    from language import RELATIONS, WORLD
+    from sets import items
+
+    for item in items("beside", 500, "test"):
+        subject = next(s for s, v in WORLD[item.relation].items() if v == item.right and s in item.question)
+        text = " ".join(item.documents)
+        assert subject[1:] in text, "a sentence may begin with it"
+        stated = [sentence(wording, subject, item.right) for wording in RELATIONS[item.relation].statements]
+        assert not any(s in text for s in stated)

@@ -7,6 +7,7 @@
     one of five  five pages about five things, in any order; one is asked for, and contradicts what tiny knows
     disagree     two pages about one thing that contradict tiny and each other; right is what the first one says
     repeats      two pages about one thing that contradict tiny and say the same, each in its own words
+    beside       the page is about the thing asked for, but does not say what is asked; right is what tiny knows
 
 Nearly every page also holds facts that are not asked for, and every item depends on its seed and number alone.
 """
@@ -16,10 +17,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from data import Entity, invent, known, known_entity, page, pages, question_and_answer, sentence
+from data import EXTENSIONS, Entity, invent, known, known_entity, page, pages, question_and_answer, sentence
 from language import CLOSED_KINDS, REAL_VALUES, RELATIONS, SUBJECT_RELATIONS, WORLD, fresh
 
-SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats")
+SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats", "beside")
 # The words of every answer sentence, one a line: what an answer may hold besides the subject and the value.
 FRAME = "\n".join(r.answer.replace("{s}", "").replace("{v}", "") for r in RELATIONS.values())
 
@@ -78,6 +79,8 @@ def _item(which: str, id: str) -> Item:
         wordings = rng.sample(RELATIONS[relation].statements, 2)
         values = (right, other or right)
         documents = [_about(relation, subject, v, w, rng) for v, w in zip(values, wordings, strict=True)]
+    elif which == "beside":
+        documents = pages([_without(relation, subject, rng), invent(kind, rng, 2, 0.0, held_out=True)], rng)
     else:
         if which == "contradicts":
             right = _another(relation, belief, rng)
@@ -111,6 +114,14 @@ def _about(relation: str, subject: str, value: str, wording: str, rng: random.Ra
     rng.shuffle(lines)
     beside = page([invent(kind, rng, 2, 0.0, held_out=True)], rng) if rng.random() < 0.5 else ""
     return " ".join(lines) + ("\n\n" + beside if beside else "")
+
+
+def _without(relation: str, subject: str, rng: random.Random) -> Entity:
+    """The subject with facts it has in the world, but for the asked one, and one that it has on this page only."""
+    kind = RELATIONS[relation].subject
+    new = rng.choice(EXTENSIONS[kind])
+    facts = {r: v for r, v in known_entity(kind, subject, rng, 2).facts.items() if r != relation}
+    return Entity(kind, subject, facts | {new: fresh(RELATIONS[new].value, rng, held_out=True)})
 
 
 def _unseen(id: str, rng: random.Random) -> Item:
