@@ -69,8 +69,8 @@ def test_what_was_left_out_is_greyed_with_its_text_and_why():
     )
     html = page.render([card((page.Token("Marseille", 9.0, 0.1),), documents=documents)], COUNTS, model="tiny")
     kept, out = re.findall(r"<li(?: class=.out.)?>\[.*</li>", html)
-    assert kept == "<li>[1] France <span>memorized (relevance 0.90)</span></li>", "its text is shown by its tokens"
-    assert out.startswith('<li class="out">[2] Velmora <span>not memorized: about something else (relevance 0.12)')
+    assert kept == "<li>[1] France <span>· memorized (relevance 0.90)</span></li>", "its text is shown by its tokens"
+    assert out.startswith('<li class="out">[2] Velmora <span>· not memorized: about something else (relevance 0.12)')
     assert "<small>The Traikan.</small>" in out
     assert "Memorized and answered in" in html
 
