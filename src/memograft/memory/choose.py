@@ -15,7 +15,7 @@ from memograft.backbone import Backbone
 from memograft.memory.disagreement import disagreements
 from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
-from memograft.memory.relevance import can_judge, statements
+from memograft.memory.relevance import Statement, can_judge, statements
 from memograft.prefill import Prefill
 from memograft.prompt import Prompt
 
@@ -58,16 +58,10 @@ def choose(
     judged = [n for n, memory in enumerate(wanted) if memory is not None and _judged(memory, prompts[n])]
     try:
         found = statements(backbone, filled, judged, [prompts[n] for n in judged]) if judged else []
+        for n, stated in zip(judged, found, strict=True):
+            choices[n] = _choice(backbone, filled, n, wanted[n], prompts[n], stated)
     except torch.OutOfMemoryError:
-        found = []
-    for n, stated in zip(judged, found, strict=False):
-        settings = _settings(wanted[n])
-        kept = [d for d, s in enumerate(stated) if settings.threshold is None or s.relevance >= settings.threshold]
-        choices[n] = Choice(prompts[n], _only(prompts[n], kept), tuple(s.relevance for s in stated))
-        # A handle holds all of its documents or none: there is nothing to choose among them.
-        if settings.conflicts and len(kept) > 1 and not isinstance(wanted[n], MemoryHandle):
-            about = choices[n].about
-            choices[n] = _first(choices[n], disagreements(backbone, filled, n, about, [stated[d] for d in kept]))
+        pass
     return choices
 
 
@@ -75,6 +69,18 @@ def _judged(memory: FastMem | MemoryHandle, prompt: Prompt) -> bool:
     # A handle whose documents are not the prompt's own cannot be judged by those.
     own = not isinstance(memory, MemoryHandle) or memory.documents == prompt.documents
     return _settings(memory).relevance is not None and own and can_judge(prompt)
+
+
+def _choice(
+    backbone: Backbone, filled: Prefill, row: int, memory: Any, prompt: Prompt, stated: Sequence[Statement]
+) -> Choice:
+    settings = _settings(memory)
+    kept = [d for d, s in enumerate(stated) if settings.threshold is None or s.relevance >= settings.threshold]
+    choice = Choice(prompt, _only(prompt, kept), tuple(s.relevance for s in stated))
+    # A handle holds all of its documents or none: there is nothing to choose among them.
+    if settings.conflicts is None or len(kept) < 2 or isinstance(memory, MemoryHandle):
+        return choice
+    return _first(choice, disagreements(backbone, filled, row, choice.about, [stated[d] for d in kept]))
 
 
 def _only(prompt: Prompt, kept: Sequence[int]) -> Prompt:
