@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,9 @@ from memograft.loading import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
-RESULTS = ROOT / "benchmarks" / "results" / "conflict-test.json"
+RESULTS = ROOT / "benchmarks" / "results"
+SHOWN = ("plain", "plain, restricted", "CAD", "paper's recipe, lr 1e-3", "memorized")
+SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree")
 SAMPLE = 48
 
 
@@ -72,12 +75,32 @@ def test_every_answer_ends_by_itself(tiny: Engine) -> None:
     assert answer.finish_reason == "stop"
 
 
+def on_record(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return record
+
+
 def test_the_readme_shows_the_results_that_are_on_record() -> None:
-    record = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert record["n"] >= 300
-    assert table(record["results"]) in (ROOT / "README.md").read_text(encoding="utf-8")
+    record = on_record("world-test.json")
+    assert record["n"] >= 500
+    shown = {method: {name: record["results"][method][name] for name in SETS} for method in SHOWN}
+    assert table(shown) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_results_were_measured_with_the_defaults_of_today() -> None:
-    record = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert record["default"] == json.loads(json.dumps(FastMem().__dict__))
+@pytest.mark.parametrize("name", ["world-test.json", "world-test-deep.json"])
+def test_the_page_of_the_method_shows_all_of_them(name: str) -> None:
+    assert table(on_record(name)["results"]) in (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["world-test.json", "world-test-deep.json"])
+def test_the_results_were_measured_with_the_defaults_of_today(name: str) -> None:
+    assert on_record(name)["default"] == json.loads(json.dumps(FastMem().__dict__))
+
+
+def test_the_default_is_worth_it_and_costs_nothing() -> None:
+    """The promise of the README, on the record of the whole test split."""
+    results = on_record("world-test.json")["results"]
+    gained = {name: cell["minus_plain"] for name, cell in results["memorized"].items()}
+    assert gained["contradicts"] >= 0.25
+    assert gained["one of five"] >= 0.15
+    assert min(gained["agrees"], gained["unseen"], gained["elsewhere"]) >= -0.005
