@@ -65,11 +65,10 @@ def statements(
         (n, s) for n, by_document in enumerate(sentences) for s in (_NOTHING, *(s for d in by_document for s in d))
     ]
     size = max(1, _TOKENS // filled.ids.shape[1])
-    losses: dict[tuple[int, Span], float] = {}
+    tails, losses = _Tails(backbone, filled, rows, prompts), dict[tuple[int, Span], float]()
     for start in range(0, len(shown), size):
         part = shown[start : start + size]
-        tail = _Tail(backbone, filled, [rows[n] for n, _ in part], [prompts[n] for n, _ in part])
-        losses |= zip(part, tail.loss([span for _, span in part]).tolist(), strict=True)
+        losses |= zip(part, tails.losses(part).tolist(), strict=True)
 
     def judged(n: int, span: Span) -> Statement:
         none = losses[n, _NOTHING]  # a question that says nothing is made no likelier by anything
@@ -103,34 +102,39 @@ def _characters(prompt: Prompt, span: Span) -> Span:
     return (prompt.offsets[start][0], prompt.offsets[end - 1][1]) if end > start else _NOTHING
 
 
-class _Tail:
-    """What follows the documents up to the end of the question, run again behind any part of them."""
+class _Tails:
+    """What follows the documents of each prompt up to the end of its question, run again behind any part of them.
+
+    All that says what is in sight lies on the CPU until a pass is run: a device map may spread the cache over devices.
+    """
 
     def __init__(self, backbone: Backbone, filled: Prefill, rows: Sequence[int], prompts: Sequence[Prompt]) -> None:
-        self._backbone, self._filled, self._places, self._prompts = backbone, filled, rows, prompts
-        self._rows = torch.as_tensor(rows, device=filled.ids.device)
+        self._backbone, self._filled, self._prompts = backbone, filled, prompts
+        self._rows = torch.tensor(rows)
         self._starts = [max(end for _, end in p.spans) for p in prompts]
-        lengths = [p.question[1] - 1 - start for p, start in zip(prompts, self._starts, strict=True)]
-        shape = (len(prompts), max(lengths))
-        ids, new, positions = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
-        self._seen = filled.mask[self._rows, :-1].clone()  # of the cache: what stands before the documents
-        for n, (prompt, start, length) in enumerate(zip(prompts, self._starts, lengths, strict=True)):
-            ids[n, :length] = torch.tensor(prompt.ids[start : start + length])
-            positions[n, :length] = torch.arange(start, start + length)
-            new[n, :length] = 1
-            self._seen[n, filled.columns(rows[n], range(start, len(prompt.ids)))[:-1]] = 0
-            for span in prompt.spans:
-                self._seen[n, filled.columns(rows[n], range(*span))] = 0
-        self._ids, self._new, self._positions = (t.to(filled.ids.device) for t in (ids, new, positions))
+        self._lengths = [p.question[1] - 1 - start for p, start in zip(prompts, self._starts, strict=True)]
+        shape = (len(prompts), max(self._lengths))
+        self._ids, self._new, self._positions = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
+        self._columns = [filled.columns(row, range(len(p.ids))).cpu() for row, p in zip(rows, prompts, strict=True)]
+        self._seen = filled.mask.cpu()[self._rows, :-1]  # of the cache: what stands before the documents
+        for n, (prompt, start, length) in enumerate(zip(prompts, self._starts, self._lengths, strict=True)):
+            self._ids[n, :length] = torch.tensor(prompt.ids[start : start + length])
+            self._positions[n, :length] = torch.arange(start, start + length)
+            self._new[n, :length] = 1
+            for first, end in (*prompt.spans, (start, len(prompt.ids) - 1)):
+                self._seen[n, self._columns[n][first:end]] = 0
 
-    def loss(self, visible: Sequence[Span]) -> Tensor:
-        """(B,) nats: of each row's question with nothing of the documents in sight but this span of the prompt."""
-        seen = self._seen.clone()
-        for n, span in enumerate(visible):
-            seen[n, self._filled.columns(self._places[n], range(*span))] = 1
-        mask = torch.cat([seen, self._new], 1)
-        x, residual, _ = run(self._backbone, self._ids, mask, self._own_cache(), self._positions)
-        return torch.stack([self._question(n, x[n : n + 1], residual[n : n + 1]) for n in range(len(x))])
+    def losses(self, shown: Sequence[tuple[int, Span]]) -> Tensor:
+        """Nats of each (n, span): of question n with nothing of its documents in sight but this span of the prompt."""
+        numbers = [n for n, _ in shown]
+        seen = self._seen[numbers]
+        for row, (n, (start, end)) in zip(seen, shown, strict=True):
+            row[self._columns[n][start:end]] = 1
+        width, device = max(self._lengths[n] for n in numbers), self._filled.ids.device
+        ids, new, positions = (t[numbers, :width] for t in (self._ids, self._new, self._positions))
+        mask = torch.cat([seen, new], 1).to(device)
+        x, residual, _ = run(self._backbone, ids.to(device), mask, self._own_cache(numbers), positions.to(device))
+        return torch.stack([self._question(n, x[i : i + 1], residual[i : i + 1]) for i, n in enumerate(numbers)])
 
     def _question(self, n: int, x: Tensor, residual: Tensor) -> Tensor:
         prompt, before = self._prompts[n], self._starts[n] + 1
@@ -142,11 +146,10 @@ class _Tail:
         targets = torch.tensor(prompt.ids[start:end], device=logp.device)
         return -logp.gather(-1, targets[:, None]).sum()
 
-    def _own_cache(self) -> Cache | None:
+    def _own_cache(self, numbers: Sequence[int]) -> Cache:
         """A cache to write to. Its layers never write into a tensor they hold, so `filled` stays as it is."""
-        if self._filled.kv_cache is None:
-            return None
+        assert self._filled.kv_cache is not None, "a question behind documents has tokens before it"
         cache = copy.copy(self._filled.kv_cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
-        cache.batch_select_indices(self._rows)
+        cache.batch_select_indices(self._rows[numbers])
         return cache
