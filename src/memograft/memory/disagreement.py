@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import torch
-
 from memograft.backbone import Backbone
+from memograft.memory.objective import exact_losses
 from memograft.memory.relevance import Statement, words
 from memograft.memory.rows import context_rows
 from memograft.prefill import Prefill
@@ -41,7 +40,6 @@ class _Said:
     document: set[str]
 
 
-@torch.no_grad()
 def disagreements(
     backbone: Backbone, filled: Prefill, row: int, prompt: Prompt, stated: Sequence[Statement]
 ) -> list[tuple[int, int]]:
@@ -50,11 +48,8 @@ def disagreements(
     The prompt stands in this row of `filled`. No adapter may be active: the surprise is the base model's.
     """
     marked = replace(prompt, spans=tuple(s.span for s in stated))
-    rows = context_rows(filled, row, marked)
-    logp = torch.log_softmax(backbone.logits(rows.x, rows.residual), -1)[0]
-    nats: dict[int, float] = dict(
-        zip(marked.context, (-logp.gather(-1, rows.targets[0, :, None])[:, 0]).tolist(), strict=True)
-    )
+    losses = exact_losses(backbone, context_rows(filled, row, marked))[0]
+    nats: dict[int, float] = dict(zip(marked.context, losses.tolist(), strict=True))
 
     def of_word(place: Span) -> float:
         return sum((nats.get(t, 0.0) for t in range(*token_span(prompt.offsets, place))), 0.0)

@@ -22,6 +22,16 @@ _CHUNK = 1 << 26  # logits held at once where no gradient is needed: 256 MiB of 
 _NEVER = -1e9  # a logit whose probability is 0, but of which differences are still numbers
 
 
+@torch.no_grad()
+def exact_losses(backbone: Backbone, rows: Rows) -> Tensor:
+    """(B, N) nats of each row, over the whole vocabulary, with the adapter that is active now."""
+    losses = torch.empty(rows.targets.shape, device=rows.x.device)
+    for part in _chunks(backbone, *losses.shape):
+        logits = backbone.logits(rows.x[:, part], rows.residual[:, part]).to(losses.device)
+        losses[:, part] = _pick(torch.log_softmax(logits, -1), rows.targets[:, part])
+    return losses
+
+
 class Objective:
     """The loss of B contexts; `before` is the base model's loss of every row, (B, N), exact.
 
@@ -56,7 +66,7 @@ class Objective:
         """Loss per row (B, N) and mean KL (B,), over the whole vocabulary, with the adapter that is active now."""
         rows, hidden = self._rows, self._hidden_now()
         losses, kls = torch.empty_like(self.before), torch.empty_like(self.before)
-        for part in self._chunks(hidden.shape[1]):
+        for part in _chunks(self._backbone, *losses.shape):
             logp = torch.log_softmax(self._head(hidden[:, part]), -1)
             base = self._base[:, part] if self._shortlist is None else self._exact_base(part)
             losses[:, part], kls[:, part] = _pick(logp, rows.targets[:, part]), _kl(base, logp)
@@ -75,17 +85,13 @@ class Objective:
     def _mean(self, per_row: Tensor) -> Tensor:
         return per_row.where(self._rows.mask, 0.0).sum(1) / self._count
 
-    def _chunks(self, length: int) -> list[slice]:
-        step = max(1, _CHUNK // (len(self._count) * _vocabulary(self._backbone)))
-        return [slice(start, start + step) for start in range(0, length, step)]
-
     def _choose(self, size: int, vocabulary: int) -> tuple[Tensor, _Shortlist]:
         """Exact base losses (B, N), and each context's candidates: its targets, then what the model finds likely."""
         rows, device = self._rows, self._hidden.device
         losses = torch.empty(rows.targets.shape, device=device)
         normaliser = torch.empty_like(losses)
         mass = torch.zeros(len(rows.targets), vocabulary, device=device)
-        for part in self._chunks(rows.targets.shape[1]):
+        for part in _chunks(self._backbone, *losses.shape):
             logits = self._head(self._hidden[:, part])
             normaliser[:, part] = logits.logsumexp(-1)
             logp = logits - normaliser[:, part, None]
@@ -146,6 +152,12 @@ def _pick(logp: Tensor, targets: Tensor) -> Tensor:
 def _kl(base: Tensor, logp: Tensor) -> Tensor:
     """KL(p_0 || p_phi) of each row."""
     return torch.nn.functional.kl_div(logp, base, log_target=True, reduction="none").sum(-1)
+
+
+def _chunks(backbone: Backbone, batch: int, length: int) -> list[slice]:
+    """Parts of (batch, length) rows whose logits can be held at once."""
+    step = max(1, _CHUNK // (batch * _vocabulary(backbone)))
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def _vocabulary(backbone: Backbone) -> int:
