@@ -239,3 +239,11 @@ class TestKeptMemories:
         assert report is not None
         assert report.relevance == ()
         assert report.documents == (Document(QUORIN).id,)
+
+    def test_without_weights_keep_their_reason(self, tiny: Engine) -> None:
+        handle = tiny.memorize([QUORIN], FastMem(max_kl=1e-9))
+        report = tiny.answer("Who wrote Hamlet?", memory=handle).memory
+        assert report is not None
+        assert report.rolled_back
+        assert report.reason == handle.report.reason
+        assert report.relevance == ()

@@ -66,8 +66,8 @@ def choose(
 
 
 def _judged(memory: FastMem | MemoryHandle, prompt: Prompt) -> bool:
-    # A handle whose documents are not the prompt's own cannot be judged by those.
-    own = not isinstance(memory, MemoryHandle) or memory.documents == prompt.documents
+    # A handle whose documents are not the prompt's own cannot be judged by those, and one without weights need not be.
+    own = not isinstance(memory, MemoryHandle) or (memory.adapter is not None and memory.documents == prompt.documents)
     return _settings(memory).relevance is not None and own and can_judge(prompt)
 
 
