@@ -55,7 +55,7 @@ def evaluate(
     asked = Path(questions).name if own else f"world, {split}"
     count = max(cell["n"] for by_set in results.values() for cell in by_set.values())
     if plot:
-        ours = [*settings, *(name for name in ("memorized",) if name in methods)]
+        ours = [*settings, *(name for name in methods if name.startswith("memorized"))]
         title = f"What memorizing gains and costs: {label}, {asked}, n = {count}"
         plots.draw(plots.dots(results, ours), plot, title, [name for name in plots.COSTS if name in sets_of(items)])
         err().print(f"picture: {plot}", markup=False, soft_wrap=True)
