@@ -91,7 +91,7 @@ def _sentences(prompt: Prompt, document: Span) -> list[Span]:
     spans = [token_span(prompt.offsets, m.span()) for m in found]
     asked = set(words(prompt, prompt.question))
 
-    def shared(span: Span) -> int:  # longer words say more, in any language
+    def shared(span: Span) -> int:  # longer words say more; with no word in common the first sentences are taken
         return sum(len(word) for word in asked & set(words(prompt, span)))
 
     return sorted(spans, key=shared, reverse=True)[:_SENTENCES]

@@ -1,7 +1,7 @@
 """A rule: what a row with a memory says, of what it would say with the memory and without.
 
 A new rule is a class with one method in this folder, and one line in `Work.rules`. Both distributions come from one
-forward pass (`_beside.py`), so that asking for both costs next to nothing.
+forward pass (`_beside.py`), so that asking for both costs little (`benchmarks/gate.py` says how much).
 """
 
 from __future__ import annotations
