@@ -187,6 +187,25 @@ def test_mmr_passes_over_a_near_copy() -> None:
     assert picked[1] == "b"
 
 
+def test_vectors_that_are_there_are_not_made_again() -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder)
+    assert store.embedder is embedder
+    documents = [Document("anything", f"id{n}", {"n": n}) for n in range(20)]  # the embedder cannot read this
+    ids = store.add([*documents[:5], *documents], [*embedder.table[100:105], *embedder.table[:20]])
+    assert len(ids) == 25
+    assert found(store.search("7", k=3)) == brute_force(embedder, list(range(20)), embedder.table[7], 3)
+
+
+def test_mmr_by_vector_is_mmr() -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder)
+    store.add(numbered(range(50)))
+    where = {"n": {"$gte": 10}}
+    by_text = found(store.mmr("7", k=5, fetch_k=30, lambda_mult=0.2, where=where))
+    assert found(store.mmr_by_vector(3 * embedder.table[7], 5, 30, 0.2, where)) == by_text
+
+
 # threads ----------------------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,16 @@ def test_a_broken_embedder_changes_nothing(result, text) -> None:
     assert [document.text for document in store] == ["1 text"]
 
 
+def test_vectors_of_another_number_or_width_change_nothing() -> None:
+    store = VectorStore(NumberEmbedder())
+    for vectors in (np.zeros((1, 16)), np.zeros((2, 7)), np.zeros(16)):
+        with pytest.raises(SettingsError, match=r"`vectors` must have the shape \(2, 16\), got \("):
+            store.add(numbered([1, 2]), vectors)
+    with pytest.raises(SettingsError, match="`vectors` must have finite numbers, got NaN or infinity in row 1"):
+        store.add(numbered([1, 2]), [[1.0] * 16, [math.nan] * 16])
+    assert not len(store)
+
+
 @pytest.mark.parametrize(
     ("document", "text"),
     [

@@ -24,6 +24,7 @@ from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
 from memograft.store.cache import IndexCache
 from memograft.store.checks import (
     check_count,
+    check_share,
     checked_ids,
     checked_metadata,
     checked_vectors,
@@ -35,7 +36,7 @@ from memograft.store.filters import compile_filter
 from memograft.store.index import FloatArray, IndexKind, IndexSettings
 from memograft.store.locks import ReadWriteLock
 from memograft.store.open import claim_folder, settled_embedder, settled_index
-from memograft.store.search import Searcher, mmr_order
+from memograft.store.search import Searcher
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]
 
@@ -144,18 +145,24 @@ class VectorStore:
 
     # writing ----------------------------------------------------------------------------------------------------
 
-    def add(self, documents: Iterable[Document | str | Mapping[str, Any]]) -> list[str]:
+    def add(
+        self, documents: Iterable[Document | str | Mapping[str, Any]], vectors: ArrayLike | None = None
+    ) -> list[str]:
         """Add documents, replacing those with the same id: all of them or, on any error, none.
 
         On return they are on the disk. Of documents with the same id in one call, the last one stays. The vectors of
         one call are in memory together, 4 x D bytes each, so add millions in several calls.
 
+        Args:
+            documents: what to add.
+            vectors: (N, D), what the store's embedder made of each of them; left out, it is asked.
+
         Returns:
             The ids, one for each document, in order.
 
         Raises:
-            SettingsError: a document without text or with metadata that is not JSON, or an embedder that returned
-                another shape or numbers that are not finite.
+            SettingsError: a document without text or with metadata that is not JSON, or vectors, given or embedded,
+                of another shape or not finite.
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk is full, or the store is closed.
         """
@@ -166,18 +173,21 @@ class VectorStore:
         kept = sorted(last.values())
         if not kept:
             return []
-        texts = [items[position].text for position in kept]
-        vectors = embedded(self._embedder, texts, self._batch_size, self._progress)
+        if vectors is None:
+            texts = [items[position].text for position in kept]
+            units = embedded(self._embedder, texts, self._batch_size, self._progress)
+        else:
+            units = checked_vectors(vectors, (len(items), self._embedder.dimension), "`vectors` must have")[kept]
         rows = [
-            Row(items[position].id, items[position].text, metadata[position], vector.tobytes())
-            for position, vector in zip(kept, vectors, strict=True)
+            Row(items[position].id, items[position].text, metadata[position], unit.tobytes())
+            for position, unit in zip(kept, units, strict=True)
         ]
         with self._one_writer:
             with self._lock.writing():
                 self._require_writable()
                 self._cache.expect()
                 gone, new = self._database.upsert(rows)
-                self._cache.apply(gone, new, vectors)
+                self._cache.apply(gone, new, units)
             self._tidy()
         return [document.id for document in items]
 
@@ -224,10 +234,7 @@ class VectorStore:
             self._cache.replace(index)
 
     def compact(self) -> int:
-        """Rebuild the index without its deleted vectors (and train "ivf" anew), shrink the files, and persist.
-
-        Returns:
-            The number of deleted vectors that were cleared out.
+        """Rebuild the index (and train "ivf" anew), shrink the files, persist; return how many dead vectors that freed.
 
         Raises:
             StoreReadOnlyError, StoreError: as `add`; shrinking needs as much free disk as the store takes.
@@ -291,8 +298,7 @@ class VectorStore:
             FilterError: `where` is not well formed.
             StoreError: the store is closed.
         """
-        vector = embedded_query(self._embedder, query)
-        return [Hit(document, score) for _, document, score in self._nearest(vector, k, where)]
+        return self._nearest(embedded_query(self._embedder, query), k, where)
 
     def search_by_vector(self, vector: ArrayLike, k: int = 4, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return the k passages closest to a vector (D,) of any length; otherwise as `search`.
@@ -301,7 +307,7 @@ class VectorStore:
             SettingsError: another shape, or numbers that are not finite; otherwise as `search`.
         """
         unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
-        return [Hit(document, score) for _, document, score in self._nearest(unit, k, where)]
+        return self._nearest(unit, k, where)
 
     def mmr(
         self,
@@ -320,15 +326,28 @@ class VectorStore:
         Raises:
             SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `search`.
         """
+        return self.mmr_by_vector(embedded_query(self._embedder, query), k, fetch_k, lambda_mult, where)
+
+    def mmr_by_vector(
+        self,
+        vector: ArrayLike,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        where: Mapping[str, Any] | None = None,
+    ) -> list[Hit]:
+        """As `mmr`, with the question as a vector (D,) of any length."""
         check_count("fetch_k", fetch_k)
         check_count("k", k)
-        if not 0 <= lambda_mult <= 1:
-            raise SettingsError(f"`lambda_mult` must be between 0 and 1, got {lambda_mult!r}; 0.5 is usual")
-        vector = embedded_query(self._embedder, query)
-        hits = {seq: Hit(document, score) for seq, document, score in self._nearest(vector, max(k, fetch_k), where)}
-        seqs, vectors = self._search.vectors(list(hits))
-        order = mmr_order(np.array([hits[seq].score for seq in seqs]), vectors, k, lambda_mult)
-        return [hits[seqs[position]] for position in order]
+        check_share("lambda_mult", lambda_mult)
+        self._require_open()
+        unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
+        return [Hit(*found) for found in self._search.varied(unit, k, max(k, fetch_k), lambda_mult, where)]
+
+    @property
+    def embedder(self) -> Embedder:
+        """What turns text into this store's vectors."""
+        return self._embedder
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in their order, skipping ids that are not there."""
@@ -364,12 +383,10 @@ class VectorStore:
                 page = self._database.documents(seqs[start : start + _PAGE].tolist())
             yield from page.values()
 
-    def _nearest(
-        self, vector: FloatArray, k: int, where: Mapping[str, Any] | None
-    ) -> list[tuple[int, Document, float]]:
+    def _nearest(self, vector: FloatArray, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
         check_count("k", k)
         self._require_open()
-        return self._search.nearest(vector, k, where)
+        return [Hit(document, score) for _, document, score in self._search.nearest(vector, k, where)]
 
     # checks -----------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,12 @@ def check_count(name: str, value: object) -> None:
         raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; 4 is usual for `k`")
 
 
+def check_share(name: str, value: object) -> None:
+    """Refuse anything but a number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise SettingsError(f"`{name}` must be between 0 and 1, got {value!r}; 0.5 is usual")
+
+
 def checked_ids(ids: Sequence[str]) -> list[str]:
     """Return the ids as a list; refuse one string, which would be taken letter by letter."""
     if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):

@@ -58,7 +58,16 @@ class Searcher:
             return self._cache.score(vector, k, self._database.seqs() if among is None else among)
         return scores, seqs
 
-    def vectors(self, seqs: list[int]) -> tuple[list[int], FloatArray]:
+    def varied(
+        self, vector: FloatArray, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
+    ) -> list[tuple[Document, float]]:
+        """Return (document, cosine) of k of the `fetch_k` nearest, by `mmr_order`."""
+        hits = {seq: (document, score) for seq, document, score in self.nearest(vector, fetch_k, where)}
+        seqs, vectors = self._vectors(list(hits))
+        order = mmr_order(np.array([hits[seq][1] for seq in seqs]), vectors, k, lambda_mult)
+        return [hits[seqs[position]] for position in order]
+
+    def _vectors(self, seqs: list[int]) -> tuple[list[int], FloatArray]:
         """Return (seqs, (N, D) unit vectors) of those of these passages that are still there, by ascending seq."""
         with self._lock.reading():
             parts = list(self._database.vectors(np.array(sorted(seqs), np.int64)))
