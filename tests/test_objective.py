@@ -14,7 +14,7 @@ from families import VOCAB, build
 from memograft.backbone import Backbone
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.memory.fastmem import Rows
-from memograft.memory.objective import Objective
+from memograft.memory.objective import Objective, exact_losses
 
 FAMILIES = ["llama", "gemma2", "phi", "granite", "cohere"]  # a cap, a bias of the head, a divisor, a factor
 
@@ -170,6 +170,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1 << 26, VOCAB * 2 * 3):
         monkeypatch.setattr("memograft.memory.objective._CHUNK", size)
         objective = Objective(parts, data, 0.5, 16)
-        values.append((objective.before, objective.loss(), *objective.exact()))
+        values.append((objective.before, objective.loss(), *objective.exact(), exact_losses(parts, data)))
+        torch.testing.assert_close(values[-1][-1], objective.before)
     for one, other in zip(*values, strict=True):
         torch.testing.assert_close(one, other)

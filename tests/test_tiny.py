@@ -97,10 +97,11 @@ def test_the_results_were_measured_with_the_defaults_of_today(name: str) -> None
     assert on_record(name)["default"] == json.loads(json.dumps(FastMem().__dict__))
 
 
-def test_the_default_is_worth_it_and_costs_nothing() -> None:
+def test_the_default_is_worth_it_and_costs_next_to_nothing() -> None:
     """The promise of the README, on the record of the whole test split."""
     results = on_record("world-test.json")["results"]
     gained = {name: cell["minus_plain"] for name, cell in results["memorized"].items()}
     assert gained["contradicts"] >= 0.25
     assert gained["one of five"] >= 0.15
     assert min(gained["agrees"], gained["unseen"], gained["elsewhere"]) >= -0.005
+    assert gained["beside"] >= -0.01
