@@ -18,13 +18,15 @@ from store_doubles import NumberEmbedder, numbered
 VALUES = [0, 1, -3, 2.5, 0.1, 1e300, 12345678901234567890, "", "1", "a", "Zoë", "q\"u\\o'te", True, False, None]
 KEYS = ["a", "b", 'odd "key"', "x.y", "$ish'; DROP TABLE passages; --"]
 
+TYPES = {"string": str, "number": (int, float), "bool": bool, "null": type(None), "array": list, "object": dict}
+
 
 def random_metadata(rng: random.Random) -> dict:
     def value():
         return [rng.choice(VALUES) for _ in range(rng.randrange(3))] if rng.random() < 0.2 else rng.choice(VALUES)
 
     metadata = {key: value() for key in KEYS if rng.random() < 0.6}
-    return {**metadata, "nested": {"a": 1}}
+    return {**metadata, "nested": {"a": 1}, **({"b": {}} if rng.random() < 0.1 else {})}
 
 
 def random_filter(rng: random.Random, depth: int = 0) -> dict:
@@ -36,19 +38,26 @@ def random_filter(rng: random.Random, depth: int = 0) -> dict:
 
 
 def random_condition(rng: random.Random):
-    name = rng.choice(["", "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"])
+    names = ["", "$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"]
+    name = rng.choice([*names, "$contains", "$empty", "$type"])
     match name:
+        case "$type":
+            return {name: rng.choice(list(TYPES))}
         case "":
             return rng.choice(VALUES)
         case "$in" | "$nin":
             return {name: [rng.choice(VALUES) for _ in range(rng.randrange(4))]}
-        case "$exists":
+        case "$exists" | "$empty":
             return {name: rng.random() < 0.5}
         case "$not":
             return {name: {"$gt": rng.choice([0, "a"])}}
         case "$gt" | "$gte" | "$lt" | "$lte":
             return {name: rng.choice([v for v in VALUES if v is not None and not isinstance(v, bool)])}
     return {name: rng.choice(VALUES)}
+
+
+def kind_fits(value, name: str) -> bool:
+    return isinstance(value, bool) == (name == "bool")
 
 
 def kind_of(value) -> str:
@@ -92,6 +101,15 @@ def naive_operator(metadata, key, name, operand) -> bool:
             return not any(equals(value) for value in operand)
         case "$exists":
             return (key in metadata) == operand
+        case "$empty":
+            return (metadata.get(key) in (None, "", [])) == operand
+        case "$type":
+            return key in metadata and isinstance(metadata[key], TYPES[operand]) and kind_fits(metadata[key], operand)
+        case "$contains":
+            value = metadata.get(key)
+            if isinstance(value, str):
+                return isinstance(operand, str) and operand in value
+            return isinstance(value, list) and any(kind_of(v) == kind_of(operand) and v == operand for v in value)
         case "$not":
             return not all(naive_operator(metadata, key, *item) for item in operand.items())
     return any(kind_of(value) == kind_of(operand) and order[name](value, operand) for value in here)
@@ -112,6 +130,19 @@ def test_filters_mean_what_python_means() -> None:
         matched += 0 < len(wanted) < 150
     assert matched > 200, "the random filters hardly tell documents apart"
     assert len(store) == 150, "a key changed the database"
+
+
+def test_ids_are_a_filter_too() -> None:
+    store = VectorStore(NumberEmbedder())
+    store.add(numbered(range(100)))
+    many = [f"id{n}" for n in range(90, 50_000)]
+    assert store.count({"$id": many}) == 10
+    assert store.count({"$id": "id7"}) == store.count({"$id": ["id7", "nobody", "\ud800"]}) == 1
+    assert store.count({"$id": []}) == 0
+    assert store.count({"$not": {"$id": many}, "n": {"$gte": 80}}) == 10
+    assert store.search("93 text", where={"$id": ["id1", "id93"]})[0].document.id == "id93"
+    assert store.delete(where={"$or": [{"$id": ["id1"]}, {"n": 2}]}) == 2
+    assert len(store.get(["id1", "id2", "id3"])) == 1
 
 
 def test_a_list_of_many_values_is_one_parameter() -> None:
@@ -135,7 +166,13 @@ def test_a_list_of_many_values_is_one_parameter() -> None:
         ({"a": {"$exists": 1}}, r"`\$exists` on `a` takes a bool, got 1; write True or False"),
         ({"a": {"$not": 3}}, r"`\$not` on `a` takes operators, got 3"),
         ({"$or": []}, r"`\$or` takes a list of at least one filter, got \[\]"),
-        ({"$nor": [{"a": 1}]}, r"the operators outside a key are \$and, \$or and \$not, got '\$nor'"),
+        ({"$nor": [{"a": 1}]}, r"the operators outside a key are \$and, \$or, \$not and \$id, got '\$nor'"),
+        ({"$id": 7}, r"`\$id` takes an id or a list of ids, got 7; write"),
+        ({"$id": ["a", 7]}, r"`\$id` takes an id or a list of ids, got \['a', 7\]"),
+        ({"a": {"$type": "list"}}, r"`\$type` on `a` takes the name of a JSON type, got 'list'; use one of string"),
+        ({"a": {"$type": ["null"]}}, r"`\$type` on `a` takes the name of a JSON type, got \['null'\]"),
+        ({"a": {"$empty": None}}, r"`\$empty` on `a` takes a bool, got None; write True or False"),
+        ({"a": {"$contains": ["x"]}}, r"`\$contains` on `a` compares with a string, number, bool or None, got \['x'\]"),
         ({1: 2}, "the keys of a filter must be strings, got 1"),
         ({"a": "nul\0"}, "without NUL and lone surrogates"),
         ({"\ud800": 1}, "without NUL and lone surrogates"),
@@ -153,7 +190,7 @@ def test_filters_nest_until_they_are_refused(wrap) -> None:
     """Whatever is accepted, SQLite can parse: its parser has a small stack."""
     store = VectorStore(LexicalEmbedder(64))
     store.add([Document("text", metadata={"a": 1})])
-    where: dict = {"a": {"$in": [1, "x", None, True]}}
+    where: dict = {"a": {"$in": [1, "x", None, True], "$contains": "x", "$empty": False}}
     with pytest.raises(FilterError, match="at most 20 levels deep, got more; flatten it"):  # noqa: PT012
         for _depth in range(5000):
             store.count(where)

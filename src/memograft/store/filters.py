@@ -1,11 +1,14 @@
 """Metadata filters: a Mongo-style mapping to one SQL condition over the JSON of a passage's metadata.
 
 `compile_filter(where)` returns the text of the condition and its parameters. Keys and values only ever travel as
-parameters, so nothing a user writes can become SQL. Knows the column `metadata` and no other part of the store.
+parameters, so nothing a user writes can become SQL. Knows the columns `id` and `metadata` and no other part of the
+store.
 
 Comparisons are typed: a number never equals a string or a bool, and strings compare by code point. A list in the
 metadata matches when any of its elements does. `$ne`, `$nin` and `$not` are the exact opposites of `$eq`, `$in` and
 what they wrap, so, as in MongoDB, they also match passages that lack the key; `{"key": None}` matches null or lacking.
+`$contains` looks for a part of a text or an element of a list; `$type` and `$empty` look at the value itself and never
+into a list; `{"$id": [...]}`, outside the keys, matches passages by id.
 """
 
 from __future__ import annotations
@@ -22,7 +25,15 @@ _MAX_CONDITIONS = 500
 _MAX_DEPTH = 20
 
 _ORDERINGS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_OPERATORS = ("$eq", "$ne", *_ORDERINGS, "$in", "$nin", "$exists", "$not")
+_OPERATORS = ("$eq", "$ne", *_ORDERINGS, "$in", "$nin", "$contains", "$exists", "$empty", "$type", "$not")
+_TYPES = {  # names of JSON's types to SQLite's
+    "string": "('text')",
+    "number": "('integer', 'real')",
+    "bool": "('true', 'false')",
+    "null": "('null')",
+    "array": "('array')",
+    "object": "('object')",
+}
 
 Condition = tuple[str, list[Any]]
 
@@ -83,10 +94,11 @@ def _clause(key: object, value: Any) -> Condition:
         return _joined(key[1:].upper(), [_filter(part) for part in value])
     if key == "$not":
         return _negated(_filter(value))
+    if key == "$id":
+        return _has_id(value)
     if key.startswith("$"):
-        _refuse(
-            "the operators outside a key are $and, $or and $not", key, 'others go under a key: {"year": {"$gt": 1990}}'
-        )
+        rule = "the operators outside a key are $and, $or, $not and $id"
+        _refuse(rule, key, 'others go under a key: {"year": {"$gt": 1990}}')
     _check_text(key)
     if isinstance(value, Mapping):
         return _operators(key, value)
@@ -111,10 +123,16 @@ def _operator(key: str, name: object, operand: Any) -> Condition:
             return _negated(_one_of(key, operand, "$nin"))
         case "$gt" | "$gte" | "$lt" | "$lte":
             return _ordered(key, name, operand)
-        case "$exists":
+        case "$contains":
+            return _contains(key, operand)
+        case "$type":
+            if not isinstance(operand, str) or operand not in _TYPES:
+                _refuse(f"`$type` on `{key}` takes the name of a JSON type", operand, f"use one of {', '.join(_TYPES)}")
+            return _itself(key, f"field.type IN {_TYPES[operand]}")
+        case "$exists" | "$empty":
             if not isinstance(operand, bool):
-                _refuse(f"`$exists` on `{key}` takes a bool", operand, "write True or False")
-            return _has_key(key) if operand else _negated(_has_key(key))
+                _refuse(f"`{name}` on `{key}` takes a bool", operand, "write True or False")
+            return _itself(key, "1" if name == "$exists" else _FULL, operand is (name == "$exists"))
         case "$not":
             if not isinstance(operand, Mapping):
                 _refuse(f"`$not` on `{key}` takes operators", operand, 'write {"$not": {"$gt": 3}}, or $ne')
@@ -127,7 +145,12 @@ _MATCHES = (
     "EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ? AND ({field} OR (field.type = 'array' "
     "AND EXISTS (SELECT 1 FROM json_each(field.value) AS element WHERE {element}))))"
 )
-_NUMBER_TYPES = "('integer', 'real')"
+_NUMBER_TYPES = _TYPES["number"]
+_IS_NULL = "{row}.type = 'null'"
+_FULL = (  # neither null, nor "", nor []
+    "CASE field.type WHEN 'null' THEN 0 WHEN 'text' THEN field.atom <> '' "
+    "WHEN 'array' THEN json_array_length(field.value) > 0 ELSE 1 END"
+)
 
 
 def _leaf(key: str, test: str, values: list[Any]) -> Condition:
@@ -136,14 +159,35 @@ def _leaf(key: str, test: str, values: list[Any]) -> Condition:
     return sql, [key, *values, *values]
 
 
-def _has_key(key: str) -> Condition:
-    return "EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ?)", [key]
+def _itself(key: str, test: str, wanted: bool = True) -> Condition:
+    """Apply `test` to the value of a key, without looking into a list; `wanted` is what must come of it."""
+    sql = f"EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ? AND {test})"
+    return (sql if wanted else f"NOT {sql}"), [key]
+
+
+def _has_id(operand: object) -> Condition:
+    ids = [operand] if isinstance(operand, str) else operand
+    if not isinstance(ids, list | tuple | set | frozenset) or not all(isinstance(id, str) for id in ids):
+        _refuse("`$id` takes an id or a list of ids", operand, 'write {"$id": ["id", "id"]}')
+    # No other id can be in a store, and JSON would not carry it.
+    known = [id for id in ids if not any("\ud800" <= character <= "\udfff" for character in id)]
+    return "passages.id IN (SELECT value FROM json_each(?))", [json.dumps(known, ensure_ascii=False)]
+
+
+def _contains(key: str, operand: object) -> Condition:
+    _check_scalar(key, operand, "$contains")
+    equal, parameters = _equal(key, operand, "$contains") if operand is not None else _leaf(key, _IS_NULL, [])
+    listed, among = _itself(key, "field.type = 'array'")
+    parts = [(f"({listed} AND {equal})", [*among, *parameters])]
+    if isinstance(operand, str):
+        sql, name = _itself(key, "field.type = 'text' AND instr(field.atom, ?) > 0")
+        parts.append((sql, [*name, operand]))
+    return _joined("OR", parts)
 
 
 def _equal(key: str, operand: object, name: str) -> Condition:
     if operand is None:
-        is_null = _leaf(key, "{row}.type = 'null'", [])
-        return _joined("OR", [is_null, _negated(_has_key(key))])
+        return _joined("OR", [_leaf(key, _IS_NULL, []), _itself(key, "1", wanted=False)])
     _check_scalar(key, operand, name)
     return _one_of(key, [operand], name)
 
