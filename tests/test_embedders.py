@@ -12,6 +12,7 @@ import pytest
 
 from memograft.embedders import (
     Embedder,
+    GivenVectors,
     LexicalEmbedder,
     SentenceTransformerEmbedder,
     embedder_from_config,
@@ -120,7 +121,7 @@ def test_config_round_trip() -> None:
     again = embedder_from_config(embedder.config())
     assert again.fingerprint == embedder.fingerprint
     for config in ({}, {"type": "other"}, {"type": "lexical"}):
-        with pytest.raises(SettingsError, match=r"must be of type lexical or sentence-transformers, got .*; pass"):
+        with pytest.raises(SettingsError, match=r"of type lexical, sentence-transformers or given, got .*; pass"):
             embedder_from_config(config)
 
 
@@ -130,6 +131,20 @@ def test_without_sentence_transformers(monkeypatch) -> None:
         SentenceTransformerEmbedder("any/model")
     with pytest.raises(ImportError):
         embedder_from_config({"type": "sentence-transformers", "model": "any/model"})
+
+
+def test_given_vectors_embed_nothing(tmp_path) -> None:
+    assert isinstance(GivenVectors(2), Embedder)
+    with VectorStore(GivenVectors(2), tmp_path / "store") as store:
+        store.add(["up", "right"], vectors=[[0, 3], [2, 0]])
+    with VectorStore.open(tmp_path / "store") as store:
+        assert store.search_by_vector([0.1, 9], k=1)[0].document.text == "up"
+        for use in (store.search, lambda text: store.add([text])):
+            with pytest.raises(SettingsError, match=r"made elsewhere and it cannot embed text, got 'left'; embed it"):
+                use("left")
+    for dimension in (0, True, 2.0):
+        with pytest.raises(SettingsError, match=r"`dimension` must be a whole number of at least 1, got"):
+            GivenVectors(dimension)
 
 
 def test_a_real_sentence_transformer_finds_meaning(tmp_path) -> None:

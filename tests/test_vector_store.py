@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from memograft.documents import Document
+from memograft.embedders import LexicalEmbedder
+from memograft.errors import SettingsError
 from memograft.store.index import VectorIndex
 from memograft.store.locks import ReadWriteLock
 from memograft.store.search import mmr_order
@@ -299,3 +301,25 @@ def test_a_waiting_writer_goes_before_new_readers() -> None:
     writer.join(5)
     reader.join(5)
     assert order == ["writer", "reader"]
+
+
+def test_find_and_vectors() -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder)
+    store.add(numbered(range(600)))
+    store.delete(ids=["id7"])
+    assert [document.metadata["n"] for document in store.find({"n": {"$lt": 10}})] == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert len(list(store.find())) == len(list(store)) == 599
+    vectors = store.vectors(["id9", "id7", "id3", "id9"])
+    expected = embedder.table[[9, 3, 9]]
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), rtol=1e-5)
+    assert store.vectors(["nobody"]).shape[0] == 0
+    assert len(VectorStore().vectors([])) == 0
+
+
+def test_a_passage_without_text_comes_with_its_vector() -> None:
+    store = VectorStore(LexicalEmbedder(64))
+    store.add([Document("", "blank")], vectors=np.ones((1, 64)))
+    assert store.search("anything")[0].document == Document("", "blank")
+    with pytest.raises(SettingsError, match=r"documents\[0\] \(id 'blank'\) has no text, got ''; leave empty"):
+        store.add([Document("", "blank")])

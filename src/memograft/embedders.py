@@ -1,4 +1,4 @@
-"""Text to unit vectors: the `Embedder` protocol, the offline default, and any sentence-transformers model.
+"""Text to unit vectors: the `Embedder` protocol, the offline default, any sentence-transformers model, or neither.
 
 An embedder turns N texts into an (N, D) float32 array whose rows have length 1, so that a dot product is a cosine.
 It describes itself twice: `fingerprint` says which vectors may be compared with each other, `config()` holds what
@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import MissingExtraError, SettingsError
 
-__all__ = ["Embedder", "LexicalEmbedder", "SentenceTransformerEmbedder", "embedder_from_config"]
+__all__ = ["Embedder", "GivenVectors", "LexicalEmbedder", "SentenceTransformerEmbedder", "embedder_from_config"]
 
 FloatArray = NDArray[np.float32]
 
@@ -249,6 +249,55 @@ class SentenceTransformerEmbedder:
         return rows.reshape(-1)
 
 
+# ------------------------------------------------------------------------------------------- vectors from outside
+
+
+class GivenVectors:
+    """Embeds nothing: it stands in for an embedder that a store never meets, as others bring the vectors.
+
+    A store with it takes `add(documents, vectors)` and `search_by_vector`; whatever would embed a text is refused.
+
+    Args:
+        dimension: D, the length of every vector.
+
+    Raises:
+        SettingsError: `dimension` is not a positive whole number.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
+            raise SettingsError(f"`dimension` must be a whole number of at least 1, got {dimension!r}; ask its maker")
+        self._dimension = dimension
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of every vector."""
+        return self._dimension
+
+    @property
+    def fingerprint(self) -> str:
+        """Says D only: whether two vectors of one length may be compared is up to those who bring them."""
+        return f"given-{self._dimension}"
+
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `embedder_from_config` builds this embedder again."""
+        return {"type": "given", "dimension": self._dimension}
+
+    def embed_documents(self, texts: list[str]) -> FloatArray:
+        """Refuse, naming a text."""
+        self._refuse(texts[0] if texts else "")
+
+    def embed_query(self, text: str) -> FloatArray:
+        """Refuse, naming the text."""
+        self._refuse(text)
+
+    def _refuse(self, text: str) -> NoReturn:
+        raise SettingsError(
+            f"this store's vectors were made elsewhere and it cannot embed text, got {text[:80]!r}; embed it with the "
+            "same model, then use add(documents, vectors) and search_by_vector(vector)"
+        )
+
+
 def embedder_from_config(config: Mapping[str, Any]) -> Embedder:
     """Build the embedder whose `config()` returned this.
 
@@ -261,7 +310,9 @@ def embedder_from_config(config: Mapping[str, Any]) -> Embedder:
             return LexicalEmbedder(dimension)
         case {"type": "sentence-transformers", "model": model}:
             return SentenceTransformerEmbedder(model, revision=config.get("revision"))
+        case {"type": "given", "dimension": dimension}:
+            return GivenVectors(dimension)
     raise SettingsError(
-        f"the config of an embedder must be of type lexical or sentence-transformers, got {dict(config)!r}; pass "
-        "`embedder=` yourself"
+        f"the config of an embedder must be of type lexical, sentence-transformers or given, got {dict(config)!r}; "
+        "pass `embedder=` yourself"
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,26 +35,13 @@ from memograft.store.filters import compile_filter
 from memograft.store.index import FloatArray, IndexKind, IndexSettings
 from memograft.store.locks import ReadWriteLock
 from memograft.store.open import claim_folder, settled_embedder, settled_index
-from memograft.store.search import Searcher
+from memograft.store.search import Hit, Searcher
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]
 
 _PAGE = 256  # documents per step of an iteration
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One search result.
-
-    Attributes:
-        document: the passage.
-        score: cosine similarity with the question, in [-1, 1]; higher is closer.
-    """
-
-    document: Document
-    score: float
 
 
 class VectorStore:
@@ -155,7 +141,8 @@ class VectorStore:
 
         Args:
             documents: what to add.
-            vectors: (N, D), what the store's embedder made of each of them; left out, it is asked.
+            vectors: (N, D), what the store's embedder made of each of them, which may then lack text; left out, it is
+                asked.
 
         Returns:
             The ids, one for each document, in order.
@@ -168,19 +155,17 @@ class VectorStore:
         """
         self._require_writable()
         items = as_documents(documents)
-        metadata = [checked_metadata(document, position) for position, document in enumerate(items)]
+        metadata = [checked_metadata(document, i, needs_text=vectors is None) for i, document in enumerate(items)]
         last = {document.id: position for position, document in enumerate(items)}
         kept = sorted(last.values())
         if not kept:
             return []
         if vectors is None:
-            texts = [items[position].text for position in kept]
-            units = embedded(self._embedder, texts, self._batch_size, self._progress)
+            units = embedded(self._embedder, [items[i].text for i in kept], self._batch_size, self._progress)
         else:
             units = checked_vectors(vectors, (len(items), self._embedder.dimension), "`vectors` must have")[kept]
         rows = [
-            Row(items[position].id, items[position].text, metadata[position], unit.tobytes())
-            for position, unit in zip(kept, units, strict=True)
+            Row(items[i].id, items[i].text, metadata[i], unit.tobytes()) for i, unit in zip(kept, units, strict=True)
         ]
         with self._one_writer:
             with self._lock.writing():
@@ -290,8 +275,9 @@ class VectorStore:
             query: the question.
             k: how many, at least 1.
             where: metadata filter, such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte
-                $in $nin $exists $and $or $not. Comparisons are typed: 1 is neither "1" nor True. A list matches if any
-                element does. $ne, $nin and $not match passages that lack the key, as in MongoDB.
+                $in $nin $contains $exists $empty $type $and $or $not. Comparisons are typed: 1 is neither "1" nor True.
+                A list matches if any element does. $ne, $nin and $not match passages that lack the key, as in MongoDB.
+                `{"$id": ["a", "b"]}` matches by id.
 
         Raises:
             SettingsError: `k` is not positive or `query` not a string.
@@ -351,12 +337,16 @@ class VectorStore:
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in their order, skipping ids that are not there."""
-        wanted = checked_ids(ids)
         with self._lock.reading():
             self._require_open()
-            seqs = [seq for seq in self._database.seqs_of_ids(wanted) if seq is not None]
+            seqs = [seq for seq in self._database.seqs_of_ids(checked_ids(ids)) if seq is not None]
             documents = self._database.documents(seqs)
         return [documents[seq] for seq in seqs if seq in documents]
+
+    def vectors(self, ids: Sequence[str]) -> FloatArray:
+        """Return the (N, D) unit vectors of the documents with these ids, as `get` returns the documents."""
+        self._require_open()
+        return self._search.vectors(checked_ids(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """Return how many passages match a filter.
@@ -373,10 +363,19 @@ class VectorStore:
         return self.count()
 
     def __iter__(self) -> Iterator[Document]:
-        """Yield every document that is there now, oldest first, skipping what is deleted meanwhile."""
+        """Yield every document, as `find`."""
+        return self.find()
+
+    def find(self, where: Mapping[str, Any] | None = None) -> Iterator[Document]:
+        """Yield the documents that match a filter now, oldest first, skipping what is deleted meanwhile.
+
+        Raises:
+            FilterError: `where` is not well formed.
+        """
+        condition, parameters = compile_filter(where)
         with self._lock.reading():
             self._require_open()
-            seqs = self._database.seqs()
+            seqs = self._database.seqs(condition, parameters)
         for start in range(0, len(seqs), _PAGE):
             with self._lock.reading():
                 self._require_open()

@@ -39,10 +39,10 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
     return [id for id in ids if _is_unicode(id)]  # no other id can be in a store
 
 
-def checked_metadata(document: Document, position: int) -> str:
+def checked_metadata(document: Document, position: int, *, needs_text: bool = True) -> str:
     """Return the metadata as JSON; refuse a document that a store cannot keep and give back unchanged."""
     where = f"documents[{position}] (id {document.id!r})"
-    if not document.text.strip():
+    if needs_text and not document.text.strip():
         raise SettingsError(f"{where} has no text, got {document.text!r}; leave empty passages out")
     for name in ("text", "id"):
         if not _is_unicode(getattr(document, name)):

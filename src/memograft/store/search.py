@@ -6,7 +6,8 @@ nothing but what brings a stale index up to date, and knows nothing of embedders
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,19 @@ from memograft.store.index import EXACT_BELOW, FloatArray, IdArray
 from memograft.store.locks import ReadWriteLock
 
 _TRIES = 3  # searches of a read-only store while a writer elsewhere deletes what was just found
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One search result.
+
+    Attributes:
+        document: the passage.
+        score: cosine similarity with the question, in [-1, 1]; higher is closer.
+    """
+
+    document: Document
+    score: float
 
 
 class Searcher:
@@ -66,6 +80,14 @@ class Searcher:
         seqs, vectors = self._vectors(list(hits))
         order = mmr_order(np.array([hits[seq][1] for seq in seqs]), vectors, k, lambda_mult)
         return [hits[seqs[position]] for position in order]
+
+    def vectors(self, ids: Sequence[str]) -> FloatArray:
+        """Return the (N, D) unit vectors of these passages, in this order, without those that are not there."""
+        with self._lock.reading():
+            wanted = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
+        seqs, vectors = self._vectors(wanted)
+        places = {seq: place for place, seq in enumerate(seqs)}
+        return np.asarray(vectors[[places[seq] for seq in wanted if seq in places]], np.float32)
 
     def _vectors(self, seqs: list[int]) -> tuple[list[int], FloatArray]:
         """Return (seqs, (N, D) unit vectors) of those of these passages that are still there, by ascending seq."""
