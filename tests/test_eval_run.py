@@ -128,7 +128,7 @@ def test_whatever_decides_the_answers_makes_a_new_cell(
     assert count(method=Method(memory=lambda: FastMem(steps=2))) == 1
     assert count(method=METHODS["CAD"]) == 1
     assert count(method=replace(METHODS["CAD"], options={"alpha": 0.1})) == 1
-    monkeypatch.setattr(tiny, "_fingerprint", "another model")
+    monkeypatch.setattr(tiny, "fingerprint", "another model")
     assert count() == 1
     monkeypatch.setattr(runner, "versions", lambda: {"torch": "9"})
     assert count() == 1

@@ -26,8 +26,10 @@ NAMES = [
     "Sampling",
     "SentenceTransformerEmbedder",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "VectorStore",
+    "shared_engine",
 ]
 HEAVY = ["torch", "transformers", "peft", "faiss", "sklearn", "numpy", "sentence_transformers"]
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.request import Answer, Request, Sampling, Timings, Usage
+    from memograft.request import Answer, Request, Sampling, Timings, TokenLogprob, Usage
+    from memograft.shared import shared_engine
     from memograft.vector_store import Hit, VectorStore
 
 __version__ = "0.1.0"
@@ -32,8 +33,10 @@ _HOMES = {
     "Sampling": "memograft.request",
     "SentenceTransformerEmbedder": "memograft.embedders",
     "Timings": "memograft.request",
+    "TokenLogprob": "memograft.request",
     "Usage": "memograft.request",
     "VectorStore": "memograft.vector_store",
+    "shared_engine": "memograft.shared",
 }
 
 __all__ = [
@@ -50,8 +53,10 @@ __all__ = [
     "Sampling",
     "SentenceTransformerEmbedder",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "VectorStore",
+    "shared_engine",
 ]
 
 

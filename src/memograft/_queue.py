@@ -119,6 +119,11 @@ class Worker:
                 self._thread = threading.Thread(target=self._loop, name="memograft", daemon=True)
                 self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no jobs any more."""
+        return self._closed
+
     def close(self) -> None:
         """Finish what runs, fail what waits, end the thread."""
         with self._lock:

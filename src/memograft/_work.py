@@ -13,12 +13,13 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
-from memograft.overflow import Fitted
+from memograft.overflow import Fitted, fit
 from memograft.prefill import Prefix
 from memograft.processors.contrast import Contrast
+from memograft.processors.json_schema import JsonSchema
 from memograft.processors.rule import Rule
 from memograft.processors.support import SupportGate
-from memograft.prompt import Prompt
+from memograft.prompt import Prompt, PromptBuilder
 from memograft.request import Request, Sampling
 
 __all__ = ["Documents", "Work", "as_request", "check", "groups"]
@@ -34,12 +35,30 @@ class Work:
         # A seed drawn now makes a batch that is tried again say the same.
         seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
         self.sampling = replace(request.sampling, seed=seed)
+        self.max_new_tokens = request.sampling.max_new_tokens
         self.handle = request.memory if isinstance(request.memory, MemoryHandle) else None
         self.settings = request.memory.settings if isinstance(request.memory, MemoryHandle) else request.memory
         self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
         if not self.documents and self.handle is not None:
             self.documents = self.handle.documents
         self.fitted: Fitted | None = None
+        self.json: JsonSchema | None = None
+
+    def fit(self, builder: PromptBuilder, window: int) -> None:
+        """Build the prompt, and make sure that there is room for what the answer must hold.
+
+        Raises:
+            PromptTooLongError, SettingsError: see `overflow.fit`, `JsonSchema.limit`.
+        """
+        self.fitted = fit(builder, self.request, self.documents, window)
+        self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
+        if self.json is not None:
+            self.json.limit(self.max_new_tokens)
+
+    @property
+    def processors(self) -> list[Any]:
+        """The request's own, and the JSON that it asks for, which has the last word."""
+        return [*self.request.processors, *([self.json] if self.json is not None else [])]
 
     @property
     def prompt(self) -> Prompt:

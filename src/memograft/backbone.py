@@ -73,6 +73,12 @@ class Backbone:
         return int(config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """V, padding of the head included."""
+        head: Any = self.head
+        return (linear_shape(head) or (0, int(head.weight.shape[0])))[1]
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go."""
         return input_weight(self.model).device

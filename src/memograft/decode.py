@@ -27,7 +27,7 @@ from memograft.prefill import Prefill
 from memograft.processors.rule import Rule
 from memograft.request import Sampling
 
-__all__ = ["Row", "decode"]
+__all__ = ["Row", "decode", "end_tokens"]
 
 
 @dataclass
@@ -43,7 +43,9 @@ class Row:
         on_tokens: called with all new tokens so far, after each.
         on_end: called with the row once it is done, while its neighbours go on.
         given_up: asked after each token.
+        logprobs: how many likely tokens to report beside each new one; None reports nothing.
         tokens: new tokens, without the one that ended it.
+        chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
         finish_reason: "" while it runs.
         error: what ended it early.
     """
@@ -56,7 +58,9 @@ class Row:
     on_tokens: Callable[[Sequence[int]], None] | None = None
     on_end: Callable[[Row], None] = lambda _: None
     given_up: Callable[[], bool] = lambda: False
+    logprobs: int | None = None
     tokens: list[int] = field(default_factory=list)
+    chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     finish_reason: Literal["", "stop", "length"] = ""
     error: BaseException | None = None
 
@@ -69,7 +73,7 @@ class Row:
 def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
     """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each."""
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
-    processors = [_PerRow(rows, prefill.mask)] if any(r.processors or r.sampling.temperature > 0 for r in rows) else []
+    per_row = _PerRow(rows, prefill.mask)
     # Repetition penalties read the padding too: make it a token that the row has anyway.
     ends = _Ends(rows, config, tokenizer)
     first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
@@ -79,17 +83,25 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
             attention_mask=prefill.mask,
             past_key_values=prefill.kv_cache,
             generation_config=config,
-            logits_processor=processors,
+            logits_processor=[per_row] if per_row.needed else [],
             stopping_criteria=[ends],
             tokenizer=tokenizer if config.stop_strings else None,
         )
     ends.deliver()
 
 
+def end_tokens(backbone: Backbone, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that end an answer: the model's, or else the tokenizer's; none if neither names any."""
+    config: Any = backbone.model.generation_config
+    eos = config.eos_token_id
+    eos = eos if eos is not None else tokenizer.eos_token_id
+    return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [int(eos)]
+
+
 def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
     """The model's own generation settings (repetition penalty, suppressed tokens, ...), choosing greedily."""
     config: Any = copy.deepcopy(backbone.model.generation_config)
-    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    eos = end_tokens(backbone, tokenizer)
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
     config.update(  # generate takes what is None here from the model's settings after all
         do_sample=False,
@@ -105,8 +117,8 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
         cache_implementation="hybrid",  # to generate this means: unset
         max_new_tokens=max_new_tokens,
         use_cache=True,
-        eos_token_id=eos,
-        pad_token_id=pad if pad is not None else (eos[0] if isinstance(eos, list) else eos) or 0,
+        eos_token_id=eos or None,
+        pad_token_id=pad if pad is not None else (eos or [0])[0],
     )
     return config
 
@@ -146,8 +158,13 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[Row], mask: Tensor) -> None:
         chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._chains = [chain for chain in chains if chain[2]]
+        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None]
         self._mask = mask.bool()
+
+    @property
+    def needed(self) -> bool:
+        """Whether any row has something to do here."""
+        return bool(self._chains)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, T), (B, V) -> (B, V)."""
@@ -158,12 +175,22 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
                 continue
             try:
                 ids, own = torch.cat([prompts[n, self._mask[n]], new[n]])[None], scores[n : n + 1]
+                likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
+                if likely is not None:
+                    _note(row, likely, int(own[0].argmax()))
                 scores[n] = own[0]
             except Exception as e:
                 row.error = e
         return scores
+
+
+def _note(row: Row, logprobs: Tensor, choice: int) -> None:
+    """Remember how likely the row's next token is, and which others were."""
+    top = logprobs.topk(min(row.logprobs or 0, len(logprobs)))
+    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    row.chances.append((float(logprobs[choice]), likeliest))
 
 
 def _sampler(sampling: Sampling) -> list[Any]:
@@ -203,7 +230,7 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any) -> None:
         self._rows, self._open, self._tokenizer = rows, list(rows), tokenizer
         eos, stops = config.eos_token_id, config.stop_strings or ()
-        self._eos = set(eos) if isinstance(eos, list) else {eos}
+        self._eos = set(eos or ())
         self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
@@ -228,6 +255,7 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
             return
         if token in self._eos:
             row.finish_reason = "stop"
+            del row.chances[len(row.tokens) :]
         else:
             row.tokens.append(token)
             if self._stops(row):

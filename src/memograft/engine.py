@@ -18,9 +18,10 @@ from typing import Any, Literal, overload
 
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
+from memograft._tokens import Tokens
 from memograft._work import Documents, Work, as_request, check, groups
 from memograft.backbone import Backbone
-from memograft.decode import Row, decode
+from memograft.decode import Row, decode, end_tokens
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
 from memograft.loading import load
@@ -33,7 +34,7 @@ from memograft.memory.rows import gather
 from memograft.overflow import fit
 from memograft.prefill import Prefill, Prefix, prefill, prefill_prefix
 from memograft.prompt import PromptBuilder
-from memograft.request import Answer, Request, Sampling, Timings, Usage
+from memograft.request import Answer, Request, Sampling, Timings, TokenLogprob, Usage
 
 __all__ = ["Engine"]
 
@@ -65,11 +66,12 @@ class Engine:
                 f"`max_length` must be at least 2 tokens, or None for the model's own, got {max_length}"
             )
         self._backbone = Backbone.of(model)
-        self._fingerprint = fingerprint(self._backbone)
+        self.fingerprint = fingerprint(self._backbone)
         self._prompts = PromptBuilder(tokenizer)
         self._window = min(max_length or self._backbone.max_length, self._backbone.max_length)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)
+        self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         self._worker = Worker(self._run, max_batch)
         weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
 
@@ -180,6 +182,28 @@ class Engine:
 
         return self._alone(read)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text by itself; safe in any thread."""
+        return self._tokens.encode(text)
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has a place for tools, and the tokenizer can take calls out of a response."""
+        return self._prompts.has_native_tools and self._tokens.parses_responses
+
+    def parse_response(self, answer: Answer) -> dict[str, Any]:
+        """The answer as a message: `role`, `content`, and where the model wrote them `tool_calls` and the like.
+
+        Raises:
+            SettingsError: the tokenizer has no `response_template`.
+        """
+        return self._tokens.parse_response(answer.token_ids)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no requests any more."""
+        return self._worker.closed
+
     def close(self) -> None:
         """Finish the batch that runs, fail what waits, end the thread. The model stays loaded and untouched."""
         self._worker.close()
@@ -192,8 +216,12 @@ class Engine:
 
     def _submit(self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None) -> list[Job]:
         for request in requests:
-            check(request, self._backbone, self._fingerprint)
+            check(request, self._backbone, self.fingerprint)
         jobs = [Job(Work(request), on_text=on_text, timeout=request.timeout) for request in requests]
+        for job, request in zip(jobs, requests, strict=True):
+            if request.json_schema is not None:
+                job.payload.json = self._tokens.json(request.json_schema)
+                job.payload.json.limit(request.sampling.max_new_tokens)
         self._worker.submit(jobs)
         return jobs
 
@@ -230,7 +258,7 @@ class Engine:
     def _fit(self, job: Job) -> bool:
         """1. Prompt: of one request; False if the request has ended here."""
         try:
-            job.payload.fitted = fit(self._prompts, job.payload.request, job.payload.documents, self._window)
+            job.payload.fit(self._prompts, self._window)
         except Exception as e:
             job.fail(e)
         return not job.given_up()
@@ -268,10 +296,11 @@ class Engine:
         text = TextSoFar(self._prompts.decode, work.sampling.stop)
         return Row(
             sampling=work.sampling,
-            max_new_tokens=min(work.sampling.max_new_tokens, self._window - len(work.prompt.ids)),
+            max_new_tokens=work.max_new_tokens,
             adapter=adapter,
             rules=work.rules,
-            processors=work.request.processors,
+            processors=work.processors,
+            logprobs=work.request.logprobs,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,
         )
@@ -306,9 +335,19 @@ class Engine:
                 documents=work.prompt.documents,
                 dropped=work.fitted.dropped,
                 truncated=work.fitted.truncated,
+                logprobs=self._logprobs(row),
             )
 
         return finish
+
+    def _logprobs(self, row: Row) -> tuple[TokenLogprob, ...]:
+        def text(token: int) -> str:
+            return self._prompts.pieces([token])[0]
+
+        return tuple(
+            TokenLogprob(token, text(token), chance, tuple((t, text(t), p) for t, p in likeliest.items()))
+            for token, (chance, likeliest) in zip(row.tokens, row.chances, strict=False)
+        )
 
     def _make_handle(
         self, documents: tuple[Document, ...], settings: FastMem, given_up: Callable[[], bool], progress: bool

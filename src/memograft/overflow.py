@@ -38,7 +38,7 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
     dropped: list[Document] = []
     truncated: list[Document] = []
     while True:
-        prompt = builder.build(request.messages, kept)
+        prompt = builder.build(request.messages, kept, request.tools)
         excess = len(prompt.ids) - limit
         if excess <= 0:
             return Fitted(prompt, tuple(reversed(dropped)), tuple(truncated))

@@ -9,9 +9,10 @@ tokenizer takes, becomes U+FFFD.) Knows nothing of models.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -77,22 +78,38 @@ class PromptBuilder:
         self._control = _control_tokens(tokenizer, self._template or "")
         self._lead = _lead(tokenizer)
         self.tokenizer = copy.deepcopy(tokenizer)
-        self._native = self._template is not None and "documents" in _variables(self._template)
+        self._variables = _variables(self._template) if self._template is not None else set()
 
     @property
     def has_native_documents(self) -> bool:
         """Whether the chat template has a place for documents."""
-        return self._native
+        return "documents" in self._variables
 
-    def build(self, messages: Sequence[Message], documents: Sequence[Document] = ()) -> Prompt:
-        """Encode messages and documents, the assistant's turn open at the end.
+    @property
+    def has_native_tools(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        return "tools" in self._variables
+
+    def build(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Document] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Prompt:
+        """Encode messages, documents and tools, the assistant's turn open at the end.
 
         Documents go where the template wants them, else to the head of the last user turn, before the question.
 
         Raises:
             EmptyPromptError: there are no messages.
-            SettingsError: a message is malformed, or the template refuses the conversation or drops a part of it.
+            SettingsError: a message is malformed, or the template refuses the conversation or drops a part of it, or
+                has no place for tools.
         """
+        if tools and not self.has_native_tools:
+            raise SettingsError(
+                f"the tokenizer's chat template has no place for tools, got {len(tools)}; use a model whose template "
+                "has one, or force an answer of their shape with `json_schema`"
+            )
         texts = _Texts()
         turns = [_checked(m, n) for n, m in enumerate(messages)]
         if not turns:
@@ -104,15 +121,19 @@ class PromptBuilder:
         for n, message in enumerate(turns):
             content = texts.add(message["content"])
             contents.append(content)
-            if keys and n == last_user and not self._native:
+            if keys and n == last_user and not self.has_native_documents:
                 content = render_documents(keys, content)
+            if message.get("tool_calls"):  # many templates show the calls and not what is said beside them
+                content = content if message["content"] else ""
+                message = {**message, "tool_calls": texts.within(message["tool_calls"])}
+                contents[-1] = ""
             rendered.append({**message, "content": content})
-        text, places = texts.fill(self._with_documents(rendered, keys))
+        text, places = texts.fill(self._with_documents(rendered, keys, tools))
         _all_there("document", keys, places)
         _all_there("message", contents, places)
         ids, offsets = self._encode(text, places)
         spans = tuple(token_span(offsets, places[key][-1]) for key in keys)
-        question = token_span(offsets, places[contents[last_user]][-1])
+        question = token_span(offsets, places[contents[last_user]][-1]) if contents[last_user] else (0, 0)
         return Prompt(tuple(ids), spans, tuple(documents), question, text, offsets)
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
@@ -124,7 +145,7 @@ class PromptBuilder:
         texts = _Texts()
         context = texts.add("\n\n".join(d.text for d in documents))
         turn = [{"role": "assistant", "content": context}]
-        text, places = texts.fill(self._with_documents(turn, (), open_turn=False))
+        text, places = texts.fill(self._with_documents(turn, (), (), open_turn=False))
         _all_there("message", [context], places)
         ids, offsets = self._encode(text, places)
         start, end = token_span(offsets, places[context][-1])
@@ -149,26 +170,28 @@ class PromptBuilder:
         """The text of each token, for people to look at."""
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
 
-    def _with_documents(self, messages: list[dict[str, Any]], keys: Sequence[str], *, open_turn: bool = True) -> str:
+    def _with_documents(
+        self, messages: list[dict[str, Any]], keys: Sequence[str], tools: Sequence[Any], *, open_turn: bool = True
+    ) -> str:
         """Render, with `keys` where the template has its place for documents.
 
         Templates disagree on the name of a document's text, and some print all fields there are, so that the fewest are
         tried first; some want a list even where there are no documents, others none.
         """
-        if not self._native:
-            return self._render(messages, None, open_turn)
+        if not self.has_native_documents:
+            return self._render(messages, None, tools, open_turn)
         brief = [{"title": f"{n}", "text": key} for n, key in enumerate(keys, start=1)]
         wordy = [{"doc_id": d["title"], "content": d["text"], **d} for d in brief]
         first, second = (brief, wordy) if keys else (None, [])
         try:
-            rendered = self._render(messages, first, open_turn)
+            rendered = self._render(messages, first, tools, open_turn)
             if all(key in rendered for key in keys):
                 return rendered
         except SettingsError:
             pass
-        return self._render(messages, second, open_turn)
+        return self._render(messages, second, tools, open_turn)
 
-    def _render(self, messages: list[dict[str, Any]], documents: Any, open_turn: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], documents: Any, tools: Sequence[Any], open_turn: bool) -> str:
         if self._template is None:
             return self._plain(messages, open_turn)
         try:
@@ -179,6 +202,7 @@ class PromptBuilder:
                     tokenize=False,
                     add_generation_prompt=open_turn,
                     documents=documents,
+                    tools=list(tools) or None,
                 )
             )
         except Exception as e:  # a template is a program of unknown making
@@ -255,19 +279,30 @@ class _Texts:
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
+        self._arguments: set[str] = set()
 
     def add(self, text: str) -> str:
         key = f"\ue000{len(self._texts)}\ue001"  # private-use characters: no template treats them specially
         self._texts[key] = _clean(text)
         return key
 
+    def within(self, value: Any) -> Any:
+        """The same nested value with placeholders for the strings in its `arguments`."""
+        before = set(self._texts)
+        changed = _replaced(value, self.add, inside=False)
+        self._arguments |= set(self._texts) - before
+        return changed
+
     def fill(self, rendered: str) -> tuple[str, dict[str, list[Span]]]:
         """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""
         parts: list[str] = []
         places: dict[str, list[Span]] = {}
         length = 0
-        for part in re.split("(\ue000[0-9]+\ue001)", rendered):  # the texts themselves are never looked into
+        pieces = re.split("(\ue000[0-9]+\ue001)", rendered)  # the texts themselves are never looked into
+        for n, part in enumerate(pieces):
             text = self._texts.get(part, part)
+            if part in self._arguments and pieces[n - 1][-1:] == pieces[n + 1][:1] == '"':  # the template writes JSON
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
             if part in self._texts:
                 places.setdefault(part, []).append((length, length + len(text)))
             parts.append(text)
@@ -285,6 +320,15 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
     return dict(message)
 
 
+def _replaced(value: Any, change: Callable[[str], str], *, inside: bool) -> Any:
+    """`value` with its strings changed, those below a key `arguments` only."""
+    if isinstance(value, str):
+        return change(value) if inside else value
+    if isinstance(value, Mapping):
+        return {k: _replaced(v, change, inside=inside or k == "arguments") for k, v in value.items()}
+    return [_replaced(v, change, inside=inside) for v in value] if isinstance(value, list | tuple) else value
+
+
 def token_span(offsets: Sequence[Span], place: Span) -> Span:
     """Tokens that hold a character of [start, end); (0, 0) if the text is empty."""
     if place[0] == place[1]:
@@ -295,7 +339,7 @@ def token_span(offsets: Sequence[Span], place: Span) -> Span:
 
 
 def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> None:
-    if missing := [n for n, key in enumerate(keys, start=1) if key not in places]:
+    if missing := [n for n, key in enumerate(keys, start=1) if key and key not in places]:
         raise SettingsError(
             f"the chat template dropped {what} {missing[0]} of {len(keys)}; put it into another message, or set "
             "another `tokenizer.chat_template`"

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
 
-__all__ = ["Answer", "Request", "Sampling", "Timings", "Usage"]
+__all__ = ["Answer", "Request", "Sampling", "Timings", "TokenLogprob", "Usage"]
+
+_MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ class Request:
 
     Attributes:
         question: short for one user message; give this or `messages`.
-        messages: the conversation, `role` and `content` each.
+        messages: the conversation, `role` and `content` each; an assistant's may have `tool_calls`.
         documents: highest-ranked first: Documents, strings or mappings.
         memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
         processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) ids and
             (1, V) scores.
         sampling: how tokens are chosen.
+        tools: what the model may call, as JSON schemas in OpenAI's form; they are handed to the chat template.
+        json_schema: the answer is JSON of this schema, whatever the model would rather say.
+        logprobs: how many of the likeliest tokens to report beside each chosen one, 0 to 20; None reports nothing.
         overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
             documents' ends, lowest-ranked first.
         timeout: seconds after which the request is given up; None waits.
@@ -89,6 +94,9 @@ class Request:
     memory: FastMem | MemoryHandle | None = None
     processors: Sequence[Any] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    tools: Sequence[Mapping[str, Any]] = ()
+    json_schema: Mapping[str, Any] | None = None
+    logprobs: int | None = None
     overflow: Literal["error", "drop", "truncate"] = "error"
     timeout: float | None = None
 
@@ -109,12 +117,22 @@ class Request:
             )
         if not self.messages:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
+        if isinstance(self.tools, str | Mapping) or not all(isinstance(tool, Mapping) for tool in self.tools):
+            raise SettingsError(
+                f"`tools` must be a list of mappings, got {self.tools!r}; "
+                'write [{"type": "function", "function": {"name": ..., "parameters": {...}}}]'
+            )
+        if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
+            raise SettingsError(f"`json_schema` must be a mapping or None, got {type(self.json_schema).__name__}")
+        if self.logprobs is not None and not (_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS):
+            raise SettingsError(f"`logprobs` must be 0 to {_MOST_LOGPROBS}, or None, got {self.logprobs!r}")
         if self.overflow not in ("error", "drop", "truncate"):
             raise SettingsError(f'`overflow` must be "error", "drop" or "truncate", got {self.overflow!r}')
         if self.timeout is not None and not self.timeout > 0:
             raise SettingsError(f"`timeout` must be a positive number of seconds or None, got {self.timeout!r}")
         object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
         object.__setattr__(self, "documents", as_documents(self.documents))
+        object.__setattr__(self, "tools", tuple(dict(tool) for tool in self.tools))
 
 
 @dataclass(frozen=True)
@@ -124,6 +142,23 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """How sure the model was of a token it said: after its memory and its rules, before sampling and constraints.
+
+    Attributes:
+        token_id: the token.
+        text: its text.
+        logprob: natural logarithm of its probability.
+        top: (token id, text, logprob) of the likeliest tokens at its place, likeliest first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +184,7 @@ class Answer:
         documents: those that stood in the prompt, in its order.
         dropped: documents left out because the prompt was too long.
         truncated: documents of which only the beginning stood in the prompt.
+        logprobs: one for each of `token_ids`, if they were asked for.
     """
 
     text: str
@@ -160,3 +196,4 @@ class Answer:
     documents: tuple[Document, ...] = ()
     dropped: tuple[Document, ...] = ()
     truncated: tuple[Document, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()

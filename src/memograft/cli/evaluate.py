@@ -48,7 +48,7 @@ def evaluate(
     began = time.perf_counter()
     with load_engine(model) as engine:
         records = run(engine, methods, items, folder, max_new_tokens=max_new_tokens, ignore_case=own)
-        about = {"fingerprint": engine._fingerprint, **provenance(engine.model.device)}
+        about = {"fingerprint": engine.fingerprint, **provenance(engine.model.device)}
     results = summary(records, against)
     _warn_of_failures(records)
     label = Path(model).name if Path(model).exists() else model

@@ -64,7 +64,7 @@ def run(
     folder, sampling = Path(folder), Sampling(max_new_tokens)
     folder.mkdir(parents=True, exist_ok=True)
     shared = {
-        "model": engine._fingerprint,
+        "model": engine.fingerprint,
         "window": engine.max_length,
         "max_new_tokens": max_new_tokens,
         "ignore_case": ignore_case,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from memograft.backbone import Backbone, first, has_plain_weight, linear_shape
+from memograft.backbone import Backbone, first, has_plain_weight
 
 if TYPE_CHECKING:
     from memograft.memory.fastmem import Rows
@@ -41,7 +41,7 @@ class Objective:
     def __init__(self, backbone: Backbone, rows: Rows, kl_weight: float, shortlist: int | None) -> None:
         self._backbone, self._rows, self._kl_weight = backbone, rows, kl_weight
         self._count = rows.mask.sum(1).clamp_min(1)
-        vocabulary = _vocabulary(backbone)
+        vocabulary = backbone.vocabulary
         self._shortlist: _Shortlist | None = None
         with torch.no_grad():
             self._hidden = self._hidden_now()
@@ -156,13 +156,8 @@ def _kl(base: Tensor, logp: Tensor) -> Tensor:
 
 def _chunks(backbone: Backbone, batch: int, length: int) -> list[slice]:
     """Parts of (batch, length) rows whose logits can be held at once."""
-    step = max(1, _CHUNK // (batch * _vocabulary(backbone)))
+    step = max(1, _CHUNK // (batch * backbone.vocabulary))
     return [slice(start, start + step) for start in range(0, length, step)]
-
-
-def _vocabulary(backbone: Backbone) -> int:
-    head: Any = backbone.head
-    return (linear_shape(backbone.head) or (0, int(head.weight.shape[0])))[1]
 
 
 def _has_plain_head(backbone: Backbone) -> bool:

@@ -1,0 +1,133 @@
+"""Answers that are JSON of a given schema, whatever the model would rather say: llguidance masks all other tokens.
+
+A model that rambles inside a string would run out of tokens before the JSON is whole. So, when what is left is about
+what an instance needs at least, only tokens that end something are allowed wherever the schema allows any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memograft.errors import MissingExtraError, SettingsError
+
+__all__ = ["JsonSchema", "Vocabulary"]
+
+_COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_ENDINGS = ('"', "}]", ",")  # what ends a string, what ends an object or a list, what comes after a number
+_MOST = 4096  # tokens of the shortest instance at most, before a schema counts as endless
+
+
+class Vocabulary:
+    """A tokenizer as llguidance knows it; made once for an engine, since it reads every token.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        size: V, the width of the model's logits.
+        eos: ids of the tokens that end an answer.
+
+    Raises:
+        MissingExtraError: llguidance is not installed.
+    """
+
+    def __init__(self, tokenizer: Any, size: int, eos: list[int]) -> None:
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as e:
+            raise MissingExtraError(
+                "an answer of a JSON schema needs llguidance, which is not installed; "
+                "run: pip install 'memograft[structured]'"
+            ) from e
+        self.size, self.eos = max(size, len(tokenizer)), eos
+        self.tokens = from_tokenizer(tokenizer, n_vocab=self.size, eos_token=eos)
+        texts = [self.tokens.decode_bytes([n])[:1].decode("ascii", "replace") for n in range(self.size)]
+        self.endings = [torch.tensor([text != "" and text in ending for text in texts]) for ending in _ENDINGS]
+
+
+class JsonSchema:
+    """A logits processor that lets only JSON of one schema through; within a `limit` it sees to it that it ends.
+
+    Starts over when it is not handed the row it knows and one token more: a batch that failed is tried again.
+
+    Attributes:
+        least: tokens of the shortest instance, about.
+
+    Raises:
+        SettingsError: the schema is malformed, or holds what cannot be kept.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, schema: Mapping[str, Any]) -> None:
+        from llguidance import LLMatcher
+
+        self._vocabulary, self._limit = vocabulary, 0
+        try:
+            text = json.dumps(schema)
+            self._grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
+        except (TypeError, ValueError) as e:
+            raise SettingsError(f"`json_schema` must be a JSON schema, got one that cannot be read: {e}") from e
+        self._matcher = LLMatcher(vocabulary.tokens, self._grammar, log_level=0)
+        if self._matcher.is_error():
+            raise SettingsError(
+                f"`json_schema` holds what cannot be kept: {self._matcher.get_error().strip()}; simplify the schema"
+            )
+        self.least = self._shortest()
+        self._start: int | None = None
+        self._length = 0
+
+    def limit(self, tokens: int) -> None:
+        """Let the answer have so many tokens at most.
+
+        Raises:
+            SettingsError: no instance is that short.
+        """
+        if self.least > tokens:
+            raise SettingsError(
+                f"JSON of this schema takes about {self.least} tokens or more, and the answer may have {tokens}; allow "
+                "more `max_new_tokens`, shorten the prompt, or require fewer fields"
+            )
+        self._limit = tokens
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, T), (1, V) -> (1, V), minus infinity where a token would break the schema."""
+        length = int(ids.shape[1])
+        if self._start is None or length != self._length + 1:
+            self._start = length
+            self._matcher.reset()
+        elif not self._matcher.consume_token(int(ids[0, -1])):
+            raise RuntimeError(f"the answer left its `json_schema`: {self._matcher.get_error()}; use fewer processors")
+        self._length = length
+        allowed = self._allowed(self._matcher)
+        # The model may take smaller tokens than the shortest instance has: twice its length, and some.
+        if self._limit - (length - self._start) <= 2 * self.least + 8:
+            allowed = self._ending(allowed)
+        return scores.masked_fill(~allowed[: scores.shape[1]].to(scores.device), -torch.inf)
+
+    def _allowed(self, matcher: Any) -> Tensor:
+        """(V,) bool."""
+        bias = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
+        return bias[: self._vocabulary.size] > 0
+
+    def _ending(self, allowed: Tensor) -> Tensor:
+        """Of what is allowed, what ends something; all of it where nothing does."""
+        for ending in self._vocabulary.endings:
+            if bool((allowed & ending[: len(allowed)]).any()):
+                return allowed & ending[: len(allowed)]
+        return allowed
+
+    def _shortest(self) -> int:
+        """Tokens of an instance that ends whatever it can as soon as it can; leaves the matcher at its start."""
+        for count in range(_MOST):
+            if self._matcher.is_stopped() or self._matcher.is_accepting():
+                self._matcher.reset()
+                return count
+            allowed = self._ending(self._allowed(self._matcher))
+            ahead = self._matcher.compute_ff_tokens()
+            if not self._matcher.consume_token(ahead[0] if ahead else int(allowed.int().argmax())):
+                raise SettingsError(
+                    "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
+                )
+        raise SettingsError(f"JSON of this schema has no instance of {_MOST} tokens or fewer; require fewer fields")

@@ -1,0 +1,46 @@
+"""One engine for everybody in the process who wants the same model with the same settings. Knows no framework."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import memograft
+
+if TYPE_CHECKING:
+    from memograft import Engine
+
+__all__ = ["shared_engine"]
+
+_engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+_loading: dict[str, threading.Lock] = {}
+_lock = threading.Lock()
+
+
+def shared_engine(model: str | Path, **settings: Any) -> Engine:
+    """The engine of `Engine.from_pretrained(model, **settings)`, loaded at the first call, for as long as it is held.
+
+    Blocks while the model loads: call it in a thread (`asyncio.to_thread`) from asyncio. An engine that was closed is
+    replaced by a new one.
+
+    Example:
+        >>> shared_engine("tiny") is shared_engine("tiny")
+        True
+    """
+    key = _key(model, settings)
+    with _lock:
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:  # several threads that want one model load it once; those that want another do not wait
+        engine = _engines.get(key)
+        if engine is None or engine.closed:
+            engine = _engines[key] = memograft.Engine.from_pretrained(model, **settings)
+        return engine
+
+
+def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
+    """The same for equal settings; what is no JSON value counts by its type and `repr`."""
+    return json.dumps([str(model), settings], sort_keys=True, default=lambda value: f"{type(value).__name__}:{value!r}")
