@@ -57,6 +57,27 @@ def test_what_waits_becomes_one_batch_and_no_larger_than_allowed(runner: Runner)
     assert runner.batches == [["first"], [0, 1, 2, 3], [4, 5]]
 
 
+def test_callers_of_about_the_same_time_share_a_batch() -> None:
+    runner = Runner(max_batch=16)
+    runner.go.set()
+    start = threading.Barrier(8)
+
+    def call(n: int) -> None:
+        start.wait(10)
+        runner.worker.submit([Job(n)])
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    runner.worker.submit([last := Job("last")])
+    last.future.result(10)
+    assert len(runner.batches) <= 3  # threads are let run in turns of 5 ms, so one batch is not certain
+    assert sorted(n for batch in runner.batches for n in batch if n != "last") == list(range(8))
+    runner.worker.close()
+
+
 def test_calls_run_alone_and_in_turn(runner: Runner) -> None:
     runner.hold()
     order: list[str] = []

@@ -1,6 +1,7 @@
 """The one thread that touches the model, and the queue where requests of many threads and tasks meet.
 
-Whatever waits when the thread gets free becomes one batch. Knows nothing of what a job does.
+Whatever waits when the thread gets free becomes one batch; so do callers that come at about the same time. Knows nothing
+of what a job does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
 
 __all__ = ["Job", "Worker"]
+
+_GATHER = 0.002  # seconds to wait for one more caller: threads of one `.batch()` do not come at the same instant
 
 
 class Job:
@@ -149,8 +152,11 @@ class Worker:
 
     def _wait(self, pending: list[Job]) -> bool:
         """Fetch all that is queued, waiting for the first; False if the worker is to end."""
-        while not pending or not self._queue.empty():
-            jobs = self._queue.get()
+        while len(pending) < self._max_batch or not self._queue.empty():
+            try:
+                jobs = self._queue.get(timeout=_GATHER if pending else None)
+            except queue.Empty:
+                return True
             if jobs is None:
                 return False
             pending.extend(jobs)
