@@ -1,0 +1,235 @@
+"""`UsesEngine`: how an object gets its engine, and the memories it keeps. Knows nothing of chats.
+
+A model's name leads to the one engine of the process for that name and these settings, loaded at the first call; or
+the object is given a live engine. Subclasses call `_engine_for`, or `await _aengine_for`, which loads in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+from langchain_core.runnables.config import run_in_executor
+from memograft import shared_engine
+from memograft.errors import SettingsError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from langchain_memograft import __version__
+from langchain_memograft._documents import to_documents
+from langchain_memograft._errors import MemograftInvalidRequestError, translated, translated_loading
+
+if TYPE_CHECKING:
+    from memograft import Engine, FastMem, MemoryHandle
+
+__all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory", "unknown_names"]
+
+DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
+
+
+class UsesEngine(BaseModel):
+    """Fields and methods of everything that answers by an engine; to be inherited beside a class of LangChain's."""
+
+    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, extra="forbid")
+
+    model: str = Field(validation_alias=AliasChoices("model", "model_name"))
+    """A Hugging Face id, a folder, or "tiny", the model that comes with Memograft."""
+
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """How it is loaded: `Engine.from_pretrained`'s arguments (max_length, max_batch) and transformers' (dtype, ...)."""
+
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    """A live `memograft.Engine` to use instead; see `from_engine`."""
+
+    _held: _Held = PrivateAttr(default_factory=lambda: _Held())
+
+    @classmethod
+    def from_engine(cls, engine: Engine, **fields: Any) -> Self:
+        """Build one over an engine that is there already; `fields` are the class's own.
+
+        `model` may name it for traces; left out, it is the folder or id that the model came from.
+        """
+        return cls(engine=engine, **fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_arguments(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        if unknown := unknown_names(values, _argument_names(cls)):
+            raise ValueError(f"{cls.__name__} has no {unknown}")
+        if values.get("engine") is not None:
+            if not (hasattr(values["engine"], "answer_batch") and hasattr(values["engine"], "fingerprint")):
+                raise ValueError(
+                    f"`engine` must be a memograft.Engine, got {type(values['engine']).__name__}; "
+                    "write Engine(model, tokenizer) or Engine.from_pretrained(name)"
+                )
+            if not {"model", "model_name"} & values.keys():
+                return {**values, "model": _name_of(values["engine"])}
+        return values
+
+    @model_validator(mode="after")
+    def _set_memograft_version(self) -> Self:
+        add_version = getattr(self, "_add_version", None)
+        if add_version is not None:
+            add_version("langchain-memograft", __version__)
+        return self
+
+    def memorize_documents(
+        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: FastMem | None = None
+    ) -> MemoryHandle:
+        """Memorize documents once, for as many questions as one likes.
+
+        Args:
+            documents: LangChain Documents, strings, mappings, or Memograft's Documents.
+            memory_id: under which name this object keeps the memory, for `memory_id=` of later calls; left out, it is
+                the handle's own id. A name that was taken stands for the new memory from now on.
+            memory: how; left out, as this object's `memory` says.
+
+        Raises:
+            ContextOverflowError: they do not fit the model's window.
+            ModelInvalidRequestError: they are no documents, or there are none.
+        """
+        return self._memorize(self._engine_for(), documents, memory_id, memory)
+
+    async def amemorize_documents(
+        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: FastMem | None = None
+    ) -> MemoryHandle:
+        """`memorize_documents` for asyncio; the thread that waits for it is not the loop's."""
+        engine = await self._aengine_for()
+        return await run_in_executor(None, self._memorize, engine, documents, memory_id, memory)
+
+    def _memorize(
+        self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: FastMem | None
+    ) -> MemoryHandle:
+        settings = resolve_memory(memory if memory is not None else getattr(self, "memory", DEFAULT_MEMORY))
+        with translated():
+            docs = to_documents(documents)
+            if not docs:
+                raise SettingsError("`documents` must hold at least one document to memorize, got none; pass some")
+            handle = engine.memorize(docs, getattr(settings, "settings", settings))
+        self._held.memories[memory_id or handle.id] = handle
+        return handle
+
+    def _memory_by_id(self, memory_id: Any) -> MemoryHandle:
+        """The memory of that name.
+
+        Raises:
+            ModelInvalidRequestError: this object keeps none of that name.
+        """
+        memories = self._held.memories
+        if not isinstance(memory_id, str) or memory_id not in memories:
+            raise MemograftInvalidRequestError(
+                f"`memory_id` must name a memory of memorize_documents, got {memory_id!r}, and there are "
+                f"{sorted(memories)}; memorize the documents, or pass the handle as `memory`"
+            )
+        return memories[memory_id]
+
+    def _engine_for(self, model: str | None = None) -> Engine:
+        """The engine, loaded if need be; `model` overrides the object's own for this call. Blocks while it loads."""
+        name = self._name_for(model)
+        if name is None:
+            return self.engine  # type: ignore[no-any-return]
+        engine = self._held.engines.get(name)
+        if engine is None or engine.closed:
+            with translated_loading(name):
+                engine = self._held.engines[name] = shared_engine(name, **self.model_kwargs)
+        return engine
+
+    async def _aengine_for(self, model: str | None = None, *, structured: bool = False) -> Engine:
+        """`_engine_for`, whose loading and importing happens in a thread."""
+        engine = self._loaded(model)
+        if engine is None:
+            engine = await run_in_executor(None, self._engine_for, model)
+        if structured and not self._held.structured:
+            await asyncio.to_thread(_import_structured)
+            self._held.structured = True
+        return engine
+
+    def _loaded(self, model: str | None = None) -> Engine | None:
+        """The engine, if there is one that takes requests already."""
+        name = self._name_for(model)
+        if name is None:
+            return self.engine  # type: ignore[no-any-return]
+        engine = self._held.engines.get(name)
+        return engine if engine is not None and not engine.closed else None
+
+    def _name_for(self, model: str | None) -> str | None:
+        """Under which name the engine is loaded; None for the one given."""
+        if model is not None and (not isinstance(model, str) or not model):
+            raise MemograftInvalidRequestError(
+                f"`model` must be the name or folder of a model, got {model!r}; use from_engine for a live engine"
+            )
+        own = model is None or model == self.model
+        return None if own and self.engine is not None else model or self.model
+
+
+class _Held:
+    """What belongs to an object and to its copies, and stays behind when it is pickled: engines cannot be."""
+
+    def __init__(self) -> None:
+        self.engines: dict[str, Engine] = {}
+        self.memories: dict[str, MemoryHandle] = {}
+        self.structured = False
+
+    def __deepcopy__(self, memo: Any) -> _Held:
+        return self
+
+    def __reduce__(self) -> tuple[type[_Held], tuple[()]]:
+        return _Held, ()
+
+
+def resolve_memory(memory: Any) -> FastMem | MemoryHandle | None:
+    """What `memory` says, as an engine takes it.
+
+    Raises:
+        ModelInvalidRequestError: it is neither of the three.
+    """
+    if memory is None:
+        return None
+    from memograft import FastMem, MemoryHandle
+
+    if memory == DEFAULT_MEMORY:
+        return FastMem()
+    if isinstance(memory, FastMem | MemoryHandle):
+        return memory
+    raise MemograftInvalidRequestError(
+        f"`memory` must be FastMem(...), a handle of memorize_documents, or None for answering without, got "
+        f"{type(memory).__name__} {memory!r:.80}; a memory's name goes into `memory_id`"
+    )
+
+
+def unknown_names(given: Iterable[str], known: Iterable[str]) -> str:
+    """Names that do not exist, the likeliest that were meant, and all there are; empty if there are none."""
+    known = sorted(known)
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return ""
+    meant = [match for name in unknown for match in difflib.get_close_matches(str(name), known, 1)]
+    hint = f" (did you mean {', '.join(map(repr, meant))}?)" if meant else ""
+    return f"{', '.join(map(repr, unknown))}{hint}; there are: {', '.join(known)}"
+
+
+def _argument_names(cls: type[BaseModel]) -> set[str]:
+    names = set(cls.model_fields)
+    for field in cls.model_fields.values():
+        if field.alias:
+            names.add(field.alias)
+        if isinstance(field.validation_alias, AliasChoices):
+            names.update(str(choice) for choice in field.validation_alias.choices)
+    return names
+
+
+def _name_of(engine: Any) -> str:
+    """The last part of the id or folder a model came from: the rest is nobody's business in a trace."""
+    path = str(getattr(getattr(engine.model, "config", None), "_name_or_path", "") or "")
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or f"model-{engine.fingerprint}"
+
+
+def _import_structured() -> None:
+    try:
+        importlib.import_module("llguidance.hf")
+    except ImportError:
+        return  # the engine says what to install
