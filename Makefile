@@ -1,23 +1,31 @@
 # Two commands set everything up, each complete on a machine with only Python (3.11 or later) and make:
 #   make demo    environment, installation, and the demo: a folder of text, answered from plainly and after memorizing
-#   make test    the same, then every test
+#   make test    the same with the integrations, then every test and every notebook
 
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := $(CURDIR)/.venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
+ALL := .venv/.ready-all
+DISTRIBUTIONS := integrations/langchain integrations/llama-index
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test check bench clean
 
 demo: $(READY)
 	$(BIN)/memograft demo --html demo.html
 
-test: demo
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: demo $(ALL)
+	$(PYTEST)
+	cd integrations/langchain && $(PYTEST)
+	cd integrations/llama-index && $(PYTEST)
 
-check: $(READY)
+check: $(ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd integrations/langchain && $(BIN)/mypy
+	cd integrations/llama-index && $(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
 
 bench: $(READY)
@@ -25,8 +33,12 @@ bench: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e ".[dev]"
 	touch $(READY)
+
+$(ALL): $(READY) $(DISTRIBUTIONS:%=%/pyproject.toml)
+	$(PIP) $(DISTRIBUTIONS:%=-e "%[test]")
+	touch $(ALL)
 
 clean:
 	rm -rf .venv runs demo.html .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """The one thread that touches the model, and the queue where requests of many threads and tasks meet.
 
-Whatever waits when the thread gets free becomes one batch; so do callers that come at about the same time. Knows nothing
-of what a job does.
+Whatever waits when the thread gets free becomes one batch; so do callers that come at about the same time. Knows
+nothing of what a job does.
 """
 
 from __future__ import annotations
