@@ -1,0 +1,66 @@
+"""How a LlamaIndex node lies in the core store, and back.
+
+A passage keeps the node's text as its text and the node's metadata as its metadata, so that filters reach them, and
+beside these under names of our own what else makes the node: relationships, templates, excluded keys, class. A passage
+that another program has put there becomes a TextNode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, Node, TextNode
+from llama_index.core.schema import Document as SourceDocument
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+
+REF_DOC_ID = "_ref_doc_id"  # the source document's id, to delete and to search by
+_CONTENT = "_node"
+_DOC_IDS = ("document_id", "doc_id", "ref_doc_id")  # names under which LlamaIndex's stores let filters find that id
+_ADDED = (_CONTENT, REF_DOC_ID, *_DOC_IDS)
+_CLASSES: dict[str, type[BaseNode]] = {cls.class_name(): cls for cls in (TextNode, IndexNode, Node, SourceDocument)}
+_MEDIA = ("image_resource", "audio_resource", "video_resource")
+
+
+def to_document(node: BaseNode, position: int) -> Document:
+    """Return the passage that keeps a node.
+
+    Raises:
+        SettingsError: not a node, a node of anything but text, or one that cannot become JSON.
+    """
+    if not isinstance(node, BaseNode):
+        raise SettingsError(
+            f"nodes[{position}] must be a node of LlamaIndex, got {type(node).__name__}; wrap it as TextNode(text=...)"
+        )
+    where = f"nodes[{position}] (id {node.node_id!r})"
+    medium = next((name for name in _MEDIA if getattr(node, name, None) is not None), None)
+    if isinstance(node, ImageNode) or medium:
+        raise SettingsError(
+            f"{where} must be text, got {type(node).__name__}{f' with {medium}' if medium else ''}; keep images, audio "
+            "and video in a store of their own, such as StorageContext's image_store"
+        )
+    try:
+        content = node.model_dump(mode="json", exclude={"id_", "embedding", "metadata", "text"})
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            f"{where} must be JSON, got a {type(node).__name__} that is not ({error}); turn what is in its "
+            "relationships and its `obj` into strings, numbers, bools, None, lists or dicts"
+        ) from error
+    if any(name in node.metadata for name in _ADDED):  # the user's own values win in filters, and come back unchanged
+        content["metadata"] = node.metadata
+    source = {} if node.ref_doc_id is None else dict.fromkeys(_DOC_IDS, node.ref_doc_id)
+    ours = {_CONTENT: content, **({REF_DOC_ID: node.ref_doc_id} if source else {})}
+    return Document(node.get_content(MetadataMode.NONE), node.node_id, {**source, **node.metadata, **ours})
+
+
+def to_node(document: Document) -> BaseNode:
+    """Return the node that a passage keeps."""
+    metadata: dict[str, Any] = dict(document.metadata)
+    content = metadata.get(_CONTENT)
+    if not isinstance(content, dict) or "class_name" not in content:
+        return TextNode(id_=document.id, text=document.text, metadata=metadata)
+    own = content.get("metadata") or {key: value for key, value in metadata.items() if key not in _ADDED}
+    cls = _CLASSES.get(content["class_name"], TextNode)
+    text = {"text": document.text} if issubclass(cls, TextNode) else {}  # the others keep their `text_resource`
+    return cls.from_dict({**content, "id_": document.id, "metadata": own, **text})

@@ -1,0 +1,365 @@
+"""`MemograftVectorStore`: Memograft's store of passages, SQLite and FAISS, as LlamaIndex's vector store.
+
+Nodes come with their embeddings and go with their text, metadata, relationships and hash. Every filter is applied
+before the search, never to its best few. Knows nothing of embedding models and language models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from llama_index.core.bridge.pydantic import ConfigDict, Field, PrivateAttr
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
+from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_DIR,
+    DEFAULT_PERSIST_FNAME,
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+    VectorStoreQueryResult,
+)
+from llama_index.llms.memograft import _filters
+from llama_index.llms.memograft._store_checks import check_query, checked_embedding, refuse_unknown, require_local
+from llama_index.llms.memograft._stored import REF_DOC_ID, to_document, to_node
+
+from memograft.embedders import Embedder, GivenVectors
+from memograft.errors import SettingsError, StoreError
+from memograft.store.db import FILE_NAME
+from memograft.store.index import IndexKind, IndexSettings
+from memograft.vector_store import Hit, VectorStore
+
+_AT_ONCE = 1_000  # nodes per step of a copy
+_PREFETCH = 4.0  # candidates of MMR per node wanted, as in LlamaIndex's other stores
+_MMR_OPTIONS = {"mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k"}
+
+
+class MemograftVectorStore(BasePydanticVectorStore):
+    """Nodes that can be searched by embedding, by id and by every `MetadataFilters`.
+
+    Every method may be called from any thread; the async ones leave the event loop free. Adding a node whose id is
+    there replaces it. Similarities are cosines. What a folder holds after `add` or `delete` survives a crash; one
+    process at a time may write to it, any number may open it with `read_only=True`.
+
+    Metadata must be JSON; a tuple comes back as a list. Filters see a node's metadata and, unless the metadata has keys
+    of these names, its source document's id as `doc_id`, `ref_doc_id` and `document_id`.
+
+    Args:
+        path: folder of the store, made with the first node if it is not there; None keeps everything in memory.
+        index: "flat" (exact), "hnsw" or "ivf", or `IndexSettings`; left out, what the store has, or "flat".
+        read_only: map the index into memory, refuse every write, see what a writer elsewhere commits.
+        embedder: whose vectors these are, such as `MemograftEmbedding().embedder`, so that `memograft ask` and others
+            can search the folder by text; left out, unknown, and only the length of the first embedding is held on to.
+
+    Raises:
+        StoreLockedError: another writer has the folder open.
+        StoreCorruptError: a file of the folder is damaged or is not a store's.
+        EmbedderMismatchError: the store holds another embedder's vectors.
+        StoreError: `read_only` without a store, or the folder cannot be used.
+
+    Example:
+        >>> from llama_index.core import Document, StorageContext, VectorStoreIndex
+        >>> from llama_index.llms.memograft.embedding import MemograftEmbedding
+        >>> context = StorageContext.from_defaults(vector_store=MemograftVectorStore())
+        >>> pages = [Document(text="Paris is the capital of France."), Document(text="Bergamot is a citrus fruit.")]
+        >>> index = VectorStoreIndex.from_documents(pages, context, embed_model=MemograftEmbedding())
+        >>> index.as_retriever(similarity_top_k=1).retrieve("the capital of France")[0].text
+        'Paris is the capital of France.'
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+    stores_text: bool = True
+    path: str | None = Field(default=None, description="Folder of the store; None keeps everything in memory.")
+    index: IndexKind | IndexSettings | None = Field(default=None, description="How neighbours are found.")
+    read_only: bool = Field(default=False, description="Refuse every write.")
+    _store: VectorStore | None = PrivateAttr(default=None)
+    _embedder: Embedder | None = PrivateAttr(default=None)
+    _changing: Any = PrivateAttr(default_factory=threading.RLock)  # creation, writes and copies, one at a time
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        index: IndexKind | IndexSettings | None = None,
+        read_only: bool = False,
+        embedder: Embedder | None = None,
+        **kwargs: Any,
+    ) -> None:
+        folder = None if path is None else os.fspath(path)
+        super().__init__(**{**kwargs, "path": folder, "index": index, "read_only": read_only})
+        self._embedder = embedder
+        if embedder is not None or read_only:
+            self._open(embedder)
+        else:
+            self._existing()
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Name under which LlamaIndex stores and logs it."""
+        return "MemograftVectorStore"
+
+    @property
+    def client(self) -> VectorStore | None:
+        """The core store; None while there is none, as nothing was added."""
+        return self._store
+
+    # opening ------------------------------------------------------------------------------------------------------
+
+    def _open(self, embedder: Embedder | None) -> VectorStore:
+        with self._changing:
+            if self._store is None:
+                self._store = VectorStore(
+                    embedder, self.path, index=self.index, read_only=self.read_only, progress=False
+                )
+            return self._store
+
+    def _existing(self) -> VectorStore | None:
+        """Return the store; None if nobody has added anything yet, as its dimension is not known before."""
+        if self._store is None and self.path is not None and (Path(self.path) / FILE_NAME).exists():
+            return self._open(None)
+        return self._store
+
+    def close(self) -> None:
+        """Persist and close; a store that was closed refuses every further call."""
+        if self._store is not None:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled: without its open files the copy would be an empty store."""
+        raise TypeError(
+            f"a MemograftVectorStore cannot be pickled, got the one {f'at {self.path}' if self.path else 'in memory'}; "
+            "open its path with read_only=True on the other side"
+        )
+
+    # writing ------------------------------------------------------------------------------------------------------
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Add nodes with their embeddings, replacing those of the same id: all of them or, on any error, none.
+
+        Returns:
+            Their ids, in order.
+
+        Raises:
+            SettingsError: a node without embedding, with one of another length, of anything but text, or whose
+                metadata is not JSON.
+            StoreReadOnlyError, StoreError: as the class.
+        """
+        refuse_unknown("add", kwargs)
+        nodes = list(nodes)
+        documents = [to_document(node, position) for position, node in enumerate(nodes)]
+        if not nodes:
+            return []
+        with self._changing:
+            known = self._existing()
+            dimension = known.embedder.dimension if known else len(checked_embedding(nodes[0], 0, None))
+            vectors = np.array([checked_embedding(node, i, dimension) for i, node in enumerate(nodes)], np.float64)
+            return (known or self._open(GivenVectors(dimension))).add(documents, vectors)
+
+    def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """Delete the nodes of a source document; an unknown one is no error.
+
+        Raises:
+            SettingsError: `ref_doc_id` is not a string.
+        """
+        refuse_unknown("delete", delete_kwargs)
+        if not isinstance(ref_doc_id, str):
+            raise SettingsError(f"`ref_doc_id` must be a string, got {ref_doc_id!r}; delete_nodes takes lists of ids")
+        self._delete({REF_DOC_ID: ref_doc_id})
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """Delete nodes by id, by filters, or those of the ids that meet the filters; unknown ids are no error.
+
+        Raises:
+            SettingsError: neither was given.
+            FilterError: a filter whose value does not go with its operator.
+        """
+        refuse_unknown("delete_nodes", delete_kwargs)
+        if node_ids is None and not (filters and filters.filters):
+            raise SettingsError("`delete_nodes` takes `node_ids` or `filters`, got neither; clear() deletes everything")
+        with self._changing:
+            self._delete(self._where(node_ids, None, filters))
+
+    def clear(self) -> None:
+        """Delete every node; the length of the embeddings stays."""
+        self._delete({})
+
+    def _delete(self, where: dict[str, Any]) -> None:
+        with self._changing:
+            if store := self._existing():
+                store.delete(where=where)
+
+    # reading ------------------------------------------------------------------------------------------------------
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """Return nodes, without their embeddings: those of the ids, in that order, and that meet the filters.
+
+        Without ids in the order in which they were added, and without filters all of them.
+
+        Raises:
+            FilterError: a filter whose value does not go with its operator.
+        """
+        store = self._existing()
+        if store is None:
+            return []
+        found = {document.id: document for document in store.find(self._where(node_ids, None, filters))}
+        order = found if node_ids is None else dict.fromkeys(node_ids)
+        return [to_node(found[id]) for id in order if id in found]
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Return the `similarity_top_k` closest nodes, best first; fewer only if fewer meet ids and filters.
+
+        Honours `node_ids`, `doc_ids` (source documents) and `filters`; empty lists of ids do not restrict, as
+        LlamaIndex's retrievers pass them. Similarities are cosines in [-1, 1].
+
+        Args:
+            query: what is asked, with mode DEFAULT or MMR.
+            kwargs: for MMR: `mmr_threshold` (also in the query): 1 is plain search, 0 looks for variety only, 0.5 if
+                left out; `mmr_prefetch_k`, how many of the closest to choose from, or `mmr_prefetch_factor`, how many
+                per node wanted (4).
+
+        Raises:
+            SettingsError: no embedding, one of another length, a mode or an option that is not there.
+            FilterError: a filter whose value does not go with its operator.
+            StoreError: the store is closed.
+        """
+        refuse_unknown("query", kwargs, _MMR_OPTIONS)
+        check_query(query)
+        store = self._existing()
+        if store is None:
+            return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
+        hits = self._search(
+            store, query, self._where(query.node_ids or None, query.doc_ids or None, query.filters), kwargs
+        )
+        return VectorStoreQueryResult(
+            nodes=[to_node(hit.document) for hit in hits],
+            similarities=[hit.score for hit in hits],
+            ids=[hit.document.id for hit in hits],
+        )
+
+    def _search(
+        self, store: VectorStore, query: VectorStoreQuery, where: dict[str, Any], options: dict[str, Any]
+    ) -> list[Hit]:
+        vector, k = np.asarray(query.query_embedding, np.float64), query.similarity_top_k
+        if query.mode == VectorStoreQueryMode.DEFAULT:
+            return store.search_by_vector(vector, k, where)
+        threshold = options.get("mmr_threshold", query.mmr_threshold)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise SettingsError(f"`mmr_threshold` must be between 0 and 1, got {threshold!r}; 0.5 is usual")
+        fetch = options.get("mmr_prefetch_k") or int(k * options.get("mmr_prefetch_factor", _PREFETCH))
+        return store.mmr_by_vector(vector, k, max(k, fetch), 0.5 if threshold is None else threshold, where)
+
+    def _where(
+        self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
+    ) -> dict[str, Any]:
+        """Return one core filter for all of these; what it cannot say itself is looked up, and becomes ids."""
+        where, rest = _filters.split(filters)
+        wheres = [where] if where else []
+        if node_ids is not None:
+            wheres.append({"$id": list(node_ids)})
+        if doc_ids is not None:
+            wheres.append({REF_DOC_ID: {"$in": list(doc_ids)}})
+        where = {"$and": wheres} if wheres else {}
+        store = self._existing()
+        if not rest or store is None:
+            return where
+        found = store.find(where)
+        return {"$id": [each.id for each in found if all(_filters.matches(part, each.metadata) for part in rest)]}
+
+    # files --------------------------------------------------------------------------------------------------------
+
+    def persist(self, persist_path: str, fs: Any = None) -> None:
+        """Write a store in memory to the folder `persist_path`, replacing the store that is there.
+
+        A store with a `path` is on the disk already and stays there; only its index file is brought up to date.
+
+        Raises:
+            SettingsError: `fs` is not the local file system.
+            StoreError: the folder cannot be written, is another program's, or is open elsewhere.
+        """
+        require_local(fs)
+        store = self._existing()
+        if self.path is not None:
+            if store is not None and not self.read_only:
+                store.persist()
+            return
+        if store is None:
+            Path(persist_path).mkdir(parents=True, exist_ok=True)
+            return
+        with self._changing, VectorStore(store.embedder, persist_path, index=self.index, progress=False) as copy:
+            ids = [document.id for document in store.find()]
+            for start in range(0, len(ids), _AT_ONCE):
+                some = ids[start : start + _AT_ONCE]
+                copy.add(store.get(some), store.vectors(some))
+            copy.delete(where={"$not": {"$id": ids}})
+
+    @classmethod
+    def from_persist_path(cls, persist_path: str, fs: Any = None, read_only: bool = False) -> Self:
+        """Open the folder that `persist` wrote; from then on it is the store's `path`.
+
+        Raises:
+            SettingsError: `fs` is not the local file system.
+            StoreError: there is no such folder; otherwise as the class.
+        """
+        require_local(fs)
+        if not Path(persist_path).exists():
+            raise StoreError(f"{persist_path} holds no store; persist one there, or check the path")
+        return cls(persist_path, read_only=read_only)
+
+    @classmethod
+    def from_persist_dir(
+        cls,
+        persist_dir: str = DEFAULT_PERSIST_DIR,
+        namespace: str = DEFAULT_VECTOR_STORE,
+        fs: Any = None,
+        read_only: bool = False,
+    ) -> Self:
+        """Open what `StorageContext.persist(persist_dir)` wrote; otherwise as `from_persist_path`."""
+        file = f"{namespace}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
+        return cls.from_persist_path(os.path.join(persist_dir, file), fs, read_only)
+
+    # async --------------------------------------------------------------------------------------------------------
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """As `add`, in a thread."""
+        return await asyncio.to_thread(self.add, nodes, **kwargs)
+
+    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
+        """As `delete`, in a thread."""
+        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+    ) -> None:
+        """As `delete_nodes`, in a thread."""
+        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
+
+    async def aclear(self) -> None:
+        """As `clear`, in a thread."""
+        await asyncio.to_thread(self.clear)
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """As `get_nodes`, in a thread."""
+        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """As `query`, in a thread."""
+        return await asyncio.to_thread(self.query, query, **kwargs)
