@@ -1,0 +1,67 @@
+"""`MemograftEmbeddings`: Memograft's embedders as LangChain `Embeddings`. Texts in, lists of numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_core.embeddings import Embeddings
+from memograft.embedders import Embedder, LexicalEmbedder
+from memograft.errors import SettingsError
+
+__all__ = ["MemograftEmbeddings"]
+
+
+class MemograftEmbeddings(Embeddings):
+    """Embeddings that need no model, no download and no network; or any other embedder of Memograft's.
+
+    Vectors have length 1. The async methods run in a thread, so they never block the event loop.
+
+    Args:
+        embedder: left out, `LexicalEmbedder()`, which finds shared words, not meaning.
+
+    Raises:
+        SettingsError: `embedder` is not one of Memograft's.
+
+    Example:
+        >>> embeddings = MemograftEmbeddings()
+        >>> len(embeddings.embed_query("What is the capital of France?"))
+        1024
+    """
+
+    def __init__(self, embedder: Embedder | None = None) -> None:
+        if embedder is not None and not isinstance(embedder, Embedder):
+            raise SettingsError(
+                f"`embedder` must be an embedder of Memograft's, got {type(embedder).__name__}; LangChain's Embeddings "
+                "go to MemograftVectorStore as they are"
+            )
+        self.embedder = embedder or LexicalEmbedder()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector of `embedder.dimension` numbers for each passage.
+
+        Raises:
+            SettingsError: `texts` is not a list of strings.
+        """
+        return [row.tolist() for row in self.embedder.embed_documents(_checked(texts))]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of one question.
+
+        Raises:
+            SettingsError: `text` is not a string.
+        """
+        if not isinstance(text, str):
+            raise SettingsError(f"`text` must be a string, got {type(text).__name__}; embed_documents takes a list")
+        vector: list[float] = self.embedder.embed_query(text).tolist()
+        return vector
+
+
+def _checked(texts: Sequence[str]) -> list[str]:
+    """Refuse one string, which would be embedded letter by letter, and whatever is not text."""
+    if isinstance(texts, str):
+        raise SettingsError(f"`texts` must be a list of strings, got the string {texts[:40]!r}; embed_query takes one")
+    texts = list(texts)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise SettingsError(f"texts[{position}] must be a string, got {type(text).__name__}; convert it first")
+    return texts

@@ -1,0 +1,105 @@
+"""`MemograftRetriever`: the k best documents of a vector store, Memograft's or any other. Knows no language models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.vectorstores import VectorStore
+from memograft.errors import SettingsError
+from pydantic import Field
+
+__all__ = ["MemograftRetriever"]
+
+
+class MemograftRetriever(BaseRetriever):
+    """Retrieves the documents closest to a question, best first.
+
+    Every field but `vectorstore` can be given anew with a call: `retriever.invoke(question, k=1)`.
+
+    Attributes:
+        vectorstore: a MemograftVectorStore, or any other LangChain VectorStore.
+        k: how many documents at most.
+        score_threshold: the least relevance, from 0 to 1, as the store defines it; MemograftVectorStore's is the
+            cosine. None keeps all k.
+        filter: what the store takes as `filter`; for MemograftVectorStore a mapping such as `{"lang": "en"}`.
+
+    Raises:
+        SettingsError: a threshold for a store that has no relevance scores, or a `k` below 1.
+
+    Example:
+        >>> from langchain_memograft import MemograftVectorStore
+        >>> store = MemograftVectorStore.from_texts(["Paris is the capital of France.", "Bergamot is a citrus fruit."])
+        >>> MemograftRetriever(vectorstore=store, k=1).invoke("What is the capital of France?")[0].page_content
+        'Paris is the capital of France.'
+    """
+
+    vectorstore: VectorStore
+    k: int = Field(default=4, ge=1)
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+    filter: Any = None
+
+    def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
+        params = super()._get_ls_params(**kwargs)
+        params["ls_vector_store_provider"] = type(self.vectorstore).__name__
+        if self.vectorstore.embeddings is not None:
+            params["ls_embedding_provider"] = type(self.vectorstore.embeddings).__name__
+        return params
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's signature
+        k: int | None = None,
+        score_threshold: float | None = None,
+        filter: Any = None,
+    ) -> list[Document]:
+        options = self._options(k, filter)
+        least = self.score_threshold if score_threshold is None else score_threshold
+        if least is None:
+            return self.vectorstore.similarity_search(query, **options)
+        try:
+            found = self.vectorstore.similarity_search_with_relevance_scores(query, **options)
+        except NotImplementedError as error:
+            raise self._no_relevance() from error
+        return _relevant(found, least)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - LangChain's signature
+        k: int | None = None,
+        score_threshold: float | None = None,
+        filter: Any = None,
+    ) -> list[Document]:
+        options = self._options(k, filter)
+        least = self.score_threshold if score_threshold is None else score_threshold
+        if least is None:
+            return await self.vectorstore.asimilarity_search(query, **options)
+        try:
+            found = await self.vectorstore.asimilarity_search_with_relevance_scores(query, **options)
+        except NotImplementedError as error:
+            raise self._no_relevance() from error
+        return _relevant(found, least)
+
+    def _options(self, k: int | None, filter: Any) -> dict[str, Any]:
+        """Build the store's arguments; `filter` only if there is one, as not every store takes it."""
+        k = self.k if k is None else k
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise SettingsError(f"`k` must be a whole number of at least 1, got {k!r}; 4 is usual")
+        filter = self.filter if filter is None else filter
+        return {"k": k} if filter is None else {"k": k, "filter": filter}
+
+    def _no_relevance(self) -> SettingsError:
+        return SettingsError(
+            f"`score_threshold` needs a store with relevance scores, and {type(self.vectorstore).__name__} has none; "
+            "leave it out, or use MemograftVectorStore"
+        )
+
+
+def _relevant(found: list[tuple[Document, float]], least: float) -> list[Document]:
+    return [document for document, relevance in found if relevance >= least]

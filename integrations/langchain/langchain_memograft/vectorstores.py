@@ -1,0 +1,400 @@
+"""`MemograftVectorStore`: Memograft's store of passages as a LangChain `VectorStore`.
+
+Takes and gives LangChain Documents. Async methods await the embeddings' own async methods and leave the store's work to
+a thread; where a method embeds nothing, the one of LangChain's base class does just that. Knows no language models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from memograft import documents as core
+from memograft.errors import SettingsError
+from memograft.store.index import IndexKind, IndexSettings
+from memograft.vector_store import VectorStore as CoreStore
+
+from langchain_memograft._embedder import aembedded, aembedded_query, embedder_of
+from langchain_memograft._faiss_folder import read_faiss_folder
+from langchain_memograft._passages import document_of, passages_of_documents, passages_of_texts, scored
+from langchain_memograft.embeddings import MemograftEmbeddings
+
+__all__ = ["MemograftVectorStore"]
+
+Filter = Mapping[str, Any]
+Vector = Any  # (D,) numbers: list[float], as LangChain has it, or an array
+Scored = list[tuple[Document, float]]
+
+
+class MemograftVectorStore(VectorStore):
+    """Passages in SQLite and their vectors in FAISS: kept on the disk, filtered exactly, used from any thread.
+
+    Scores are cosines: higher is closer. `filter` is a mapping such as `{"year": {"$gte": 1990}, "lang": "en"}`, with
+    $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not; a search gives the k best of all passages that match it.
+    Metadata must be JSON. A document with an id that is there replaces it, and one without an id gets a new one.
+
+    Opening a store reads files, and asks `embedding` for a vector unless `dimension` is given. In async code, open it
+    with `await MemograftVectorStore.afrom_texts([], embedding, path=...)`.
+
+    Args:
+        embedding: any LangChain embeddings; left out, those the store at `path` was built with, or for a new store
+            `MemograftEmbeddings()`, which need no model and no network.
+        path: folder of the store, made if it is not there; None keeps everything in memory. One writer at a time may
+            have it open, and any number of readers.
+        index: "flat", "hnsw", "ivf", or `memograft.vector_store.IndexSettings`; left out, what the store has, or
+            "flat", which is exact.
+        read_only: open without the right to write.
+        dimension: D, the length of the vectors.
+        batch_size: texts given to `embedding` at once.
+        progress: show a progress bar on a terminal when embedding or indexing takes long.
+
+    Attributes:
+        store: the `memograft.VectorStore` below, for `count`, `compact`, `persist` and iterating.
+
+    Raises:
+        SettingsError: a setting that cannot work.
+        EmbedderMismatchError: the store at `path` was built with other embeddings.
+        StoreLockedError: another writer has the store open.
+        StoreCorruptError: a file of the store is damaged or is not a store's.
+        StoreError: `read_only` without a store, or the folder cannot be used.
+
+    Example:
+        >>> store = MemograftVectorStore()
+        >>> ids = store.add_texts(["Paris is the capital of France.", "Bergamot is a citrus fruit."])
+        >>> store.similarity_search("What is the capital of France?", k=1)[0].page_content
+        'Paris is the capital of France.'
+    """
+
+    def __init__(
+        self,
+        embedding: Embeddings | None = None,
+        *,
+        path: str | Path | None = None,
+        index: IndexKind | IndexSettings | None = None,
+        read_only: bool = False,
+        dimension: int | None = None,
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> None:
+        embedder = embedder_of(embedding, dimension)
+        self._batch_size = batch_size
+        try:
+            self.store = CoreStore(
+                embedder, path, index=index, read_only=read_only, batch_size=batch_size, progress=progress
+            )
+        except SettingsError as error:
+            if embedding is not None or "`embedder=`" not in str(error):
+                raise
+            raise SettingsError(
+                f"the store {path} was built with embeddings that only its owner can make ({error}); pass them as "
+                "`embedding=`"
+            ) from error
+        self._embeddings = MemograftEmbeddings(self.store.embedder) if embedding is None else embedding
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What turns text into this store's vectors."""
+        return self._embeddings
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Open a store, `kwargs` as the class takes them, and add texts to it."""
+        return cls._filled(passages_of_texts(texts, metadatas, ids), embedding, kwargs)
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings | None = None,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Open a store, `kwargs` as the class takes them, and add texts to it."""
+        return await cls._afilled(passages_of_texts(texts, metadatas, ids), embedding, kwargs)
+
+    @classmethod
+    def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
+        """Open a store, `kwargs` as the class takes them, and add documents to it; `ids=` goes with the documents."""
+        return cls._filled(passages_of_documents(documents, kwargs.pop("ids", None)), embedding, kwargs)
+
+    @classmethod
+    async def afrom_documents(
+        cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
+    ) -> Self:
+        """Open a store, `kwargs` as the class takes them, and add documents to it; `ids=` goes with the documents."""
+        return await cls._afilled(passages_of_documents(documents, kwargs.pop("ids", None)), embedding, kwargs)
+
+    @classmethod
+    def _filled(cls, passages: list[core.Document], embedding: Embeddings | None, options: dict[str, Any]) -> Self:
+        store = cls(embedding, **options)
+        try:
+            store.store.add(passages)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    async def _afilled(
+        cls, passages: list[core.Document], embedding: Embeddings | None, options: dict[str, Any]
+    ) -> Self:
+        store = await asyncio.to_thread(cls, embedding, **options)
+        try:
+            await store._aadd(passages)
+        except BaseException:
+            await store.aclose()
+            raise
+        return store
+
+    @classmethod
+    def from_faiss_folder(
+        cls, folder: str | Path, embedding: Embeddings | None, *, index_name: str = "index", **kwargs: Any
+    ) -> Self:
+        """Convert a folder that `langchain_community`'s FAISS store wrote with `save_local`.
+
+        Nothing is unpickled: `index.pkl` is read as plain data, and whatever else it holds is refused. No document is
+        embedded again: the vectors come from `index.faiss`. They are compared by cosine from now on, which ranks as
+        the old store did if its vectors had length 1. Documents keep their ids, so that converting a second time into
+        the same `path` changes nothing; those without text are left out, with a line in the log.
+
+        Args:
+            folder: what was given to `save_local`. FAISS trusts `index.faiss`, so open folders of people you trust.
+            embedding: the embeddings the folder was built with.
+            index_name: what was given to `save_local`.
+            kwargs: as the class takes them, such as `path`.
+
+        Raises:
+            StoreError: a file is missing, or its index gives no vectors back.
+            StoreCorruptError: a file is damaged or holds more than plain data, or the two do not fit each other.
+            SettingsError: `embedding` makes vectors of another length; otherwise as the class.
+        """
+        old = read_faiss_folder(folder, index_name)
+        store = cls(embedding, **kwargs)
+        try:
+            if old.dimension != store.store.embedder.dimension:
+                raise SettingsError(
+                    f"`embedding` must be the one {folder} was built with, of {old.dimension} numbers a vector, got "
+                    f"{type(store.embeddings).__name__} with {store.store.embedder.dimension}; pass that one"
+                )
+            old.pour_into(store.store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    async def afrom_faiss_folder(cls, folder: str | Path, embedding: Embeddings | None, **kwargs: Any) -> Self:
+        """Do what `from_faiss_folder` does, in a thread."""
+        return await asyncio.to_thread(cls.from_faiss_folder, folder, embedding, **kwargs)
+
+    # writing ----------------------------------------------------------------------------------------------------
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Add texts, replacing passages with the same id: all of them or, on any error, none. Returns the ids.
+
+        Raises:
+            SettingsError: a text that is empty or no string, metadata that is not JSON, or embeddings that return
+                something else than one vector of D finite numbers for each text.
+            StoreReadOnlyError: the store is open read-only.
+            StoreError: the disk is full, or the store is closed.
+        """
+        _only(kwargs, "batch_size")  # of LangChain's indexing, which sends as many at once
+        return self.store.add(passages_of_texts(texts, metadatas, ids))
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Add texts; otherwise as `add_texts`."""
+        _only(kwargs, "batch_size")
+        return await self._aadd(passages_of_texts(texts, metadatas, ids))
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Add documents, with `ids=` in place of their own; otherwise as `add_texts`."""
+        _only(kwargs, "batch_size", "ids")
+        return self.store.add(passages_of_documents(documents, kwargs.get("ids")))
+
+    async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Add documents, with `ids=` in place of their own; otherwise as `add_texts`."""
+        _only(kwargs, "batch_size", "ids")
+        return await self._aadd(passages_of_documents(documents, kwargs.get("ids")))
+
+    async def _aadd(self, passages: list[core.Document]) -> list[str]:
+        if not passages:
+            return []
+        texts = [passage.text for passage in passages]
+        vectors = await aembedded(self._embeddings, self.store.embedder, texts, self._batch_size)
+        return await asyncio.to_thread(self.store.add, passages, vectors)
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
+        """Delete by id, or with `filter=` by metadata; ids that are not there are no error.
+
+        As in every VectorStore, neither `ids` nor `filter` deletes everything.
+
+        Raises:
+            SettingsError: both are given.
+            FilterError: `filter` is not well formed.
+            StoreReadOnlyError, StoreError: as `add_texts`.
+        """
+        _only(kwargs, "filter")
+        where = kwargs.get("filter")
+        self.store.delete(ids, {} if ids is None and where is None else where)
+        return True
+
+    # reading ----------------------------------------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents with these ids, in their order, skipping ids that are not there."""
+        return [document_of(passage) for passage in self.store.get(ids)]
+
+    def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
+        """Return the k documents closest to a question, best first; fewer only if fewer match `filter`.
+
+        Raises:
+            SettingsError: `k` is not positive or `query` not a string.
+            FilterError: `filter` is not well formed.
+            StoreError: the store is closed.
+        """
+        return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
+
+    async def asimilarity_search(
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the k documents closest to a question; otherwise as `similarity_search`."""
+        return [document for document, _ in await self.asimilarity_search_with_score(query, k, filter, **kwargs)]
+
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> Scored:
+        """Return documents with their cosines in [-1, 1]; otherwise as `similarity_search`."""
+        _only(kwargs)
+        return scored(self.store.search(query, k, filter))
+
+    async def asimilarity_search_with_score(
+        self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> Scored:
+        """Return documents with their cosines in [-1, 1]; otherwise as `similarity_search`."""
+        vector = await aembedded_query(self._embeddings, self.store.embedder, query)
+        return await self.asimilarity_search_with_score_by_vector(vector, k, filter, **kwargs)
+
+    def similarity_search_by_vector(
+        self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> list[Document]:
+        """Return the k documents closest to a vector of any length; otherwise as `similarity_search`."""
+        _only(kwargs)
+        return [document_of(hit.document) for hit in self.store.search_by_vector(embedding, k, filter)]
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> Scored:
+        """Return documents with their cosines to a vector of any length; otherwise as `similarity_search`."""
+        _only(kwargs)
+        return scored(self.store.search_by_vector(embedding, k, filter))
+
+    async def asimilarity_search_with_score_by_vector(
+        self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
+    ) -> Scored:
+        """Return documents with their cosines to a vector of any length; otherwise as `similarity_search`."""
+        return await asyncio.to_thread(self.similarity_search_with_score_by_vector, embedding, k, filter, **kwargs)
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        """Relevance is the cosine, and 0 for whatever points away from the question."""
+        return lambda cosine: min(max(cosine, 0.0), 1.0)
+
+    def max_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return k of the `fetch_k` closest documents that are close to the question and unlike each other.
+
+        Raises:
+            SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `similarity_search`.
+        """
+        _only(kwargs)
+        return [document_of(hit.document) for hit in self.store.mmr(query, k, fetch_k, lambda_mult, filter)]
+
+    async def amax_marginal_relevance_search(
+        self,
+        query: str,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return close but different documents; otherwise as `max_marginal_relevance_search`."""
+        vector = await aembedded_query(self._embeddings, self.store.embedder, query)
+        search = self.max_marginal_relevance_search_by_vector
+        return await asyncio.to_thread(search, vector, k, fetch_k, lambda_mult, filter, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self,
+        embedding: Vector,
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        filter: Filter | None = None,
+        **kwargs: Any,
+    ) -> list[Document]:
+        """Return documents close to a vector but different; otherwise as `max_marginal_relevance_search`."""
+        _only(kwargs)
+        found = self.store.mmr_by_vector(embedding, k, fetch_k, lambda_mult, filter)
+        return [document_of(hit.document) for hit in found]
+
+    # closing ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Write the index file and close; a second call does nothing."""
+        self.store.close()
+
+    async def aclose(self) -> None:
+        """Close without blocking the event loop."""
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _only(given: Mapping[str, Any], *known: str) -> None:
+    """Refuse arguments that would be ignored."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"MemograftVectorStore takes no argument `{name}` here; check its name, or leave it out")
