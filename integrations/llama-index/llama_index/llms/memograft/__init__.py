@@ -1,0 +1,32 @@
+"""Memograft for LlamaIndex: local models that memorize the documents they are handed before they answer."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama_index.llms.memograft.base import Memograft
+    from llama_index.llms.memograft.synthesizer import MemograftSynthesizer
+    from llama_index.llms.memograft.vector_store import MemograftVectorStore
+
+__version__ = "0.1.0"
+
+# Looked up on first use: who wants the LLM pays for no vector store, and the other way round.
+_HOMES = {
+    "Memograft": "base",
+    "MemograftSynthesizer": "synthesizer",
+    "MemograftVectorStore": "vector_store",
+}
+
+__all__ = ["Memograft", "MemograftSynthesizer", "MemograftVectorStore", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llama_index.llms.memograft' has no attribute {name!r}")
+    return getattr(import_module(f"llama_index.llms.memograft.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

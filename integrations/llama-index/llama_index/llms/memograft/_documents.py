@@ -1,0 +1,91 @@
+"""What LlamaIndex calls a document, a node or a context -> `memograft.Document`. Knows nothing of prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from memograft.documents import Document
+from memograft.errors import SettingsError
+
+__all__ = ["split_context", "to_documents"]
+
+_BORDER = re.compile(r"\n[ \t]*\n\s*")
+_ENDED = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019)\]]*$")
+
+
+def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
+    """Documents, in the same order (highest-ranked first).
+
+    An item is a node or Document of LlamaIndex, a NodeWithScore, a Memograft Document, a string (its text), or a
+    mapping with `text`. A node's text is what LlamaIndex shows to models: its metadata (but for
+    `excluded_llm_metadata_keys`) and its content. Its id is the document's. Metadata that is no JSON becomes text.
+
+    Raises:
+        SettingsError: an item is none of these, or one document was passed where a list belongs.
+    """
+    if items is None:
+        return ()
+    if isinstance(items, str | Mapping | Document | BaseNode | NodeWithScore) or not isinstance(items, Iterable):
+        raise SettingsError(
+            f"`documents` must be a list of documents, got one {type(items).__name__}; write documents=[...]"
+        )
+    return tuple(_to_document(item, position) for position, item in enumerate(items))
+
+
+def split_context(context: str) -> list[Document]:
+    """A packed context -> documents: LlamaIndex joins nodes by blank lines, so every border of a node is one.
+
+    A node may have blank lines of its own; its paragraphs become documents then, which are judged and memorized one by
+    one. A paragraph that ends no sentence (a heading) stays with the next.
+    """
+    documents: list[Document] = []
+    held: list[str] = []
+    for paragraph in _BORDER.split(context.strip()):
+        held.append(paragraph)
+        if _ENDED.search(paragraph):
+            documents.append(Document("\n\n".join(held)))
+            held = []
+    rest = "\n\n".join(held)
+    return [*documents, Document(rest)] if rest.strip() else documents
+
+
+def _to_document(item: Any, position: int) -> Document:
+    if isinstance(item, NodeWithScore):
+        item = item.node
+    if isinstance(item, BaseNode):
+        text = item.get_content(metadata_mode=MetadataMode.LLM)
+        if not text.strip() and getattr(item, "image", None) is not None:
+            raise SettingsError(
+                f"documents[{position}] must have text, got an image ({type(item).__name__} {item.node_id}); "
+                "Memograft's models read text: describe the image, or leave it out"
+            )
+        return Document(text, item.node_id, _json_like(item.metadata))
+    if isinstance(item, Document):
+        return Document(item.text, item.id, _json_like(item.metadata))
+    if isinstance(item, str):
+        return Document(item)
+    if isinstance(item, Mapping) and isinstance(item.get("text"), str):
+        metadata = item.get("metadata") or {}
+        if isinstance(metadata, Mapping):
+            return Document(item["text"], str(item.get("id") or item.get("id_") or ""), _json_like(metadata))
+    hint = "pass its text" if isinstance(item, QueryBundle) else "wrap it as TextNode(text=...)"
+    raise SettingsError(
+        f"documents[{position}] must be a node, a Document, a NodeWithScore, a string or a mapping with `text`, got "
+        f"{type(item).__name__}; {hint}"
+    )
+
+
+def _json_like(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """`metadata` where JSON knows it, else its text: a memory is saved with its documents, and must not fail then."""
+    return {str(key): _json_value(value) for key, value in metadata.items()}
+
+
+def _json_value(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str, allow_nan=False))
+    except Exception:  # cyclic, not a number, keys that are no strings, or somebody's __str__
+        return repr(value) if not isinstance(value, Mapping | list | tuple) else f"<{type(value).__name__}>"

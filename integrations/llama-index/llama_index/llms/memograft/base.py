@@ -1,0 +1,315 @@
+"""`Memograft`: a local model as an LLM of LlamaIndex that memorizes its context before it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.types import TokenAsyncGen, TokenGen
+from llama_index.llms.memograft import _prompts
+from llama_index.llms.memograft._calls import OPTIONS, Call, prepare
+from llama_index.llms.memograft._documents import to_documents
+from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
+from llama_index.llms.memograft._function_calling import FunctionCalling
+from llama_index.llms.memograft._responses import completion_response
+from memograft.request import Sampling
+from memograft.shared import shared_engine
+
+if TYPE_CHECKING:
+    from memograft.documents import Document
+    from memograft.engine import Engine
+    from memograft.memory.handle import MemoryHandle
+
+__all__ = ["Memograft"]
+
+_PADDING = 500  # tokens that LlamaIndex's compact and refine put aside: DEFAULT_RESPONSE_PADDING_SIZE
+_SMALL = 1024  # a window that these modes leave nothing of
+
+
+class Memograft(FunctionCalling):
+    """A local Hugging Face model that memorizes the documents of a request before it answers it.
+
+    Documents come from the prompts of LlamaIndex's own response synthesizers and chat engines, from `documents=` of any
+    endpoint, and from citable and document blocks of messages.
+
+    Attributes:
+        model: a Hugging Face id, a folder, or the bundled "tiny". It is loaded at its first use; all objects of one
+            model and `model_kwargs` share it.
+        memory: None answers plainly; FastMem(...) memorizes the documents of each request; a handle of `memorize` is
+            kept. Any call may bring its own.
+        max_tokens: length of an answer at most.
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens with this much probability.
+        top_k: number of likeliest tokens to choose from; None is all.
+        seed: makes sampled answers repeatable.
+        stop: strings that end an answer.
+        timeout: seconds after which a request is given up; None waits.
+        overflow: what to do with documents that do not fit: "error", "drop" or "truncate", lowest-ranked first.
+        logprobs: how many of the likeliest tokens responses report beside each chosen one; None reports nothing.
+        context_window: what LlamaIndex packs its prompts for; None is the model's own. See the README on small ones.
+        model_kwargs: for `memograft.shared_engine`: max_length, max_batch, dtype, device_map, quantization_config, ...
+
+    Raises:
+        ValidationError: a value out of its range, or an argument that there is not.
+
+    Example:
+        >>> from memograft import FastMem
+        >>> llm = Memograft(model="tiny", memory=FastMem())
+        >>> llm.complete("What is the capital of France?").text
+        'The capital of France is Paris.'
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str = Field(default="tiny", description="Hugging Face id, folder, or the bundled model 'tiny'.")
+    memory: Any = Field(default=None, description="None, FastMem(...) or a memory handle.")
+    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
+    temperature: float = Field(default=0.0, description="0 is greedy.")
+    top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
+    top_k: int | None = Field(default=None, description="Number of likeliest tokens to choose from.")
+    seed: int | None = Field(default=None, description="Makes sampled answers repeatable.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end an answer.")
+    timeout: float | None = Field(default=None, description="Seconds after which a request is given up.")
+    overflow: Literal["error", "drop", "truncate"] = Field(default="error", description="For prompts too long.")
+    logprobs: int | None = Field(default=None, description="Likeliest tokens to report beside each chosen one.")
+    context_window: int | None = Field(default=None, description="What LlamaIndex packs its prompts for.")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="How the model is loaded.")
+
+    _engine: Engine | None = PrivateAttr(default=None)
+    _own: bool = PrivateAttr(default=False)
+
+    @classmethod
+    def from_engine(cls, engine: Engine, **settings: Any) -> Self:
+        """Build it over an engine that is there already; `settings` are the fields."""
+        name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
+        llm = cls(**{"model": name, **settings})
+        llm._engine, llm._own = engine, True
+        return llm
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name LlamaIndex serializes it by."""
+        return "Memograft_LLM"
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, value: Any) -> Any:
+        """Settings that were serialized are settings again."""
+        if isinstance(value, Mapping):
+            from memograft.memory.fastmem import FastMem
+
+            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+            return FastMem(**settings)
+        if isinstance(value, str | bool | int):
+            raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_serializer("memory")
+    def _plain_memory(self, value: Any) -> Any:
+        """Settings as a mapping; a handle, which is weights, by its id."""
+        if hasattr(value, "adapter") and hasattr(value, "id"):
+            return value.id
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.seed)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy shares the engine, and a memory that is kept."""
+        memo = {} if memo is None else memo
+        for shared in (self._engine, self.memory):
+            memo[id(shared)] = shared
+        return super().__deepcopy__(memo)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; the first use loads the model and blocks meanwhile.
+
+        Raises:
+            ModelNotLoadedError: there is no such model.
+        """
+        if self._engine is None or (self._engine.closed and not self._own):
+            try:
+                self._engine = shared_engine(self.model, **self.model_kwargs)
+            except OSError as e:  # transformers' word for it
+                raise ModelNotLoadedError(
+                    f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
+                    'reached from here, or "tiny"'
+                ) from e
+        return self._engine
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex packs its prompts by. Loads the model."""
+        window = self.engine.max_length
+        return LLMMetadata(
+            context_window=self.context_window or (window if window >= _SMALL else window + _PADDING),
+            num_output=min(self.max_tokens, max(1, window // 8)),
+            is_chat_model=True,
+            is_function_calling_model=self.engine.takes_tools,
+            model_name=self.model,
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What traces say of it; unlike `metadata` it loads nothing."""
+        settings = {name: getattr(self, name) for name in OPTIONS if name != "memory"}
+        return {"class_name": self.class_name(), "model_name": self.model, **settings}
+
+    # -- the endpoints --
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation. `documents=`, `memory=` and every setting of the LLM can be given by call."""
+        call = self._call(messages, kwargs)
+        return call.response(call.engine.answer(call.request))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat` without blocking; concurrent calls run as mixed batches."""
+        call = await self._acall(messages, kwargs)
+        return call.response(await call.engine.aanswer(call.request))
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """`chat` piece by piece; the last response has counts and facts. Closing it gives the request up."""
+        return self._call(messages, kwargs).chat()
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """`stream_chat` without blocking."""
+        return (await self._acall(messages, kwargs)).achat()
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer one text, as the user of a conversation says it."""
+        call = self._call(self._asked(prompt, formatted), kwargs)
+        return completion_response(call.engine.answer(call.request), self.model)
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """`complete` without blocking."""
+        call = await self._acall(self._asked(prompt, formatted), kwargs)
+        return completion_response(await call.engine.aanswer(call.request), self.model)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """`complete` piece by piece."""
+        call = self._call(self._asked(prompt, formatted), kwargs)
+        return (_as_completion(response) for response in call.chat())
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """`stream_complete` without blocking."""
+        call = await self._acall(self._asked(prompt, formatted), kwargs)
+        return (_as_completion(response) async for response in call.achat())
+
+    # -- documents --
+
+    def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
+        """Memorize nodes or documents once: pass the handle as `memory=` of later calls, or of the LLM."""
+        return self.engine.memorize(to_documents(documents), memory or self._settings())
+
+    async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
+        """`memorize` without blocking."""
+        return await asyncio.to_thread(self.memorize, documents, memory)
+
+    def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
+        """Where every synthesizer's context comes by; here it becomes documents."""
+        args = _prompts.arguments(prompt, prompt_args, self)
+        documents = _prompts.contexts(args)
+        if documents is None:
+            return super()._get_messages(prompt, **prompt_args)
+        return self._beside(documents, prompt, args)
+
+    def _beside(
+        self, documents: Sequence[Document], prompt: BasePromptTemplate, args: Mapping[str, Any]
+    ) -> list[ChatMessage]:
+        """The prompt with `documents` as blocks, and nothing where its context was."""
+        rendered = super()._get_messages(prompt, **{**args, **_prompts.marked(args)})
+        return _prompts.with_documents(rendered, documents, args)
+
+    def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """Answer a prompt; what cannot be answered is said even where a synthesizer would swallow it."""
+        with loud():
+            return super().predict(prompt, **prompt_args)
+
+    async def apredict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
+        """`predict` without blocking."""
+        with loud():
+            await self._loaded()
+            return await super().apredict(prompt, **prompt_args)
+
+    def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
+        """`predict` piece by piece."""
+        with loud():
+            return super().stream(prompt, **prompt_args)
+
+    async def astream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenAsyncGen:
+        """`stream` without blocking."""
+        with loud():
+            await self._loaded()
+            return await super().astream(prompt, **prompt_args)
+
+    # -- on the way to the engine --
+
+    def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
+        settings = {name: getattr(self, name) for name in OPTIONS}
+        return prepare(self.engine, self.model, settings, messages, given)
+
+    async def _acall(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
+        """In a thread: the model may have to be loaded, a document of a message to be read."""
+        return await asyncio.to_thread(self._call, messages, given)
+
+    async def _loaded(self) -> None:
+        """LlamaIndex asks for `metadata` in the midst of its async methods; then the model must be there."""
+        if self._engine is None or (self._engine.closed and not self._own):
+            await asyncio.to_thread(lambda: self.engine)
+
+    def _asked(self, prompt: str, formatted: bool) -> list[ChatMessage]:
+        text = prompt if formatted else self.completion_to_prompt(prompt)  # type: ignore[misc]
+        return [ChatMessage(role=MessageRole.USER, content=text)]
+
+    def _settings(self) -> Any:
+        """How this LLM memorizes; None leaves it to the engine."""
+        return getattr(self.memory, "settings", self.memory)
+
+
+def _as_completion(response: ChatResponse) -> CompletionResponse:
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=copy.copy(response.raw),
+        logprobs=response.logprobs,
+        additional_kwargs=response.additional_kwargs,
+    )

@@ -1,0 +1,227 @@
+"""`MemograftSynthesizer`: one answer from all retrieved nodes, each of them a document of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.base.response.schema import RESPONSE_TYPE
+from llama_index.core.bridge.pydantic import BaseModel
+from llama_index.core.callbacks.base import CallbackManager
+from llama_index.core.indices.prompt_helper import ChatPromptHelper, PromptHelper
+from llama_index.core.instrumentation.events.synthesis import GetResponseEndEvent, GetResponseStartEvent
+from llama_index.core.prompts import BasePromptTemplate
+from llama_index.core.prompts.mixin import PromptDictType
+from llama_index.core.response_synthesizers import BaseSynthesizer
+from llama_index.core.schema import NodeWithScore, QueryType
+from llama_index.core.settings import Settings
+from llama_index.core.types import RESPONSE_TEXT_TYPE
+from llama_index.llms.memograft._documents import to_documents
+from llama_index.llms.memograft._structured import MemograftStructuredLLM, object_of, schema_of, with_schema
+from llama_index.llms.memograft.base import Memograft
+from llama_index_instrumentation import get_dispatcher
+from memograft.documents import Document
+from memograft.errors import PromptTooLongError, SettingsError
+
+if TYPE_CHECKING:
+    from memograft.memory.handle import MemoryHandle
+
+__all__ = ["MemograftSynthesizer"]
+
+dispatcher = get_dispatcher(__name__)
+
+
+@dataclass
+class _Work:
+    """What `synthesize` hands to `get_response`, and what comes back beside the text."""
+
+    nodes: Sequence[NodeWithScore]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class MemograftSynthesizer(BaseSynthesizer):
+    """Answers from all nodes at once. Unlike the stock synthesizers it packs nothing: borders and ids of nodes survive.
+
+    So each node is judged, memorized or left out by itself, and `response.metadata["memograft"]` says which, by its id
+    (of a streamed response once the stream has ended). Nodes that do not fit the window go by the LLM's `overflow`.
+
+    Args:
+        llm: a Memograft; by default `Settings.llm`.
+        text_qa_template: how the question is put. None is the bare question; `{context_str}` in it becomes a
+            reference to the documents.
+        streaming: whether responses come piece by piece.
+        output_cls: a pydantic class that answers are objects of.
+        keep: how many memories are kept, the last used ones: nodes that are retrieved together again are neither
+            memorized nor read anew. 0 memorizes for each question, and chooses among the nodes.
+        callback_manager: as in every synthesizer.
+        empty_response: what is said if no node was retrieved.
+
+    Raises:
+        SettingsError: the LLM is no Memograft, or the arguments are at odds.
+    """
+
+    def __init__(
+        self,
+        llm: Any = None,
+        *,
+        text_qa_template: BasePromptTemplate | None = None,
+        streaming: bool = False,
+        output_cls: type[BaseModel] | None = None,
+        keep: int = 0,
+        callback_manager: CallbackManager | None = None,
+        empty_response: str | None = None,
+    ) -> None:
+        llm = llm or Settings.llm
+        if isinstance(llm, MemograftStructuredLLM):
+            llm, output_cls = llm.llm, output_cls or llm.output_cls
+        if not isinstance(llm, Memograft):
+            raise SettingsError(
+                f"`llm` must be a Memograft, got {type(llm).__name__}; pass llm=Memograft(...), or set Settings.llm"
+            )
+        if streaming and output_cls is not None:
+            raise SettingsError("`streaming` and `output_cls` cannot go together: an object is there at once; pass one")
+        if keep < 0:
+            raise SettingsError(f"`keep` must be 0 or a number of memories, got {keep}")
+        if keep and llm.memory is None:
+            raise SettingsError("`keep` needs an LLM that memorizes, got memory=None; pass Memograft(memory=FastMem())")
+        if output_cls is not None:
+            schema_of(output_cls)
+        super().__init__(
+            llm=llm,
+            callback_manager=callback_manager,
+            prompt_helper=PromptHelper(),  # unused; made of the LLM's metadata, they would load the model here
+            chat_prompt_helper=ChatPromptHelper(),
+            streaming=streaming,
+            output_cls=output_cls,
+            empty_response=empty_response,
+        )
+        self._model = llm
+        self._text_qa_template = text_qa_template
+        self._keep = keep
+        self._kept: OrderedDict[Any, MemoryHandle] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _get_prompts(self) -> PromptDictType:
+        return {"text_qa_template": self._text_qa_template} if self._text_qa_template is not None else {}
+
+    def _update_prompts(self, prompts: PromptDictType) -> None:
+        self._text_qa_template = prompts.get("text_qa_template", self._text_qa_template)
+
+    def synthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """Answer a query from nodes."""
+        work = _Work(nodes)
+        response = super().synthesize(query, nodes, additional_source_nodes, _work=work, **response_kwargs)
+        return _reported(response, work)
+
+    async def asynthesize(
+        self,
+        query: QueryType,
+        nodes: list[NodeWithScore],
+        additional_source_nodes: Sequence[NodeWithScore] | None = None,
+        **response_kwargs: Any,
+    ) -> RESPONSE_TYPE:
+        """`synthesize` without blocking."""
+        work = _Work(nodes)
+        response = await super().asynthesize(query, nodes, additional_source_nodes, _work=work, **response_kwargs)
+        return _reported(response, work)
+
+    def get_response(
+        self, query_str: str, text_chunks: Sequence[str], _work: _Work | None = None, **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """Answer a query from texts (or, from `synthesize`, from nodes)."""
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
+        work = _work or _Work([])
+        documents = to_documents(work.nodes or text_chunks)
+        messages, options = self._asked(query_str, response_kwargs)
+        options |= {"documents": documents, "memory": self._memory(documents)}
+        answer: RESPONSE_TEXT_TYPE
+        if self._streaming:
+            answer = _pieces(self._model.stream_chat(messages, **options), work)
+        else:
+            answer = self._said(self._model.chat(messages, **options), work)
+        dispatcher.event(GetResponseEndEvent())
+        return answer
+
+    async def aget_response(
+        self, query_str: str, text_chunks: Sequence[str], _work: _Work | None = None, **response_kwargs: Any
+    ) -> RESPONSE_TEXT_TYPE:
+        """`get_response` without blocking."""
+        dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
+        work = _work or _Work([])
+        documents = to_documents(work.nodes or text_chunks)
+        messages, options = await asyncio.to_thread(self._asked, query_str, response_kwargs)
+        memory = await asyncio.to_thread(self._memory, documents)
+        options |= {"documents": documents, "memory": memory}
+        answer: RESPONSE_TEXT_TYPE
+        if self._streaming:
+            answer = _apieces(await self._model.astream_chat(messages, **options), work)
+        else:
+            answer = self._said(await self._model.achat(messages, **options), work)
+        dispatcher.event(GetResponseEndEvent())
+        return answer
+
+    def _asked(self, query_str: str, response_kwargs: dict[str, Any]) -> tuple[list[ChatMessage], dict[str, Any]]:
+        """(messages, arguments) of `chat`, but for the documents."""
+        if self._text_qa_template is None:
+            messages = self._model._extend_messages([ChatMessage(role=MessageRole.USER, content=query_str)])
+        else:
+            args = {**self._text_qa_template.kwargs, **response_kwargs, "query_str": query_str, "context_str": "nodes"}
+            messages = self._model._beside((), self._text_qa_template, args)
+        if self._output_cls is None:
+            return messages, {}
+        schema = schema_of(self._output_cls)
+        return with_schema(messages, schema), {"json_schema": schema}
+
+    def _said(self, response: ChatResponse, work: _Work) -> Any:
+        work.report.update(response.additional_kwargs["memograft"])
+        return object_of(self._output_cls, response) if self._output_cls else response.message.content or ""
+
+    def _memory(self, documents: tuple[Document, ...]) -> Any:
+        """The memory of exactly these documents, if memories are kept; else how they are memorized."""
+        if not self._keep or not documents:
+            return self._model.memory
+        key = (id(self._model.engine), *((document.id, document.text) for document in documents))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        try:
+            handle = self._model.memorize(documents)
+        except PromptTooLongError:
+            if self._model.overflow == "error":
+                raise
+            return self._model.memory  # what of them fits is known only with the question
+        with self._lock:
+            self._kept[key] = handle
+            while len(self._kept) > self._keep:
+                self._kept.popitem(last=False)
+        return handle
+
+
+def _reported(response: RESPONSE_TYPE, work: _Work) -> RESPONSE_TYPE:
+    if work.nodes:
+        response.metadata = {**(response.metadata or {}), "memograft": work.report}
+    return response
+
+
+def _pieces(responses: Generator[ChatResponse, None, None], work: _Work) -> Generator[str, None, None]:
+    for response in responses:
+        work.report.update(response.additional_kwargs.get("memograft", {}))
+        yield response.delta or ""
+
+
+async def _apieces(responses: AsyncGenerator[ChatResponse, None], work: _Work) -> AsyncGenerator[str, None]:
+    async for response in responses:
+        work.report.update(response.additional_kwargs.get("memograft", {}))
+        yield response.delta or ""
