@@ -37,7 +37,7 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
 
 
 def from_artifact(artifact: Any) -> tuple[Document, ...]:
-    """The Documents in a tool's artifact: it is one, or a list that holds some. Anything else is the tool's business."""
+    """The Documents in a tool's artifact, which is one or a list of some. Anything else is the tool's business."""
     items = artifact if isinstance(artifact, list | tuple) else [artifact]
     return to_documents([item for item in items if isinstance(item, Document | LangChainDocument)])
 
@@ -71,8 +71,8 @@ def _to_document(item: Any, position: int) -> Document:
         if isinstance(text, str) and isinstance(metadata, Mapping):
             return Document(text, str(item.get("id") or ""), _json_like(metadata))
     raise SettingsError(
-        f"documents[{position}] must be a LangChain Document, a string, or a mapping with `page_content` or `text`, got "
-        f"{type(item).__name__}; wrap it as Document(page_content=text)"
+        f"documents[{position}] must be a LangChain Document, a string, or a mapping with `page_content` or `text`, "
+        f"got {type(item).__name__}; wrap it as Document(page_content=text)"
     )
 
 

@@ -104,7 +104,8 @@ class UsesEngine(BaseModel):
     def _memorize(
         self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: FastMem | None
     ) -> MemoryHandle:
-        settings = resolve_memory(memory if memory is not None else getattr(self, "memory", DEFAULT_MEMORY))
+        own: Any = getattr(self, "memory", DEFAULT_MEMORY)
+        settings = resolve_memory(own if memory is None else memory)
         with translated():
             docs = to_documents(documents)
             if not docs:

@@ -74,9 +74,9 @@ def translated() -> Iterator[None]:
     except ModelError:  # translated already
         raise
     except PromptTooLongError as e:
-        raise MemograftContextOverflowError(str(e), tokens=e.tokens, limit=e.limit) from e
+        raise MemograftContextOverflowError(_said(e), tokens=e.tokens, limit=e.limit) from e
     except RequestTimeoutError as e:
-        raise MemograftTimeoutError(str(e)) from e
+        raise MemograftTimeoutError(_said(e)) from e
     except EngineClosedError as e:
         raise MemograftEngineClosedError(str(e)) from e
     except _INVALID as e:
@@ -98,10 +98,15 @@ def translated_loading(model: str) -> Iterator[None]:
         ) from e
 
 
+def _said(error: Exception) -> str:
+    """The error's text, by the names that LangChain has for things."""
+    return str(error).replace("`max_new_tokens`", "`max_tokens`")
+
+
 def _as_invalid(error: Exception) -> ModelInvalidRequestError:
     """An invalid request that is still of the error's own class."""
     if isinstance(error, SettingsError):
-        return MemograftInvalidRequestError(str(error))
+        return MemograftInvalidRequestError(_said(error))
     kind = type(error)
     both = type(f"Memograft{kind.__name__}", (ModelInvalidRequestError, kind), {"__doc__": kind.__doc__})
-    return both(str(error))  # type: ignore[no-any-return]
+    return both(_said(error))  # type: ignore[no-any-return]

@@ -1,0 +1,151 @@
+"""`AskingSettings`: the fields that say how an answer is made, and the request they make of a call. Knows no chats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+from memograft.errors import SettingsError
+from pydantic import AliasChoices, Field, field_validator
+
+from langchain_memograft._engine import DEFAULT_MEMORY, UsesEngine, resolve_memory, unknown_names
+from langchain_memograft._errors import MemograftInvalidRequestError, translated
+
+if TYPE_CHECKING:
+    from memograft import Document, FastMem, MemoryHandle, Request
+
+__all__ = ["CALL_OPTIONS", "AskingSettings"]
+
+# What a call may say besides `stop`: fields by their own names, and what only a call has.
+CALL_OPTIONS = frozenset(
+    "documents max_retries max_tokens memory memory_id model overflow seed temperature timeout top_k top_p".split()
+)
+
+
+class AskingSettings(UsesEngine):
+    """Fields that chat model and LLM have in common; each can be overridden in a call by its name."""
+
+    memory: Any = DEFAULT_MEMORY
+    """How documents are memorized: FastMem(...), by default with its own defaults; a handle of `memorize_documents`; or
+    None, which answers without memorizing."""
+
+    temperature: float | None = None
+    """0 is greedy, and so is None."""
+
+    top_p: float | None = None
+    """Smallest set of tokens with this much probability; None is all."""
+
+    top_k: int | None = None
+    """Number of likeliest tokens to choose from; None is all."""
+
+    max_tokens: int | None = None
+    """Length of the answer at most; None is 256."""
+
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
+    """Strings that end the answer; they are not part of it."""
+
+    seed: int | None = None
+    """Makes a sampled answer repeatable."""
+
+    timeout: float | None = None
+    """Seconds after which a call is given up; None waits."""
+
+    max_retries: int = Field(default=0, ge=0)
+    """How often a call that timed out is tried again. Streams are not."""
+
+    overflow: Literal["error", "drop", "truncate"] = "error"
+    """If the prompt is too long: raise, drop the lowest-ranked documents, or truncate them."""
+
+    @field_validator("memory")
+    @classmethod
+    def _check_memory(cls, value: Any) -> Any:
+        if value is not None and value != DEFAULT_MEMORY:
+            resolve_memory(value)
+        return value
+
+    def _check_call(self, given: Mapping[str, Any], known: Iterable[str]) -> None:
+        """Refuse what a call cannot say.
+
+        Raises:
+            ModelInvalidRequestError: an argument of no meaning, with the list of those that have one.
+        """
+        if unknown := unknown_names(given, {*known, "stop"}):
+            raise MemograftInvalidRequestError(f"a call of {type(self).__name__} has no {unknown}")
+
+    def _request(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        documents: Sequence[Document],
+        stop: Sequence[str] | None,
+        given: Mapping[str, Any],
+        **further: Any,
+    ) -> Request:
+        """One request of the engine; what the call says (`given`) goes before the object's fields.
+
+        Raises:
+            ModelInvalidRequestError: a value that can never work.
+        """
+        from memograft import Request, Sampling
+
+        def setting(name: str, default: Any = None) -> Any:
+            value = given.get(name)
+            value = getattr(self, name) if value is None else value
+            return default if value is None else value
+
+        with translated():
+            try:
+                sampling = Sampling(
+                    max_new_tokens=setting("max_tokens", 256),
+                    temperature=setting("temperature", 0.0),
+                    top_p=setting("top_p", 1.0),
+                    top_k=setting("top_k"),
+                    stop=(self.stop or ()) if stop is None else stop,
+                    seed=setting("seed"),
+                )
+                return Request(
+                    messages=messages,
+                    documents=documents,
+                    memory=self._memory_of(given),
+                    sampling=sampling,
+                    overflow=setting("overflow"),
+                    timeout=setting("timeout"),
+                    **further,
+                )
+            except TypeError as e:  # a comparison with what is no number
+                raise SettingsError(f"a setting has a value of the wrong type: {e}; got {dict(given)!r:.200}") from e
+
+    def _memory_of(self, given: Mapping[str, Any]) -> FastMem | MemoryHandle | None:
+        if given.get("memory_id") is not None:
+            if given.get("memory") is not None:
+                raise MemograftInvalidRequestError(
+                    "`memory` and `memory_id` were both given, and a call has one memory; pass one of them"
+                )
+            return self._memory_by_id(given["memory_id"])
+        return resolve_memory(given.get("memory", self.memory))  # None is a choice: answer without memorizing
+
+    @property
+    def _asking_params(self) -> dict[str, Any]:
+        """What an answer depends on, for cache keys and traces: model, settings, and which memories there are."""
+        names = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "overflow")
+        params: dict[str, Any] = {"model": self.model, "model_kwargs": self.model_kwargs}
+        if self.engine is not None:
+            params["fingerprint"] = self.engine.fingerprint
+        params |= {name: getattr(self, name) for name in names}
+        params["memory"] = self._described(self.memory)
+        # A call names a memory by `memory_id`; what the name stands for can change.
+        params["memories"] = {name: handle.id for name, handle in sorted(self._held.memories.items())}
+        return params
+
+    @staticmethod
+    def _described(memory: Any) -> Any:
+        """A memory as a value that is equal where answers are, and can be shown."""
+        if memory is None or isinstance(memory, str):
+            return memory
+        if hasattr(memory, "fingerprint"):
+            return {"memory_id": memory.id, "fingerprint": memory.fingerprint}
+        return asdict(memory)
+
+    def _described_call(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's arguments, its memory described."""
+        return {k: self._described(v) if k == "memory" else v for k, v in given.items()}

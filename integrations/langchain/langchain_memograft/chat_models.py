@@ -1,0 +1,337 @@
+"""`ChatMemograft`: a local chat model that memorizes the documents it is handed before it answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.exceptions import ModelError
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from memograft.errors import SettingsError
+from pydantic import field_validator
+
+from langchain_memograft._answers import PROVIDER, last_chunk, message_of
+from langchain_memograft._errors import MemograftInvalidRequestError, translated
+from langchain_memograft._messages import read_conversation
+from langchain_memograft._profile import profile_of
+from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
+from langchain_memograft._structured import METHODS, StrictJsonParser, called_arguments, json_schema_of, with_raw
+from langchain_memograft._tools import Plan, choice_of, plan
+
+if TYPE_CHECKING:
+    from memograft import Answer, Engine, MemoryHandle, Request
+
+__all__ = ["ChatMemograft"]
+
+_CALL_OPTIONS = CALL_OPTIONS | {
+    *("context_delimiters", "logprobs", "response_format", "stream", "strict", "tool_choice", "tools", "top_logprobs")
+}
+_MOST_THREADS = 64  # of one `.batch()`; more wait their turn
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A call, ready for the engine: with the plan by which its answer is read."""
+
+    engine: Engine
+    request: Request
+    plan: Plan
+    model: str
+
+    def result(self, answer: Answer) -> ChatResult:
+        message = message_of(answer, self.plan.read(self.engine, answer), self.model)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def last_chunk(self, answer: Answer) -> AIMessageChunk:
+        return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=self.plan.streams_text)
+
+
+class ChatMemograft(AskingSettings, BaseChatModel):
+    """Chat model over a local Hugging Face model that memorizes documents (FastMem) before it answers from them.
+
+    Documents come as `documents=` of a call, as `additional_kwargs["documents"]` of the last human message, as
+    content blocks (text-plain, document, search_result), as artifacts of tool messages, or between
+    `context_delimiters`; see `langchain_memograft._messages`. They stand in the prompt, and those that are about the
+    question are memorized.
+
+    Example:
+        >>> chat = ChatMemograft(model="tiny", max_tokens=24)
+        >>> chat.invoke("What is the capital of Australia?", documents=["The capital of Australia is Lisbon."]).text
+        'The capital of Australia is Lisbon.'
+        >>> chat.invoke("What is the capital of Australia?").text
+        'The capital of Australia is Canberra.'
+    """
+
+    streaming: bool = False
+    """Whether `invoke` streams underneath, for callbacks that want tokens."""
+
+    context_delimiters: tuple[str, str] | None = None
+    """What stands around documents in formatted prompts, such as ("<context>", "</context>"); None looks for none."""
+
+    logprobs: bool = False
+    """Whether `response_metadata["logprobs"]` says how sure the model was of each token."""
+
+    top_logprobs: int | None = None
+    """How many of the likeliest tokens stand beside each one, 0 to 20; only with `logprobs`."""
+
+    @field_validator("context_delimiters")
+    @classmethod
+    def _check_delimiters(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and not all(value):
+            raise ValueError(f"`context_delimiters` must be two strings that are not empty, or None, got {value!r}")
+        return value
+
+    @property
+    def _llm_type(self) -> str:
+        return "memograft-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """What answers depend on: also the key of LangChain's caches, and so memories are part of it."""
+        names = ("context_delimiters", "logprobs", "top_logprobs")
+        return self._asking_params | {name: getattr(self, name) for name in names}
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        return super()._get_invocation_params(stop=stop, **self._described_call(kwargs))
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        return super()._get_llm_string(stop=stop, **self._described_call(kwargs))
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        """What LangSmith is told."""
+        asked = {name: kwargs[name] for name in ("model", "temperature", "max_tokens") if kwargs.get(name) is not None}
+        params = super()._get_ls_params(stop=stop or self.stop, **asked)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        return profile_of(self.model, self.model_kwargs, self.engine)
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of the model's own tokenizer; loads the model if need be."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._engine_for().encode(text)
+
+    def with_memory(self, memory: MemoryHandle | str) -> Self:
+        """Copy of this model that answers from a memory: a handle, or the name it was kept under."""
+        handle = self._memory_by_id(memory) if isinstance(memory, str) else memory
+        return self.model_copy(update={"memory": self._check_memory(handle)})
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer many inputs; they meet in the engine and run as mixed batches.
+
+        Without a `max_concurrency` in the config all wait at once, where LangChain's own default is a few threads.
+        """
+        if not inputs:
+            return []
+        configs = get_config_list(config, len(inputs))
+        for each in configs:
+            if each.get("max_concurrency") is None:
+                each["max_concurrency"] = min(len(inputs), _MOST_THREADS)
+        return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        self._check_call(kwargs, _CALL_OPTIONS)
+        asked = self._ask(self._engine_for(kwargs.get("model")), messages, stop, kwargs)
+        for retries_left in self._retries(kwargs):
+            try:
+                with translated():
+                    return asked.result(asked.engine.answer(asked.request))
+            except ModelError as e:
+                if not (e.is_retryable and retries_left):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        asked = await self._aask(messages, stop, kwargs)
+        for retries_left in self._retries(kwargs):
+            try:
+                with translated():
+                    return asked.result(await asked.engine.aanswer(asked.request))
+            except ModelError as e:
+                if not (e.is_retryable and retries_left):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        self._check_call(kwargs, _CALL_OPTIONS)
+        asked = self._ask(self._engine_for(kwargs.get("model")), messages, stop, kwargs)
+        with translated(), asked.engine.stream(asked.request) as pieces:
+            for piece in pieces:
+                if asked.plan.streams_text:
+                    chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(piece, chunk=chunk)
+                    yield chunk
+            assert pieces.answer is not None
+            last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer))
+        if run_manager is not None:
+            run_manager.on_llm_new_token(last.text, chunk=last)
+        yield last
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        asked = await self._aask(messages, stop, kwargs)
+        with translated():
+            async with asked.engine.astream(asked.request) as pieces:
+                async for piece in pieces:
+                    if asked.plan.streams_text:
+                        chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                        if run_manager is not None:
+                            await run_manager.on_llm_new_token(piece, chunk=chunk)
+                        yield chunk
+                assert pieces.answer is not None
+                last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer))
+        if run_manager is not None:
+            await run_manager.on_llm_new_token(last.text, chunk=last)
+        yield last
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Model that may call these tools, or must.
+
+        Args:
+            tools: in any form LangChain knows.
+            tool_choice: "any", True or a tool's name force a call by constrained decoding, on any model. "auto" (None)
+                leaves it to the model, whose chat template must then have a place for tools.
+            strict: whether arguments are sure to be of the schema; those of forced calls always are.
+            kwargs: further arguments of each call.
+
+        Raises:
+            ModelInvalidRequestError: `tool_choice` is no such thing.
+        """
+        described = [convert_to_openai_tool(tool) for tool in tools]
+        with translated():
+            choice_of(tool_choice, [tool["function"]["name"] for tool in described])
+        given = {"tools": described, "tool_choice": tool_choice, "strict": strict}
+        return self.bind(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Model whose answers are objects of a schema, by constrained decoding, on any model.
+
+        Args:
+            schema: a pydantic class, a TypedDict, or a JSON schema.
+            include_raw: give {"raw", "parsed", "parsing_error"} instead of raising what parsing raises.
+            method: "json_schema": the answer is the object; "function_calling": it is the arguments of a forced call;
+                "json_mode": any JSON object, checked against the schema only afterwards.
+            strict: of no effect: the first two methods always keep to the schema.
+            kwargs: further arguments of each call.
+
+        Raises:
+            ModelInvalidRequestError: no such method or schema.
+        """
+        with translated():
+            if method not in METHODS:
+                raise SettingsError(f"`method` must be one of {METHODS}, got {method!r}")
+            wanted = json_schema_of(schema)
+        shown = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}
+        if method == "function_calling":
+            tool = convert_to_openai_tool(schema)
+            name = tool["function"]["name"]
+            llm = self.bind_tools([tool], tool_choice=name, ls_structured_output_format=shown, **kwargs)
+            parser: Runnable[AIMessage, Any] = called_arguments(schema)
+        else:
+            name = str(wanted.get("title") or "answer")
+            wire = {"type": "json_schema", "json_schema": {"name": name, "schema": wanted}}
+            response_format = wire if method == "json_schema" else {"type": "json_object"}
+            llm = self.bind(response_format=response_format, ls_structured_output_format=shown, **kwargs)
+            parser = StrictJsonParser(pydantic_object=schema if isinstance(schema, type) else None)
+        return with_raw(llm, parser) if include_raw else llm | parser
+
+    def _retries(self, given: Mapping[str, Any]) -> range:
+        retries = given.get("max_retries")
+        return range(max(0, self.max_retries if retries is None else int(retries)), -1, -1)
+
+    async def _aask(self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]) -> _Asked:
+        self._check_call(given, _CALL_OPTIONS)
+        structured = bool(given.get("response_format") or given.get("tools"))
+        engine = await self._aengine_for(given.get("model"), structured=structured)
+        return self._ask(engine, messages, stop, given)
+
+    def _ask(
+        self, engine: Engine, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]
+    ) -> _Asked:
+        with translated():
+            told = read_conversation(
+                messages,
+                given.get("documents"),
+                takes_tools=engine.takes_tools,
+                delimiters=given.get("context_delimiters") or self.context_delimiters,
+            )
+            how = plan(engine, given)
+        request = self._request(
+            told.messages,
+            told.documents,
+            stop,
+            given,
+            tools=how.tools,
+            json_schema=how.json_schema,
+            logprobs=self._logprobs(given),
+        )
+        return _Asked(engine, request, how, given.get("model") or self.model)
+
+    def _logprobs(self, given: Mapping[str, Any]) -> int | None:
+        wanted = given.get("logprobs")
+        count = given.get("top_logprobs")
+        count = self.top_logprobs if count is None else count
+        if self.logprobs if wanted is None else wanted:
+            return count or 0
+        if given.get("top_logprobs") is not None:
+            raise MemograftInvalidRequestError(
+                f"`top_logprobs` stands beside `logprobs`, got {count} without it; pass logprobs=True too"
+            )
+        return None
