@@ -8,7 +8,6 @@ folders of people you trust. Knows nothing of embeddings.
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +39,6 @@ _CLASSES = {
         "langchain.docstore.in_memory",
     )
 }
-logger = logging.getLogger(__name__)
-
 _AT_ONCE = 10_000  # vectors
 _DEEPEST = 50  # levels of nesting in metadata; what contains itself ends here
 _MOST = 100_000  # values in one document's metadata; one small list referred to again and again can be a billion
@@ -52,7 +49,7 @@ class FaissFolder:
     """What a folder holds.
 
     Attributes:
-        documents: in the order of their vectors; texts that are empty are among them.
+        documents: in the order of their vectors.
         dimension: D.
         index: the FAISS index.
     """
@@ -62,16 +59,10 @@ class FaissFolder:
     index: Any
 
     def pour_into(self, store: VectorStore) -> None:
-        """Add the documents with the vectors they have, thousands at a time, without those that have no text."""
-        empty = 0
+        """Add the documents with the vectors they have, thousands at a time."""
         for start in range(0, len(self.documents), _AT_ONCE):
             documents = self.documents[start : start + _AT_ONCE]
-            vectors = self.index.reconstruct_n(start, len(documents))
-            kept = [position for position, document in enumerate(documents) if document.text.strip()]
-            store.add([documents[position] for position in kept], vectors[kept])
-            empty += len(documents) - len(kept)
-        if empty:
-            logger.warning("%d of %d documents have no text and are left out", empty, len(self.documents))
+            store.add(documents, self.index.reconstruct_n(start, len(documents)))
 
 
 def read_faiss_folder(folder: str | Path, index_name: str = "index") -> FaissFolder:

@@ -11,7 +11,7 @@ from memograft import documents as core
 from memograft.errors import SettingsError
 from memograft.vector_store import Hit
 
-__all__ = ["document_of", "passages_of_documents", "passages_of_texts", "scored"]
+__all__ = ["document_of", "only", "passages_of_documents", "passages_of_texts", "scored"]
 
 
 def passages_of_documents(documents: Iterable[Document], ids: Sequence[str | None] | None) -> list[core.Document]:
@@ -74,3 +74,10 @@ def document_of(passage: core.Document) -> Document:
 def scored(hits: Iterable[Hit]) -> list[tuple[Document, float]]:
     """Return documents with their cosines."""
     return [(document_of(hit.document), hit.score) for hit in hits]
+
+
+def only(given: Mapping[str, Any], *known: str) -> None:
+    """Refuse arguments that would be ignored."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"MemograftVectorStore takes no argument `{name}` here; check its name, or leave it out")

@@ -17,12 +17,13 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from memograft import documents as core
 from memograft.errors import SettingsError
+from memograft.store.checks import embedded
 from memograft.store.index import IndexKind, IndexSettings
 from memograft.vector_store import VectorStore as CoreStore
 
 from langchain_memograft._embedder import aembedded, aembedded_query, embedder_of
 from langchain_memograft._faiss_folder import read_faiss_folder
-from langchain_memograft._passages import document_of, passages_of_documents, passages_of_texts, scored
+from langchain_memograft._passages import document_of, only, passages_of_documents, passages_of_texts, scored
 from langchain_memograft.embeddings import MemograftEmbeddings
 
 __all__ = ["MemograftVectorStore"]
@@ -83,7 +84,7 @@ class MemograftVectorStore(VectorStore):
         progress: bool = True,
     ) -> None:
         embedder = embedder_of(embedding, dimension)
-        self._batch_size = batch_size
+        self._batch_size, self._progress = batch_size, progress
         try:
             self.store = CoreStore(
                 embedder, path, index=index, read_only=read_only, batch_size=batch_size, progress=progress
@@ -147,7 +148,7 @@ class MemograftVectorStore(VectorStore):
     def _filled(cls, passages: list[core.Document], embedding: Embeddings | None, options: dict[str, Any]) -> Self:
         store = cls(embedding, **options)
         try:
-            store.store.add(passages)
+            store._add(passages)
         except BaseException:
             store.close()
             raise
@@ -174,7 +175,7 @@ class MemograftVectorStore(VectorStore):
         Nothing is unpickled: `index.pkl` is read as plain data, and whatever else it holds is refused. No document is
         embedded again: the vectors come from `index.faiss`. They are compared by cosine from now on, which ranks as
         the old store did if its vectors had length 1. Documents keep their ids, so that converting a second time into
-        the same `path` changes nothing; those without text are left out, with a line in the log.
+        the same `path` changes nothing.
 
         Args:
             folder: what was given to `save_local`. FAISS trusts `index.faiss`, so open folders of people you trust.
@@ -219,13 +220,13 @@ class MemograftVectorStore(VectorStore):
         """Add texts, replacing passages with the same id: all of them or, on any error, none. Returns the ids.
 
         Raises:
-            SettingsError: a text that is empty or no string, metadata that is not JSON, or embeddings that return
-                something else than one vector of D finite numbers for each text.
+            SettingsError: a text that is no string, metadata that is not JSON, or embeddings that return something
+                else than one vector of D finite numbers for each text.
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk is full, or the store is closed.
         """
-        _only(kwargs, "batch_size")  # of LangChain's indexing, which sends as many at once
-        return self.store.add(passages_of_texts(texts, metadatas, ids))
+        only(kwargs, "batch_size")  # of LangChain's indexing, which sends as many at once
+        return self._add(passages_of_texts(texts, metadatas, ids))
 
     async def aadd_texts(
         self,
@@ -236,23 +237,29 @@ class MemograftVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Add texts; otherwise as `add_texts`."""
-        _only(kwargs, "batch_size")
+        only(kwargs, "batch_size")
         return await self._aadd(passages_of_texts(texts, metadatas, ids))
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Add documents, with `ids=` in place of their own; otherwise as `add_texts`."""
-        _only(kwargs, "batch_size", "ids")
-        return self.store.add(passages_of_documents(documents, kwargs.get("ids")))
+        only(kwargs, "batch_size", "ids")
+        return self._add(passages_of_documents(documents, kwargs.get("ids")))
 
     async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Add documents, with `ids=` in place of their own; otherwise as `add_texts`."""
-        _only(kwargs, "batch_size", "ids")
+        only(kwargs, "batch_size", "ids")
         return await self._aadd(passages_of_documents(documents, kwargs.get("ids")))
 
-    async def _aadd(self, passages: list[core.Document]) -> list[str]:
-        if not passages:
-            return []
+    def _add(self, passages: list[core.Document]) -> list[str]:
         texts = [passage.text for passage in passages]
+        if not texts:
+            return []
+        return self.store.add(passages, embedded(self.store.embedder, texts, self._batch_size, self._progress))
+
+    async def _aadd(self, passages: list[core.Document]) -> list[str]:
+        texts = [passage.text for passage in passages]
+        if not texts:
+            return []
         vectors = await aembedded(self._embeddings, self.store.embedder, texts, self._batch_size)
         return await asyncio.to_thread(self.store.add, passages, vectors)
 
@@ -266,7 +273,7 @@ class MemograftVectorStore(VectorStore):
             FilterError: `filter` is not well formed.
             StoreReadOnlyError, StoreError: as `add_texts`.
         """
-        _only(kwargs, "filter")
+        only(kwargs, "filter")
         where = kwargs.get("filter")
         self.store.delete(ids, {} if ids is None and where is None else where)
         return True
@@ -297,7 +304,7 @@ class MemograftVectorStore(VectorStore):
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
         """Return documents with their cosines in [-1, 1]; otherwise as `similarity_search`."""
-        _only(kwargs)
+        only(kwargs)
         return scored(self.store.search(query, k, filter))
 
     async def asimilarity_search_with_score(
@@ -311,14 +318,14 @@ class MemograftVectorStore(VectorStore):
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the k documents closest to a vector of any length; otherwise as `similarity_search`."""
-        _only(kwargs)
+        only(kwargs)
         return [document_of(hit.document) for hit in self.store.search_by_vector(embedding, k, filter)]
 
     def similarity_search_with_score_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
         """Return documents with their cosines to a vector of any length; otherwise as `similarity_search`."""
-        _only(kwargs)
+        only(kwargs)
         return scored(self.store.search_by_vector(embedding, k, filter))
 
     async def asimilarity_search_with_score_by_vector(
@@ -345,7 +352,7 @@ class MemograftVectorStore(VectorStore):
         Raises:
             SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `similarity_search`.
         """
-        _only(kwargs)
+        only(kwargs)
         return [document_of(hit.document) for hit in self.store.mmr(query, k, fetch_k, lambda_mult, filter)]
 
     async def amax_marginal_relevance_search(
@@ -372,7 +379,7 @@ class MemograftVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return documents close to a vector but different; otherwise as `max_marginal_relevance_search`."""
-        _only(kwargs)
+        only(kwargs)
         found = self.store.mmr_by_vector(embedding, k, fetch_k, lambda_mult, filter)
         return [document_of(hit.document) for hit in found]
 
@@ -391,10 +398,3 @@ class MemograftVectorStore(VectorStore):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _only(given: Mapping[str, Any], *known: str) -> None:
-    """Refuse arguments that would be ignored."""
-    for name in given:
-        if name not in known:
-            raise TypeError(f"MemograftVectorStore takes no argument `{name}` here; check its name, or leave it out")
