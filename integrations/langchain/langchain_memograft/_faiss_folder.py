@@ -167,7 +167,8 @@ def _index(file: Path) -> Any:
     try:
         if isinstance(index, faiss.IndexIVF):
             index.make_direct_map()  # from positions to its lists
-        index.reconstruct_n(0, min(1, index.ntotal))
+        if index.ntotal:
+            index.reconstruct(0)  # reconstruct_n ends the process where an index has none
     except RuntimeError as error:
         raise StoreError(
             f"{file} is a {type(index).__name__}, which does not give its vectors back; add the documents to a new "
