@@ -1,0 +1,216 @@
+"""`MemograftLLM`: prompts as strings, answered in one batch, each after memorizing its documents.
+
+generate(N prompts) ──> N requests, one user message each ──> Engine.answer_batch ──> LLMResult
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.llms import BaseLLM
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from memograft.errors import RequestTimeoutError
+
+from langchain_memograft._answers import PROVIDER, metadata_of, usage_of
+from langchain_memograft._documents import to_documents
+from langchain_memograft._errors import MemograftInvalidRequestError, translated
+from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
+
+if TYPE_CHECKING:
+    from memograft import Answer, Document, Request
+
+__all__ = ["MemograftLLM"]
+
+
+class MemograftLLM(AskingSettings, BaseLLM):
+    """Memograft's models for chains of plain strings: a prompt becomes one user message, the answer its text.
+
+    `generate`, `batch` and their async twins run all prompts as one mixed batch. Every call may override the fields,
+    and takes `documents` (one list for all prompts, or a list for each of them), `memory` and `memory_id`. Answers of
+    calls with such arguments never come from LangChain's cache: its key for LLMs leaves them out.
+
+    Documents are judged by the whole prompt, so instructions around the question dilute it. `ChatMemograft`, with the
+    instructions in a system message, tells them apart.
+
+    Example:
+        >>> llm = MemograftLLM(model="tiny")
+        >>> llm.invoke("What is the capital of Australia?", documents=["The capital of Australia is Lisbon."])
+        'The capital of Australia is Lisbon.'
+    """
+
+    @property
+    def _llm_type(self) -> str:
+        return "memograft-llm"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return self._asking_params
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = PROVIDER
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, by the model's own tokenizer."""
+        return self._engine_for().encode(text)
+
+    def generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """`BaseLLM.generate`; a call with arguments goes past the cache, whose key would leave them out."""
+        return super(MemograftLLM, self._past_cache(kwargs)).generate(prompts, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        callbacks: Callbacks | list[Callbacks] | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """`generate` for asyncio."""
+        return await super(MemograftLLM, self._past_cache(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)
+
+    def _past_cache(self, kwargs: Mapping[str, Any]) -> MemograftLLM:
+        return self.model_copy(update={"cache": False}) if CALL_OPTIONS & kwargs.keys() else self
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        requests = self._requests(prompts, stop, kwargs)
+        engine = self._engine_for(kwargs.get("model"))
+        with translated():
+            results: list[Any] = engine.answer_batch(requests, return_exceptions=True)
+            for _ in range(self._retries(kwargs)):
+                late = _late(results)
+                again = engine.answer_batch([requests[n] for n in late], return_exceptions=True) if late else []
+                _put(results, late, again)
+            return self._result(_answers(results), kwargs)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        requests = self._requests(prompts, stop, kwargs)
+        engine = await self._aengine_for(kwargs.get("model"))
+        with translated():
+            results: list[Any] = await asyncio.gather(*map(engine.aanswer, requests), return_exceptions=True)
+            for _ in range(self._retries(kwargs)):
+                late = _late(results)
+                again = await asyncio.gather(*(engine.aanswer(requests[n]) for n in late), return_exceptions=True)
+                _put(results, late, again)
+            return self._result(_answers(results), kwargs)
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        (request,) = self._requests([prompt], stop, kwargs)
+        engine = self._engine_for(kwargs.get("model"))
+        with translated(), engine.stream(request) as stream:
+            for piece in stream:
+                chunk = GenerationChunk(text=piece)
+                if run_manager:
+                    run_manager.on_llm_new_token(piece, chunk=chunk)
+                yield chunk
+            yield GenerationChunk(text="", generation_info=self._info(cast("Answer", stream.answer), kwargs))
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        (request,) = self._requests([prompt], stop, kwargs)
+        engine = await self._aengine_for(kwargs.get("model"))
+        with translated():
+            async with engine.astream(request) as stream:
+                async for piece in stream:
+                    chunk = GenerationChunk(text=piece)
+                    if run_manager:
+                        await run_manager.on_llm_new_token(piece, chunk=chunk)
+                    yield chunk
+                yield GenerationChunk(text="", generation_info=self._info(cast("Answer", stream.answer), kwargs))
+
+    def _requests(self, prompts: Sequence[str], stop: list[str] | None, given: Mapping[str, Any]) -> list[Request]:
+        self._check_call(given, CALL_OPTIONS)
+        documents = _per_prompt(given.get("documents"), len(prompts))
+        return [
+            self._request([{"role": "user", "content": prompt}], own, stop, given)
+            for prompt, own in zip(prompts, documents, strict=True)
+        ]
+
+    def _retries(self, given: Mapping[str, Any]) -> int:
+        retries = given.get("max_retries")
+        retries = self.max_retries if retries is None else retries
+        if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+            raise MemograftInvalidRequestError(f"`max_retries` must be a whole number of 0 or more, got {retries!r}")
+        return retries
+
+    def _result(self, answers: Sequence[Answer], given: Mapping[str, Any]) -> LLMResult:
+        usages = [answer.usage for answer in answers]
+        prompt, completion = sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages)
+        return LLMResult(
+            generations=[[Generation(text=a.text, generation_info=self._info(a, given))] for a in answers],
+            llm_output={
+                "model_name": given.get("model") or self.model,
+                "token_usage": {
+                    "prompt_tokens": prompt,
+                    "completion_tokens": completion,
+                    "total_tokens": prompt + completion,
+                },
+            },
+        )
+
+    def _info(self, answer: Answer, given: Mapping[str, Any]) -> dict[str, Any]:
+        return metadata_of(answer, given.get("model") or self.model) | {"usage_metadata": usage_of(answer)}
+
+
+def _per_prompt(documents: Any, prompts: int) -> list[tuple[Document, ...]]:
+    """The documents of each prompt: a list of lists is one list for each, anything else is for all of them."""
+    nested = isinstance(documents, list | tuple) and any(isinstance(item, list | tuple) for item in documents)
+    with translated():
+        if not nested:
+            return [to_documents(documents)] * prompts
+        if len(documents) != prompts:
+            raise MemograftInvalidRequestError(
+                f"`documents` must be one list for all prompts, or a list for each of them, got {len(documents)} lists "
+                f"for {prompts} prompts; give each prompt its own, and an empty one where there are none"
+            )
+        return [to_documents(own) for own in documents]
+
+
+def _late(results: Sequence[Any]) -> list[int]:
+    return [n for n, result in enumerate(results) if isinstance(result, RequestTimeoutError)]
+
+
+def _put(results: list[Any], places: Sequence[int], news: Sequence[Any]) -> None:
+    for place, new in zip(places, news, strict=True):
+        results[place] = new
+
+
+def _answers(results: Sequence[Any]) -> list[Answer]:
+    """The results, if all of them are answers; else the first error is raised."""
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return list(results)

@@ -1,0 +1,208 @@
+"""`MemograftMiddleware`: hands an agent's model the documents of each human turn, and shows them in the state.
+
+before_model      the last human message ──> retriever ──> state["context"], and what tools found meanwhile
+wrap_model_call   state["context"] ──> the model call's `documents=`; which tool it must call, if any
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable
+from memograft.errors import MissingExtraError
+
+from langchain_memograft._documents import from_artifact, to_documents
+from langchain_memograft._errors import MemograftInvalidRequestError, translated
+from langchain_memograft.chat_models import ChatMemograft
+
+try:
+    from langchain.agents.middleware.types import (
+        AgentMiddleware,
+        AgentState,
+        ContextT,
+        ModelRequest,
+        ModelResponse,
+        OmitFromInput,
+        PrivateStateAttr,
+        ResponseT,
+    )
+except ModuleNotFoundError as e:
+    if (e.name or "").partition(".")[0] not in ("langchain", "langgraph"):
+        raise
+    raise MissingExtraError(
+        "MemograftMiddleware is for the agents of langchain, which is not installed; "
+        "pip install 'langchain-memograft[agents]'"
+    ) from e
+
+if TYPE_CHECKING:
+    from langgraph.runtime import Runtime
+
+__all__ = ["MemograftMiddleware", "MemograftState"]
+
+
+class MemograftState(AgentState[ResponseT]):
+    """State schema of the middleware.
+
+    Type Parameters:
+        ResponseT: The type of the structured response. Defaults to `Any`.
+    """
+
+    context: Annotated[NotRequired[list[Document]], OmitFromInput]
+    """Documents of the current human turn, highest-ranked first: the sources of its answer."""
+
+    context_of: Annotated[NotRequired[str | None], PrivateStateAttr]
+    """Id of the human message that `context` was retrieved for."""
+
+
+class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, ResponseT]):
+    """Hands `ChatMemograft` the documents it memorizes, inside langchain's `create_agent`.
+
+    With a retriever it retrieves once for each human message. Without one, the documents are those that tools return
+    as artifacts (`@tool(response_format="content_and_artifact")`), which `ChatMemograft` takes from the messages by
+    itself. In both cases they stand in the state under `context`.
+
+    Args:
+        retriever: what finds the documents: any retriever, or a Runnable from a question to a list of documents. Its
+            errors end the agent's run as they are.
+        k: how many documents at most; None leaves it to the retriever.
+        tool_choice: the name of a tool, or "any" of them, that the model must call first in each human turn; behind
+            that it has no tools and answers. For models that cannot choose tools by themselves, such as "tiny".
+
+    Raises:
+        ValueError: a setting that can never work.
+        MissingExtraError: on import, if langchain is not installed.
+
+    Example:
+        ```python
+        sources = MemograftMiddleware(retriever=store.as_retriever(), k=3)
+        agent = create_agent(ChatMemograft(model="tiny"), middleware=[sources])
+        result = agent.invoke({"messages": [HumanMessage("What is the capital of Australia?")]})
+        result["messages"][-1].text, result["context"]  # the answer and its sources
+        ```
+    """
+
+    state_schema = MemograftState  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        *,
+        retriever: BaseRetriever | Runnable[str, list[Document]] | None = None,
+        k: int | None = None,
+        tool_choice: str | None = None,
+    ) -> None:
+        super().__init__()
+        if retriever is not None and not isinstance(retriever, Runnable):
+            raise ValueError(
+                f"`retriever` must be a retriever or another Runnable, got {type(retriever).__name__}; a vector store "
+                "makes one by `.as_retriever()`"
+            )
+        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise ValueError(f"`k` must be a whole number of at least 1, or None for the retriever's own, got {k!r}")
+        if k is not None and retriever is None:
+            raise ValueError(f"`k` is how many documents the retriever returns, got {k} without one; pass `retriever`")
+        if tool_choice is not None and (not isinstance(tool_choice, str) or not tool_choice):
+            raise ValueError(f'`tool_choice` must be the name of a tool, "any" or None, got {tool_choice!r}')
+        self.retriever = retriever
+        self.k = k
+        self.tool_choice = tool_choice
+        # Only retrievers may know a `k`; any other Runnable would choke on it, and its list is cut anyway.
+        self._options: dict[str, Any] = {"k": k} if k is not None and isinstance(retriever, BaseRetriever) else {}
+
+    def before_model(self, state: MemograftState[ResponseT], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
+        """Retrieve, at the first model call of a human turn; note what tools found, at every later one."""
+        query = self._query(state)
+        if query is None or self.retriever is None:
+            return self._update(state, self._so_far(state))
+        return self._update(state, self._checked(self.retriever.invoke(query, **self._options)))
+
+    async def abefore_model(
+        self, state: MemograftState[ResponseT], runtime: Runtime[ContextT]
+    ) -> dict[str, Any] | None:
+        """`before_model`, by the retriever's own async method."""
+        query = self._query(state)
+        if query is None or self.retriever is None:
+            return self._update(state, self._so_far(state))
+        return self._update(state, self._checked(await self.retriever.ainvoke(query, **self._options)))
+
+    def wrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
+    ) -> ModelResponse[ResponseT] | AIMessage:
+        """Call the model with the turn's documents, and with the tool it must call.
+
+        Raises:
+            ModelInvalidRequestError: the model is no `ChatMemograft` and would never see the documents.
+        """
+        return handler(self._prepared(request))
+
+    async def awrap_model_call(
+        self,
+        request: ModelRequest[ContextT],
+        handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
+    ) -> ModelResponse[ResponseT] | AIMessage:
+        """`wrap_model_call` for asyncio."""
+        return await handler(self._prepared(request))
+
+    def _query(self, state: MemograftState[ResponseT]) -> str | None:
+        """What to retrieve for; None if it was done already, or if there is nothing to go by."""
+        turn = _turn(state["messages"])
+        if not turn or not isinstance(turn[0], HumanMessage) or state.get("context_of") == turn[0].id:
+            return None
+        return str(turn[0].text) if turn[0].text.strip() else None
+
+    def _so_far(self, state: MemograftState[ResponseT]) -> list[Document]:
+        """What this turn has found already."""
+        return list(state.get("context") or ()) if state.get("context_of") == _id_of_turn(state) else []
+
+    def _update(self, state: MemograftState[ResponseT], context: list[Document]) -> dict[str, Any]:
+        """The new state: `context`, and behind it the documents of tools that are not there yet."""
+        with translated():
+            known = {(d.id, d.text) for d in to_documents(context)}
+        for message in _turn(state["messages"]):
+            for document in from_artifact(message.artifact) if isinstance(message, ToolMessage) else ():
+                if (document.id, document.text) not in known:
+                    known.add((document.id, document.text))
+                    metadata = dict(document.metadata)
+                    context.append(Document(page_content=document.text, id=document.id, metadata=metadata))
+        return {"context": context, "context_of": _id_of_turn(state)}
+
+    def _checked(self, found: Any) -> list[Any]:
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            raise MemograftInvalidRequestError(
+                f"`retriever` must return a list of documents, got {type(found).__name__}; let it end in a step that "
+                "does"
+            )
+        return list(found[: self.k])
+
+    def _prepared(self, request: ModelRequest[ContextT]) -> ModelRequest[ContextT]:
+        documents = list(request.state.get("context") or ())  # type: ignore[call-overload]
+        if self.retriever is not None and documents:  # without one, the model reads the tools' artifacts itself
+            if not isinstance(request.model, ChatMemograft):
+                raise MemograftInvalidRequestError(
+                    f"MemograftMiddleware hands documents to ChatMemograft, got {type(request.model).__name__}, which "
+                    "would not see them; leave the middleware out, or give other models the documents as text"
+                )
+            settings = request.model_settings
+            documents = [*settings.get("documents", ()), *documents]
+            request = request.override(model_settings={**settings, "documents": documents})
+        if self.tool_choice is None:
+            return request
+        if any(isinstance(message, AIMessage) for message in _turn(request.messages)):
+            return request.override(tools=[], tool_choice=None)
+        return request.override(tool_choice=self.tool_choice)
+
+
+def _id_of_turn(state: MemograftState[Any]) -> str | None:
+    turn = _turn(state["messages"])
+    return turn[0].id if turn else None
+
+
+def _turn(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The last human message and what came after it; everything if there is none."""
+    start = max((n for n, message in enumerate(messages) if isinstance(message, HumanMessage)), default=0)
+    return messages[start:]
