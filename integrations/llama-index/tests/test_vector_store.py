@@ -25,7 +25,6 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
-
 from memograft.store.search import mmr_order
 
 D = 8

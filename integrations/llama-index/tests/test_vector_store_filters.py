@@ -16,7 +16,6 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.llms.memograft import _filters
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
-
 from memograft.errors import FilterError
 
 VALUES = [0, 1, -3, 2.5, 1e300, "", "1", "a", "b", "Zoë", "zoË", "ab", "q\"u\\o'te", "nul\0", "İx"]
@@ -94,7 +93,7 @@ def test_flat_filters_mean_what_llama_index_means() -> None:
         oracles.append(SimpleVectorStore())
         oracles[-1].add([node])
     partly = 0
-    for _ in range(300):
+    for _ in range(200):
         leaf = random_leaf(rng)
         filters = MetadataFilters(filters=[leaf])
         wanted = set()
@@ -105,7 +104,7 @@ def test_flat_filters_mean_what_llama_index_means() -> None:
                 assert not _filters.matches(filters, seen(node)), (leaf, node.metadata)
         assert found(store, filters) == wanted, leaf
         partly += 0 < len(wanted) < len(nodes)
-    assert partly > 100, "the random filters hardly tell nodes apart"
+    assert partly > 70, "the random filters hardly tell nodes apart"
 
 
 @pytest.mark.parametrize("condition", list(FilterCondition))
@@ -126,15 +125,15 @@ def test_nested_filters_mean_what_python_means() -> None:
     rng = random.Random(7)
     nodes, store = nodes_and_store()
     partly = translated = 0
-    for _ in range(300):
+    for _ in range(150):
         filters = random_group(rng, 3)
         wanted = {node.node_id for node in nodes if _filters.matches(filters, seen(node))}
         assert found(store, filters) == wanted, filters
         assert {node.node_id for node in store.get_nodes(filters=filters)} == wanted
         partly += 0 < len(wanted) < len(nodes)
         translated += not _filters.split(filters)[1]
-    assert partly > 150
-    assert 30 < translated < 270, "both ways have to be tried"
+    assert partly > 75
+    assert 15 < translated < 135, "both ways have to be tried"
 
 
 def test_nothing_is_lost_behind_better_matches_that_do_not_fit() -> None:

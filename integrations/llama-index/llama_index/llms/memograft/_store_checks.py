@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
-
 from memograft.errors import SettingsError
+
+MMR_OPTIONS = ("mmr_prefetch_factor", "mmr_prefetch_k", "mmr_threshold")
+_PREFETCH = 4.0  # candidates of MMR per node wanted, as in LlamaIndex's other stores
 
 
 def refuse_unknown(method: str, kwargs: Mapping[str, Any], known: Collection[str] = ()) -> None:
@@ -46,6 +48,45 @@ def check_query(query: VectorStoreQuery) -> None:
     for name in ("output_fields", "embedding_field"):
         if getattr(query, name) is not None:
             raise SettingsError(f"`{name}` is not for this store, got {getattr(query, name)!r}; leave it out")
+
+
+def checked_ids(name: str, ids: Sequence[str]) -> list[str]:
+    """Return the ids as a list; refuse one string, which would be taken letter by letter."""
+    if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
+        raise SettingsError(f"`{name}` must be a list of strings, got {ids!r}; write {name}=[...]")
+    return list(ids)
+
+
+def mmr_weight(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
+    """Return how much closeness counts against variety, in [0, 1]."""
+    threshold = options.get("mmr_threshold", query.mmr_threshold)
+    if threshold is None:
+        return 0.5
+    if not _is_number(threshold) or not 0 <= threshold <= 1:
+        raise SettingsError(f"`mmr_threshold` must be between 0 and 1, got {threshold!r}; 0.5 is usual")
+    return float(threshold)
+
+
+def mmr_candidates(k: int, options: Mapping[str, Any]) -> int:
+    """Return from how many of the closest nodes MMR chooses `k`."""
+    fetch, factor = options.get("mmr_prefetch_k"), options.get("mmr_prefetch_factor")
+    if fetch is not None and factor is not None:
+        raise SettingsError(
+            f"`mmr_prefetch_k` and `mmr_prefetch_factor` are one setting, got both, {fetch!r} and {factor!r}; "
+            "leave one out"
+        )
+    if fetch is None:
+        factor = _PREFETCH if factor is None else factor
+        if not _is_number(factor) or not 1 <= factor < float("inf"):
+            raise SettingsError(f"`mmr_prefetch_factor` must be a number of at least 1, got {factor!r}; 4 is usual")
+        return int(k * factor)
+    if isinstance(fetch, bool) or not isinstance(fetch, int) or fetch < 1:
+        raise SettingsError(f"`mmr_prefetch_k` must be a whole number of at least 1, got {fetch!r}; 20 is usual")
+    return max(k, fetch)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def require_local(fs: Any) -> None:

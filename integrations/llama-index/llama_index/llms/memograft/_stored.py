@@ -11,7 +11,6 @@ from typing import Any
 
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, Node, TextNode
 from llama_index.core.schema import Document as SourceDocument
-
 from memograft.documents import Document
 from memograft.errors import SettingsError
 

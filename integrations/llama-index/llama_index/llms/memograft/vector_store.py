@@ -28,9 +28,17 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryResult,
 )
 from llama_index.llms.memograft import _filters
-from llama_index.llms.memograft._store_checks import check_query, checked_embedding, refuse_unknown, require_local
+from llama_index.llms.memograft._store_checks import (
+    MMR_OPTIONS,
+    check_query,
+    checked_embedding,
+    checked_ids,
+    mmr_candidates,
+    mmr_weight,
+    refuse_unknown,
+    require_local,
+)
 from llama_index.llms.memograft._stored import REF_DOC_ID, to_document, to_node
-
 from memograft.embedders import Embedder, GivenVectors
 from memograft.errors import SettingsError, StoreError
 from memograft.store.db import FILE_NAME
@@ -38,8 +46,6 @@ from memograft.store.index import IndexKind, IndexSettings
 from memograft.vector_store import Hit, VectorStore
 
 _AT_ONCE = 1_000  # nodes per step of a copy
-_PREFETCH = 4.0  # candidates of MMR per node wanted, as in LlamaIndex's other stores
-_MMR_OPTIONS = {"mmr_threshold", "mmr_prefetch_factor", "mmr_prefetch_k"}
 
 
 class MemograftVectorStore(BasePydanticVectorStore):
@@ -239,7 +245,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
             FilterError: a filter whose value does not go with its operator.
             StoreError: the store is closed.
         """
-        refuse_unknown("query", kwargs, _MMR_OPTIONS)
+        refuse_unknown("query", kwargs, MMR_OPTIONS)
         check_query(query)
         store = self._existing()
         if store is None:
@@ -259,11 +265,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
         vector, k = np.asarray(query.query_embedding, np.float64), query.similarity_top_k
         if query.mode == VectorStoreQueryMode.DEFAULT:
             return store.search_by_vector(vector, k, where)
-        threshold = options.get("mmr_threshold", query.mmr_threshold)
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise SettingsError(f"`mmr_threshold` must be between 0 and 1, got {threshold!r}; 0.5 is usual")
-        fetch = options.get("mmr_prefetch_k") or int(k * options.get("mmr_prefetch_factor", _PREFETCH))
-        return store.mmr_by_vector(vector, k, max(k, fetch), 0.5 if threshold is None else threshold, where)
+        return store.mmr_by_vector(vector, k, mmr_candidates(k, options), mmr_weight(query, options), where)
 
     def _where(
         self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
@@ -272,9 +274,9 @@ class MemograftVectorStore(BasePydanticVectorStore):
         where, rest = _filters.split(filters)
         wheres = [where] if where else []
         if node_ids is not None:
-            wheres.append({"$id": list(node_ids)})
+            wheres.append({"$id": checked_ids("node_ids", node_ids)})
         if doc_ids is not None:
-            wheres.append({REF_DOC_ID: {"$in": list(doc_ids)}})
+            wheres.append({REF_DOC_ID: {"$in": checked_ids("doc_ids", doc_ids)}})
         where = {"$and": wheres} if wheres else {}
         store = self._existing()
         if not rest or store is None:
