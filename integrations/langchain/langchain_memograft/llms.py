@@ -56,7 +56,9 @@ class MemograftLLM(AskingSettings, BaseLLM):
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, by the model's own tokenizer."""
+        """Token ids of a text, by the model's own tokenizer; loads the model if need be."""
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         return self._engine_for().encode(text)
 
     def generate(

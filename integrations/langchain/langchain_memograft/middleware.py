@@ -6,13 +6,14 @@ wrap_model_call   state["context"] ──> the model call's `documents=`; which 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import Runnable
+from memograft.documents import Document as MemograftDocument
 from memograft.errors import MissingExtraError
 
 from langchain_memograft._documents import from_artifact, to_documents
@@ -163,12 +164,11 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
         """The new state: `context`, and behind it the documents of tools that are not there yet."""
         with translated():
             known = {(d.id, d.text) for d in to_documents(context)}
-        for message in _turn(state["messages"]):
-            for document in from_artifact(message.artifact) if isinstance(message, ToolMessage) else ():
+        for item in _artifacts(_turn(state["messages"])):
+            for document in from_artifact(item):  # one, or none
                 if (document.id, document.text) not in known:
                     known.add((document.id, document.text))
-                    metadata = dict(document.metadata)
-                    context.append(Document(page_content=document.text, id=document.id, metadata=metadata))
+                    context.append(item if isinstance(item, Document) else _of_langchain(document))
         return {"context": context, "context_of": _id_of_turn(state)}
 
     def _checked(self, found: Any) -> list[Any]:
@@ -194,7 +194,18 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
             return request
         if any(isinstance(message, AIMessage) for message in _turn(request.messages)):
             return request.override(tools=[], tool_choice=None)
-        return request.override(tool_choice=self.tool_choice)
+        # An answer of a schema can wait: create_agent forgets the choice where there is one.
+        return request.override(tool_choice=self.tool_choice, response_format=None)
+
+
+def _artifacts(messages: Sequence[AnyMessage]) -> Iterator[Any]:
+    for message in messages:
+        if isinstance(message, ToolMessage):
+            yield from message.artifact if isinstance(message.artifact, list | tuple) else [message.artifact]
+
+
+def _of_langchain(document: MemograftDocument) -> Document:
+    return Document(page_content=document.text, id=document.id, metadata=dict(document.metadata))
 
 
 def _id_of_turn(state: MemograftState[Any]) -> str | None:

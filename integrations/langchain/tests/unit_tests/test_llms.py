@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
+from blockbuster import BlockBuster
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
@@ -44,6 +46,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Engine, "answer_batch", counted)
     return sizes
+
+
+@pytest.fixture
+def blockbuster() -> Iterator[BlockBuster]:
+    blocking = BlockBuster()
+    blocking.activate()
+    yield blocking
+    blocking.deactivate()
 
 
 def test_invoke(llm: MemograftLLM) -> None:
@@ -94,6 +104,21 @@ async def test_a_stream_can_be_left(llm: MemograftLLM) -> None:
     await anext(pieces)
     await pieces.aclose()  # type: ignore[attr-defined]
     assert llm.invoke(AUSTRALIA) == CANBERRA
+
+
+async def test_a_batch_can_be_cancelled(llm: MemograftLLM) -> None:
+    task = asyncio.create_task(llm.abatch([AUSTRALIA, FRANCE] * 4))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await llm.ainvoke(AUSTRALIA) == CANBERRA
+
+
+async def test_the_event_loop_is_never_blocked(blockbuster: BlockBuster) -> None:
+    llm = MemograftLLM(model="tiny")
+    assert await llm.abatch([AUSTRALIA, FRANCE], documents=[[LISBON], []]) == [LISBON, PARIS]
+    assert "".join([piece async for piece in llm.astream(AUSTRALIA)]) == CANBERRA
 
 
 def test_a_memory_is_made_once_and_used_often(llm: MemograftLLM) -> None:
@@ -167,6 +192,7 @@ def test_callbacks_see_tokens_usage_and_errors(llm: MemograftLLM) -> None:
 
 def test_real_token_ids(llm: MemograftLLM) -> None:
     assert llm.get_token_ids(LISBON) == shared_engine("tiny").encode(LISBON)
+    assert MemograftLLM(model="tiny", custom_get_token_ids=lambda text: [1]).get_token_ids(LISBON) == [1]
     assert llm.get_num_tokens(LISBON) == len(llm.get_token_ids(LISBON)) > 0
 
 
