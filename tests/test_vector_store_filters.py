@@ -196,3 +196,50 @@ def test_filters_nest_until_they_are_refused(wrap) -> None:
             store.count(where)
             where = wrap(where)
     assert _depth >= 8
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_filter_that_comes_again_sees_every_write(tmp_path, kind) -> None:
+    """Additions, replacements, deletions and compaction between searches with the same filters, against a dict."""
+    rng = random.Random(0)
+    embedder = NumberEmbedder()
+    contents: dict[str, int] = {}
+    filters = [
+        ({"odd": True}, lambda n: n % 2 == 1),
+        ({"odd": {"$ne": True}}, lambda n: n % 2 == 0),
+        ({"n": {"$gte": 100}}, lambda n: n >= 100),
+        ({"odd": 1}, lambda n: False),
+    ]
+    with (
+        VectorStore(embedder, tmp_path, index=kind) as store,
+        VectorStore(embedder, tmp_path, read_only=True) as reader,
+    ):
+        for step in range(60):
+            match rng.choice(["add", "add", "replace", "delete", "compact"]):
+                case "add":
+                    names = {f"id{rng.randrange(200)}": rng.randrange(200) for _ in range(9)}
+                case "replace" if contents:
+                    names = {rng.choice(list(contents)): rng.randrange(200)}
+                case "delete" if contents:
+                    names = {}
+                    gone = rng.sample(list(contents), min(5, len(contents)))
+                    store.delete(gone)
+                    contents = {name: n for name, n in contents.items() if name not in gone}
+                case _:
+                    names = {}
+                    store.compact()
+            store.add([Document(f"{n} text", name, {"n": n, "odd": n % 2 == 1}) for name, n in names.items()])
+            contents |= names
+            where, meets = filters[step % len(filters)]
+            wanted = {name for name, n in contents.items() if meets(n)}
+            for opened in (store, reader):
+                assert {hit.document.id for hit in opened.search("7", k=1000, where=where)} == wanted
+
+
+def test_filters_that_were_not_used_lately_are_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr("memograft.store.filtered._MOST", 30)
+    store = VectorStore(NumberEmbedder())
+    store.add(numbered(range(20)))
+    for start in [*range(10), 0]:
+        assert len(store.search("7", k=50, where={"n": {"$gte": start}})) == 20 - start
+    assert len(store._search._filtered._known) == 1

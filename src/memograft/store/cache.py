@@ -9,7 +9,7 @@ Knows nothing of text and metadata; its caller locks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class IndexCache:
-    """The index of one store. `index` may be searched as long as `is_stale()` is false.
+    """The index of one store. `index` may be searched as long as `is_stale()` is false; `deletions` counts.
 
     Args:
         database: the truth.
@@ -55,6 +55,7 @@ class IndexCache:
         self._read_only = read_only
         self._progress = progress
         self._seen = database.data_version()
+        self.deletions = 0  # times that passages were deleted
         self._behind = False  # a commit has not reached the index
         self._saved = False  # the file holds what the index holds
         loaded = self._load()
@@ -73,6 +74,7 @@ class IndexCache:
         live = self._database.seqs()
         known = self.index.ids()
         gone, new = np.setdiff1d(known, live), np.setdiff1d(live, known)
+        self.deletions += bool(len(gone))
         self.index.remove(gone.tolist())
         for seqs, vectors in self._database.vectors(new):
             self.index.add(seqs, vectors)
@@ -83,8 +85,9 @@ class IndexCache:
         """Say that a commit is coming: until `apply` has followed it, searches catch up first."""
         self._behind = True
 
-    def apply(self, gone: Iterable[int], new: Sequence[int], vectors: FloatArray) -> None:
+    def apply(self, gone: Sequence[int], new: Sequence[int], vectors: FloatArray) -> None:
         """Follow a commit of this process. What fails here is no failure of the commit: the next search catches up."""
+        self.deletions += bool(gone)
         self._saved = self._saved and not new  # deletions alone are seen again when the file is loaded
         try:
             self.index.remove(gone)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.store.cache import IndexCache
 from memograft.store.db import Database
+from memograft.store.filtered import FilterCache
 from memograft.store.filters import compile_filter
 from memograft.store.index import EXACT_BELOW, FloatArray, IdArray
 from memograft.store.locks import ReadWriteLock
@@ -43,6 +44,7 @@ class Searcher:
         self._database = database
         self._cache = cache
         self._lock = lock
+        self._filtered = FilterCache(database)
 
     def nearest(self, vector: FloatArray, k: int, where: Mapping[str, Any] | None) -> list[tuple[int, Document, float]]:
         """Return (seq, document, cosine) of the k passages closest to the unit vector (D,), best first."""
@@ -54,7 +56,7 @@ class Searcher:
                 with self._lock.writing():
                     self._cache.catch_up()
             with self._lock.reading():
-                among = self._database.seqs(condition, parameters) if where else None
+                among = self._filtered.seqs(condition, parameters, self._cache.deletions) if where else None
                 scores, seqs = self._find(vector, k, among)
                 documents = self._database.documents(seqs.tolist())
             if len(documents) == len(seqs):
