@@ -115,6 +115,9 @@ def test_a_passage_of_another_program_is_a_text_node() -> None:
     store.add([node(1)])
     assert store.client is not None
     store.client.add([{"text": "by hand", "id": "core", "metadata": {"n": 7}}], vectors=[TABLE[7]])
+    for odd in ("[]", "no json", 3, {"class_name": "TextNode"}):
+        store.client.add([{"text": "odd", "id": "odd", "metadata": {"_node": odd}}], vectors=[TABLE[8]])
+        assert store.get_nodes(["odd"])[0].metadata == {"_node": odd}
     (best,) = store.query(ask(7, k=1)).nodes
     assert (type(best), best.text, best.node_id, best.metadata) == (TextNode, "by hand", "core", {"n": 7})
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_index.llms.memograft.base import Memograft
+    from llama_index.llms.memograft.embedding import MemograftEmbedding
     from llama_index.llms.memograft.synthesizer import MemograftSynthesizer
     from llama_index.llms.memograft.vector_store import MemograftVectorStore
 
@@ -15,11 +16,12 @@ __version__ = "0.1.0"
 # Looked up on first use: who wants the LLM pays for no vector store, and the other way round.
 _HOMES = {
     "Memograft": "base",
+    "MemograftEmbedding": "embedding",
     "MemograftSynthesizer": "synthesizer",
     "MemograftVectorStore": "vector_store",
 }
 
-__all__ = ["Memograft", "MemograftSynthesizer", "MemograftVectorStore", "__version__"]
+__all__ = ["Memograft", "MemograftEmbedding", "MemograftSynthesizer", "MemograftVectorStore", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

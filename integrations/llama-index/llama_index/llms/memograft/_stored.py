@@ -7,6 +7,7 @@ that another program has put there becomes a TextNode.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MetadataMode, Node, TextNode
@@ -48,18 +49,34 @@ def to_document(node: BaseNode, position: int) -> Document:
         ) from error
     if any(name in node.metadata for name in _ADDED):  # the user's own values win in filters, and come back unchanged
         content["metadata"] = node.metadata
+    try:
+        kept = json.dumps(content, ensure_ascii=False)
+    except (ValueError, TypeError, RecursionError):  # the user's own values, which the store will refuse by name
+        kept = ""
     source = {} if node.ref_doc_id is None else dict.fromkeys(_DOC_IDS, node.ref_doc_id)
-    ours = {_CONTENT: content, **({REF_DOC_ID: node.ref_doc_id} if source else {})}
+    ours = {_CONTENT: kept, **({REF_DOC_ID: node.ref_doc_id} if source else {})}
     return Document(node.get_content(MetadataMode.NONE), node.node_id, {**source, **node.metadata, **ours})
 
 
 def to_node(document: Document) -> BaseNode:
     """Return the node that a passage keeps."""
     metadata: dict[str, Any] = dict(document.metadata)
-    content = metadata.get(_CONTENT)
-    if not isinstance(content, dict) or "class_name" not in content:
+    content = _content(metadata)
+    if content is None:
         return TextNode(id_=document.id, text=document.text, metadata=metadata)
     own = content.get("metadata") or {key: value for key, value in metadata.items() if key not in _ADDED}
     cls = _CLASSES.get(content["class_name"], TextNode)
     text = {"text": document.text} if issubclass(cls, TextNode) else {}  # the others keep their `text_resource`
     return cls.from_dict({**content, "id_": document.id, "metadata": own, **text})
+
+
+def _content(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `to_document` kept of a node beside text and metadata, None if it was not the one who wrote this.
+
+    It lies there as a string, which a filter's walk through the metadata steps over.
+    """
+    try:
+        content = json.loads(metadata[_CONTENT])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return content if isinstance(content, dict) and "class_name" in content else None

@@ -24,6 +24,7 @@ class MemograftEmbedding(BaseEmbedding):
 
     Example:
         >>> from llama_index.core import Settings
+        >>> from llama_index.llms.memograft import MemograftEmbedding
         >>> Settings.embed_model = MemograftEmbedding()
         >>> len(Settings.embed_model.get_text_embedding("Bergamot is a citrus fruit."))
         1024

@@ -73,7 +73,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
 
     Example:
         >>> from llama_index.core import Document, StorageContext, VectorStoreIndex
-        >>> from llama_index.llms.memograft.embedding import MemograftEmbedding
+        >>> from llama_index.llms.memograft import MemograftEmbedding, MemograftVectorStore
         >>> context = StorageContext.from_defaults(vector_store=MemograftVectorStore())
         >>> pages = [Document(text="Paris is the capital of France."), Document(text="Bergamot is a citrus fruit.")]
         >>> index = VectorStoreIndex.from_documents(pages, context, embed_model=MemograftEmbedding())
