@@ -45,6 +45,10 @@ class UsesEngine(BaseModel):
 
     _held: _Held = PrivateAttr(default_factory=lambda: _Held())
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Pass on to LangChain's own, which pydantic's for private attributes would hide in the order of bases."""
+        super().model_post_init(context)
+
     @classmethod
     def from_engine(cls, engine: Engine, **fields: Any) -> Self:
         """Build one over an engine that is there already; `fields` are the class's own.
@@ -105,7 +109,7 @@ class UsesEngine(BaseModel):
         self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: FastMem | None
     ) -> MemoryHandle:
         own: Any = getattr(self, "memory", DEFAULT_MEMORY)
-        settings = resolve_memory(own if memory is None else memory)
+        settings: Any = resolve_memory(own if memory is None else memory)
         with translated():
             docs = to_documents(documents)
             if not docs:

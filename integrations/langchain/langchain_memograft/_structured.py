@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.output_parsers import JsonOutputParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
 from memograft.errors import SettingsError
-from pydantic import BaseModel, ValidationError
 
-__all__ = ["METHODS", "StrictJsonParser", "called_arguments", "json_schema_of", "with_raw"]
+__all__ = ["METHODS", "StrictJsonParser", "called_arguments", "is_model_class", "json_schema_of", "with_raw"]
 
 METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -28,8 +28,8 @@ def json_schema_of(schema: Any) -> dict[str, Any]:
     Raises:
         SettingsError: it is none of them.
     """
-    if _is_model(schema):
-        return dict(schema.model_json_schema())
+    if is_model_class(schema):
+        return dict(schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema.schema())
     if isinstance(schema, Mapping) and ("properties" in schema or "$ref" in schema or "anyOf" in schema):
         return dict(schema)
     try:
@@ -53,24 +53,44 @@ class StrictJsonParser(JsonOutputParser):
             OutputParserException: it is not JSON, or not of the schema.
         """
         if partial:
-            with suppress(ValidationError):  # more is to come
-                return self._validated(super().parse_result(result, partial=True))
+            with suppress(ValueError):  # more is to come
+                return _validated(self.pydantic_object, super().parse_result(result, partial=True))
             return None
         text = result[0].text
         try:
             value = json.loads(text)
-            return self._validated(value)
-        except ValidationError as e:
-            raise OutputParserException(f"the answer is not of the schema: {e}; got {text!r}", llm_output=text) from e
         except ValueError as e:
             raise OutputParserException(
                 f"the answer is not whole JSON ({_finish_reason(result)}): {e}; got {text!r}; allow more `max_tokens`",
                 llm_output=text,
             ) from e
+        try:
+            return _validated(self.pydantic_object, value)
+        except ValueError as e:
+            raise OutputParserException(f"the answer is not of the schema: {e}; got {text!r}", llm_output=text) from e
 
-    def _validated(self, value: Any) -> Any:
-        model: Any = self.pydantic_object
-        return value if model is None else model.model_validate(value)
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
+        pieces: list[str] = []
+
+        def kept() -> Iterator[str | BaseMessage]:
+            for piece in input:
+                pieces.append(_text(piece))
+                yield piece
+
+        yield from super()._transform(kept())
+        self.parse_result([Generation(text="".join(pieces))])  # raises, if the stream was cut off
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
+        pieces: list[str] = []
+
+        async def kept() -> AsyncIterator[str | BaseMessage]:
+            async for piece in input:
+                pieces.append(_text(piece))
+                yield piece
+
+        async for value in super()._atransform(kept()):
+            yield value
+        self.parse_result([Generation(text="".join(pieces))])
 
 
 def called_arguments(schema: Any) -> Runnable[AIMessage, Any]:
@@ -81,11 +101,9 @@ def called_arguments(schema: Any) -> Runnable[AIMessage, Any]:
             wrong = message.invalid_tool_calls[0]["error"] if message.invalid_tool_calls else "it called nothing"
             raise OutputParserException(f"the answer holds no call: {wrong}", llm_output=message.text)
         arguments = message.tool_calls[0]["args"]
-        if not _is_model(schema):
-            return arguments
         try:
-            return schema.model_validate(arguments)
-        except ValidationError as e:
+            return _validated(schema if is_model_class(schema) else None, arguments)
+        except ValueError as e:
             raise OutputParserException(f"the call is not of the schema: {e}", llm_output=json.dumps(arguments)) from e
 
     return RunnableLambda(read)
@@ -98,8 +116,19 @@ def with_raw(llm: Runnable[Any, AIMessage], parser: Runnable[AIMessage, Any]) ->
     return RunnableMap(raw=llm) | good.with_fallbacks([bad], exception_key="parsing_error")
 
 
-def _is_model(schema: Any) -> bool:
-    return isinstance(schema, type) and issubclass(schema, BaseModel)
+def is_model_class(schema: Any) -> bool:
+    """Whether it is a class of pydantic, of its first version or its second."""
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def _validated(model: Any, value: Any) -> Any:
+    if model is None or value is None:
+        return value
+    return model.model_validate(value) if hasattr(model, "model_validate") else model.parse_obj(value)
+
+
+def _text(piece: str | BaseMessage) -> str:
+    return piece if isinstance(piece, str) else str(piece.text)
 
 
 def _finish_reason(result: list[Generation]) -> str:

@@ -208,7 +208,7 @@ def _parsed(message: Mapping[str, Any], text: str) -> Reading:
     content = message.get("content")
     if not isinstance(content, str):
         content = "" if calls or invalid else text
-    return Reading(content, calls, invalid, str(message.get("thinking") or ""))
+    return Reading(content, calls, invalid, str(message.get("thinking") or message.get("reasoning_content") or ""))
 
 
 def _invalid(name: str | None, args: str, error: str) -> InvalidToolCall:

@@ -24,7 +24,14 @@ from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._messages import read_conversation
 from langchain_memograft._profile import profile_of
 from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
-from langchain_memograft._structured import METHODS, StrictJsonParser, called_arguments, json_schema_of, with_raw
+from langchain_memograft._structured import (
+    METHODS,
+    StrictJsonParser,
+    called_arguments,
+    is_model_class,
+    json_schema_of,
+    with_raw,
+)
 from langchain_memograft._tools import Plan, choice_of, plan
 
 if TYPE_CHECKING:
@@ -278,7 +285,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             if method not in METHODS:
                 raise SettingsError(f"`method` must be one of {METHODS}, got {method!r}")
             wanted = json_schema_of(schema)
-        shown = {"kwargs": {"method": method, "strict": strict}, "schema": wanted}
+        shown = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         if method == "function_calling":
             tool = convert_to_openai_tool(schema)
             name = tool["function"]["name"]
@@ -289,7 +296,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             wire = {"type": "json_schema", "json_schema": {"name": name, "schema": wanted}}
             response_format = wire if method == "json_schema" else {"type": "json_object"}
             llm = self.bind(response_format=response_format, ls_structured_output_format=shown, **kwargs)
-            parser = StrictJsonParser(pydantic_object=schema if isinstance(schema, type) else None)
+            parser = StrictJsonParser(pydantic_object=schema if is_model_class(schema) else None)
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def _retries(self, given: Mapping[str, Any]) -> range:
