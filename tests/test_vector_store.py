@@ -323,3 +323,14 @@ def test_a_passage_without_text_comes_with_its_vector() -> None:
     assert store.search("anything")[0].document == Document("", "blank")
     with pytest.raises(SettingsError, match=r"documents\[0\] \(id 'blank'\) has no text, got ''; leave empty"):
         store.add([Document("", "blank")])
+
+
+def test_filters_that_let_nothing_through_are_forgotten_too(monkeypatch) -> None:
+    monkeypatch.setattr("memograft.store.filtered._MOST", 2000)
+    store = VectorStore(NumberEmbedder())
+    store.add(numbered(range(10)))
+    for n in range(100):
+        assert store.search("1 text", where={"n": 1000 + n}) == []
+    assert len(store._search._filtered._known) < 30
+    store.search("1 text", where={"$id": [f"nobody {n}" for n in range(10_000)]})
+    assert len(store._search._filtered._known) == 1

@@ -16,7 +16,8 @@ import numpy as np
 from memograft.store.db import Database
 from memograft.store.index import IdArray
 
-_MOST = 2**22  # seqs remembered, of all filters together: 32 MB
+_MOST = 2**22  # seqs remembered, of all filters together: 32 MB; the filters themselves count by their length
+_ENTRY = 64  # seqs that the rest of an entry takes the room of
 
 
 class FilterCache:
@@ -27,6 +28,7 @@ class FilterCache:
         self._mutex = threading.Lock()
         # (condition, parameters) -> (deletions seen, highest seq looked at, the seqs)
         self._known: OrderedDict[tuple[str, str], tuple[int, int, IdArray]] = OrderedDict()
+        self._size = 0
 
     def seqs(self, condition: str, parameters: Sequence[Any], deletions: int) -> IdArray:
         """Return the seqs of the passages that meet an SQL condition, ascending.
@@ -47,8 +49,18 @@ class FilterCache:
             new = self._database.seqs(f"seq > ? AND seq <= ? AND ({condition})", [after, last, *parameters])
             seqs = np.concatenate([seqs, new])
         with self._mutex:
+            self._forget(name)
             self._known[name] = (deletions, max(last, after), seqs)
-            self._known.move_to_end(name)
-            while len(self._known) > 1 and sum(len(held) for _, _, held in self._known.values()) > _MOST:
-                self._known.popitem(last=False)
+            self._size += _size(name, seqs)
+            while len(self._known) > 1 and self._size > _MOST:
+                self._forget(next(iter(self._known)))
         return seqs
+
+    def _forget(self, name: tuple[str, str]) -> None:
+        if known := self._known.pop(name, None):
+            self._size -= _size(name, known[2])
+
+
+def _size(name: tuple[str, str], seqs: IdArray) -> int:
+    """Room that an entry takes, in seqs: a filter by a thousand ids is longer than what it lets through."""
+    return len(seqs) + sum(map(len, name)) // 8 + _ENTRY
