@@ -103,9 +103,6 @@ class MemograftVectorStore(VectorStore):
         """What turns text into this store's vectors."""
         return self._embeddings
 
-    def __len__(self) -> int:
-        return len(self.store)
-
     @classmethod
     def from_texts(
         cls,

@@ -52,7 +52,7 @@ def test_a_folder_is_converted_and_nothing_is_embedded_again(tmp_path: Path) -> 
     numbers = saved(tmp_path)
     with MemograftVectorStore.from_faiss_folder(tmp_path, numbers) as store:
         assert numbers.calls == ["query"]  # for the length of a vector
-        assert len(store) == 40
+        assert len(store.store) == 40
         expected = [
             Document(d.page_content, id=name, metadata=d.metadata) for d, name in zip(PAGES, NAMES, strict=True)
         ]
@@ -89,7 +89,7 @@ def test_other_indexes(tmp_path: Path, kind: str) -> None:
     old = FAISS(numbers, index, InMemoryDocstore(documents), dict(enumerate(NAMES)))
     old.save_local(str(tmp_path))
     with MemograftVectorStore.from_faiss_folder(tmp_path, numbers) as store:
-        assert len(store) == 40
+        assert len(store.store) == 40
         assert [document.id for document in store.similarity_search("7 ?", k=1)] == ["id7"]
 
 
@@ -103,7 +103,7 @@ async def test_after_deletions_onto_the_disk_twice(tmp_path: Path) -> None:
         store = await MemograftVectorStore.afrom_faiss_folder(tmp_path / "old", numbers, path=tmp_path / "new")
         await store.aclose()
     with MemograftVectorStore(numbers, path=tmp_path / "new") as store:
-        assert len(store) == 39
+        assert len(store.store) == 39
         assert [d.id for d in store.similarity_search("50 ?", k=1) + store.similarity_search("8 ?", k=1)] == [
             "late",
             "id8",
@@ -112,9 +112,9 @@ async def test_after_deletions_onto_the_disk_twice(tmp_path: Path) -> None:
 
 def test_an_empty_text_and_an_empty_store(tmp_path: Path) -> None:
     numbers = saved(tmp_path / "blank", [Document("0 zero"), Document(" ")])
-    assert len(MemograftVectorStore.from_faiss_folder(tmp_path / "blank", numbers)) == 2
+    assert len(MemograftVectorStore.from_faiss_folder(tmp_path / "blank", numbers).store) == 2
     FAISS(numbers, faiss.IndexFlatL2(16), InMemoryDocstore(), {}).save_local(str(tmp_path / "empty"))
-    assert len(MemograftVectorStore.from_faiss_folder(tmp_path / "empty", numbers)) == 0
+    assert len(MemograftVectorStore.from_faiss_folder(tmp_path / "empty", numbers).store) == 0
 
 
 def rewritten(folder: Path, value: Any, protocol: int = 4) -> None:
@@ -130,7 +130,7 @@ def test_every_protocol_since_python_2(tmp_path: Path, protocol: int) -> None:
             object.__setattr__(document, "__pydantic_fields_set__", None)
     rewritten(tmp_path, data, protocol)
     with MemograftVectorStore.from_faiss_folder(tmp_path, numbers) as store:
-        assert len(store) == 40
+        assert len(store.store) == 40
 
 
 # what is refused --------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def blockbuster() -> Iterator[BlockBuster]:
 
 def test_documents_come_back_as_they_were(store: MemograftVectorStore) -> None:
     assert store.get_by_ids(["fr", "nobody", "paris"]) == [PAGES[3], PAGES[0]]
-    assert len(store) == 4
+    assert len(store.store) == 4
     assert store.similarity_search(QUESTION, k=1) in ([PAGES[0]], [PAGES[1]])
 
 
@@ -67,7 +67,7 @@ def test_an_id_that_is_there_is_replaced(store: MemograftVectorStore) -> None:
     assert store.add_documents([Document("Rome is the capital of Italy.")], ids=["paris"]) == ["paris"]
     assert store.get_by_ids(["paris"]) == [Document("Rome is the capital of Italy.", id="paris")]
     assert ids_of(store.similarity_search("capital of Italy", k=1)) == ["paris"]
-    assert len(store) == 4
+    assert len(store.store) == 4
 
 
 def test_the_same_text_twice_is_two_documents_unless_ids_say_otherwise() -> None:
@@ -78,18 +78,18 @@ def test_the_same_text_twice_is_two_documents_unless_ids_say_otherwise() -> None
         assert store.add_texts(["other"], ids=[first]) == [first]
         ids = store.add_documents([Document("a", id="given"), Document("b")])
         assert ids[0] == "given"
-        assert len(store) == 4
+        assert len(store.store) == 4
         assert len(ids[1]) == 36
 
 
 def test_delete(store: MemograftVectorStore) -> None:
     assert store.delete(["copy", "nobody"]) is True
     assert store.delete([]) is True
-    assert len(store) == 3
+    assert len(store.store) == 3
     assert store.delete(filter={"lang": "fr"}) is True
     assert [passage.id for passage in store.store] == ["paris", "wine"]
     assert store.delete() is True  # as LangChain's base class says: None deletes all
-    assert len(store) == 0
+    assert len(store.store) == 0
 
 
 def test_nothing_in_nothing_out(store: MemograftVectorStore) -> None:
@@ -252,7 +252,7 @@ async def test_many_writers_and_readers_at_once() -> None:
     reads = [store.asimilarity_search("3 ?", k=5) for _ in range(60)]
     await asyncio.gather(*(call for pair in zip(writes, reads, strict=False) for call in pair), *reads[59:])
     assert ids_of(await store.asimilarity_search("42 ?", k=1)) == ["42"]
-    assert len(store) == 60
+    assert len(store.store) == 60
 
 
 # files ------------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ async def test_indexing(cleanup: Any, asynchronous: bool) -> None:
         first = await run(sources("a1", "a2", "b1"))
         assert first == {"num_added": 3, "num_updated": 0, "num_skipped": 0, "num_deleted": 0}
         again = await run(sources("a1", "a2", "b1"))
-        assert (again["num_skipped"], len(store)) == (3, 3)
+        assert (again["num_skipped"], len(store.store)) == (3, 3)
         last = await run(sources("a2", "a3"))  # a1 is gone from its source; b is not looked at
         left = {document.text for document in store.store}
         gone = {"incremental": {"a1"}, "scoped_full": {"a1"}, "full": {"a1", "b1"}, None: set()}[cleanup]
@@ -363,3 +363,7 @@ def test_nothing_is_logged_by_ordinary_work(store: MemograftVectorStore, caplog:
         store.similarity_search(QUESTION)
         store.delete(["paris"])
     assert not caplog.records
+
+
+def test_an_empty_store_is_something() -> None:
+    assert MemograftVectorStore()

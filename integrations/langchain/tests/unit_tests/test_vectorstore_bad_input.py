@@ -58,7 +58,7 @@ async def test_what_cannot_be_is_refused_by_name(
         getattr(store, method)(*arguments)
     with pytest.raises(SettingsError, match=text):
         await getattr(store, f"a{method}")(*arguments)
-    assert len(store) == 4
+    assert len(store.store) == 4
 
 
 async def test_unknown_arguments_are_refused(store: MemograftVectorStore) -> None:
@@ -114,7 +114,7 @@ async def test_broken_embeddings_change_nothing(vectors: Any, text: str) -> None
             store.add_texts(["a", "b"])
         with pytest.raises(SettingsError, match=text):
             await store.aadd_texts(["a", "b"])
-        assert len(store) == 0
+        assert len(store.store) == 0
 
 
 async def test_an_error_of_the_embeddings_reaches_the_caller() -> None:
