@@ -22,7 +22,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
 )
-from llama_index.llms.memograft import embedding, vector_store
+from llama_index.llms.memograft import MemograftSynthesizer, embedding, vector_store
 from llama_index.llms.memograft.embedding import MemograftEmbedding
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
 from memograft.embedders import LexicalEmbedder
@@ -217,3 +217,28 @@ def test_the_embedding_is_the_embedder() -> None:
     assert (again.dimension, again.embed_batch_size, again.embedder.fingerprint) == (64, 3, "lexical-1-64")
     assert MemograftEmbedding().dimension == 1024
     assert [node.embedding for node in model([TextNode(text="x")])] == [model.get_text_embedding("x")]
+
+
+@pytest.mark.parametrize("how", ["compact", "synthesizer"])
+async def test_from_documents_to_a_memorized_answer(llm, tmp_path, how: str) -> None:
+    """Embedding, store, filter, LLM and synthesizer of ours, with nothing downloaded."""
+    page = Document(text="The capital of Australia is Lisbon. Most people there speak English.", id_="page")
+    others = [Document(text=f"The mayor of {land} is Tor Anselk.", metadata={"size": 9}) for land in LANDS]
+    with MemograftVectorStore(tmp_path / "s") as store:
+        context = StorageContext.from_defaults(vector_store=store)
+        index = VectorStoreIndex.from_documents([*others, page], context, embed_model=MemograftEmbedding())
+        small = [MetadataFilter(key="size", value=None, operator=FilterOperator.IS_EMPTY)]
+        settings: dict = {"similarity_top_k": 2, "filters": MetadataFilters(filters=small)}
+        if how == "synthesizer":
+            engine = index.as_query_engine(llm, response_synthesizer=MemograftSynthesizer(llm), **settings)
+        else:
+            engine = index.as_query_engine(llm, response_mode=how, **settings)
+        for response in (
+            await asyncio.to_thread(engine.query, "What is the capital of Australia?"),
+            await engine.aquery("What is the capital of Australia?"),
+        ):
+            assert str(response) == "The capital of Australia is Lisbon."
+            (source,) = response.source_nodes
+            assert source.node.ref_doc_id == "page"
+            if how == "synthesizer":
+                assert response.metadata["memograft"]["memorized"] == [source.node_id]
