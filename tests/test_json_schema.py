@@ -34,6 +34,7 @@ SCHEMAS = {
     "choice": {"anyOf": [{"const": "yes"}, {"type": "null"}, {"type": "boolean"}]},
     "open": {"type": "object"},
     "list": {"type": "array", "minItems": 2, "items": {"type": "number"}},
+    "pattern": {"type": "string", "pattern": "^[A-Z][a-z]+ [A-Z][a-z]+$"},
     "short": {"type": "string", "minLength": 3, "maxLength": 5},
 }
 
@@ -110,6 +111,12 @@ def test_a_batch_that_fails_is_tried_again_from_the_start(engine: Engine) -> Non
 def test_schemas_that_cannot_be_kept(engine: Engine, schema: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         engine.answer(ask(schema))
+
+
+def test_a_pattern_that_does_not_say_how_it_ends_is_kept_but_not_promised(engine: Engine) -> None:
+    schema = {"type": "string", "pattern": "^[^@]+@[^@]+[.][a-z]+$"}
+    answer = engine.answer(ask(schema, 40, temperature=1.0, seed=1))
+    assert answer.finish_reason == "length" or "@" in json.loads(answer.text)
 
 
 def test_no_room_for_the_shortest_instance(engine: Engine) -> None:

@@ -34,15 +34,19 @@ def tiny() -> Any:
         yield engine
 
 
-def built(documents: list[str], question: str = ASK, kind: str = "bpe", **kwargs: Any) -> Prompt:
-    messages = [{"role": "user", "content": question}]
+def built(
+    documents: list[str], question: str = ASK, kind: str = "bpe", before: Sequence[str] = (), **kwargs: Any
+) -> Prompt:
+    said = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), before, strict=False)]
+    messages = [*said, {"role": "user", "content": question}]
     return PromptBuilder(make(kind, **kwargs)).build(messages, [Document(d) for d in documents])
 
 
 def naive(model: Any, prompt: Prompt, found: Sequence[Statement]) -> list[float]:
     """The relevances of the statements found."""
-    none = question_loss(model, prompt.ids, prompt.spans, prompt.question, (0, 0))
-    return [1 - question_loss(model, prompt.ids, prompt.spans, prompt.question, s.span) / none for s in found]
+    hidden = (*prompt.spans, *prompt.history)
+    none = question_loss(model, prompt.ids, hidden, prompt.question, (0, 0))
+    return [1 - question_loss(model, prompt.ids, hidden, prompt.question, s.span) / none for s in found]
 
 
 def _place(text: str, part: str) -> tuple[int, int]:
@@ -58,7 +62,7 @@ class TestStatements:
         model = build(family)
         model.config._attn_implementation = "eager"
         backbone = Backbone.of(model)
-        three = built([QUORIN, GOLD, HARBOUR], "Who watches the harbour?")
+        three = built([QUORIN, GOLD, HARBOUR], "Who watches the harbour?", before=["Who?", "Two guards."])
         prompts = [built([GOLD, QUORIN]), built([HARBOUR], "Who?"), three]
         filled = prefill(backbone, [p.ids for p in prompts], 0)
         order = [0, 2, 1]
@@ -147,6 +151,13 @@ class TestTheGate:
         assert report.left_out == (Document(GOLD).id,)
         assert report.relevance[0] < AUTO < report.relevance[1] <= 1
         assert len(report.tokens) < len(tiny.answer(ASK, [GOLD, QUORIN], memory=FastMem(relevance=None)).memory.tokens)  # type: ignore[union-attr]
+
+    def test_a_question_that_was_asked_before_is_judged_as_if_it_had_not_been(self, tiny: Engine) -> None:
+        before = [{"role": "user", "content": ASK}, {"role": "assistant", "content": "The capital of Vandria is Oslo."}]
+        messages = [*before, {"role": "user", "content": ASK}]
+        again = tiny.answer(Request(messages=messages, documents=[GOLD, QUORIN], memory=FastMem())).memory
+        assert again is not None
+        assert again.documents == (Document(QUORIN).id,)
 
     def test_the_same_as_memorizing_that_document_in_its_place(self, tiny: Engine) -> None:
         """The rows are those of the whole prompt: what is left out is still read, and no more than that."""

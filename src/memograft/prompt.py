@@ -47,6 +47,7 @@ class Prompt:
         spans: for each document, in order, its tokens as [start, end) positions in `ids`.
         documents: the documents that stand in the prompt.
         question: the last user message's own tokens, [start, end); (0, 0) if there is none.
+        history: the tokens of each message before that one, those of the system aside.
         text: what was encoded.
         offsets: for each token, its characters in `text`, [start, end).
     """
@@ -55,6 +56,7 @@ class Prompt:
     spans: tuple[Span, ...]
     documents: tuple[Document, ...]
     question: Span = (0, 0)
+    history: tuple[Span, ...] = ()
     text: str = field(default="", repr=False)
     offsets: Sequence[Span] = field(default=(), repr=False)
 
@@ -134,7 +136,9 @@ class PromptBuilder:
         ids, offsets = self._encode(text, places)
         spans = tuple(token_span(offsets, places[key][-1]) for key in keys)
         question = token_span(offsets, places[contents[last_user]][-1]) if contents[last_user] else (0, 0)
-        return Prompt(tuple(ids), spans, tuple(documents), question, text, offsets)
+        said = [c for c, m in zip(contents[:last_user], turns, strict=False) if c and m["role"] != "system"]
+        history = tuple(token_span(offsets, places[c][-1]) for c in said)
+        return Prompt(tuple(ids), spans, tuple(documents), question, history, text, offsets)
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
         """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn.

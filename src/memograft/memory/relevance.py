@@ -3,7 +3,7 @@
     relevance(d) = max over sentences s of d:  1 - L(question | s) / L(question)
 
 L is the summed cross-entropy of the question's tokens in nats: with only sentence s of the documents in sight, and with
-none. A sentence that names what the question asks about takes most of its surprise away (1 would be all of it); one
+none; never with what was said before, which may hold the question already. A sentence that names what the question asks about takes most of its surprise away (1 would be all of it); one
 about something else takes none, or makes it worse (below 0). This is the query likelihood of retrieval (Ponte and
 Croft, 1998), with the model that is about to answer.
 
@@ -121,7 +121,7 @@ class _Tails:
             self._ids[n, :length] = torch.tensor(prompt.ids[start : start + length])
             self._positions[n, :length] = torch.arange(start, start + length)
             self._new[n, :length] = 1
-            for first, end in (*prompt.spans, (start, len(prompt.ids) - 1)):
+            for first, end in (*prompt.spans, *prompt.history, (start, len(prompt.ids) - 1)):
                 self._seen[n, self._columns[n][first:end]] = 0
 
     def losses(self, shown: Sequence[tuple[int, Span]]) -> Tensor:

@@ -19,7 +19,7 @@ __all__ = ["JsonSchema", "Vocabulary"]
 
 _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ENDINGS = ('"', "}]", ",")  # what ends a string, what ends an object or a list, what comes after a number
-_MOST = 4096  # tokens of the shortest instance at most, before a schema counts as endless
+_MOST = 1024  # tokens of the shortest instance at most, before a schema counts as one that does not say how it ends
 
 
 class Vocabulary:
@@ -54,7 +54,7 @@ class JsonSchema:
     Starts over when it is not handed the row it knows and one token more: a batch that failed is tried again.
 
     Attributes:
-        least: tokens of the shortest instance, about.
+        least: tokens of the shortest instance, about; 0 if that cannot be told.
 
     Raises:
         SettingsError: the schema is malformed, or holds what cannot be kept.
@@ -64,6 +64,7 @@ class JsonSchema:
         from llguidance import LLMatcher
 
         self._vocabulary, self._limit = vocabulary, 0
+        self._before = torch.zeros(vocabulary.size, dtype=torch.bool)  # what was allowed one token ago
         try:
             text = json.dumps(schema)
             self._grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
@@ -100,10 +101,11 @@ class JsonSchema:
         elif not self._matcher.consume_token(int(ids[0, -1])):
             raise RuntimeError(f"the answer left its `json_schema`: {self._matcher.get_error()}; use fewer processors")
         self._length = length
-        allowed = self._allowed(self._matcher)
+        before, self._before = self._before, self._allowed(self._matcher)
+        allowed = self._before
         # The model may take smaller tokens than the shortest instance has: twice its length, and some.
         if self._limit - (length - self._start) <= 2 * self.least + 8:
-            allowed = self._ending(allowed)
+            allowed = self._ending(allowed, before)
         return scores.masked_fill(~allowed[: scores.shape[1]].to(scores.device), -torch.inf)
 
     def _allowed(self, matcher: Any) -> Tensor:
@@ -111,23 +113,28 @@ class JsonSchema:
         bias = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
         return bias[: self._vocabulary.size] > 0
 
-    def _ending(self, allowed: Tensor) -> Tensor:
-        """Of what is allowed, what ends something; all of it where nothing does."""
-        for ending in self._vocabulary.endings:
-            if bool((allowed & ending[: len(allowed)]).any()):
-                return allowed & ending[: len(allowed)]
+    def _ending(self, allowed: Tensor, before: Tensor) -> Tensor:
+        """Of what is allowed, what ends something; or else what was not allowed `before`, and leads on, as the space
+        does in "[a-z]+ [a-z]+"; or else all of it.
+        """
+        for some in (*(ending[: len(allowed)] for ending in self._vocabulary.endings), ~before):
+            if bool((allowed & some).any()):
+                return allowed & some
         return allowed
 
     def _shortest(self) -> int:
         """Tokens of an instance that ends whatever it can as soon as it can; leaves the matcher at its start."""
+        before = self._before
         for count in range(_MOST):
             if self._matcher.is_stopped() or self._matcher.is_accepting():
                 self._matcher.reset()
                 return count
-            allowed = self._ending(self._allowed(self._matcher))
-            ahead = self._matcher.compute_ff_tokens()
-            if not self._matcher.consume_token(ahead[0] if ahead else int(allowed.int().argmax())):
+            allowed = self._allowed(self._matcher)
+            ahead, choice = self._matcher.compute_ff_tokens(), self._ending(allowed, before)
+            before = allowed
+            if not self._matcher.consume_token(ahead[0] if ahead else int(choice.int().argmax())):
                 raise SettingsError(
                     "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
-        raise SettingsError(f"JSON of this schema has no instance of {_MOST} tokens or fewer; require fewer fields")
+        self._matcher.reset()
+        return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
