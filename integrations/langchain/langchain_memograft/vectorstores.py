@@ -271,8 +271,8 @@ class MemograftVectorStore(VectorStore):
             StoreReadOnlyError, StoreError: as `add_texts`.
         """
         only(kwargs, "filter")
-        where = kwargs.get("filter")
-        self.store.delete(ids, {} if ids is None and where is None else where)
+        everything = ids is None and "filter" not in kwargs  # filter=None is more likely a mistake
+        self.store.delete(ids, {} if everything else kwargs.get("filter"))
         return True
 
     # reading ----------------------------------------------------------------------------------------------------

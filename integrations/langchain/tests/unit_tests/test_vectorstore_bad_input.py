@@ -84,6 +84,8 @@ def test_ids_of_another_number_or_both_ways_to_delete(store: MemograftVectorStor
         store.add_texts(["a", "b"], ids=["x"])
     with pytest.raises(SettingsError, match="`ids` must be a list, got one str"):
         store.add_documents(PAGES[:1], ids="paris")
+    with pytest.raises(SettingsError, match="takes either `ids` or `where`, got neither"):
+        store.delete(filter=None)
     with pytest.raises(SettingsError, match="takes either `ids` or `where`, got both"):
         store.delete(["paris"], filter={})
     with pytest.raises(SettingsError, match="`embedding` must be LangChain embeddings, got LexicalEmbedder; wrap an"):
