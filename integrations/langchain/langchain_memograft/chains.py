@@ -30,6 +30,7 @@ from langchain_memograft.llms import MemograftLLM
 __all__ = ["create_memograft_documents_chain"]
 
 _POINTER = "(the documents given with the question)"
+_MOST_AT_ONCE = 64  # of one `.batch()`, if its config says nothing; LangChain's own default is a few threads
 
 
 def create_memograft_documents_chain(
@@ -93,7 +94,7 @@ def create_memograft_documents_chain(
         return answer(inputs)
 
     chain: Runnable[dict[str, Any], Any] = RunnableLambda(answer, aanswer) | (output_parser or StrOutputParser())
-    return chain.with_config(run_name="memograft_documents_chain")
+    return chain.with_config(run_name="memograft_documents_chain", max_concurrency=_MOST_AT_ONCE)
 
 
 def _models(llm: Any) -> Iterator[Any]:

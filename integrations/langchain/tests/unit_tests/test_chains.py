@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -73,6 +74,19 @@ def test_each_input_of_a_batch_has_its_own_documents(llm: ChatMemograft) -> None
     chain = create_memograft_documents_chain(llm, PROMPT)
     inputs = [{"input": AUSTRALIA, "context": [f"The capital of Australia is {city}."]} for city in ("Lisbon", "Oslo")]
     assert chain.batch(inputs) == [LISBON, "The capital of Australia is Oslo."]
+
+
+def test_a_batch_asks_all_at_once() -> None:
+    """As the engine makes batches of what waits; LangChain's own default is a few threads."""
+    together = threading.Barrier(24, timeout=20)
+
+    def answer(_: Any, **kwargs: Any) -> str:
+        together.wait()
+        return str(kwargs["documents"])
+
+    chain = create_memograft_documents_chain(RunnableLambda(answer), PROMPT)
+    answers = chain.batch([{"input": AUSTRALIA, "context": [n]} for n in range(24)])
+    assert answers == [f"[{n}]" for n in range(24)]
 
 
 def test_tokens_are_streamed(llm: ChatMemograft) -> None:
