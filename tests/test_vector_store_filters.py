@@ -15,7 +15,33 @@ from memograft.errors import (
 from memograft.vector_store import VectorStore
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 
-VALUES = [0, 1, -3, 2.5, 0.1, 1e300, 12345678901234567890, "", "1", "a", "Zoë", "q\"u\\o'te", True, False, None]
+VALUES = [
+    0,
+    -0.0,
+    1,
+    1.0,
+    -3,
+    -3.0,
+    17,
+    2.5,
+    0.1,
+    1e-7,
+    1e15,
+    10**15,
+    1e16,
+    10**16,
+    999999999999999.0,
+    1e300,
+    12345678901234567890,
+    "",
+    "1",
+    "a",
+    "Zoë",
+    "q\"u\\o'te",
+    True,
+    False,
+    None,
+]
 KEYS = ["a", "b", 'odd "key"', "x.y", "$ish'; DROP TABLE passages; --"]
 
 TYPES = {"string": str, "number": (int, float), "bool": bool, "null": type(None), "array": list, "object": dict}
