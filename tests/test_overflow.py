@@ -52,6 +52,28 @@ def test_an_answer_is_promised_an_eighth_of_the_window_at_most() -> None:
         fit(BUILDER, request, DOCUMENTS, tokens)
 
 
+def test_thousands_of_documents_are_not_left_out_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(Document("" if n % 7 == 6 else f"Document {n} says {n}.") for n in range(3000))
+    built: list[int] = []
+    build = PromptBuilder.build
+    monkeypatch.setattr(PromptBuilder, "build", lambda *args: built.append(len(args[2])) or build(*args))
+    kept = fitted(200, "drop", many)
+    assert len(built) <= 5
+    assert kept.prompt.documents == many[: len(kept.prompt.documents)]
+    assert len(kept.prompt.documents) + len(kept.dropped) == 3000
+    one_more = many[: len(kept.prompt.documents) + 1]
+    assert length(one_more) > 200 - 8  # not one too many was left out
+
+
+def test_a_template_may_show_documents_in_an_order_of_its_own() -> None:
+    shown = "{% for d in documents | reverse %}{{ d['text'] }} {% endfor %}"
+    backwards = "{{ bos_token }}" + shown + "{{ messages[0]['content'] }}"
+    builder = PromptBuilder(make("bpe", backwards))
+    request = Request("Who wrote it?", overflow="drop", sampling=Sampling(8))
+    window = len(builder.build(request.messages, DOCUMENTS[:3]).ids) + 8
+    assert fit(builder, request, DOCUMENTS, window).dropped == DOCUMENTS[3:]
+
+
 def test_drop_leaves_out_the_lowest_ranked() -> None:
     kept = fitted(length(DOCUMENTS[:2]) + 8, "drop")
     assert kept.prompt.documents == DOCUMENTS[:2]

@@ -159,6 +159,21 @@ class TestTheGate:
         assert again is not None
         assert again.documents == (Document(QUORIN).id,)
 
+    @pytest.mark.parametrize("form", ["You are an assistant. Use the documents. Question: {}\nAnswer in one sentence:"])
+    def test_a_question_in_a_form_is_judged_by_its_own_words(self, tiny: Engine, form: str) -> None:
+        whole, by_query = (
+            tiny.answer(Request(form.format(ASK), documents=[GOLD, QUORIN], memory=FastMem(), query=query)).memory
+            for query in (None, ASK)
+        )
+        assert whole is not None
+        assert by_query is not None
+        assert by_query.documents == (Document(QUORIN).id,)
+        assert by_query.relevance[1] > whole.relevance[1]
+
+    def test_a_query_that_is_not_in_the_question(self, tiny: Engine) -> None:
+        with pytest.raises(SettingsError, match="`query` must stand in the last user message, and 'Where' does not"):
+            tiny.answer(Request(ASK, documents=[QUORIN], memory=FastMem(), query="Where"))
+
     def test_the_same_as_memorizing_that_document_in_its_place(self, tiny: Engine) -> None:
         """The rows are those of the whole prompt: what is left out is still read, and no more than that."""
         gated = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem()).memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
@@ -10,6 +11,8 @@ from memograft.prompt import Prompt, PromptBuilder
 from memograft.request import Request
 
 __all__ = ["Fitted", "fit"]
+
+_BORDER = 4  # tokens by which what follows the documents may change with the last of them
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
     dropped: list[Document] = []
     truncated: list[Document] = []
     while True:
-        prompt = builder.build(request.messages, kept, request.tools)
+        prompt = builder.build(request.messages, kept, request.tools, request.query)
         excess = len(prompt.ids) - limit
         if excess <= 0:
             return Fitted(prompt, tuple(reversed(dropped)), tuple(truncated))
@@ -46,6 +49,10 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
             raise PromptTooLongError(
                 _message(len(prompt.ids), limit, window, len(kept)), tokens=len(prompt.ids), limit=limit
             )
+        if surplus := _surely_too_many(prompt, excess):
+            dropped += reversed(documents[len(kept) - surplus : len(kept)])
+            del kept[-surplus:]
+            continue
         last = kept.pop()
         shorter = builder.cut(last.text, excess) if request.overflow == "truncate" else ""
         original = documents[len(kept)]
@@ -55,6 +62,17 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
         else:
             dropped.append(original)
             truncated = []
+
+
+def _surely_too_many(prompt: Prompt, excess: int) -> int:
+    """How many of the last documents cannot stay, besides one more: thousands are not left out one by one."""
+    ends = list(accumulate((end for _, end in prompt.spans), max))  # an empty document has no place of its own
+    if not ends or any(0 < end < before for (_, end), before in zip(prompt.spans, ends, strict=True)):
+        return 0  # the template shows them in an order of its own
+    count = len(ends)
+    while count > 1 and ends[-1] - ends[count - 2] + _BORDER < excess:
+        count -= 1
+    return len(ends) - count
 
 
 def _message(tokens: int, limit: int, window: int, documents: int) -> str:

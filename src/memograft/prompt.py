@@ -21,12 +21,12 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from memograft._control import control_tokens, lead
 from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 
 __all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 
-_MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
@@ -77,8 +77,8 @@ class PromptBuilder:
         self._template: str | None = getattr(tokenizer, "chat_template", None) or None
         if isinstance(self._template, dict):
             self._template = self._template.get("rag") or self._template.get("default")
-        self._control = _control_tokens(tokenizer, self._template or "")
-        self._lead = _lead(tokenizer)
+        self._control = control_tokens(tokenizer, self._template or "")
+        self._lead = lead(tokenizer)
         self.tokenizer = copy.deepcopy(tokenizer)
         self._variables = _variables(self._template) if self._template is not None else set()
 
@@ -97,8 +97,9 @@ class PromptBuilder:
         messages: Sequence[Message],
         documents: Sequence[Document] = (),
         tools: Sequence[Mapping[str, Any]] = (),
+        query: str | None = None,
     ) -> Prompt:
-        """Encode messages, documents and tools, the assistant's turn open at the end.
+        """Encode messages, documents and tools, the assistant's turn open at the end; `query` is the question in them.
 
         Documents go where the template wants them, else to the head of the last user turn, before the question.
 
@@ -135,7 +136,8 @@ class PromptBuilder:
         _all_there("message", contents, places)
         ids, offsets = self._encode(text, places)
         spans = tuple(token_span(offsets, places[key][-1]) for key in keys)
-        question = token_span(offsets, places[contents[last_user]][-1]) if contents[last_user] else (0, 0)
+        place = places[contents[last_user]][-1] if contents[last_user] else (0, 0)
+        question = token_span(offsets, _within(text, place, query))
         said = [c for c, m in zip(contents[:last_user], turns, strict=False) if c and m["role"] != "system"]
         history = tuple(token_span(offsets, places[c][-1]) for c in said)
         return Prompt(tuple(ids), spans, tuple(documents), question, history, text, offsets)
@@ -342,6 +344,15 @@ def token_span(offsets: Sequence[Span], place: Span) -> Span:
     return (start, end) if start < end else (0, 0)
 
 
+def _within(text: str, place: Span, query: str | None) -> Span:
+    """Where `query` stands last in text[start:end]; all of that if there is no query."""
+    start, end = place
+    found = text.rfind(_clean(query), start, end) if query and query.strip() else start
+    if found < 0:
+        raise SettingsError(f"`query` must stand in the last user message, and {query!r:.80} does not; leave it out")
+    return (found, found + len(_clean(query))) if query and query.strip() else place
+
+
 def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> None:
     if missing := [n for n, key in enumerate(keys, start=1) if key and key not in places]:
         raise SettingsError(
@@ -353,32 +364,6 @@ def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> Non
 def _clean(text: str) -> str:
     """Joined surrogate pairs, and U+FFFD for halves of one: tokenizers take neither."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
-    """Text -> id of every token that is more than text.
-
-    These are the special ones, and of those added beside the vocabulary the ones that the chat template writes or that
-    look like markup (Qwen's <tool_call>). Other added ones are text: runs of spaces (GPT-NeoX), words of some trade.
-    """
-    if not getattr(tokenizer, "is_fast", False):
-        raise SettingsError(
-            f"the tokenizer must know where its tokens lie in the text (a fast tokenizer), got "
-            f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
-        )
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    added = {
-        str(t.content): id
-        for id, t in tokenizer.added_tokens_decoder.items()
-        if t.special or t.content in template or _MARKUP.fullmatch(t.content)
-    }
-    return {token: id for token, id in (special | added).items() if token.strip(" \t\r\n\u2581")}
-
-
-def _lead(tokenizer: Any) -> str:
-    """A control token to put before a piece of text: one that leaves the space behind it alone."""
-    tokens = tokenizer.added_tokens_decoder.values()
-    return next((str(t.content) for t in tokens if t.special and not t.rstrip and not t.single_word), "")
 
 
 def _variables(template: str) -> set[str]:

@@ -70,6 +70,8 @@ class Request:
 
     Attributes:
         question: short for one user message; give this or `messages`.
+        query: the question's own words, where the last user message holds more than it (instructions, a form to fill
+            in): documents are judged by these.
         messages: the conversation, `role` and `content` each; an assistant's may have `tool_calls`.
         documents: highest-ranked first: Documents, strings or mappings.
         memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
@@ -97,6 +99,7 @@ class Request:
     tools: Sequence[Mapping[str, Any]] = ()
     json_schema: Mapping[str, Any] | None = None
     logprobs: int | None = None
+    query: str | None = None
     overflow: Literal["error", "drop", "truncate"] = "error"
     timeout: float | None = None
 

@@ -39,7 +39,14 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
 def from_artifact(artifact: Any) -> tuple[Document, ...]:
     """The Documents in a tool's artifact, which is one or a list of some. Anything else is the tool's business."""
     items = artifact if isinstance(artifact, list | tuple) else [artifact]
-    return to_documents([item for item in items if isinstance(item, Document | LangChainDocument)])
+    return to_documents([item for item in items if _is_document(item)])
+
+
+def _is_document(item: Any) -> bool:
+    """Whether it is one; out of a checkpoint of LangGraph, a tool's Documents come as mappings of their fields."""
+    if isinstance(item, Mapping):
+        return item.get("type") == "Document" and isinstance(item.get("page_content"), str)
+    return isinstance(item, Document | LangChainDocument)
 
 
 def from_block(block: Mapping[str, Any], where: str) -> Document:

@@ -3,9 +3,9 @@
     relevance(d) = max over sentences s of d:  1 - L(question | s) / L(question)
 
 L is the summed cross-entropy of the question's tokens in nats: with only sentence s of the documents in sight, and with
-none; never with what was said before, which may hold the question already. A sentence that names what the question asks about takes most of its surprise away (1 would be all of it); one
-about something else takes none, or makes it worse (below 0). This is the query likelihood of retrieval (Ponte and
-Croft, 1998), with the model that is about to answer.
+none; never with what was said before, which may hold the question already. A sentence that names what the question asks
+about takes most of its surprise away (1 would be all of it); one about something else takes none, or makes it worse
+(below 0). This is the query likelihood of retrieval (Ponte and Croft, 1998), with the model that is about to answer.
 
 The documents' keys and values are in the prefill already: what is not meant is masked, and only the question is run.
 """

@@ -206,11 +206,6 @@ async def test_a_whole_agent_loop_async(llm: ChatMemograft, search: BaseTool) ->
     assert result["context"] == PAGES[:1]
 
 
-@pytest.mark.xfail(
-    raises=ModelInvalidRequestError,
-    strict=True,
-    reason="LangGraph's checkpoints keep a ToolMessage's artifact as mappings, which from_artifact does not know yet",
-)
 def test_an_agent_loop_in_every_human_turn(llm: ChatMemograft, search: BaseTool) -> None:
     agent = create_agent(
         llm, tools=[search], middleware=[MemograftMiddleware(tool_choice="any")], checkpointer=InMemorySaver()

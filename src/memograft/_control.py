@@ -1,0 +1,38 @@
+"""Which of a tokenizer's tokens are more than text. Knows nothing of prompts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from memograft.errors import SettingsError
+
+__all__ = ["control_tokens", "lead"]
+
+_MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
+
+
+def control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
+    """Text -> id of every token that is more than text.
+
+    These are the special ones, and of those added beside the vocabulary the ones that the chat template writes or that
+    look like markup (Qwen's <tool_call>). Other added ones are text: runs of spaces (GPT-NeoX), words of some trade.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise SettingsError(
+            f"the tokenizer must know where its tokens lie in the text (a fast tokenizer), got "
+            f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
+        )
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    added = {
+        str(t.content): id
+        for id, t in tokenizer.added_tokens_decoder.items()
+        if t.special or t.content in template or _MARKUP.fullmatch(t.content)
+    }
+    return {token: id for token, id in (special | added).items() if token.strip(" \t\r\n\u2581")}
+
+
+def lead(tokenizer: Any) -> str:
+    """A control token to put before a piece of text: one that leaves the space behind it alone."""
+    tokens = tokenizer.added_tokens_decoder.values()
+    return next((str(t.content) for t in tokens if t.special and not t.rstrip and not t.single_word), "")
