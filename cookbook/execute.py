@@ -34,7 +34,9 @@ def execute(file: Path, folder: Path) -> Any:
     os.environ.update(ENVIRONMENT)
     notebook = nbformat.read(file, as_version=4)
     notebook.metadata = nbformat.from_dict(KEPT)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": folder}}
+    )
     client.execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times it ran
