@@ -12,7 +12,6 @@ from llama_index.llms.memograft import _tools
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._messages import to_engine
 from llama_index.llms.memograft._responses import chat_response, forced_blocks, parsed_blocks, said
-from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.request import Answer, Request, Sampling
 
@@ -104,8 +103,10 @@ def prepare(
     """
     options = dict(given)
     _known(options)
-    turns, documents = to_engine(messages)
-    documents = [*to_documents(options.pop("documents", None)), *documents]
+    turns, found = to_engine(messages)
+    documents = list(to_documents(options.pop("documents", None)))
+    handed = {(document.id, document.text) for document in documents}
+    documents += [document for document in found if (document.id, document.text) not in handed]
     many = bool(options.pop("allow_parallel_tool_calls", False))
     tools, forced = _tools.chosen(
         _tools.specs(options.pop("tools", None) or ()),
@@ -132,7 +133,7 @@ def prepare(
     sampling = Sampling(**{core: values[ours] for ours, core in _SAMPLING.items() if values.get(ours) is not None})
     request = Request(
         messages=turns,
-        documents=_distinct(documents),
+        documents=documents,
         sampling=sampling,
         tools=tools if native else (),
         json_schema=schema,
@@ -156,8 +157,3 @@ def _known(options: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, allowed, n=1)
             meant = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(allowed)}"
             raise SettingsError(f"`{name}` is no argument of Memograft{meant}")
-
-
-def _distinct(documents: Sequence[Document]) -> list[Document]:
-    """Without repetitions: a block of the conversation may be handed over as `documents=` as well."""
-    return list({(d.id, d.text): d for d in reversed(documents)}.values())[::-1]

@@ -14,15 +14,16 @@ from memograft.errors import SettingsError
 __all__ = ["split_context", "to_documents"]
 
 _BORDER = re.compile(r"\n[ \t]*\n\s*")
-_ENDED = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019)\]]*$")
+_SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u3002\uff01\uff1f\"\u201d)])[ \t]*\n\s*")
 
 
 def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
     """Documents, in the same order (highest-ranked first).
 
     An item is a node or Document of LlamaIndex, a NodeWithScore, a Memograft Document, a string (its text), or a
-    mapping with `text`. A node's text is what LlamaIndex shows to models: its metadata (but for
-    `excluded_llm_metadata_keys`) and its content. Its id is the document's. Metadata that is no JSON becomes text.
+    mapping with `text`. A node's id is the document's. What LlamaIndex shows to models of its metadata (all but
+    `excluded_llm_metadata_keys`) becomes a document before it: there to be read, and out of the way of memorizing,
+    which it would dilute. Metadata that is no JSON becomes text.
 
     Raises:
         SettingsError: an item is none of these, or one document was passed where a list belongs.
@@ -33,50 +34,53 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
         raise SettingsError(
             f"`documents` must be a list of documents, got one {type(items).__name__}; write documents=[...]"
         )
-    return tuple(_to_document(item, position) for position, item in enumerate(items))
+    return tuple(document for position, item in enumerate(items) for document in _to_documents(item, position))
 
 
-def split_context(context: str) -> list[Document]:
+def split_context(context: str, *, by_line: bool = False) -> list[Document]:
     """A packed context -> documents: LlamaIndex joins nodes by blank lines, so every border of a node is one.
 
     A node may have blank lines of its own; its paragraphs become documents then, which are judged and memorized one by
-    one. A paragraph that ends no sentence (a heading) stays with the next.
+    one. So does its metadata, which stands before it. `by_line`: nodes were joined by line breaks; a line that ends no
+    sentence goes on in the next.
     """
-    documents: list[Document] = []
-    held: list[str] = []
-    for paragraph in _BORDER.split(context.strip()):
-        held.append(paragraph)
-        if _ENDED.search(paragraph):
-            documents.append(Document("\n\n".join(held)))
-            held = []
-    rest = "\n\n".join(held)
-    return [*documents, Document(rest)] if rest.strip() else documents
+    paragraphs = [p for p in _BORDER.split(context.strip()) if p]
+    if by_line:
+        paragraphs = [p for paragraph in paragraphs for p in _SENTENCE_END.split(paragraph) if p]
+    return [Document(paragraph) for paragraph in paragraphs]
 
 
-def _to_document(item: Any, position: int) -> Document:
+def _to_documents(item: Any, position: int) -> list[Document]:
     if isinstance(item, NodeWithScore):
         item = item.node
     if isinstance(item, BaseNode):
-        text = item.get_content(metadata_mode=MetadataMode.LLM)
-        if not text.strip() and getattr(item, "image", None) is not None:
-            raise SettingsError(
-                f"documents[{position}] must have text, got an image ({type(item).__name__} {item.node_id}); "
-                "Memograft's models read text: describe the image, or leave it out"
-            )
-        return Document(text, item.node_id, _json_like(item.metadata))
+        return _of_node(item, position)
     if isinstance(item, Document):
-        return Document(item.text, item.id, _json_like(item.metadata))
+        return [Document(item.text, item.id, _json_like(item.metadata))]
     if isinstance(item, str):
-        return Document(item)
+        return [Document(item)]
     if isinstance(item, Mapping) and isinstance(item.get("text"), str):
         metadata = item.get("metadata") or {}
         if isinstance(metadata, Mapping):
-            return Document(item["text"], str(item.get("id") or item.get("id_") or ""), _json_like(metadata))
+            return [Document(item["text"], str(item.get("id") or item.get("id_") or ""), _json_like(metadata))]
     hint = "pass its text" if isinstance(item, QueryBundle) else "wrap it as TextNode(text=...)"
     raise SettingsError(
         f"documents[{position}] must be a node, a Document, a NodeWithScore, a string or a mapping with `text`, got "
         f"{type(item).__name__}; {hint}"
     )
+
+
+def _of_node(node: BaseNode, position: int) -> list[Document]:
+    shown, content = (node.get_content(metadata_mode=mode) for mode in (MetadataMode.LLM, MetadataMode.NONE))
+    if not shown.strip() and getattr(node, "image", None) is not None:
+        raise SettingsError(
+            f"documents[{position}] must have text, got an image ({type(node).__name__} {node.node_id}); Memograft's "
+            "models read text: describe the image, or leave it out"
+        )
+    metadata, header = _json_like(node.metadata), node.get_metadata_str(mode=MetadataMode.LLM).strip()
+    if header and shown == f"{header}\n\n{content}".strip():
+        return [Document(header, f"{node.node_id} metadata"), Document(content, node.node_id, metadata)]
+    return [Document(shown, node.node_id, metadata)]  # without metadata, or in a form of somebody's own
 
 
 def _json_like(metadata: Mapping[Any, Any]) -> dict[str, Any]:

@@ -39,15 +39,17 @@ def arguments(prompt: BasePromptTemplate, given: Mapping[str, Any], llm: Any) ->
 
 def contexts(args: Mapping[str, Any]) -> list[Document] | None:
     """The context's documents; None if the prompt has none, or one that no text model can read."""
-    found = [args[name] for name in CONTEXT if args.get(name)]
+    found = {name: args[name] for name in CONTEXT if args.get(name)}
     if not found:
         return None
     documents: list[Document] = []
-    for value in found:
-        for part in [value] if isinstance(value, str) else value:
+    for name, value in found.items():
+        lines = not isinstance(value, str)  # simple_summarize, which joins nodes by line breaks
+        for part in value if lines else [value]:
             if isinstance(part, ChatMessage) and not all(isinstance(block, TextBlock) for block in part.blocks):
                 return None
-            documents += split_context(str(part.content or "") if isinstance(part, ChatMessage) else str(part))
+            text = str(part.content or "") if isinstance(part, ChatMessage) else str(part)
+            documents += split_context(text, by_line=lines and name == "context_str")
     return documents
 
 

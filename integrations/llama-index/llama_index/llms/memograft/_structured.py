@@ -5,7 +5,6 @@ The model is told the schema, too; constraining alone would have it learn the na
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.llms.memograft._errors import StructuredOutputError
+from llama_index.llms.memograft._schemas import shown
 from memograft.errors import SettingsError
 
 __all__ = ["MemograftStructuredLLM", "Partial", "object_of", "schema_of", "with_schema"]
@@ -60,7 +60,7 @@ def schema_of(output_cls: type[BaseModel]) -> dict[str, Any]:
 
 def with_schema(messages: Sequence[ChatMessage], schema: dict[str, Any]) -> list[ChatMessage]:
     """The conversation with the schema in its first, system message."""
-    said = f"Answer with JSON of this schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    said = f"Answer with JSON of this schema:\n{shown(schema)}"
     return [ChatMessage(role=MessageRole.SYSTEM, content=said), *messages]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import ToolCallBlock
+from llama_index.llms.memograft._schemas import shown
 from memograft.errors import SettingsError
 
 __all__ = ["arguments", "blocks", "call_schema", "chosen", "instruction", "specs"]
@@ -79,7 +80,7 @@ def call_schema(tools: Sequence[Mapping[str, Any]], *, many: bool) -> dict[str, 
 
 def instruction(tools: Sequence[Mapping[str, Any]]) -> str:
     """What a model is told whose chat template has no place for tools."""
-    described = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+    described = "\n".join(shown(tool["function"]) for tool in tools)
     return f'Answer by calling a function, as JSON {{"name": ..., "arguments": {{...}}}}. The functions:\n{described}'
 
 

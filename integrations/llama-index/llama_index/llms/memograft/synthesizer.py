@@ -94,8 +94,9 @@ class MemograftSynthesizer(BaseSynthesizer):
         super().__init__(
             llm=llm,
             callback_manager=callback_manager,
-            prompt_helper=PromptHelper(),  # unused; made of the LLM's metadata, they would load the model here
-            chat_prompt_helper=ChatPromptHelper(),
+            # Unused: nothing is packed. Made of the LLM's metadata, as by default, they would load the model here.
+            prompt_helper=PromptHelper(tokenizer=str.split),
+            chat_prompt_helper=ChatPromptHelper(tokenizer=str.split),
             streaming=streaming,
             output_cls=output_cls,
             empty_response=empty_response,

@@ -1,0 +1,128 @@
+"""How the LLM is made, what it says of itself, and that importing it costs nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.llms import memograft
+from llama_index.llms.memograft import Memograft
+from memograft import Engine, FastMem
+
+from conftest import MEMORIZED, PAGE, QUESTION
+
+HERE = Path(memograft.__file__).parent
+
+
+def test_public_names() -> None:
+    assert memograft.__all__ == [
+        "Memograft",
+        "MemograftEmbedding",
+        "MemograftSynthesizer",
+        "MemograftVectorStore",
+        "__version__",
+    ]
+    assert set(memograft.__all__) <= set(dir(memograft))
+    assert all(getattr(memograft, name) for name in memograft.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        memograft.Nothing  # noqa: B018
+    assert issubclass(Memograft, FunctionCallingLLM)
+    assert Memograft.class_name() == "Memograft_LLM"
+
+
+def test_importing_and_making_one_loads_no_model_and_no_torch() -> None:
+    code = (
+        "import sys\nfrom llama_index.llms.memograft import Memograft, MemograftSynthesizer\n"
+        "Memograft(model='no such model', max_tokens=3)\n"
+        "print([m for m in ('torch', 'transformers', 'faiss', 'openai') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_namespaces_belong_to_nobody() -> None:
+    assert not (HERE.parent / "__init__.py").exists()
+    assert not (HERE.parent.parent / "__init__.py").exists()
+    assert (HERE / "py.typed").exists()
+
+
+def test_metadata_is_the_models(llm: Memograft, random_llm: Memograft) -> None:
+    about = random_llm.metadata
+    assert (about.context_window, about.num_output) == (1024, 12)
+    assert (about.is_chat_model, about.is_function_calling_model) == (True, False)
+    assert random_llm.model_copy(update={"max_tokens": 900}).metadata.num_output == 128  # an eighth is promised
+    assert llm.metadata.model_name == "tiny"
+    assert llm.metadata.context_window == 1012  # 512, and the 500 that LlamaIndex puts aside
+    assert llm.model_copy(update={"context_window": 300}).metadata.context_window == 300
+
+
+def test_engines_are_shared() -> None:
+    one, two = (Memograft(model="tiny", max_tokens=n) for n in (3, 4))
+    other = Memograft(model="tiny", model_kwargs={"max_length": 256})
+    assert one.engine is two.engine is not other.engine
+    assert other.engine.max_length == 256
+    other.engine.close()
+    assert other.complete("What is the capital of France?").text  # one that was closed is replaced
+    other.engine.close()
+
+
+def test_an_engine_of_ones_own_is_not_replaced() -> None:
+    engine = Engine.from_pretrained("tiny")
+    engine.close()
+    with pytest.raises(RuntimeError, match="the engine is closed"):
+        Memograft.from_engine(engine).complete("Who?")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"temperature": -1}, "`temperature` must be 0"),
+        ({"top_p": 0}, "`top_p` must be above 0"),
+        ({"max_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1"),
+        ({"overflow": "shrug"}, "Input should be 'error', 'drop' or 'truncate'"),
+        ({"memory": "yes"}, r"`memory` must be FastMem\(...\), a handle of `memorize`, or None, got 'yes'"),
+        ({"stop": [""]}, "`stop` must hold strings that are not empty"),
+        ({"max_new_tokens": 3}, "(?s)max_new_tokens.*Extra inputs are not permitted"),
+    ],
+)
+def test_settings_that_can_never_work(settings: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        Memograft(**settings)
+
+
+def test_a_model_that_is_not_there() -> None:
+    llm = Memograft(model="/no/such/folder")
+    with pytest.raises(ValueError, match=r"the model '/no/such/folder' cannot be loaded: .*; pass a folder"):
+        llm.complete("Who?")
+
+
+def test_it_is_rebuilt_from_what_it_was_serialized_to() -> None:
+    llm = Memograft(model="tiny", memory=FastMem(steps=5), max_tokens=7, stop="x")
+    data = json.loads(llm.to_json())
+    assert data["class_name"] == "Memograft_LLM"
+    again = Memograft.from_dict(data)
+    assert (again.memory, again.max_tokens, again.stop) == (FastMem(steps=5), 7, ["x"])
+    assert pickle.loads(pickle.dumps(llm)).memory == FastMem(steps=5)
+
+
+def test_a_kept_memory_is_serialized_by_its_id(llm: Memograft) -> None:
+    handle = llm.memorize([PAGE])
+    assert json.loads(llm.model_copy(update={"memory": handle}).to_json())["memory"] == handle.id
+
+
+def test_copies_share_the_engine(llm: Memograft) -> None:
+    twin = copy.deepcopy(llm.model_copy(update={"memory": llm.memorize([PAGE])}))
+    assert twin.engine is llm.engine
+    assert twin.complete(QUESTION).text == MEMORIZED
+
+
+def test_memorizing_by_the_llms_own_settings(plain: Memograft) -> None:
+    assert plain.memorize([PAGE]).settings == FastMem()
+    assert plain.memorize([PAGE], FastMem(steps=2)).settings == FastMem(steps=2)
+    assert plain.model_copy(update={"memory": FastMem(steps=3)}).memorize([PAGE]).settings == FastMem(steps=3)

@@ -1,0 +1,263 @@
+"""Tools: forced on any model, offered to models whose template takes them, and refused loudly where there is no way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.memograft import Memograft
+from llama_index.llms.memograft._responses import parsed_blocks
+from llama_index.llms.memograft._tools import call_schema, specs
+from memograft import Engine
+from pydantic import BaseModel
+from tokenizers_ import make
+
+from conftest import Seen, nonsense
+from test_chat import ajoined, joined
+
+TOOLS_TEMPLATE = (
+    "{{ bos_token }}{% if tools %}<|system|>{{ tools | tojson }}</s>{% endif %}"
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% for c in m.get('tool_calls') or [] %}"
+    "CALL {{ c['function']['name'] }} {{ c['function']['arguments'] | tojson }}{% endfor %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+RESPONSE_TEMPLATE = {
+    "start_anchor": "<|assistant|>",
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "content": {"content": "text"},
+        "tool_calls": {
+            "open": "[CALL]",
+            "close": "[/CALL]",
+            "content": "json",
+            "repeats": True,
+            "transform": "{type: 'function', function: content}",
+        },
+    },
+}
+
+
+class Pair(BaseModel):
+    a: bool
+    b: bool
+
+
+def either(a: bool, b: bool) -> bool:
+    """Whether one of them holds."""
+    return a or b
+
+
+def both(pair: Pair) -> bool:
+    """Whether both of them hold."""
+    return pair.a and pair.b
+
+
+class Both(BaseModel):
+    pair: Pair
+
+
+EITHER, BOTH = FunctionTool.from_defaults(either), FunctionTool.from_defaults(both, fn_schema=Both)
+ASKED = [ChatMessage(role="user", content="Is one true?")]
+
+
+@pytest.fixture(params=["tiny", "random"])
+def any_llm(request: pytest.FixtureRequest, llm: Memograft, random_engine: Engine) -> Memograft:
+    """Neither has a place for tools in its template."""
+    if request.param == "tiny":
+        return llm.model_copy(update={"max_tokens": 80})
+    return Memograft.from_engine(random_engine, model="random", max_tokens=100, temperature=1.0, seed=2)
+
+
+@pytest.fixture(scope="module")
+def capable_engine() -> Iterator[Engine]:
+    """A random model whose template takes tools, and whose tokenizer reads calls."""
+    tokenizer = copy.deepcopy(make("bpe", TOOLS_TEMPLATE))
+    tokenizer.response_template = RESPONSE_TEMPLATE
+    with Engine(nonsense(), tokenizer) as engine:
+        yield engine
+
+
+@pytest.fixture
+def capable(capable_engine: Engine) -> Memograft:
+    return Memograft.from_engine(capable_engine, model="capable", max_tokens=8)
+
+
+async def test_a_call_is_forced_on_any_model(any_llm: Memograft) -> None:
+    responses = [
+        any_llm.chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True),
+        await any_llm.achat_with_tools([EITHER], user_msg="Is one true?", tool_required=True),
+        joined(any_llm.stream_chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True))[1][-1],
+        (await ajoined(await any_llm.astream_chat_with_tools([EITHER], "Is one true?", tool_required=True)))[1][-1],
+    ]
+    for response in responses:
+        (call,) = any_llm.get_tool_calls_from_response(response)
+        assert isinstance(call, ToolSelection)
+        assert call.tool_name == "either"
+        assert call.tool_id.startswith("call_")
+        assert EITHER.call(**call.tool_kwargs).raw_output in (True, False)
+        assert response.message.content is None
+    assert len({str(any_llm.get_tool_calls_from_response(r)[0].tool_kwargs) for r in responses}) == 1
+
+
+def test_a_stream_of_a_call_shows_no_markup(any_llm: Memograft) -> None:
+    text, responses = joined(any_llm.stream_chat_with_tools([EITHER], "Is one true?", tool_required=True))
+    assert text == ""
+    assert any_llm.get_tool_calls_from_response(responses[-1])
+
+
+def test_arguments_that_are_objects(any_llm: Memograft) -> None:
+    response = any_llm.chat_with_tools([EITHER, BOTH], user_msg="Both?", tool_choice="both")
+    (call,) = any_llm.get_tool_calls_from_response(response)
+    assert call.tool_name == "both"
+    assert Pair(**call.tool_kwargs["pair"])
+
+
+def test_several_calls_at_once(any_llm: Memograft) -> None:
+    asked = {"user_msg": "Is one true?", "tool_required": True}
+    many = any_llm.chat_with_tools([EITHER], allow_parallel_tool_calls=True, **asked)
+    assert len(any_llm.get_tool_calls_from_response(many)) >= 1
+    assert len(any_llm.get_tool_calls_from_response(any_llm.chat_with_tools([EITHER], **asked))) == 1
+
+
+def test_only_the_first_of_several_stays_where_one_was_asked_for(llm: Memograft) -> None:
+    calls = [ToolCallBlock(tool_name="either", tool_call_id=str(n), tool_kwargs={"a": True}) for n in range(2)]
+    from llama_index.core.base.llms.types import ChatResponse
+
+    def response() -> ChatResponse:
+        return ChatResponse(message=ChatMessage(role="assistant", blocks=[TextBlock(text="Hm."), *calls]))
+
+    assert len(llm._validate_chat_with_tools_response(response(), [EITHER]).message.blocks) == 2
+    both = llm._validate_chat_with_tools_response(response(), [EITHER], allow_parallel_tool_calls=True)
+    assert [call.tool_id for call in llm.get_tool_calls_from_response(both)] == ["0", "1"]
+
+
+def test_what_a_model_cannot_do_is_refused_loudly(llm: Memograft) -> None:
+    assert llm.metadata.is_function_calling_model is False
+    match = "the model 'tiny' has no place for tools in its chat template, got 1; pass tool_required=True, which"
+    with pytest.raises(ValueError, match=match):
+        llm.chat_with_tools([EITHER], user_msg="Is one true?")
+    with pytest.raises(ValueError, match=match):
+        llm.chat(ASKED, tools=specs([EITHER]))
+
+
+def test_no_tools_are_no_tools(llm: Memograft) -> None:
+    assert llm.chat_with_tools([], user_msg="What is the capital of France?").message.content
+    assert llm.chat_with_tools([EITHER], user_msg="Who?", tool_choice="none").message.content
+
+
+def test_a_choice_that_there_is_not(llm: Memograft) -> None:
+    with pytest.raises(ValueError, match=r"`tool_choice` must be .* or one of \['either'\], got 'neither'"):
+        llm.chat_with_tools([EITHER], user_msg="Who?", tool_choice="neither")
+
+
+def test_tools_that_are_none(llm: Memograft) -> None:
+    with pytest.raises(ValueError, match=r"tools\[0\] must be a tool of LlamaIndex or a description in OpenAI's form"):
+        llm.chat(ASKED, tools=[either])
+
+
+def test_a_response_without_a_call(llm: Memograft) -> None:
+    response = llm.chat(ASKED)
+    assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
+    with pytest.raises(ValueError, match=r"the answer must call a tool, got .*; pass tool_required=True, or"):
+        llm.get_tool_calls_from_response(response)
+
+
+def test_the_model_is_told_what_there_is(llm: Memograft, seen: Any) -> None:
+    llm.model_copy(update={"max_tokens": 60}).chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True)
+    system, asked = seen.last.messages
+    assert '{"name":"either","description":"either(' in system["content"]
+    assert asked["content"] == "Is one true?"
+
+
+def test_definitions_of_several_tools_do_not_meet() -> None:
+    def one(name: str, kind: str) -> dict[str, Any]:
+        parameters = {
+            "type": "object",
+            "properties": {"x": {"$ref": "#/$defs/X"}},
+            "$defs": {"X": {"type": kind}},
+        }
+        return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+    schema = call_schema([one("f", "string"), one("g", "integer")], many=True)
+    assert schema["$defs"] == {"f.X": {"type": "string"}, "g.X": {"type": "integer"}}
+    first = schema["items"]["anyOf"][0]["properties"]["arguments"]
+    assert first["properties"]["x"] == {"$ref": "#/$defs/f.X"}
+
+
+def test_calls_and_results_in_a_conversation(capable: Memograft, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(capable.engine, monkeypatch)
+    call = ToolCallBlock(tool_name="either", tool_call_id="c1", tool_kwargs={"a": True, "b": False})
+    messages = [
+        *ASKED,
+        ChatMessage(role="assistant", blocks=[call]),
+        ChatMessage(role="tool", content="True", additional_kwargs={"tool_call_id": "c1", "name": "either"}),
+    ]
+    assert capable.chat_with_tools([EITHER], chat_history=messages).message.blocks
+    function = {"name": "either", "arguments": {"a": True, "b": False}}
+    assert list(seen.last.messages) == [
+        {"role": "user", "content": "Is one true?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "id": "c1", "function": function}]},
+        {"role": "tool", "content": "True", "tool_call_id": "c1", "name": "either"},
+    ]
+    assert 'CALL either {"a": true, "b": false}' in seen.prompt
+    assert seen.last.tools[0]["function"]["name"] == "either"
+
+
+def test_arguments_that_are_text(capable: Memograft) -> None:
+    good = ToolCallBlock(tool_name="either", tool_kwargs='{"a": true}')
+    bad = ToolCallBlock(tool_name="either", tool_kwargs="not JSON")
+    assert capable.chat([*ASKED, ChatMessage(role="assistant", blocks=[good]), *ASKED]).message.content
+    with pytest.raises(
+        ValueError, match="the call of 'either' must have an object of JSON for arguments, got 'not JSON'"
+    ):
+        capable.chat([*ASKED, ChatMessage(role="assistant", blocks=[bad]), *ASKED])
+
+
+async def test_offered_tools_may_be_left_alone(capable: Memograft) -> None:
+    assert capable.metadata.is_function_calling_model is True
+    response = capable.chat_with_tools([EITHER], user_msg="Is one true?")
+    assert response.message.content
+    assert capable.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
+    text, responses = joined(capable.stream_chat_with_tools([EITHER], user_msg="Is one true?"))
+    assert text == responses[-1].message.content
+
+
+async def test_agents(capable: Memograft, llm: Memograft) -> None:
+    agent = FunctionAgent(tools=[EITHER], llm=capable)
+    assert (await agent.run("Is one true?")).response.content is not None
+    assert isinstance(next(iter(AgentWorkflow.from_tools_or_functions([either], llm=llm).agents.values())), ReActAgent)
+    assert isinstance(
+        next(iter(AgentWorkflow.from_tools_or_functions([either], llm=capable).agents.values())), FunctionAgent
+    )
+
+
+async def test_predict_and_call(capable: Memograft) -> None:
+    wide = capable.model_copy(update={"max_tokens": 100})
+    response = wide.predict_and_call([EITHER], "Is one true?", tool_required=True)
+    assert response.response in ("True", "False")
+    assert (await wide.apredict_and_call([EITHER], "Is one true?", tool_required=True)).sources
+
+
+def test_what_a_tokenizer_read_becomes_blocks() -> None:
+    function = {"name": "either", "arguments": {"a": True, "b": False}}
+    message = {"role": "assistant", "thinking": "Hm.", "content": "Let me see.", "tool_calls": [{"function": function}]}
+    thinking, text, call = parsed_blocks(message)
+    assert (thinking.content, text.text) == ("Hm.", "Let me see.")  # type: ignore[union-attr]
+    assert isinstance(call, ToolCallBlock)
+    assert (call.tool_name, call.tool_kwargs) == ("either", {"a": True, "b": False})
+    assert parsed_blocks({"role": "assistant", "content": ""}) == [TextBlock(text="")]
+    with pytest.raises(ValueError, match=r"the model called a tool in a form that cannot be read, got .*; pass"):
+        parsed_blocks({"tool_calls": [{"function": {"arguments": {}}}]})
+
+
+def test_a_stream_holds_calls_back(capable: Memograft) -> None:
+    call = capable._call(ASKED, {"tools": specs([EITHER])})
+    assert call.tools == "offered"
+    assert call._shown("Let me see. [CALL]{}") == "Let me see. "
+    assert call._shown("Let me see.") == "Let me see."
