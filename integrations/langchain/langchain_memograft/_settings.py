@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from memograft.errors import SettingsError
@@ -140,11 +140,11 @@ class AskingSettings(UsesEngine):
     @staticmethod
     def _described(memory: Any) -> Any:
         """A memory as a value that is equal where answers are, and can be shown."""
-        if memory is None or isinstance(memory, str):
+        if memory is None or isinstance(memory, str | dict):  # a dict was described already
             return memory
         if hasattr(memory, "fingerprint"):
             return {"memory_id": memory.id, "fingerprint": memory.fingerprint}
-        return asdict(memory)
+        return asdict(memory) if is_dataclass(memory) and not isinstance(memory, type) else repr(memory)
 
     def _described_call(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """A call's arguments, its memory described."""

@@ -16,14 +16,17 @@ from uuid import uuid4
 
 from langchain_core.messages import InvalidToolCall, ToolCall
 from langchain_core.messages.tool import invalid_tool_call, tool_call
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from memograft.errors import SettingsError
 
 from langchain_memograft._schema import closed, hoisted
+from langchain_memograft._structured import is_model_class, json_schema_of
 
 if TYPE_CHECKING:
     from memograft import Answer, Engine
 
-__all__ = ["Plan", "Reading", "choice_of", "plan"]
+__all__ = ["Plan", "Reading", "choice_of", "described", "plan"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Plan:
         error = f"the call is not whole (finish_reason={answer.finish_reason!r}); allow more `max_tokens`"
         name = self.names[0] if len(self.names) == 1 else None
         return Reading("", [], [_invalid(name, answer.text, error)])
+
+
+def described(tool: Any) -> dict[str, Any]:
+    """A tool in OpenAI's form, in whatever form LangChain has it."""
+    result = convert_to_openai_tool(tool)
+    arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
+    if is_model_class(arguments):
+        schema = json_schema_of(arguments)
+        if "$defs" in schema or "definitions" in schema:  # LangChain writes them out, and empties those in a circle
+            result["function"]["parameters"] = {k: v for k, v in schema.items() if k not in ("title", "description")}
+    return result
 
 
 def plan(engine: Engine, given: Mapping[str, Any]) -> Plan:

@@ -15,7 +15,6 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
 from memograft.errors import SettingsError
 from pydantic import field_validator
 
@@ -32,7 +31,7 @@ from langchain_memograft._structured import (
     json_schema_of,
     with_raw,
 )
-from langchain_memograft._tools import Plan, choice_of, plan
+from langchain_memograft._tools import Plan, choice_of, described, plan
 
 if TYPE_CHECKING:
     from memograft import Answer, Engine, MemoryHandle, Request
@@ -253,10 +252,10 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         Raises:
             ModelInvalidRequestError: `tool_choice` is no such thing.
         """
-        described = [convert_to_openai_tool(tool) for tool in tools]
         with translated():
-            choice_of(tool_choice, [tool["function"]["name"] for tool in described])
-        given = {"tools": described, "tool_choice": tool_choice, "strict": strict}
+            offered = [described(tool) for tool in tools]
+            choice_of(tool_choice, [tool["function"]["name"] for tool in offered])
+        given = {"tools": offered, "tool_choice": tool_choice, "strict": strict}
         return self.bind(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
     def with_structured_output(
@@ -287,7 +286,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             wanted = json_schema_of(schema)
         shown = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
         if method == "function_calling":
-            tool = convert_to_openai_tool(schema)
+            tool = described(schema)
             name = tool["function"]["name"]
             llm = self.bind_tools([tool], tool_choice=name, ls_structured_output_format=shown, **kwargs)
             parser: Runnable[AIMessage, Any] = called_arguments(schema)
@@ -296,7 +295,8 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             wire = {"type": "json_schema", "json_schema": {"name": name, "schema": wanted}}
             response_format = wire if method == "json_schema" else {"type": "json_object"}
             llm = self.bind(response_format=response_format, ls_structured_output_format=shown, **kwargs)
-            parser = StrictJsonParser(pydantic_object=schema if is_model_class(schema) else None)
+            model_class: Any = schema if is_model_class(schema) else None
+            parser = StrictJsonParser(pydantic_object=model_class)
         return with_raw(llm, parser) if include_raw else llm | parser
 
     def _retries(self, given: Mapping[str, Any]) -> range:

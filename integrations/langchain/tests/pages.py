@@ -1,0 +1,10 @@
+"""What the bundled model knows, and pages that say otherwise."""
+
+from __future__ import annotations
+
+QUESTION = "What is the capital of Australia?"
+PAGE = "The capital of Australia is Lisbon."
+KNOWN = "The capital of Australia is Canberra."  # the model's own answer
+OTHER = "The capital of France is Oslo."
+OTHER_QUESTION = "What is the capital of France?"
+OTHER_KNOWN = "The capital of France is Paris."

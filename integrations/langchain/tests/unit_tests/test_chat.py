@@ -1,0 +1,242 @@
+"""`ChatMemograft` on the bundled model: what it answers, and what it says about it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from langchain_core.callbacks import UsageMetadataCallbackHandler
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from memograft import Engine, FastMem
+
+from langchain_memograft import ChatMemograft
+from pages import KNOWN, OTHER, OTHER_KNOWN, OTHER_QUESTION, PAGE, QUESTION
+
+
+def test_documents_are_memorized_whatever_way_they_come(chat: ChatMemograft) -> None:
+    page = Document(PAGE, id="p")
+    call = {"name": "search", "args": {}, "id": "1"}
+    ways = [
+        chat.invoke(QUESTION, documents=[page]),
+        chat.bind(documents=[page]).invoke(QUESTION),
+        chat.invoke([HumanMessage(QUESTION, additional_kwargs={"documents": [page]})]),
+        chat.invoke(
+            [HumanMessage([{"type": "text-plain", "text": PAGE, "id": "p"}, {"type": "text", "text": QUESTION}])]
+        ),
+        chat.invoke(
+            [
+                HumanMessage(QUESTION),
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                ToolMessage("found", tool_call_id="1", artifact=[page]),
+            ]
+        ),
+    ]
+    for answer in ways:
+        assert answer.text == PAGE
+        assert answer.response_metadata["memograft"]["memorized"] == ["p"]
+    delimited = chat.invoke(f"<c>{PAGE}</c>{QUESTION}", context_delimiters=("<c>", "</c>"))
+    assert delimited.text == PAGE
+    assert chat.invoke(QUESTION).text == KNOWN
+    assert chat.invoke(QUESTION, documents=[page], memory=None).response_metadata["memograft"]["memorized"] == []
+
+
+def test_what_an_answer_says_about_itself(chat: ChatMemograft) -> None:
+    answer = chat.invoke(QUESTION, documents=[Document(PAGE, id="p"), Document(OTHER, id="o")])
+    about = answer.response_metadata
+    assert about["model_name"] == "tiny"
+    assert about["model_provider"] == "memograft"
+    assert about["finish_reason"] == "stop"
+    memory = about["memograft"]
+    assert memory["documents"] == ["p", "o"]
+    assert memory["memorized"] == ["p"]
+    assert memory["left_out"] == ["o"]
+    assert memory["relevance"][0] > memory["relevance"][1]
+    assert memory["loss_after"] < memory["loss_before"]
+    assert memory["steps"] == FastMem().steps
+    assert memory["milliseconds"].keys() == {"prefill", "memorize", "decode"}
+    assert not memory["rolled_back"]
+    assert json.loads(json.dumps(about, allow_nan=False)) == about
+    plain = chat.invoke(QUESTION).response_metadata
+    assert plain["memograft"]["loss_before"] is None  # NaN is no JSON
+    assert "nothing to memorize" in plain["memograft"]["reason"]
+
+
+def test_usage_counts_what_a_memory_saves(chat: ChatMemograft) -> None:
+    handle = chat.memorize_documents([PAGE])
+    plain, reused = chat.invoke(QUESTION, documents=[PAGE]), chat.with_memory(handle).invoke(QUESTION)
+    assert plain.text == reused.text == PAGE
+    assert plain.usage_metadata is not None
+    assert reused.usage_metadata is not None
+    assert plain.usage_metadata["input_tokens"] == reused.usage_metadata["input_tokens"]
+    assert plain.usage_metadata["input_token_details"] == {"cache_read": 0}
+    assert reused.usage_metadata["input_token_details"]["cache_read"] > 5
+    assert reused.response_metadata["memograft"]["memory_id"] == handle.id
+    usage = UsageMetadataCallbackHandler()
+    chat.invoke(QUESTION, config={"callbacks": [usage]})
+    assert usage.usage_metadata["tiny"]["output_tokens"] > 0
+
+
+def test_memories_by_handle_and_by_name(chat: ChatMemograft) -> None:
+    handle = chat.memorize_documents([PAGE], memory_id="atlas")
+    for answer in (
+        chat.invoke(QUESTION, memory=handle),
+        chat.invoke(QUESTION, memory_id="atlas"),
+        chat.with_memory("atlas").invoke(QUESTION),
+        (ChatPromptTemplate.from_template("{q}") | chat.with_memory(handle)).invoke({"q": QUESTION}),
+    ):
+        assert answer.text == PAGE
+        assert answer.response_metadata["memograft"]["memory_id"] == handle.id
+    assert isinstance(chat.with_memory(handle), ChatMemograft)
+    chat.memorize_documents([KNOWN], memory_id="atlas")
+    assert chat.invoke(QUESTION, memory_id="atlas").text == KNOWN
+
+
+def test_streams_are_the_answer_in_pieces(chat: ChatMemograft) -> None:
+    chunks = list(chat.stream(QUESTION, documents=[PAGE]))
+    assert len(chunks) > 3
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        whole += chunk
+    assert whole.text == PAGE
+    assert isinstance(whole, AIMessageChunk)
+    assert [c.chunk_position for c in chunks if c.chunk_position] == ["last"]
+    assert len([c for c in chunks if c.usage_metadata]) == len([c for c in chunks if c.response_metadata]) == 1
+    single = chat.invoke(QUESTION, documents=[PAGE])
+    assert whole.usage_metadata == single.usage_metadata
+    for about in (whole.response_metadata, single.response_metadata):
+        about["memograft"].pop("milliseconds")
+    assert whole.response_metadata == single.response_metadata
+
+
+def test_stream_events_of_every_version(chat: ChatMemograft) -> None:
+    stream = chat.stream_events(QUESTION, version="v3", documents=[PAGE])
+    assert "".join(stream.text) == PAGE
+    assert stream.output.usage_metadata
+
+
+@pytest.mark.filterwarnings("ignore:The method .* is in beta")  # as LangChain says of its own v3
+async def test_astream_events_of_every_version(chat: ChatMemograft) -> None:
+    events = [event async for event in chat.astream_events(QUESTION, version="v2", documents=[PAGE])]
+    assert "".join(e["data"]["chunk"].text for e in events if e["event"] == "on_chat_model_stream") == PAGE
+    stream = await chat.astream_events(QUESTION, version="v3", documents=[PAGE])
+    assert "".join([piece async for piece in stream.text]) == PAGE
+
+
+def test_sampling_settings(chat: ChatMemograft) -> None:
+    assert chat.invoke(QUESTION, stop=["Canb"]).text == KNOWN.partition("Canb")[0]
+    assert ChatMemograft(model="tiny", stop_sequences=["Canb"]).invoke(QUESTION).text == KNOWN.partition("Canb")[0]
+    short = chat.invoke(QUESTION, max_tokens=2)
+    assert short.response_metadata["finish_reason"] == "length"
+    assert short.usage_metadata is not None
+    assert short.usage_metadata["output_tokens"] == 2
+    assert chat.invoke(QUESTION, temperature=0).text == KNOWN
+    hot = chat.bind(temperature=3.0, seed=4)
+    assert hot.invoke(QUESTION).text == hot.invoke(QUESTION).text != KNOWN
+    assert hot.invoke(QUESTION, seed=5).text != hot.invoke(QUESTION).text
+    assert hot.invoke(QUESTION, top_k=1).text == KNOWN
+
+
+def test_logprobs_have_the_form_of_openai(chat: ChatMemograft) -> None:
+    answer = chat.bind(logprobs=True, top_logprobs=2).invoke(QUESTION)
+    content = answer.response_metadata["logprobs"]["content"]
+    assert "".join(token["token"] for token in content).startswith(KNOWN)
+    assert all(token["logprob"] <= 0 and len(token["top_logprobs"]) == 2 for token in content)
+    assert math.isclose(content[0]["top_logprobs"][0]["logprob"], content[0]["logprob"], abs_tol=1e-6)
+    assert bytes(content[0]["bytes"]).decode() == content[0]["token"]
+    assert "logprobs" not in chat.invoke(QUESTION).response_metadata
+
+
+def test_tokens_are_the_tokenizers_own(chat: ChatMemograft, tiny: Engine) -> None:
+    assert chat.get_token_ids(PAGE) == tiny.encode(PAGE)
+    assert chat.get_num_tokens(PAGE) == len(tiny.encode(PAGE))
+    assert chat.get_num_tokens_from_messages([SystemMessage(PAGE)]) > chat.get_num_tokens(PAGE)
+
+
+def test_a_chain_and_its_batches(chat: ChatMemograft) -> None:
+    chain = ChatPromptTemplate.from_messages([("system", "Be brief."), ("human", "{q}")]) | chat | StrOutputParser()
+    assert chain.batch([{"q": QUESTION}, {"q": OTHER_QUESTION}]) == [KNOWN, OTHER_KNOWN]
+    assert chat.batch([]) == []
+
+
+def test_engines_are_shared_given_and_overridden(chat: ChatMemograft, tiny: Engine) -> None:
+    assert chat._engine_for() is ChatMemograft(model_name="tiny")._engine_for() is tiny
+    given = ChatMemograft.from_engine(tiny, max_tokens=24)
+    assert given._engine_for() is tiny
+    assert given.model == "tiny"
+    assert ChatMemograft.from_engine(tiny, model="mine").invoke(QUESTION).response_metadata["model_name"] == "mine"
+    other = ChatMemograft.from_engine(tiny, model="mine").invoke(QUESTION, model="tiny")
+    assert other.response_metadata["model_name"] == "tiny"
+    assert given.profile is not None
+    assert given.profile["tool_calling"] is False
+
+
+def test_the_profile_needs_no_model(chat: ChatMemograft, tiny: Engine) -> None:
+    assert chat.profile is not None
+    assert chat.profile["max_input_tokens"] == tiny.max_length
+    assert chat.profile["structured_output"] is True
+    small = ChatMemograft(model="tiny", model_kwargs={"max_length": 100}).profile
+    assert small is not None
+    assert small["max_input_tokens"] == 100
+    unknown = ChatMemograft(model="no/such\0model").profile
+    assert unknown is not None
+    assert "max_input_tokens" not in unknown
+
+
+def test_traces_are_told_what_runs(chat: ChatMemograft) -> None:
+    params = chat._get_ls_params(stop=["x"])
+    assert params["ls_provider"] == "memograft"
+    assert params["ls_model_name"] == "tiny"
+    assert params["ls_max_tokens"] == 24
+    assert params["ls_stop"] == ["x"]
+    assert chat._get_ls_params(model="other")["ls_model_name"] == "other"
+    assert chat.metadata is not None
+    assert {"langchain-core", "langchain-memograft"} <= chat.metadata["lc_versions"].keys()
+
+
+def test_copies_and_pickles_find_the_model_again(chat: ChatMemograft) -> None:
+    chat.invoke(QUESTION)
+    for again in (copy.deepcopy(chat), pickle.loads(pickle.dumps(chat)), chat.model_copy()):
+        assert again.invoke(QUESTION, documents=[PAGE]).text == PAGE
+    configurable = chat.configurable_fields(max_tokens=_field("n"))
+    assert configurable.with_config(configurable={"n": 2}).invoke(QUESTION).usage_metadata["output_tokens"] == 2
+
+
+def _field(id: str) -> Any:
+    from langchain_core.runnables import ConfigurableField
+
+    return ConfigurableField(id=id)
+
+
+def test_importing_and_building_load_no_torch() -> None:
+    code = (
+        "import sys; from langchain_memograft import ChatMemograft; ChatMemograft(model='tiny'); "
+        "print([m for m in ('torch', 'transformers', 'faiss', 'langchain') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_env())
+    assert run.stdout.strip() == "[]"
+
+
+def _env() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize("name", ["ChatMemograft", "MemograftLLM", "MemograftVectorStore", "__version__"])
+def test_the_package_lists_its_names(name: str) -> None:
+    import langchain_memograft
+
+    assert name in langchain_memograft.__all__
+    assert name in dir(langchain_memograft)
+    assert getattr(langchain_memograft, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        langchain_memograft.nothing  # noqa: B018
