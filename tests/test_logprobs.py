@@ -121,3 +121,16 @@ def test_shared_engines_are_one_as_long_as_somebody_holds_them() -> None:
     again = memograft.shared_engine("tiny")
     assert again is not found[0]
     assert again.answer("What is the capital of France?", memory=FastMem()).text == "The capital of France is Paris."
+
+
+def test_a_call_is_taken_out_of_a_response(models: Any) -> None:
+    """The template opens the response inside a call, so that its parts are known only with the prompt before it."""
+    import copy
+
+    tokenizer = copy.deepcopy(make("bpe", TOOLS_TEMPLATE))
+    content = {"content": {"close": "</s>"}}
+    tokenizer.response_template = {"start_anchor": "<|assistant|>", "fields": content, "defaults": {"role": "assistant"}}
+    with Engine(models(), tokenizer) as engine:
+        assert engine.takes_tools
+        answer = engine.answer(Request("Who?", tools=[TOOL], sampling=Sampling(3)))
+        assert engine.parse_response(answer)["role"] == "assistant"

@@ -52,15 +52,15 @@ class Tokens:
         """Whether the tokenizer knows how to take the model's responses apart."""
         return bool(getattr(self._source, "response_template", None))
 
-    def parse_response(self, ids: Sequence[int]) -> dict[str, Any]:
-        """Take a response apart; see `Engine.parse_response`."""
+    def parse_response(self, ids: Sequence[int], prompt: Sequence[int]) -> dict[str, Any]:
+        """Take a response to a prompt apart; see `Engine.parse_response`."""
         if not self.parses_responses:
             raise SettingsError(
                 "taking a response apart needs a tokenizer that has a `response_template`, and this one has none; set "
                 "it, or force an answer of a known shape with `json_schema`"
             )
         with self._lock:
-            parsed = self._tokenizer.parse_response(list(ids))
+            parsed = self._tokenizer.parse_response(list(ids), prefix=list(prompt))
         if not isinstance(parsed, Mapping):
             raise SettingsError(f"`response_template` must give a mapping, got {type(parsed).__name__}; mend it")
         return dict(parsed)

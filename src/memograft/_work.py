@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from memograft._queue import Job
+from memograft._tokens import Tokens
 from memograft.backbone import Backbone
 from memograft.documents import Document
 from memograft.errors import SettingsError
@@ -44,7 +45,7 @@ class Work:
         self.fitted: Fitted | None = None
         self.json: JsonSchema | None = None
 
-    def fit(self, builder: PromptBuilder, window: int) -> None:
+    def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
         """Build the prompt, and make sure that there is room for what the answer must hold.
 
         Raises:
@@ -52,7 +53,8 @@ class Work:
         """
         self.fitted = fit(builder, self.request, self.documents, window)
         self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
-        if self.json is not None:
+        if self.request.json_schema is not None:
+            self.json = tokens.json(self.request.json_schema)
             self.json.limit(self.max_new_tokens)
 
     @property

@@ -197,7 +197,7 @@ class Engine:
         Raises:
             SettingsError: the tokenizer has no `response_template`.
         """
-        return self._tokens.parse_response(answer.token_ids)
+        return self._tokens.parse_response(answer.token_ids, answer.prompt_ids)
 
     @property
     def closed(self) -> bool:
@@ -218,10 +218,6 @@ class Engine:
         for request in requests:
             check(request, self._backbone, self.fingerprint)
         jobs = [Job(Work(request), on_text=on_text, timeout=request.timeout) for request in requests]
-        for job, request in zip(jobs, requests, strict=True):
-            if request.json_schema is not None:
-                job.payload.json = self._tokens.json(request.json_schema)
-                job.payload.json.limit(request.sampling.max_new_tokens)
         self._worker.submit(jobs)
         return jobs
 
@@ -258,7 +254,7 @@ class Engine:
     def _fit(self, job: Job) -> bool:
         """1. Prompt: of one request; False if the request has ended here."""
         try:
-            job.payload.fit(self._prompts, self._window)
+            job.payload.fit(self._prompts, self._tokens, self._window)
         except Exception as e:
             job.fail(e)
         return not job.given_up()
@@ -336,6 +332,7 @@ class Engine:
                 dropped=work.fitted.dropped,
                 truncated=work.fitted.truncated,
                 logprobs=self._logprobs(row),
+                prompt_ids=work.prompt.ids,
             )
 
         return finish

@@ -188,6 +188,7 @@ class Answer:
         dropped: documents left out because the prompt was too long.
         truncated: documents of which only the beginning stood in the prompt.
         logprobs: one for each of `token_ids`, if they were asked for.
+        prompt_ids: what the model read.
     """
 
     text: str
@@ -200,3 +201,4 @@ class Answer:
     dropped: tuple[Document, ...] = ()
     truncated: tuple[Document, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_ids: tuple[int, ...] = field(default=(), repr=False)
