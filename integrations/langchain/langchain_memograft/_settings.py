@@ -19,7 +19,10 @@ __all__ = ["CALL_OPTIONS", "AskingSettings"]
 
 # What a call may say besides `stop`: fields by their own names, and what only a call has.
 CALL_OPTIONS = frozenset(
-    "documents max_retries max_tokens memory memory_id model overflow seed temperature timeout top_k top_p".split()
+    (
+        *("documents", "max_retries", "max_tokens", "memory", "memory_id", "model", "overflow", "query", "seed"),
+        *("temperature", "timeout", "top_k", "top_p"),
+    )
 )
 
 
@@ -110,6 +113,7 @@ class AskingSettings(UsesEngine):
                     sampling=sampling,
                     overflow=setting("overflow"),
                     timeout=setting("timeout"),
+                    query=given.get("query"),
                     **further,
                 )
             except TypeError as e:  # a comparison with what is no number

@@ -7,7 +7,7 @@ call out of its answer is the tokenizer; nothing is scripted.
 from __future__ import annotations
 
 import json
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -143,6 +143,4 @@ def calling_engine() -> Engine:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # Until Engine.parse_response hands over the prompt, which transformers asks for; this template does not need it.
-    tokenizer.parse_response = partial(type(tokenizer).parse_response, tokenizer, prefix=[])
     return Engine(model.eval(), tokenizer)

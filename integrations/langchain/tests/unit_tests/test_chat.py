@@ -49,6 +49,18 @@ def test_documents_are_memorized_whatever_way_they_come(chat: ChatMemograft) -> 
     assert chat.invoke(QUESTION, documents=[page], memory=None).response_metadata["memograft"]["memorized"] == []
 
 
+def test_documents_are_judged_by_the_query_of_a_call(chat: ChatMemograft) -> None:
+    asked = f"{OTHER_QUESTION} Answer with whatever words come to mind, but be brief."
+    told = {"documents": [Document(OTHER, id="o")], "memory": FastMem(relevance=-1)}
+    (whole,), (query,) = (
+        chat.invoke(asked, **told, **more).response_metadata["memograft"]["relevance"]
+        for more in ({}, {"query": OTHER_QUESTION})
+    )
+    assert query > whole
+    with pytest.raises(ValueError, match="`query` must stand in the last user message"):
+        chat.invoke(QUESTION, query="Who?")
+
+
 def test_what_an_answer_says_about_itself(chat: ChatMemograft) -> None:
     answer = chat.invoke(QUESTION, documents=[Document(PAGE, id="p"), Document(OTHER, id="o")])
     about = answer.response_metadata

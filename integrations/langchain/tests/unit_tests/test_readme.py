@@ -1,0 +1,21 @@
+"""The README's code runs, in one go, and prints what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.S)
+    assert len(blocks) == 3
+    for code, output in blocks:
+        exec(compile(code, "README.md", "exec", dont_inherit=True), namespace)
+        expected = output or "".join(f"{said}\n" for said in re.findall(r"^print\(.*\)  # (.*)$", code, re.M))
+        assert capsys.readouterr().out == expected
