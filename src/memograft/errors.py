@@ -15,6 +15,7 @@
         ├── StoreLockedError (RuntimeError)   another process writes to the store
         ├── StoreReadOnlyError (RuntimeError) a write to a store opened read-only
         ├── EmbedderMismatchError (ValueError) the store was built with another embedder
+        ├── ModelMismatchError (ValueError)   a datastore whose keys are another model's, or of another place
         └── FilterError (ValueError)          a metadata filter that is not well formed
 
 All of them also derive from the builtin named in brackets, so code that knows nothing of Memograft can catch them.
@@ -30,6 +31,7 @@ __all__ = [
     "MemograftError",
     "MemoryFormatError",
     "MissingExtraError",
+    "ModelMismatchError",
     "PromptTooLongError",
     "RequestCancelledError",
     "RequestTimeoutError",
@@ -93,7 +95,7 @@ class MissingExtraError(MemograftError, ImportError):
 
 
 class StoreError(MemograftError):
-    """Base of what a vector store raises."""
+    """Base of what a vector store or a datastore raises."""
 
 
 class StoreCorruptError(StoreError, ValueError):
@@ -110,6 +112,10 @@ class StoreReadOnlyError(StoreError, RuntimeError):
 
 class EmbedderMismatchError(StoreError, ValueError):
     """The store was built with another embedder; its vectors mean something else."""
+
+
+class ModelMismatchError(StoreError, ValueError):
+    """A datastore's keys are hidden states of another model, or of another place or width; they mean something else."""
 
 
 class FilterError(StoreError, ValueError):

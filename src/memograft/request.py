@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
 
-__all__ = ["Answer", "Request", "Sampling", "Timings", "TokenLogprob", "Usage"]
+__all__ = [
+    "Answer",
+    "Reference",
+    "Request",
+    "Sampling",
+    "Source",
+    "SourceShare",
+    "Timings",
+    "TokenLogprob",
+    "TokenReferences",
+    "Usage",
+]
 
 _MOST_LOGPROBS = 20
 
@@ -76,7 +87,7 @@ class Request:
         documents: highest-ranked first: Documents, strings or mappings.
         memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
         processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) ids and
-            (1, V) scores.
+            (1, V) scores. And at most one `Rtd`, which acts before all others.
         sampling: how tokens are chosen.
         tools: what the model may call, as JSON schemas in OpenAI's form; they are handed to the chat template.
         json_schema: the answer is JSON of this schema, whatever the model would rather say.
@@ -165,6 +176,66 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Source:
+    """An example that a datastore was built from.
+
+    Attributes:
+        id: its id.
+        text: its answer, or the raw text.
+        prompt: the last message before the answer.
+        metadata: what came with it.
+    """
+
+    id: str
+    text: str
+    prompt: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An entry of a datastore that made a token likelier.
+
+    Attributes:
+        source: where the entry is from.
+        position: of its token in the source's answer, from 0.
+        probability: how much of the token's probability came from it.
+    """
+
+    source: Source
+    position: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class TokenReferences:
+    """What moved one token of an answer.
+
+    Attributes:
+        token_id: the token.
+        text: its text.
+        entries: those of which it is the next token, by falling probability; none where nothing near was found.
+    """
+
+    token_id: int
+    text: str
+    entries: tuple[Reference, ...] = ()
+
+    @property
+    def probability(self) -> float:
+        """How much of the token's probability came from the datastore."""
+        return sum(entry.probability for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """How much probability the entries of a source moved, summed over the tokens of an answer."""
+
+    source: Source
+    probability: float
+
+
+@dataclass(frozen=True)
 class Timings:
     """Seconds of each stage, for the whole batch the request ran in."""
 
@@ -189,6 +260,7 @@ class Answer:
         truncated: documents of which only the beginning stood in the prompt.
         logprobs: one for each of `token_ids`, if they were asked for.
         prompt_ids: what the model read.
+        references: for each of `token_ids` the entries of a datastore that moved it; empty if the request has no `Rtd`.
     """
 
     text: str
@@ -202,3 +274,14 @@ class Answer:
     truncated: tuple[Document, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_ids: tuple[int, ...] = field(default=(), repr=False)
+    references: tuple[TokenReferences, ...] = ()
+
+    @property
+    def sources(self) -> tuple[SourceShare, ...]:
+        """The `references`, summed up per source, by falling probability."""
+        moved: dict[str, float] = {}
+        entries = [entry for token in self.references for entry in token.entries]
+        for entry in entries:
+            moved[entry.source.id] = moved.get(entry.source.id, 0.0) + entry.probability
+        known = {entry.source.id: entry.source for entry in entries}
+        return tuple(SourceShare(known[id], moved[id]) for id in sorted(moved, key=lambda id: -moved[id]))

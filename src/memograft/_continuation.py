@@ -1,0 +1,42 @@
+"""An answer as the tokens that the model itself would have to say after a prompt. Knows nothing of models."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.prompt import Prompt, PromptBuilder
+
+__all__ = ["continuation", "raw"]
+
+
+def continuation(
+    builder: PromptBuilder, messages: Sequence[Mapping[str, Any]], documents: Sequence[Document], answer: str
+) -> tuple[Prompt, tuple[int, ...]]:
+    """The open prompt, and the answer's token ids behind it, without what ends it.
+
+    Taken from how the chat template shows the answered conversation, as far as it begins like the open one; so the
+    space before the first word is the template's.
+
+    Raises:
+        SettingsError: the answer is empty.
+    """
+    if not isinstance(answer, str) or not answer.strip():
+        raise SettingsError(f"an answer must be text, got {answer!r}; leave examples without an answer out")
+    prompt = builder.build(messages, documents)
+    whole = builder.build([*messages, {"role": "assistant", "content": answer}], documents)
+    count, start = len(prompt.ids), len(prompt.text)
+    at = whole.text.find(answer.strip(), start)
+    if whole.ids[:count] == prompt.ids and whole.text.startswith(prompt.text) and 0 <= at <= start + 8:
+        end = bisect_left(whole.offsets, at + len(answer.strip()), key=lambda span: span[0])
+        return prompt, whole.ids[count:end]
+    return prompt, raw(builder, answer)
+
+
+def raw(builder: PromptBuilder, text: str) -> tuple[int, ...]:
+    """Token ids of a text by itself; what looks like a control token in it is text."""
+    encoded = builder.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return tuple(encoded["input_ids"])

@@ -1,0 +1,383 @@
+"""`Datastore`: hidden states of examples and the tokens that followed them, for `Rtd` to steer answers with.
+
+Built by one prefill per example; nothing is trained. Grows, shrinks by source, survives a crash at any point, and is
+searched from disk. The formula is in `processors/rtd.py`, the folder's format in `reference/files.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.errors import ModelMismatchError, SettingsError, StoreError, StoreReadOnlyError
+from memograft.reference.calibrate import calibrate
+from memograft.reference.examples import Example, checked, source_line
+from memograft.reference.files import HEADER, Entries, Files, Header, read_header
+from memograft.reference.index import IndexKind, KeyIndex, check_kind, load, train
+from memograft.reference.keys import Place, check_place, learn
+from memograft.request import Source
+from memograft.store.checks import check_count
+from memograft.store.locks import ReadWriteLock, WriterLock
+from memograft.store.open import claim_folder
+
+__all__ = ["Datastore", "Neighbours"]
+
+_COMMIT = 1.0  # seconds of work that a crash may cost
+_AHEAD = 8  # batches that are sorted by length together, so that little is padded
+_UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
+
+
+class Neighbours(NamedTuple):
+    """The K nearest entries of G hidden states, per head.
+
+    Attributes:
+        distances: (G, H, K) squared L2 distances between slices, float64; infinite where there is no entry.
+        closest: (G,) squared L2 distance between whole states of the nearest; see `reference/index.py`.
+        values: (G, H, K) tokens that followed.
+        sources: (G, H, K) numbers of sources, for `Datastore.source`.
+        positions: (G, H, K) places in the sources' answers.
+    """
+
+    distances: NDArray[np.float64]
+    closest: NDArray[np.float64]
+    values: NDArray[np.int32]
+    sources: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+    @classmethod
+    def none(cls, queries: int, heads: int) -> Neighbours:
+        """What an empty datastore finds."""
+        nothing = np.zeros((queries, heads, 0), np.int32)
+        return cls(nothing.astype(np.float64), np.full(queries, np.inf), nothing, nothing, nothing)
+
+
+class Datastore:
+    """Entries (hidden state, next token, source, position). Make one with `build` or `open`.
+
+    Any number of threads may search it; one writer at a time, in this process and in others.
+
+    Example:
+        >>> from memograft import Datastore, Engine, Request, Rtd
+        >>> engine = Engine.from_pretrained("tiny")
+        >>> store = Datastore.build(engine, [("What is the capital of Velmora?", "Torstad.")], progress=False)
+        >>> answer = engine.answer("What is the capital of Velmora?", processors=[Rtd(store, weight=0.9)])
+        >>> answer.text, answer.sources[0].source.text
+        ('Torstad.', 'Torstad.')
+    """
+
+    def __init__(self, folder: Path, lock: WriterLock | None, header: Header, *, read_only: bool, owned: bool) -> None:
+        self._folder, self._writer, self._read_only = folder, lock, read_only
+        self._lock = ReadWriteLock()
+        self._files = Files(folder, header)
+        self._dead = self._find_dead()
+        self._indexes: dict[int, KeyIndex] = {}
+        self._lines: list[bytes] | None = None
+        self._temporary = weakref.finalize(self, shutil.rmtree, folder, True) if owned else None
+
+    @classmethod
+    def build(
+        cls,
+        engine: Any,
+        examples: Iterable[object],
+        *,
+        path: str | Path | None = None,
+        place: Place = "ffn_input",
+        index: IndexKind = "flat",
+        stride: int | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Datastore:
+        """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
+
+        Args:
+            engine: the `Engine` whose model runs; other requests of it go on meanwhile.
+            examples: (prompt, answer), (messages, answer), (documents, question, answer), raw texts, or mappings with
+                `prompt`, `question` or `messages`, `answer`, `documents`, `text`, `id`, `metadata`.
+            path: its folder; None for a temporary one that goes with the datastore.
+            place: "ffn_input" (no memory can move it) or "head_input" (the paper's).
+            index: "flat" (exact), "hnsw", "ivfpq" or "sq8".
+            stride: tokens between the windows over a raw text; None for half a window.
+            batch_size: examples in one prefill.
+            progress: show a bar, on a terminal.
+
+        Raises:
+            ModelMismatchError: the datastore at `path` is of another model or place.
+            StoreLockedError, StoreCorruptError, StoreError: see `open`.
+            SettingsError, PromptTooLongError: an example cannot be learned; those before it are.
+        """
+        check_kind(index)
+        check_place(place)
+        if path is None:
+            folder, lock = Path(tempfile.mkdtemp(prefix="memograft-")), None
+        else:
+            folder = Path(path)
+            lock = claim_folder(folder, read_only=False)
+        try:
+            header = read_header(folder)
+            new = Header(engine.fingerprint, place, 0, index)
+            if header is not None and (header.index, header.place) != (index, place):
+                raise ModelMismatchError(
+                    f"{folder} holds keys of place {header.place!r} under index {header.index!r}, asked for {place!r} "
+                    f"and {index!r}; pass these, or another `path`"
+                )
+            store = cls(folder, lock, header or new, read_only=False, owned=path is None)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        try:
+            store.add(engine, examples, stride=stride, batch_size=batch_size, progress=progress)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path, *, read_only: bool = False) -> Datastore:
+        """Open what `build` made; its arrays are memory-mapped. A reader sees it as it is now.
+
+        Raises:
+            StoreCorruptError: a file is damaged, truncated or missing.
+            StoreLockedError: somebody else has it open for writing.
+            StoreError: there is no datastore.
+        """
+        folder = Path(path)
+        if not (folder / HEADER).is_file():
+            raise StoreError(f"{folder} holds no datastore ({HEADER} is missing); make one with Datastore.build")
+        lock = claim_folder(folder, read_only)
+        try:
+            header = read_header(folder)
+            assert header is not None
+            return cls(folder, lock, header, read_only=read_only, owned=False)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._folder
+
+    @property
+    def header(self) -> Header:
+        """Model, place, dimension, counts and calibration, as they are on the disk."""
+        return self._files.header
+
+    def __len__(self) -> int:
+        return self.header.entries - (0 if self._dead is None else int(self._dead.sum()))
+
+    def add(
+        self,
+        engine: Any,
+        examples: Iterable[object],
+        *,
+        stride: int | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> int:
+        """Learn examples whose ids are not in it yet; returns how many.
+
+        What was done until a second before a crash or an error survives it; the same call again does the rest.
+        """
+        from tqdm import tqdm
+
+        self._check_writable()
+        check_count("batch_size", batch_size)
+        if stride is not None:
+            check_count("stride", stride)
+        self.check(engine.fingerprint)
+        queue, added, last = self._new(checked(examples)), 0, time.monotonic()
+        total = len(examples) if isinstance(examples, Sized) else None
+        with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
+            while ahead := sorted(islice(queue, _AHEAD * batch_size), key=lambda example: example.size):
+                for start in range(0, len(ahead), batch_size):
+                    batch = ahead[start : start + batch_size]
+                    for entries in learn(engine, batch, self.header.place, stride, batch_size):
+                        self._files.append(entries)
+                    self._files.append_sources([source_line(example.source) for example in batch])
+                    added += len(batch)
+                    bar.update(len(batch))
+                    if time.monotonic() - last >= _COMMIT:
+                        self._commit()
+                        last = time.monotonic()
+        self._finish(progress)
+        return added
+
+    def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
+        """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
+        self._check_writable()
+        self._files.append(entries)
+        self._files.append_sources([source_line(source) for source in sources])
+        self._commit()
+        self._finish(progress=False)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
+        self._check_writable()
+        wanted = set(ids)
+        gone = [number for number, source in self._sources() if source["id"] in wanted]
+        if gone:
+            with self._lock.writing():
+                self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
+                self._dead = self._find_dead()
+            self._finish(progress=False)
+        return len(gone)
+
+    def compact(self, *, progress: bool = True) -> None:
+        """Write the living entries into new files and remove the old ones."""
+        self._check_writable()
+        if self._dead is not None:
+            count = self._files.rewrite(~self._dead)
+            with self._lock.writing():
+                self._files.commit(generation=self.header.generation + 1, entries=count, indexes={})
+                self._dead, self._indexes = self._find_dead(), {}
+        self._finish(progress)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy it to a folder that does not exist yet; the header last, so that half a copy is none. Returns it."""
+        target = Path(path)
+        if target.exists() and any(target.iterdir()):
+            raise SettingsError(f"{target} is not empty, so it is not overwritten; choose another folder")
+        with self._lock.reading():
+            target.mkdir(parents=True, exist_ok=True)
+            for file in self._folder.iterdir():
+                if file.name not in (HEADER, "writer.lock"):
+                    shutil.copy2(file, target / file.name)
+            Files(target, self.header).commit()
+        return target
+
+    def ids(self) -> list[str]:
+        """The ids of its sources, in the order they came."""
+        return [str(source["id"]) for _, source in self._sources()]
+
+    def source(self, number: int) -> Source:
+        """What is known of a source that a search has found."""
+        about = json.loads(self._source_lines()[number])
+        return Source(about["id"], about["text"], about["prompt"], about["metadata"])
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse another model.
+
+        Raises:
+            ModelMismatchError: its keys are hidden states of another model.
+        """
+        if self.header.fingerprint != fingerprint:
+            raise ModelMismatchError(
+                f"the datastore {self._folder} was built with another model (fingerprint {self.header.fingerprint}, "
+                f"this model's is {fingerprint}); build it with this engine"
+            )
+
+    def prepare(self, heads: int = 1, *, progress: bool = False) -> None:
+        """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
+        with self._lock.writing():
+            self._index(heads, progress)
+
+    def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
+        """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.
+
+        Raises:
+            ModelMismatchError: the states are of another width.
+        """
+        while True:
+            with self._lock.reading():
+                if not len(self):
+                    return Neighbours.none(len(states), heads)
+                if states.shape[1] != self.header.dimension:
+                    raise ModelMismatchError(
+                        f"the datastore {self._folder} has keys of D={self.header.dimension}, got states of "
+                        f"D={states.shape[1]}; build it with this model"
+                    )
+                if (index := self._indexes.get(heads)) is not None:
+                    found = index.search(states, k, self._dead)
+                    _, *rest = self._files.entries
+                    return Neighbours(found.distances, found.closest, *(array[found.ids.clip(0)] for array in rest))
+            self.prepare(heads)
+
+    def close(self) -> None:
+        """Let the next writer in; a temporary datastore is gone."""
+        if self._writer is not None:
+            self._writer.release()
+            self._writer = None
+        self._read_only = True
+        if self._temporary is not None:
+            self._temporary()
+
+    def __enter__(self) -> Datastore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _new(self, examples: Iterable[Example]) -> Iterator[Example]:
+        known = set(self.ids())
+        for example in examples:
+            if example.source.id not in known:
+                known.add(example.source.id)
+                yield example
+
+    def _commit(self) -> None:
+        """What was appended counts, and is found."""
+        with self._lock.writing():
+            self._files.commit()
+            self._dead, self._indexes, self._lines = self._find_dead(), {}, None
+
+    def _finish(self, progress: bool) -> None:
+        """Measure the distances anew and bring the indexes up to date, where something has changed."""
+        if self.header.calibration.get("entries") != len(self):
+            calibration = calibrate(self._files.entries, self._dead) | {"entries": len(self)}
+            self._files.commit(calibration=calibration)
+        for heads in {1, *map(int, self.header.indexes)}:
+            self.prepare(heads, progress=progress)
+        self._files.clean()
+
+    def _index(self, heads: int, progress: bool) -> None:
+        """Make `self._indexes[heads]`, from a file or anew."""
+        header, keys = self.header, self._files.entries.keys
+        if header.dimension % heads:
+            raise SettingsError(f"`heads` must divide D={header.dimension}, got {heads}; 1 compares whole states")
+        made = header.indexes.get(str(heads), {"entries": 0, "files": []})
+        if not self._read_only and len(keys) - made["entries"] > _UNINDEXED * len(keys):
+            try:
+                built = train(keys, header.index, heads, self._folder, header.generation, progress)
+            except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
+                raise StoreError(
+                    f"an index could not be written to {self._folder} ({error}); the entries are safe, so free some "
+                    "space and open the datastore again"
+                ) from error
+            if built is not None:
+                made = built
+                self._files.commit(indexes={**header.indexes, str(heads): made})
+        trained = load(made, self._folder)
+        self._indexes[heads] = KeyIndex(keys, header.index, heads, trained, made["entries"])
+
+    def _find_dead(self) -> NDArray[np.bool_] | None:
+        """(N,) which entries belong to deleted sources; None if none does."""
+        if not self.header.deleted:
+            return None
+        dead = np.isin(self._files.entries.sources, self.header.deleted)
+        return dead if dead.any() else None
+
+    def _sources(self) -> list[tuple[int, dict[str, Any]]]:
+        """(number, what is known) of the sources that were not deleted."""
+        deleted = set(self.header.deleted)
+        return [(n, json.loads(line)) for n, line in enumerate(self._source_lines()) if n not in deleted]
+
+    def _source_lines(self) -> list[bytes]:
+        if self._lines is None:
+            self._lines = self._files.source_bytes().split(b"\n")[:-1]
+        return self._lines
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")

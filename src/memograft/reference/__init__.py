@@ -1,0 +1,1 @@
+"""The parts of `memograft.datastore`; nothing here is public."""

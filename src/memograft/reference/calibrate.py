@@ -1,0 +1,86 @@
+"""What a datastore learns of its own distances: the temperature that predicts it best, and how near is near.
+
+    r_T(v_i | k_i) = sum of w_j over the K entries j nearest to k_i, of other sources, with v_j = v_i
+    w = softmax(-d / T)
+    T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: how frequent a token is in the datastore
+
+Leaving the whole source out is what a new question meets. The gate is the median distance to the nearest entry of
+another source. Ours: the paper copies a constant, which fits the scale of one model's states only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.reference.files import Entries
+
+__all__ = ["calibrate"]
+
+_SAMPLE = 256
+_ROWS = 16_384
+_NEIGHBOURS = 32
+_GRID = 2.0 ** np.arange(-8, 5, 0.5)  # times the median distance to the nearest
+
+
+def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": entries looked at}.
+
+    Empty where there are fewer than two entries. A datastore of one source leaves out single entries instead.
+    """
+    alive = np.flatnonzero(~dead) if dead is not None else np.arange(len(entries.values))
+    if len(alive) < 2:
+        return {}
+    picked = alive[np.linspace(0, len(alive) - 1, min(_SAMPLE, len(alive))).astype(np.int64)]
+    distances, ids = _others(entries, picked, dead, by_source=len(np.unique(entries.sources[alive])) > 1)
+    known = np.isfinite(distances[:, 0])
+    distances, ids, picked = distances[known], ids[known], picked[known]
+    same = entries.values[ids] == entries.values[picked][:, None]
+    tokens, counts = np.unique(entries.values[alive], return_counts=True)
+    frequency = counts[np.searchsorted(tokens, entries.values[picked])] / len(alive)
+    return {
+        "temperature": {
+            "squared": _temperature(distances, same, frequency),
+            "plain": _temperature(np.sqrt(distances), same, frequency),
+        },
+        "gate": float(np.median(distances[:, 0])),
+        "sample": len(picked),
+    }
+
+
+def _temperature(distances: NDArray[Any], same: NDArray[np.bool_], frequency: NDArray[Any]) -> float:
+    """The T of the grid under which the datastore's own tokens are likeliest."""
+    scale = float(np.median(distances[:, 0])) or float(distances[np.isfinite(distances)].mean()) or 1.0
+
+    def likelihood(t: float) -> float:
+        weights = np.exp(-(distances - distances[:, :1]) / t)
+        r = (weights * same).sum(1) / weights.sum(1)
+        return float(np.log((r + frequency) / 2).mean())
+
+    return float(max((scale * _GRID).tolist(), key=likelihood))
+
+
+def _others(
+    entries: Entries, picked: NDArray[np.int64], dead: NDArray[np.bool_] | None, *, by_source: bool
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Squared distances and numbers (S, K) of the entries nearest to those picked, without their own source."""
+    queries, center = entries.keys[picked].astype(np.float64), entries.keys[picked].mean(0, dtype=np.float64)
+    own = queries - center  # centred, the product below cancels less
+    best = np.full((len(picked), 0), np.inf)
+    ids = np.zeros((len(picked), 0), np.int64)
+    for start in range(0, len(entries.values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        keys = (entries.keys[rows] - center).astype(np.float32)
+        product = own.astype(np.float32) @ keys.T
+        distances = (own**2).sum(1)[:, None] + (keys**2).sum(1)[None] - 2.0 * product
+        numbers = np.arange(start, start + len(keys))
+        left = entries.sources[rows][None] == entries.sources[picked][:, None] if by_source else False
+        out = left | (numbers[None] == picked[:, None]) | (dead[rows][None] if dead is not None else False)
+        best = np.concatenate([best, np.where(out, np.inf, distances.clip(0))], 1)
+        ids = np.concatenate([ids, np.broadcast_to(numbers, distances.shape)], 1)
+        order = np.argsort(best, 1, kind="stable")[:, :_NEIGHBOURS]
+        best, ids = np.take_along_axis(best, order, 1), np.take_along_axis(ids, order, 1)
+    exact = ((entries.keys[ids].astype(np.float64) - queries[:, None]) ** 2).sum(-1)
+    return np.where(np.isinf(best), np.inf, exact), ids
