@@ -6,9 +6,7 @@ the object is given a live engine. Subclasses call `_engine_for`, or `await _aen
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import importlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -143,14 +141,11 @@ class UsesEngine(BaseModel):
                 engine = self._held.engines[name] = shared_engine(name, **self.model_kwargs)
         return engine
 
-    async def _aengine_for(self, model: str | None = None, *, structured: bool = False) -> Engine:
-        """`_engine_for`, whose loading and importing happens in a thread."""
+    async def _aengine_for(self, model: str | None = None) -> Engine:
+        """`_engine_for`, whose loading happens in a thread."""
         engine = self._loaded(model)
         if engine is None:
             engine = await run_in_executor(None, self._engine_for, model)
-        if structured and not self._held.structured:
-            await asyncio.to_thread(_import_structured)
-            self._held.structured = True
         return engine
 
     def _loaded(self, model: str | None = None) -> Engine | None:
@@ -177,7 +172,6 @@ class _Held:
     def __init__(self) -> None:
         self.engines: dict[str, Engine] = {}
         self.memories: dict[str, MemoryHandle] = {}
-        self.structured = False
 
     def __deepcopy__(self, memo: Any) -> _Held:
         return self
@@ -231,10 +225,3 @@ def _name_of(engine: Any) -> str:
     """The last part of the id or folder a model came from: the rest is nobody's business in a trace."""
     path = str(getattr(getattr(engine.model, "config", None), "_name_or_path", "") or "")
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or f"model-{engine.fingerprint}"
-
-
-def _import_structured() -> None:
-    try:
-        importlib.import_module("llguidance.hf")
-    except ImportError:
-        return  # the engine says what to install

@@ -305,8 +305,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
 
     async def _aask(self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]) -> _Asked:
         self._check_call(given, _CALL_OPTIONS)
-        structured = bool(given.get("response_format") or given.get("tools"))
-        engine = await self._aengine_for(given.get("model"), structured=structured)
+        engine = await self._aengine_for(given.get("model"))
         return self._ask(engine, messages, stop, given)
 
     def _ask(
