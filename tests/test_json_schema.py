@@ -58,6 +58,17 @@ def test_it_ends_in_time(engine: Engine, seed: int) -> None:
     jsonschema.validate(json.loads(answer.text), PERSON)
 
 
+@pytest.mark.parametrize("tokens", [24, 32, 64])
+def test_the_end_is_forced_no_sooner_than_it_must_be(tokens: int) -> None:
+    """Tiny goes on and on inside the string."""
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    with Engine.from_pretrained("tiny") as tiny:
+        answer = tiny.answer("What is the capital of France?", json_schema=schema, sampling=Sampling(tokens))
+    assert json.loads(answer.text)["answer"]
+    assert answer.finish_reason == "stop"
+    assert answer.usage.completion_tokens >= tokens - 8
+
+
 def test_rows_of_one_batch_have_their_own(engine: Engine) -> None:
     requests = [
         ask(PERSON),

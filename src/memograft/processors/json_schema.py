@@ -19,6 +19,8 @@ __all__ = ["JsonSchema", "Vocabulary"]
 
 _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ENDINGS = ('"', "}]", ",")  # what ends a string, what ends an object or a list, what comes after a number
+_SPARE = 6  # tokens to have left when the end is forced
+_NEAR = 3  # lengths of the shortest instance before the limit from where on the way to the end is measured
 _MOST = 1024  # tokens of the shortest instance at most, before a schema counts as one that does not say how it ends
 
 
@@ -75,7 +77,7 @@ class JsonSchema:
             raise SettingsError(
                 f"`json_schema` holds what cannot be kept: {self._matcher.get_error().strip()}; simplify the schema"
             )
-        self.least = self._shortest()
+        self.least = self._shortest(self._matcher.deep_copy(), self._before)
         self._start: int | None = None
         self._length = 0
 
@@ -103,9 +105,9 @@ class JsonSchema:
         self._length = length
         before, self._before = self._before, self._allowed(self._matcher)
         allowed = self._before
-        # The model may take smaller tokens than the shortest instance has: twice its length, and some.
-        if self._limit - (length - self._start) <= 2 * self.least + 8:
-            allowed = self._ending(allowed, before)
+        left = self._limit - (length - self._start)
+        if left <= _NEAR * self.least + _SPARE and left <= self._shortest(self._matcher.deep_copy(), before) + _SPARE:
+            allowed = self._next(self._matcher, allowed, before)
         return scores.masked_fill(~allowed[: scores.shape[1]].to(scores.device), -torch.inf)
 
     def _allowed(self, matcher: Any) -> Tensor:
@@ -113,28 +115,29 @@ class JsonSchema:
         bias = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
         return bias[: self._vocabulary.size] > 0
 
-    def _ending(self, allowed: Tensor, before: Tensor) -> Tensor:
-        """Of what is allowed, what ends something; or else what was not allowed `before`, and leads on, as the space
-        does in "[a-z]+ [a-z]+"; or else all of it.
+    def _next(self, matcher: Any, allowed: Tensor, before: Tensor) -> Tensor:
+        """Of what is allowed: what the schema forces; or what ends something; or what was not allowed `before`, and
+        leads on, as the space does in "[a-z]+ [a-z]+"; or all of it.
         """
+        if ahead := matcher.compute_ff_tokens():
+            forced = torch.zeros_like(allowed)
+            forced[ahead[0]] = True
+            return forced
         for some in (*(ending[: len(allowed)] for ending in self._vocabulary.endings), ~before):
             if bool((allowed & some).any()):
                 return allowed & some
         return allowed
 
-    def _shortest(self) -> int:
-        """Tokens of an instance that ends whatever it can as soon as it can; leaves the matcher at its start."""
-        before = self._before
+    def _shortest(self, matcher: Any, before: Tensor) -> int:
+        """Tokens until a matcher, which is used up, is at an end, if all ends as soon as it can; 0 if none is found."""
         for count in range(_MOST):
-            if self._matcher.is_stopped() or self._matcher.is_accepting():
-                self._matcher.reset()
+            if matcher.is_stopped() or matcher.is_accepting():
                 return count
-            allowed = self._allowed(self._matcher)
-            ahead, choice = self._matcher.compute_ff_tokens(), self._ending(allowed, before)
+            allowed = self._allowed(matcher)
+            token = int(self._next(matcher, allowed, before).int().argmax())
             before = allowed
-            if not self._matcher.consume_token(ahead[0] if ahead else int(choice.int().argmax())):
+            if not matcher.consume_token(token):
                 raise SettingsError(
                     "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
-        self._matcher.reset()
         return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
