@@ -6,13 +6,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memograft.datastore import Datastore
     from memograft.documents import Document
     from memograft.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
     from memograft.engine import Engine
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.request import Answer, Request, Sampling, Timings, TokenLogprob, Usage
+    from memograft.processors.rtd import Rtd
+    from memograft.request import (
+        Answer,
+        Reference,
+        Request,
+        Sampling,
+        Source,
+        SourceShare,
+        Timings,
+        TokenLogprob,
+        TokenReferences,
+        Usage,
+    )
+    from memograft.scoring import Choice
     from memograft.shared import shared_engine
     from memograft.vector_store import Hit, VectorStore
 
@@ -21,6 +35,8 @@ __version__ = "0.1.0"
 # Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
 _HOMES = {
     "Answer": "memograft.request",
+    "Choice": "memograft.scoring",
+    "Datastore": "memograft.datastore",
     "Document": "memograft.documents",
     "Embedder": "memograft.embedders",
     "Engine": "memograft.engine",
@@ -29,11 +45,16 @@ _HOMES = {
     "LexicalEmbedder": "memograft.embedders",
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
+    "Reference": "memograft.request",
     "Request": "memograft.request",
+    "Rtd": "memograft.processors.rtd",
     "Sampling": "memograft.request",
     "SentenceTransformerEmbedder": "memograft.embedders",
+    "Source": "memograft.request",
+    "SourceShare": "memograft.request",
     "Timings": "memograft.request",
     "TokenLogprob": "memograft.request",
+    "TokenReferences": "memograft.request",
     "Usage": "memograft.request",
     "VectorStore": "memograft.vector_store",
     "shared_engine": "memograft.shared",
@@ -41,6 +62,8 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Choice",
+    "Datastore",
     "Document",
     "Embedder",
     "Engine",
@@ -49,11 +72,16 @@ __all__ = [
     "LexicalEmbedder",
     "MemoryHandle",
     "MemoryReport",
+    "Reference",
     "Request",
+    "Rtd",
     "Sampling",
     "SentenceTransformerEmbedder",
+    "Source",
+    "SourceShare",
     "Timings",
     "TokenLogprob",
+    "TokenReferences",
     "Usage",
     "VectorStore",
     "shared_engine",

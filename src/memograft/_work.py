@@ -16,10 +16,12 @@ from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
 from memograft.overflow import Fitted, fit
 from memograft.prefill import Prefix
+from memograft.processors.batch import BatchProcessor
 from memograft.processors.contrast import Contrast
 from memograft.processors.json_schema import JsonSchema
 from memograft.processors.rule import Rule
 from memograft.processors.support import SupportGate
+from memograft.processors.tap import Tap
 from memograft.prompt import Prompt, PromptBuilder
 from memograft.request import Request, Sampling
 
@@ -44,6 +46,7 @@ class Work:
             self.documents = self.handle.documents
         self.fitted: Fitted | None = None
         self.json: JsonSchema | None = None
+        self.tap: Tap | None = None
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
         """Build the prompt, and make sure that there is room for what the answer must hold.
@@ -56,11 +59,19 @@ class Work:
         if self.request.json_schema is not None:
             self.json = tokens.json(self.request.json_schema)
             self.json.limit(self.max_new_tokens)
+        if self.tap is not None:
+            self.max_new_tokens = self.tap.length(self.max_new_tokens)
 
     @property
     def processors(self) -> list[Any]:
-        """The request's own, and the JSON that it asks for, which has the last word."""
-        return [*self.request.processors, *([self.json] if self.json is not None else [])]
+        """The request's own, and the JSON that it asks for, which has the last word; the batch processor is apart."""
+        own = [p for p in self.request.processors if not isinstance(p, BatchProcessor)]
+        return [*own, *(last for last in (self.json, self.tap) if last is not None)]
+
+    @property
+    def batch(self) -> BatchProcessor | None:
+        """What acts on this row together with others."""
+        return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
 
     @property
     def prompt(self) -> Prompt:
@@ -100,7 +111,8 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse what can never be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` is none, or belongs to another model.
+        SettingsError: `memory` is none, or belongs to another model; there are several batch processors.
+        ModelMismatchError: a datastore is another model's.
         UnsupportedModelError: this model cannot have such a memory.
     """
     memory = request.memory
@@ -116,6 +128,11 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
         raise SettingsError(
             f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
         )
+    batch = [p for p in request.processors if isinstance(p, BatchProcessor)]
+    if len(batch) > 1:
+        raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")
+    for processor in batch:
+        processor.check(fingerprint)
 
 
 def groups(jobs: Sequence[Job]) -> list[list[Job]]:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memograft.errors import ModelMismatchError, SettingsError, StoreError, StoreReadOnlyError
+from memograft.errors import ModelMismatchError, PromptTooLongError, SettingsError, StoreError, StoreReadOnlyError
 from memograft.reference.calibrate import calibrate
 from memograft.reference.examples import Example, checked, source_line
-from memograft.reference.files import HEADER, Entries, Files, Header, read_header
-from memograft.reference.index import IndexKind, KeyIndex, check_kind, load, train
-from memograft.reference.keys import Place, check_place, learn
+from memograft.reference.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
+from memograft.reference.index import KeyIndex, check_kind, load, train
+from memograft.reference.keys import check_place, learn
 from memograft.request import Source
 from memograft.store.checks import check_count
 from memograft.store.locks import ReadWriteLock, WriterLock
@@ -199,10 +199,9 @@ class Datastore:
         self.check(engine.fingerprint)
         queue, added, last = self._new(checked(examples)), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
-        with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
-            while ahead := sorted(islice(queue, _AHEAD * batch_size), key=lambda example: example.size):
-                for start in range(0, len(ahead), batch_size):
-                    batch = ahead[start : start + batch_size]
+        try:
+            with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
+                for batch in _alike(queue, batch_size):
                     for entries in learn(engine, batch, self.header.place, stride, batch_size):
                         self._files.append(entries)
                     self._files.append_sources([source_line(example.source) for example in batch])
@@ -211,6 +210,11 @@ class Datastore:
                     if time.monotonic() - last >= _COMMIT:
                         self._commit()
                         last = time.monotonic()
+        except (SettingsError, PromptTooLongError):
+            self._files.forget()  # of the batch that holds the culprit
+            self._commit()
+            raise
+        self._commit()
         self._finish(progress)
         return added
 
@@ -381,3 +385,9 @@ class Datastore:
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
+
+
+def _alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like length: some batches ahead are sorted together."""
+    while ahead := sorted(islice(examples, _AHEAD * batch_size), key=lambda example: example.size):
+        yield from (ahead[start : start + batch_size] for start in range(0, len(ahead), batch_size))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,10 +21,12 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from memograft._beside import beside
+from memograft._steering import Steering
 from memograft.backbone import Backbone
 from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
+from memograft.processors.batch import BatchProcessor
 from memograft.processors.rule import Rule
 from memograft.request import Sampling
 
@@ -39,6 +42,7 @@ class Row:
         max_new_tokens: at most this many; already cut to the window.
         adapter: its memory, or None for the base model.
         rules: what it says of what it would say with its memory and without; none without a memory.
+        batch: its batch processor, which acts after the rules; rows with equal ones share a call.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
         on_tokens: called with all new tokens so far, after each.
         on_end: called with the row once it is done, while its neighbours go on.
@@ -46,6 +50,7 @@ class Row:
         logprobs: how many likely tokens to report beside each new one; None reports nothing.
         tokens: new tokens, without the one that ended it.
         chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
+        moved: tells for each new token what of its batch processor moved it; see `Steering.of`.
         finish_reason: "" while it runs.
         error: what ended it early.
     """
@@ -54,6 +59,7 @@ class Row:
     max_new_tokens: int
     adapter: Adapter | None = None
     rules: Sequence[Rule] = ()
+    batch: BatchProcessor | None = None
     processors: Sequence[Any] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None
     on_end: Callable[[Row], None] = lambda _: None
@@ -61,6 +67,7 @@ class Row:
     logprobs: int | None = None
     tokens: list[int] = field(default_factory=list)
     chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+    moved: Callable[[], list[list[tuple[int, int, float]]]] = list
     finish_reason: Literal["", "stop", "length"] = ""
     error: BaseException | None = None
 
@@ -75,9 +82,14 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
     per_row = _PerRow(rows, prefill.mask)
     # Repetition penalties read the padding too: make it a token that the row has anyway.
-    ends = _Ends(rows, config, tokenizer)
+    ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
+    steering = Steering([row.batch for row in rows], len(ruled)) if any(row.batch for row in rows) else None
+    if steering is not None:
+        for n, row in enumerate(rows):
+            row.moved = partial(steering.of, n)
+    ends = _Ends(rows, config, tokenizer, steering)
     first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
-    with torch.inference_mode(), _memories(backbone, rows):
+    with torch.inference_mode(), _memories(backbone, rows, ruled, steering):
         backbone.model.generate(  # type: ignore[operator]
             input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
@@ -124,22 +136,26 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
 
 
 @contextmanager
-def _memories(backbone: Backbone, rows: Sequence[Row]) -> Iterator[None]:
+def _memories(
+    backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], steering: Steering | None
+) -> Iterator[None]:
     """Inside, and in this thread only, every row runs through its adapter, and what it says follows its rules.
 
-    Rules act on the model's output, so whatever processes logits later (a repetition penalty, the row's own
-    processors, sampling) sees one distribution.
+    Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
+    penalty, the row's own processors, sampling) sees one distribution.
     """
     adapters, owner = [row.adapter for row in rows], threading.get_ident()
-    ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
 
     def speak(_module: Any, _args: Any, output: Any) -> None:
         if threading.get_ident() != owner:
             return
         logits = output.logits[:, -1].to(torch.float32, copy=True)
-        for n, base in zip(ruled, seen.logits[:, -1].to(logits.device), strict=True):
+        for n, base in zip(ruled, seen.logits[:, -1].to(logits.device) if ruled else (), strict=True):
             for rule in () if rows[n].done else rows[n].rules:
                 logits[n] = rule(logits[n], base, rows[n].tokens)
+        if steering is not None:
+            for n, error in steering.apply(logits, [row.done for row in rows]).items():
+                rows[n].error = error
         output.logits = logits[:, None]
 
     with ExitStack() as scope:
@@ -147,6 +163,9 @@ def _memories(backbone: Backbone, rows: Sequence[Row]) -> Iterator[None]:
             scope.enter_context(applied(backbone, stack(adapters, backbone), bare=len(ruled)))
         if ruled:
             seen = scope.enter_context(beside(backbone, len(rows), ruled))
+        if steering is not None:
+            scope.enter_context(steering.caught(backbone))
+        if ruled or steering is not None:
             scope.callback(backbone.model.register_forward_hook(speak).remove)
         yield
 
@@ -227,14 +246,18 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
     request, and misses strings whose characters are split over tokens.
     """
 
-    def __init__(self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any) -> None:
-        self._rows, self._open, self._tokenizer = rows, list(rows), tokenizer
+    def __init__(
+        self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any, steering: Steering | None = None
+    ) -> None:
+        self._rows, self._open, self._tokenizer, self._steering = rows, list(rows), tokenizer, steering
         eos, stops = config.eos_token_id, config.stop_strings or ()
         self._eos = set(eos or ())
         self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """(B, T) -> (B,) bool."""
+        if self._steering is not None:
+            self._steering.choose(input_ids[:, -1])
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             if not row.done:
                 self._take(row, token)

@@ -14,8 +14,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
+from torch import Tensor
+
+from memograft import scoring
+from memograft._details import logprobs, references
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
 from memograft._tokens import Tokens
@@ -33,10 +37,14 @@ from memograft.memory.report import MemoryReport
 from memograft.memory.rows import gather
 from memograft.overflow import fit
 from memograft.prefill import Prefill, Prefix, prefill, prefill_prefix
+from memograft.processors.tap import Tap
 from memograft.prompt import PromptBuilder
-from memograft.request import Answer, Request, Sampling, Timings, TokenLogprob, Usage
+from memograft.request import Answer, Request, Sampling, Timings, Usage
+from memograft.scoring import Choice
 
 __all__ = ["Engine"]
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -182,6 +190,15 @@ class Engine:
 
         return self._alone(read)
 
+    def next_token_logprobs(self, request: Request) -> Tensor:
+        """(V,) float32 of the first new token: after memory, rules and processors, before sampling."""
+        (tap,) = self._tapped([request], [Tap()])
+        return scoring.logprobs_of(tap)
+
+    def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
+        """The best of some answers; see `scoring.choose` for how they are judged and for `settings`."""
+        return scoring.choose(self, question, options, documents, **settings)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text by itself; safe in any thread."""
         return self._tokens.encode(text)
@@ -214,14 +231,18 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None) -> list[Job]:
+    def _submit(
+        self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None, taps: Sequence[Tap] = ()
+    ) -> list[Job]:
         for request in requests:
             check(request, self._backbone, self.fingerprint)
         jobs = [Job(Work(request), on_text=on_text, timeout=request.timeout) for request in requests]
+        for job, tap in zip(jobs, taps, strict=False):
+            job.payload.tap = tap
         self._worker.submit(jobs)
         return jobs
 
-    def _alone(self, call: Callable[[Callable[[], bool]], MemoryHandle]) -> MemoryHandle:
+    def _alone(self, call: Callable[[Callable[[], bool]], T]) -> T:
         """Do something on the model's thread that is not part of a batch, and wait for it."""
         job = Job(call=call)
         self._worker.submit([job])
@@ -229,6 +250,17 @@ class Engine:
         if isinstance(result, BaseException):
             raise result
         return result  # type: ignore[no-any-return]
+
+    def _with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
+        """Do something with the model's parts on its thread, between batches; a `Datastore` is built with it."""
+        return self._alone(lambda _: call(self._backbone, self._prompts))
+
+    def _tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
+        """Run requests as far as their taps want them to; returns the taps, which have read."""
+        for result in wait(self._submit(requests, taps=taps)):
+            if isinstance(result, BaseException):
+                raise result
+        return list(taps)
 
     def _run(self, jobs: list[Job]) -> None:
         """Answer what the queue handed over: one batch, or more where reused prefixes differ."""
@@ -295,6 +327,7 @@ class Engine:
             max_new_tokens=work.max_new_tokens,
             adapter=adapter,
             rules=work.rules,
+            batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
@@ -331,20 +364,12 @@ class Engine:
                 documents=work.prompt.documents,
                 dropped=work.fitted.dropped,
                 truncated=work.fitted.truncated,
-                logprobs=self._logprobs(row),
+                logprobs=logprobs(row, self._prompts.pieces),
+                references=references(row, self._prompts.pieces),
                 prompt_ids=work.prompt.ids,
             )
 
         return finish
-
-    def _logprobs(self, row: Row) -> tuple[TokenLogprob, ...]:
-        def text(token: int) -> str:
-            return self._prompts.pieces([token])[0]
-
-        return tuple(
-            TokenLogprob(token, text(token), chance, tuple((t, text(t), p) for t, p in likeliest.items()))
-            for token, (chance, likeliest) in zip(row.tokens, row.chances, strict=False)
-        )
 
     def _make_handle(
         self, documents: tuple[Document, ...], settings: FastMem, given_up: Callable[[], bool], progress: bool

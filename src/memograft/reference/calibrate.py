@@ -22,17 +22,22 @@ __all__ = ["calibrate"]
 _SAMPLE = 256
 _ROWS = 16_384
 _NEIGHBOURS = 32
+_ROUNDING = 1e-4  # of a squared norm: states of bfloat16 differ by that much
 _GRID = 2.0 ** np.arange(-8, 5, 0.5)  # times the median distance to the nearest
 
 
 def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any]:
     """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": entries looked at}.
 
-    Empty where there are fewer than two entries. A datastore of one source leaves out single entries instead.
+    Empty where there are no entries. A datastore of one source leaves out single entries instead. States that come out
+    of a batch of another size differ by rounding, so no gate is narrower than that.
     """
     alive = np.flatnonzero(~dead) if dead is not None else np.arange(len(entries.values))
-    if len(alive) < 2:
+    if not len(alive):
         return {}
+    rounding = _ROUNDING * float((entries.keys[alive[:_SAMPLE]].astype(np.float64) ** 2).sum(-1).mean())
+    if len(alive) == 1:
+        return {"temperature": {"squared": 1.0, "plain": 1.0}, "gate": rounding, "sample": 0}
     picked = alive[np.linspace(0, len(alive) - 1, min(_SAMPLE, len(alive))).astype(np.int64)]
     distances, ids = _others(entries, picked, dead, by_source=len(np.unique(entries.sources[alive])) > 1)
     known = np.isfinite(distances[:, 0])
@@ -45,7 +50,7 @@ def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any
             "squared": _temperature(distances, same, frequency),
             "plain": _temperature(np.sqrt(distances), same, frequency),
         },
-        "gate": float(np.median(distances[:, 0])),
+        "gate": max(float(np.median(distances[:, 0])), rounding),
         "sample": len(picked),
     }
 
@@ -59,7 +64,7 @@ def _temperature(distances: NDArray[Any], same: NDArray[np.bool_], frequency: ND
         r = (weights * same).sum(1) / weights.sum(1)
         return float(np.log((r + frequency) / 2).mean())
 
-    return float(max((scale * _GRID).tolist(), key=likelihood))
+    return float(max((scale * _GRID).tolist()[::-1], key=likelihood))  # of equals the smoothest
 
 
 def _others(

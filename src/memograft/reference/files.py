@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 from memograft.errors import ModelMismatchError, StoreCorruptError, StoreError
 from memograft.store.db import sync_folder
 
-__all__ = ["HEADER", "Entries", "Files", "Header", "read_header"]
+__all__ = ["HEADER", "Entries", "Files", "Header", "IndexKind", "Place", "read_header"]
+
+IndexKind = Literal["flat", "hnsw", "ivfpq", "sq8"]
+Place = Literal["ffn_input", "head_input"]
 
 HEADER, SOURCES = "header.json", "sources.jsonl"
 _FORMAT = 1
@@ -69,9 +72,9 @@ class Header:
     """
 
     fingerprint: str
-    place: str
+    place: Place
     dimension: int
-    index: str
+    index: IndexKind
     entries: int = 0
     sources: int = 0
     sources_bytes: int = 0
@@ -120,7 +123,7 @@ class Files:
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
-        self._pending = header
+        self._pending = self._whole = header  # with what was appended; the second in whole examples only
         if sys.byteorder != "little":
             raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
         self.entries = self._map()
@@ -149,12 +152,17 @@ class Files:
                 self._write(file, now.entries * row, array.astype(dtype).tobytes())
         self._pending = replace(now, entries=now.entries + len(entries.values))
 
+    def forget(self) -> None:
+        """Take back entries whose sources were not appended."""
+        self._pending = self._whole
+
     def append_sources(self, lines: Sequence[str]) -> None:
         """Write the sources of the entries that were appended since the last ones; see `append`."""
         now, text = self._pending, "".join(f"{line}\n" for line in lines).encode()
         with self._writing():
             self._write(SOURCES, now.sources_bytes, text)
         self._pending = replace(now, sources=now.sources + len(lines), sources_bytes=now.sources_bytes + len(text))
+        self._whole = self._pending
 
     def commit(self, **changes: Any) -> None:
         """Make what was appended count, and change these fields of the header; when it returns it is on the disk.
@@ -173,7 +181,7 @@ class Files:
             os.replace(draft, self.folder / HEADER)
             sync_folder(self.folder)
         remap = (header.entries, header.generation) != (self.header.entries, self.header.generation)
-        self.header = self._pending = header
+        self.header = self._pending = self._whole = header
         if remap:
             self.entries = self._map()
 
@@ -240,7 +248,7 @@ class Files:
         try:
             yield
         except OSError as error:
-            self._pending = self.header
+            self._pending = self._whole = self.header
             raise StoreError(
                 f"{self.folder} could not be written ({error}); its {self.header.entries} entries are safe, so free "
                 "some space and repeat the call: it goes on where it was"

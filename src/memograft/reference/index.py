@@ -12,16 +12,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import SettingsError, StoreCorruptError
+from memograft.reference.files import IndexKind
 
-__all__ = ["IndexKind", "KeyIndex", "Nearest", "check_kind", "load", "train"]
+__all__ = ["KeyIndex", "Nearest", "check_kind", "load", "train"]
 
-IndexKind = Literal["flat", "hnsw", "ivfpq", "sq8"]
 FloatArray = NDArray[np.float32]
 
 # Entries below which an index is not worth training; 256 codes per subquantizer take 39 vectors each.

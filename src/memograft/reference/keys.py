@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from memograft.errors import SettingsError
 from memograft.prefill import prefill
 from memograft.prompt import PromptBuilder
 from memograft.reference.examples import Example, Learned, encode
-from memograft.reference.files import Entries
+from memograft.reference.files import Entries, Place
 
 __all__ = ["Place", "check_place", "hidden_states", "learn"]
-
-Place = Literal["ffn_input", "head_input"]
 
 
 def check_place(place: object) -> None:

@@ -1,0 +1,60 @@
+"""A tap: reads the distribution that a request comes to, after its memory, rules and processors, before sampling.
+
+With tokens to say it makes the row say them, and so reads how likely each was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memograft.errors import PromptTooLongError
+
+__all__ = ["Tap"]
+
+
+class Tap:
+    """The last of a row's processors.
+
+    Args:
+        forced: tokens that the row is to say; none reads the first distribution only.
+
+    Attributes:
+        first: (V,) float32 log-probabilities of the first new token; None until it was read.
+        chances: log-probability of each forced token.
+    """
+
+    def __init__(self, forced: Sequence[int] = ()) -> None:
+        self.first: Tensor | None = None
+        self.chances: list[float] = []
+        self._forced = tuple(forced)
+        self._start: int | None = None
+
+    def length(self, room: int) -> int:
+        """Tokens that the row is to have, of those there is room for.
+
+        Raises:
+            PromptTooLongError: there is no room for what is forced.
+        """
+        wanted = max(1, len(self._forced))
+        if wanted > room:
+            raise PromptTooLongError(
+                f"an option has {wanted} tokens, and {room} fit behind the prompt; shorten the option or the prompt",
+                tokens=wanted,
+                limit=room,
+            )
+        return wanted
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """(1, T), (1, V) -> (1, V)."""
+        logp = scores[0].float().log_softmax(-1)
+        length = int(ids.shape[1])
+        if self._start is None or length <= self._start + len(self.chances) - 1:  # a batch that is tried again
+            self._start, self.first, self.chances = length, logp.cpu(), []
+        if not self._forced:
+            return scores
+        token = self._forced[min(length - self._start, len(self._forced) - 1)]
+        self.chances.append(float(logp[token]))
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token], device=scores.device), 0.0)
