@@ -89,7 +89,7 @@ def llm(engine: Engine) -> Memograft:
 @pytest.fixture
 def plain(engine: Engine) -> Memograft:
     """It, answering plainly."""
-    return Memograft.from_engine(engine, model="tiny", max_tokens=32)
+    return Memograft.from_engine(engine, model="tiny", memory=None, max_tokens=32)
 
 
 @pytest.fixture
@@ -117,4 +117,4 @@ def random_engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def random_llm(random_engine: Engine) -> Memograft:
-    return Memograft.from_engine(random_engine, max_tokens=12)
+    return Memograft.from_engine(random_engine, memory=None, max_tokens=12)

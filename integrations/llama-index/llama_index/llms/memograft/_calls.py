@@ -18,7 +18,9 @@ from memograft.request import Answer, Request, Sampling
 if TYPE_CHECKING:
     from memograft.engine import Engine
 
-__all__ = ["OPTIONS", "Call", "prepare"]
+__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "memory_of", "prepare"]
+
+DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
 
 _SAMPLING = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"} | {
     name: name for name in ("seed", "stop")
@@ -137,9 +139,18 @@ def prepare(
         sampling=sampling,
         tools=tools if native else (),
         json_schema=schema,
-        **{name: values[name] for name in _REQUEST},
+        **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"])},
     )
     return Call(engine, request, model, "forced" if forced else "offered" if tools else None)
+
+
+def memory_of(value: Any) -> Any:
+    """What `memory` says, as an engine takes it."""
+    if not isinstance(value, str) or value != DEFAULT_MEMORY:
+        return value
+    from memograft.memory.fastmem import FastMem
+
+    return FastMem()
 
 
 def told(turns: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.llms.memograft import _prompts
-from llama_index.llms.memograft._calls import OPTIONS, Call, prepare
+from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._function_calling import FunctionCalling
@@ -59,8 +59,8 @@ class Memograft(FunctionCalling):
     Attributes:
         model: a Hugging Face id, a folder, or the bundled "tiny". It is loaded at its first use; all objects of one
             model and `model_kwargs` share it.
-        memory: None answers plainly; FastMem(...) memorizes the documents of each request; a handle of `memorize` is
-            kept. Any call may bring its own.
+        memory: FastMem(...), by default with its own defaults, memorizes the documents of each request; a handle of
+            `memorize` is kept; None answers without memorizing. Any call may bring its own.
         max_tokens: length of an answer at most.
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this much probability.
@@ -77,8 +77,7 @@ class Memograft(FunctionCalling):
         ValidationError: a value out of its range, or an argument that there is not.
 
     Example:
-        >>> from memograft import FastMem
-        >>> llm = Memograft(model="tiny", memory=FastMem())
+        >>> llm = Memograft(model="tiny")
         >>> llm.complete("What is the capital of France?").text
         'The capital of France is Paris.'
     """
@@ -86,7 +85,7 @@ class Memograft(FunctionCalling):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = Field(default="tiny", description="Hugging Face id, folder, or the bundled model 'tiny'.")
-    memory: Any = Field(default=None, description="None, FastMem(...) or a memory handle.")
+    memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
     max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
     temperature: float = Field(default=0.0, description="0 is greedy.")
     top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
@@ -124,7 +123,7 @@ class Memograft(FunctionCalling):
 
             settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
             return FastMem(**settings)
-        if isinstance(value, str | bool | int):
+        if isinstance(value, str | bool | int) and value != DEFAULT_MEMORY:
             raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
         return value
 
@@ -302,7 +301,7 @@ class Memograft(FunctionCalling):
 
     def _settings(self) -> Any:
         """How this LLM memorizes; None leaves it to the engine."""
-        return getattr(self.memory, "settings", self.memory)
+        return getattr(self.memory, "settings", memory_of(self.memory))
 
 
 def _as_completion(response: ChatResponse) -> CompletionResponse:

@@ -192,7 +192,7 @@ class MemograftSynthesizer(BaseSynthesizer):
         """The memory of exactly these documents, if memories are kept; else how they are memorized."""
         if not self._keep or not documents:
             return self._model.memory
-        key = (id(self._model.engine), *((document.id, document.text) for document in documents))
+        key = (self._model.engine.fingerprint, *((document.id, document.text) for document in documents))
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
