@@ -13,6 +13,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseLanguageModel, LanguageModelLike
+from langchain_core.messages import HumanMessage
 from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
 from langchain_core.prompts import BasePromptTemplate, format_document
 from langchain_core.runnables import (
@@ -29,6 +30,7 @@ from langchain_memograft.llms import MemograftLLM
 
 __all__ = ["create_memograft_documents_chain"]
 
+_QUESTIONS = ("input", "question", "query")  # what chains of LangChain call it
 _POINTER = "(the documents given with the question)"
 _MOST_AT_ONCE = 64  # of one `.batch()`, if its config says nothing; LangChain's own default is a few threads
 
@@ -44,8 +46,8 @@ def create_memograft_documents_chain(
 ) -> Runnable[dict[str, Any], Any]:
     """Chain that hands a list of documents, highest-ranked first, to a model that memorizes them.
 
-    The documents are judged by the last human message: a prompt whose human message is the question and nothing else,
-    with the instructions in a system message, is the one that works best.
+    The documents are judged by the question: the input's "input", "question" or "query", if it stands in the last human
+    message; else by that whole message, which should then hold no instructions.
 
     Args:
         llm: `ChatMemograft` or `MemograftLLM`, also bound, with retries or with fallbacks that are such models too.
@@ -88,7 +90,8 @@ def create_memograft_documents_chain(
     def answer(inputs: dict[str, Any]) -> Runnable[dict[str, Any], Any]:
         documents = _documents(inputs, document_variable_name, document_prompt)
         pointed = RunnablePassthrough.assign(**{document_variable_name: point}).with_config(run_name="format_inputs")
-        return pointed | prompt | llm.bind(documents=documents)
+        query = _query(prompt, {**inputs, document_variable_name: point(inputs)})
+        return pointed | prompt | llm.bind(documents=documents, **query)
 
     async def aanswer(inputs: dict[str, Any]) -> Runnable[dict[str, Any], Any]:  # without it, a thread is borrowed
         return answer(inputs)
@@ -119,6 +122,17 @@ def _documents(inputs: Mapping[str, Any], key: str, document_prompt: BasePromptT
     if document_prompt is None:
         return documents
     return [_formatted(document, document_prompt) for document in documents]
+
+
+def _query(prompt: BasePromptTemplate[Any], inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The question's own words as a call's argument, where the prompt shows them in its last human message."""
+    try:
+        messages = prompt.format_prompt(**inputs).to_messages()
+    except Exception:  # the chain formats it again, and says what is wrong in its own way
+        return {}
+    asked = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
+    words = (inputs.get(name) for name in _QUESTIONS)
+    return next(({"query": q} for q in words if isinstance(q, str) and q.strip() and q in asked), {})
 
 
 def _formatted(document: Document, prompt: BasePromptTemplate[str]) -> Document:

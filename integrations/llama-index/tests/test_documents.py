@@ -112,7 +112,8 @@ def test_a_document_that_is_longer_than_the_window(llm: Memograft) -> None:
     assert response.text == MEMORIZED
     response = llm.complete(QUESTION, documents=[long], overflow="truncate")
     assert len(response.additional_kwargs["memograft"]["truncated"]) == 1
-    assert Memograft.from_engine(llm.engine, memory=None, overflow="drop").complete(QUESTION, documents=[long]).text == PLAIN
+    dropping = Memograft.from_engine(llm.engine, memory=None, overflow="drop")
+    assert dropping.complete(QUESTION, documents=[long]).text == PLAIN
 
 
 def test_metadata_that_is_no_json_is_kept_as_text() -> None:

@@ -13,7 +13,7 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.exceptions import ContextOverflowError, ModelInvalidRequestError
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.output_parsers import CommaSeparatedListOutputParser
+from langchain_core.output_parsers import BaseGenerationOutputParser, CommaSeparatedListOutputParser
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
@@ -32,6 +32,13 @@ PROMPT = ChatPromptTemplate.from_messages([("system", "Answer from the context: 
 @pytest.fixture(scope="module")
 def llm() -> ChatMemograft:
     return ChatMemograft(model="tiny", memory=FastMem())
+
+
+class _Whole(BaseGenerationOutputParser[Any]):
+    """The message itself."""
+
+    def parse_result(self, result: list[Any], *, partial: bool = False) -> Any:
+        return result[0].message
 
 
 class Seen(RunnableLambda[Any, Any]):
@@ -151,6 +158,25 @@ def test_usual_prompts_hold_each_document_once_and_the_question_alone(
     start, end = read.question
     assert read.text[read.offsets[start][0] : read.offsets[end - 1][1]].strip() == AUSTRALIA
     assert create_memograft_documents_chain(llm, prompt).invoke(inputs) == LISBON
+
+
+@pytest.mark.parametrize("name", ["input", "question", "query"])
+def test_a_question_among_instructions_is_judged_by_its_own_words(name: str, llm: ChatMemograft) -> None:
+    """The prompt most used for retrieval-augmented generation puts all of it into the human message."""
+    form = "You are an assistant for question-answering tasks. Be concise.\nQuestion: {%s}\nContext: {context}\nAnswer:"
+    prompt = ChatPromptTemplate.from_messages([("human", form % name)])
+    message = create_memograft_documents_chain(llm, prompt, output_parser=_Whole()).invoke(
+        {name: AUSTRALIA, "context": PAGES}
+    )
+    assert message.response_metadata["memograft"]["relevance"][0] > 0.45
+    by_the_whole = llm.invoke(prompt.invoke({name: AUSTRALIA, "context": ""}), documents=PAGES)
+    assert by_the_whole.response_metadata["memograft"]["relevance"][0] < 0.45
+
+
+def test_a_question_that_the_prompt_does_not_show(llm: ChatMemograft) -> None:
+    prompt = ChatPromptTemplate.from_messages([("human", "{other}")])
+    chain = create_memograft_documents_chain(llm, prompt)
+    assert chain.invoke({"input": "Who?", "other": AUSTRALIA, "context": PAGES}) == LISBON
 
 
 def test_the_pointer() -> None:
