@@ -221,6 +221,8 @@ class Datastore:
     def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
         """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
         self._check_writable()
+        if twice := sorted({source.id for source in sources} & set(self.ids())):
+            raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out")
         self._files.append(entries)
         self._files.append_sources([source_line(source) for source in sources])
         self._commit()

@@ -7,7 +7,7 @@
     index-*.faiss         see `reference/index.py`
 
 G counts compactions. What lies beyond the header's counts was left by a crash: it is ignored, and overwritten by the
-next writer. Little-endian, no pickle. Knows nothing of models, texts or FAISS.
+next writer. Little-endian, and nothing that runs code when it is read. Knows nothing of models, texts or FAISS.
 """
 
 from __future__ import annotations

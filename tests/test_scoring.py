@@ -1,0 +1,102 @@
+"""`Engine.next_token_logprobs` and `Engine.choose`, against plain forward passes of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from memograft import Datastore, Engine, FastMem, Request, Rtd, Sampling
+from memograft.errors import PromptTooLongError, SettingsError
+from memograft.scoring import rotations
+from test_engine import FACTS, ask, prompt_ids
+
+OPTIONS = ["Paris", "The sailor from Bergen", "1932", "blue"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_the_distribution_of_the_first_token(make_engine: Any, family: str) -> None:
+    engine = make_engine(family)
+    request = ask(documents=FACTS)
+    with torch.no_grad():
+        expected = engine.model(torch.tensor([prompt_ids(engine, request)])).logits[0, -1].log_softmax(-1)
+    logp = engine.next_token_logprobs(request)
+    assert (logp.shape, logp.dtype, logp.is_inference()) == ((320,), torch.float32, False)
+    assert torch.allclose(logp, expected, atol=1e-4)
+
+
+def test_it_is_after_memory_and_processors_and_before_sampling(engine: Engine) -> None:
+    memory = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
+    request = ask(documents=FACTS, memory=memory)
+    said = engine.answer(Request("Who wrote it?", documents=FACTS, memory=memory, logprobs=5, sampling=Sampling(1)))
+    logp = engine.next_token_logprobs(request)
+    assert [float(logp[t]) for t, _, _ in said.logprobs[0].top] == pytest.approx(
+        [p for _, _, p in said.logprobs[0].top], abs=1e-4
+    )
+    hot = ask(documents=FACTS, memory=memory, sampling=Sampling(9, temperature=2.0, top_k=2, seed=1))
+    assert torch.allclose(engine.next_token_logprobs(hot), logp, atol=1e-5)
+
+    def only_even(_ids: Any, scores: Any) -> Any:
+        return scores.index_fill(1, torch.arange(1, 320, 2), -torch.inf)
+
+    even = engine.next_token_logprobs(ask(documents=FACTS, memory=memory, processors=[only_even]))
+    assert torch.allclose(even[::2], logp[::2].log_softmax(-1), atol=1e-5)
+    assert even[1::2].max() == -torch.inf
+    schema = engine.next_token_logprobs(ask(n=40, json_schema={"type": "object", "properties": {}}))
+    assert engine.tokenizer.decode([int(schema.argmax())]).startswith("{")
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_options_are_scored_by_the_mean_of_their_tokens(make_engine: Any, family: str) -> None:
+    engine = make_engine(family)
+    choice = engine.choose("Who wrote it?", OPTIONS, FACTS)
+    prompt = prompt_ids(engine, ask(documents=FACTS))
+    for option, score in zip(OPTIONS, choice.scores, strict=True):
+        ids = engine.encode(option)
+        with torch.no_grad():
+            logp = engine.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        each = [float(logp[len(prompt) - 1 + n, token]) for n, token in enumerate(ids)]
+        assert score == pytest.approx(sum(each) / len(each), abs=1e-3)
+    assert choice.best == OPTIONS[choice.index]
+    assert choice.scores[choice.index] == max(choice.scores)
+
+
+def test_by_a_datastore_with_every_rotation(engine: Engine) -> None:
+    questions = {"Who wrote it?": OPTIONS[1], "Which colour?": OPTIONS[3]}
+    examples = [pair for question, answer in questions.items() for pair in rotations(question, OPTIONS, answer)]
+    assert len(examples) == 8
+    assert [label for _, label in examples[:4]] == ["B", "A", "D", "C"]
+    for prompt, label in examples[:4]:
+        assert f"{label}. {OPTIONS[1]}" in prompt
+    with Datastore.build(engine, examples, progress=False) as store:
+        for question, answer in questions.items():
+            rtd = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)], by="rtd")
+            assert rtd.best == answer
+            likely = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)])
+            both = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)], by="both")
+            parts = torch.tensor([rtd.scores, likely.scores], dtype=torch.float64).log_softmax(-1)
+            assert both.scores == pytest.approx(parts.sum(0).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": ["one"]}, "`options` must be 2 to 26 different answers, got"),
+        ({"options": "one"}, "`options` must be 2 to 26 different answers, got"),
+        ({"options": ["a", "a"]}, "`options` must be 2 to 26 different answers, got"),
+        ({"by": "luck"}, '`by` must be "likelihood", "rtd" or "both", got \'luck\''),
+        ({"by": "rtd"}, '`by="rtd"` needs an Rtd among the `processors`, got none'),
+        ({"options": ["a", ""]}, "an answer must be text, got ''"),
+    ],
+)
+def test_choices_that_cannot_be(engine: Engine, settings: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        engine.choose("Who?", **({"options": OPTIONS} | settings))
+    with pytest.raises(SettingsError, match="`answer` must be one of the options, got 'x'"):
+        rotations("Who?", OPTIONS, "x")
+
+
+def test_an_option_that_does_not_fit(engine: Engine) -> None:
+    with pytest.raises(PromptTooLongError, match=r"an option has .* tokens, and .* fit behind the prompt"):
+        engine.choose("Who?", ["a", "word " * 300])
