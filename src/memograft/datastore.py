@@ -12,16 +12,22 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memograft.errors import ModelMismatchError, PromptTooLongError, SettingsError, StoreError, StoreReadOnlyError
+from memograft.errors import (
+    ModelMismatchError,
+    PromptTooLongError,
+    SettingsError,
+    StoreCorruptError,
+    StoreError,
+    StoreReadOnlyError,
+)
 from memograft.reference.calibrate import calibrate
-from memograft.reference.examples import Example, checked, source_line
+from memograft.reference.examples import Example, alike, checked, source_line
 from memograft.reference.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
 from memograft.reference.index import KeyIndex, check_kind, load, train
 from memograft.reference.keys import check_place, learn
@@ -33,7 +39,6 @@ from memograft.store.open import claim_folder
 __all__ = ["Datastore", "Neighbours"]
 
 _COMMIT = 1.0  # seconds of work that a crash may cost
-_AHEAD = 8  # batches that are sorted by length together, so that little is padded
 _UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
 
 
@@ -157,8 +162,13 @@ class Datastore:
         lock = claim_folder(folder, read_only)
         try:
             header = read_header(folder)
-            assert header is not None
-            return cls(folder, lock, header, read_only=read_only, owned=False)
+            while True:
+                assert header is not None
+                try:
+                    return cls(folder, lock, header, read_only=read_only, owned=False)
+                except StoreCorruptError:  # or a writer has compacted it meanwhile
+                    if header == (header := read_header(folder)):
+                        raise
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -201,7 +211,7 @@ class Datastore:
         total = len(examples) if isinstance(examples, Sized) else None
         try:
             with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
-                for batch in _alike(queue, batch_size):
+                for batch in alike(queue, batch_size):
                     for entries in learn(engine, batch, self.header.place, stride, batch_size):
                         self._files.append(entries)
                     self._files.append_sources([source_line(example.source) for example in batch])
@@ -387,9 +397,3 @@ class Datastore:
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
-
-
-def _alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
-    """Batches of examples of like length: some batches ahead are sorted together."""
-    while ahead := sorted(islice(examples, _AHEAD * batch_size), key=lambda example: example.size):
-        yield from (ahead[start : start + batch_size] for start in range(0, len(ahead), batch_size))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from memograft._continuation import continuation, raw
@@ -17,7 +18,9 @@ from memograft.errors import PromptTooLongError, SettingsError
 from memograft.prompt import PromptBuilder
 from memograft.request import Source
 
-__all__ = ["Example", "Learned", "checked", "encode", "source_line"]
+__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line"]
+
+_AHEAD = 8  # batches that are sorted by length together, so that little is padded
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,9 @@ def checked(examples: Iterable[object]) -> Iterable[Example]:
     if isinstance(examples, str | Mapping):
         raise SettingsError(f"`examples` must be a list, got one {type(examples).__name__}; write examples=[...]")
     return (as_example(item, number) for number, item in enumerate(examples))
+
+
+def alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like length: some batches ahead are sorted together."""
+    while ahead := sorted(islice(examples, _AHEAD * batch_size), key=lambda example: example.size):
+        yield from (ahead[start : start + batch_size] for start in range(0, len(ahead), batch_size))
