@@ -129,7 +129,8 @@ def test_a_call_is_taken_out_of_a_response(models: Any) -> None:
 
     tokenizer = copy.deepcopy(make("bpe", TOOLS_TEMPLATE))
     content = {"content": {"close": "</s>"}}
-    tokenizer.response_template = {"start_anchor": "<|assistant|>", "fields": content, "defaults": {"role": "assistant"}}
+    role = {"defaults": {"role": "assistant"}}
+    tokenizer.response_template = {"start_anchor": "<|assistant|>", "fields": content} | role
     with Engine(models(), tokenizer) as engine:
         assert engine.takes_tools
         answer = engine.answer(Request("Who?", tools=[TOOL], sampling=Sampling(3)))
