@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,18 +121,20 @@ def test_an_error_while_memorizing_harms_one_request(engine: Engine, monkeypatch
 def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
     """The step it is at is its last; and the model is as it was."""
     before = copy.deepcopy(engine.model.state_dict())
-    steps = 0
+    steps, begun = 0, threading.Event()
     name, module = next(iter(engine._backbone.projections.items()))
     assert name
-    job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000, relevance=None))])[0]
 
     def count(*_: Any) -> None:
         nonlocal steps
         steps += 1
+        begun.set()
         if steps == 20:
             job.cancel()
 
     hook = module.register_forward_pre_hook(count)
+    job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000, relevance=None))])[0]
+    assert begun.wait(30)  # what comes earlier shares its batch
     engine.answer(ask(n=1))
     hook.remove()
     assert 20 <= steps < 40

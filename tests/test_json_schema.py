@@ -34,6 +34,11 @@ SCHEMAS = {
     "choice": {"anyOf": [{"const": "yes"}, {"type": "null"}, {"type": "boolean"}]},
     "open": {"type": "object"},
     "list": {"type": "array", "minItems": 2, "items": {"type": "number"}},
+    "composed": {
+        "$defs": {"a": {"properties": {"x": {"type": "integer"}}, "required": ["x"]}},
+        "allOf": [{"$ref": "#/$defs/a"}, {"properties": {"y": {"type": "boolean"}}, "required": ["y"]}],
+    },
+    "named properties": {"type": "object", "properties": {"properties": {"type": "null"}}, "required": ["properties"]},
     "pattern": {"type": "string", "pattern": "^[A-Z][a-z]+ [A-Z][a-z]+$"},
     "short": {"type": "string", "minLength": 3, "maxLength": 5},
 }
@@ -67,6 +72,20 @@ def test_the_end_is_forced_no_sooner_than_it_must_be(tokens: int) -> None:
     assert json.loads(answer.text)["answer"]
     assert answer.finish_reason == "stop"
     assert answer.usage.completion_tokens >= tokens - 8
+
+
+@pytest.mark.parametrize("tokens", range(40, 70, 3))
+def test_nothing_is_opened_at_the_end_that_cannot_be_closed(tokens: int) -> None:
+    """Further properties are allowed, and tiny begins some when it has no more to say."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "known": {"type": "boolean"}},
+        "required": ["name", "known"],
+    }
+    with Engine.from_pretrained("tiny") as tiny:
+        answer = tiny.answer("What is the capital of Australia? Answer.", json_schema=schema, sampling=Sampling(tokens))
+    jsonschema.validate(json.loads(answer.text), schema)
+    assert answer.finish_reason == "stop"
 
 
 def test_rows_of_one_batch_have_their_own(engine: Engine) -> None:

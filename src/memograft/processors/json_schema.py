@@ -18,7 +18,9 @@ from memograft.errors import MissingExtraError, SettingsError
 __all__ = ["JsonSchema", "Vocabulary"]
 
 _COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_ENDINGS = ('"', "}]", ",")  # what ends a string, what ends an object or a list, what comes after a number
+_ENDINGS = (b'"', b"}]", b",")  # what ends a string, what ends an object or a list, what comes after a number
+_COMPOSING = ("anyOf", "oneOf", "$ref")
+_VALUES = ("const", "enum", "default", "examples", "required")  # of a schema: no schemas
 _SPARE = 6  # tokens to have left when the end is forced
 _NEAR = 3  # lengths of the shortest instance before the limit from where on the way to the end is measured
 _MOST = 1024  # tokens of the shortest instance at most, before a schema counts as one that does not say how it ends
@@ -46,8 +48,14 @@ class Vocabulary:
             ) from e
         self.size, self.eos = max(size, len(tokenizer)), eos
         self.tokens = from_tokenizer(tokenizer, n_vocab=self.size, eos_token=eos)
-        texts = [self.tokens.decode_bytes([n])[:1].decode("ascii", "replace") for n in range(self.size)]
-        self.endings = [torch.tensor([text != "" and text in ending for text in texts]) for ending in _ENDINGS]
+        texts = [self.tokens.decode_bytes([n]) for n in range(self.size)]
+        self.endings = [self._begins(texts, ending) for ending in _ENDINGS]
+        self.openings = self._begins(texts, b",{[")
+        self.crossings = torch.tensor([b'"' in text[:-1] for text in texts])
+
+    @staticmethod
+    def _begins(texts: list[bytes], characters: bytes) -> Tensor:
+        return torch.tensor([text[:1] != b"" and text[:1] in characters for text in texts])
 
 
 class JsonSchema:
@@ -69,6 +77,7 @@ class JsonSchema:
         self._before = torch.zeros(vocabulary.size, dtype=torch.bool)  # what was allowed one token ago
         try:
             text = json.dumps(schema)
+            text = text if '"allOf"' in text else json.dumps(_closed(schema))
             self._grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
         except (TypeError, ValueError) as e:
             raise SettingsError(f"`json_schema` must be a JSON schema, got one that cannot be read: {e}") from e
@@ -80,6 +89,7 @@ class JsonSchema:
         self.least = self._shortest(self._matcher.deep_copy(), self._before)
         self._start: int | None = None
         self._length = 0
+        self._ending = False  # whether the way to the end is all that is left
 
     def limit(self, tokens: int) -> None:
         """Let the answer have so many tokens at most.
@@ -98,7 +108,7 @@ class JsonSchema:
         """(1, T), (1, V) -> (1, V), minus infinity where a token would break the schema."""
         length = int(ids.shape[1])
         if self._start is None or length != self._length + 1:
-            self._start = length
+            self._start, self._ending = length, False
             self._matcher.reset()
         elif not self._matcher.consume_token(int(ids[0, -1])):
             raise RuntimeError(f"the answer left its `json_schema`: {self._matcher.get_error()}; use fewer processors")
@@ -106,7 +116,12 @@ class JsonSchema:
         before, self._before = self._before, self._allowed(self._matcher)
         allowed = self._before
         left = self._limit - (length - self._start)
-        if left <= _NEAR * self.least + _SPARE and left <= self._shortest(self._matcher.deep_copy(), before) + _SPARE:
+        if not self._ending and left <= _NEAR * self.least + _SPARE:
+            spare = left - self._shortest(self._matcher.deep_copy(), before)
+            self._ending = spare <= _SPARE
+            if spare <= self.least + _SPARE:
+                allowed = self._without_openings(allowed)
+        if self._ending:
             allowed = self._next(self._matcher, allowed, before)
         return scores.masked_fill(~allowed[: scores.shape[1]].to(scores.device), -torch.inf)
 
@@ -114,6 +129,17 @@ class JsonSchema:
         """(V,) bool."""
         bias = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
         return bias[: self._vocabulary.size] > 0
+
+    def _without_openings(self, allowed: Tensor) -> Tensor:
+        """Without what begins another member, list or object where one may end, or does so with the end of a string:
+        one more may be longer than what is left.
+        """
+        quote, close, _ = (allowed & ending[: len(allowed)] for ending in self._vocabulary.endings)
+        avoided = self._vocabulary.crossings.clone()
+        if bool(close.any()) and not bool(quote.any()):  # not inside a string
+            avoided |= self._vocabulary.openings
+        rest = allowed & ~avoided[: len(allowed)]
+        return rest if bool(rest.any()) else allowed
 
     def _next(self, matcher: Any, allowed: Tensor, before: Tensor) -> Tensor:
         """Of what is allowed: what the schema forces; or what ends something; or what was not allowed `before`, and
@@ -141,3 +167,20 @@ class JsonSchema:
                     "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
         return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with no other properties than it names, where it leaves that open: a model would fill in some.
+
+    Not where parts of an object are named in several places, which would then exclude each other.
+    """
+    if isinstance(schema, list | tuple):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    if "properties" in schema and any(key in schema for key in _COMPOSING):
+        return schema
+    changed = {key: value if key in _VALUES else _closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), Mapping) and "patternProperties" not in schema:
+        changed.setdefault("additionalProperties", False)
+    return changed
