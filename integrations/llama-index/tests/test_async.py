@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from typing import Any
 
 import pytest
@@ -111,7 +110,6 @@ async def test_a_stream_that_is_left_is_given_up(random_llm: Memograft, monkeypa
         assert response.delta
         break
     await stream.aclose()
-    gc.collect()
     await given_up(random_llm.engine, watch)
 
 
