@@ -15,6 +15,7 @@ from memograft import Document, Engine, FastMem, Request, Sampling
 NAMES = [
     "Answer",
     "Choice",
+    "Citation",
     "Datastore",
     "Document",
     "Embedder",
@@ -36,6 +37,7 @@ NAMES = [
     "TokenReferences",
     "Usage",
     "VectorStore",
+    "shared_datastore",
     "shared_engine",
 ]
 HEAVY = ["torch", "transformers", "peft", "faiss", "sklearn", "numpy", "sentence_transformers"]

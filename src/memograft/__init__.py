@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memograft.processors.rtd import Rtd
     from memograft.request import (
         Answer,
+        Citation,
         Reference,
         Request,
         Sampling,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         Usage,
     )
     from memograft.scoring import Choice
-    from memograft.shared import shared_engine
+    from memograft.shared import shared_datastore, shared_engine
     from memograft.vector_store import Hit, VectorStore
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "memograft.request",
     "Choice": "memograft.scoring",
+    "Citation": "memograft.request",
     "Datastore": "memograft.datastore",
     "Document": "memograft.documents",
     "Embedder": "memograft.embedders",
@@ -57,12 +59,14 @@ _HOMES = {
     "TokenReferences": "memograft.request",
     "Usage": "memograft.request",
     "VectorStore": "memograft.vector_store",
+    "shared_datastore": "memograft.shared",
     "shared_engine": "memograft.shared",
 }
 
 __all__ = [
     "Answer",
     "Choice",
+    "Citation",
     "Datastore",
     "Document",
     "Embedder",
@@ -84,6 +88,7 @@ __all__ = [
     "TokenReferences",
     "Usage",
     "VectorStore",
+    "shared_datastore",
     "shared_engine",
 ]
 

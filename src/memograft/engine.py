@@ -365,7 +365,7 @@ class Engine:
                 dropped=work.fitted.dropped,
                 truncated=work.fitted.truncated,
                 logprobs=logprobs(row, self._prompts.pieces),
-                references=references(row, self._prompts.pieces),
+                references=references(row, self._prompts.pieces, self._prompts.decode, text),
                 prompt_ids=work.prompt.ids,
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from memograft.documents import Document, as_documents
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Citation",
     "Reference",
     "Request",
     "Sampling",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 _MOST_LOGPROBS = 20
+_CITED = 0.1  # probability of a token that must have come from the datastore for a source to be cited
 
 
 @dataclass(frozen=True)
@@ -215,11 +218,15 @@ class TokenReferences:
         token_id: the token.
         text: its text.
         entries: those of which it is the next token, by falling probability; none where nothing near was found.
+        start: where it begins in the answer's text, in characters.
+        end: where it ends; at `start` if it shows nothing, or is part of a character.
     """
 
     token_id: int
     text: str
     entries: tuple[Reference, ...] = ()
+    start: int = 0
+    end: int = 0
 
     @property
     def probability(self) -> float:
@@ -231,6 +238,23 @@ class TokenReferences:
 class SourceShare:
     """How much probability the entries of a source moved, summed over the tokens of an answer."""
 
+    source: Source
+    probability: float
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A stretch of an answer that goes back to one source: most of what moved each of its tokens came from there.
+
+    Attributes:
+        start: where it begins in the answer's text, in characters.
+        end: where it ends.
+        source: the source.
+        probability: that the source's entries gave its tokens, their mean.
+    """
+
+    start: int
+    end: int
     source: Source
     probability: float
 
@@ -285,3 +309,29 @@ class Answer:
             moved[entry.source.id] = moved.get(entry.source.id, 0.0) + entry.probability
         known = {entry.source.id: entry.source for entry in entries}
         return tuple(SourceShare(known[id], moved[id]) for id in sorted(moved, key=lambda id: -moved[id]))
+
+    @property
+    def citations(self) -> tuple[Citation, ...]:
+        """The stretches of `text` that go back to one source each, in order.
+
+        Tokens that several sources moved alike (the words all examples share) are nobody's.
+        """
+        found = []
+        for source, run in groupby(self.references, key=_mainly_from):
+            tokens = list(run)
+            stretch = self.text[tokens[0].start : tokens[-1].end]
+            if source is None or not stretch.strip():
+                continue
+            start = tokens[0].start + len(stretch) - len(stretch.lstrip())
+            given = [e.probability for token in tokens for e in token.entries if e.source == source]
+            found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
+        return tuple(found)
+
+
+def _mainly_from(token: TokenReferences) -> Source | None:
+    """The source that more than half of what moved a token came from, if that was much."""
+    if token.probability < _CITED:
+        return None
+    shares = [(e.source, sum(o.probability for o in token.entries if o.source == e.source)) for e in token.entries]
+    source, most = max(shares, key=lambda share: share[1])
+    return source if most > token.probability / 2 else None

@@ -18,21 +18,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from memograft.datastore import Datastore
 from memograft.errors import SettingsError
 from memograft.processors.batch import BatchProcessor, Moved, nothing
 from memograft.request import Source
+from memograft.shared import shared_datastore
 
-if TYPE_CHECKING:
-    from memograft.datastore import Datastore
-
-__all__ = ["Rtd", "merged", "neighbour_weights"]
+__all__ = ["Rtd", "as_rtd", "merged", "neighbour_weights"]
 
 _LEAST = 1e-30  # of p_LM that is left at weight 1, so that constraints always have something to choose from
 _MOVED = 1e-6  # probability below which an entry is not reported
@@ -115,6 +115,24 @@ class Rtd(BatchProcessor):
             return Moved(at[0], found.sources[at], found.positions[at], self.weight * w[at])
 
         return torch.where(torch.from_numpy(near).to(p.device)[:, None], p, logits), moved
+
+
+def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
+    """What callers pass for a datastore -> how it steers: an Rtd, a Datastore, or the folder of one.
+
+    Raises:
+        SettingsError: it is none of these.
+        StoreError: the folder holds none.
+    """
+    if value is None or isinstance(value, Rtd):
+        return value
+    if isinstance(value, str | Path):
+        return Rtd(shared_datastore(value))
+    if isinstance(value, Datastore):
+        return Rtd(value)
+    raise SettingsError(
+        f"a datastore must be a Datastore, Rtd(datastore, ...), its folder, or None, got {type(value).__name__}"
+    )
 
 
 def neighbour_weights(distances: NDArray[Any], t: float, distance: str) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from memograft.errors import PromptTooLongError, SettingsError
 from memograft.prompt import PromptBuilder
 from memograft.request import Source
 
-__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line"]
+__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line", "turns"]
 
 _AHEAD = 8  # batches that are sorted by length together, so that little is padded
 
@@ -107,6 +107,15 @@ def as_example(item: object, number: int) -> Example:
     id = str(item.get("id") or hashlib.sha256(encoded.encode()).hexdigest()[:16])
     prompt = str(messages[-1].get("content", "")) if messages else ""
     return Example(Source(id, text, prompt, dict(metadata)), tuple(dict(m) for m in messages), documents)
+
+
+def turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[list[Mapping[str, Any]], str]]:
+    """A conversation -> (messages before, answer) of every turn in which the assistant said something."""
+    return [
+        (list(messages[:n]), message["content"])
+        for n, message in enumerate(messages)
+        if n and message.get("role") == "assistant" and str(message.get("content") or "").strip()
+    ]
 
 
 def encode(
