@@ -5,7 +5,7 @@
 
 One process, one model of random weights for all: one caller (some questions after another), many callers in threads,
 and LangChain's `.batch()`. Every contestant answers the same questions plainly with the same number of new tokens, and
-every repetition runs all in turn; the ratios are medians. Prints a table and, last, one JSON line.
+every repetition runs all in turn, every other one backwards; the ratios are medians. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -130,7 +130,7 @@ def main() -> None:
     questions = [f"What is the capital of country number {n}?" for n in range(args.callers)]
     speeds: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     for turn in tqdm(range(args.repeat + 1), desc="repetitions"):
-        for name, (ask, batch) in runners.items():
+        for name, (ask, batch) in list(runners.items())[:: -1 if turn % 2 else 1]:  # no one always comes last
             ways: dict[str, tuple[int, Callable[[], Any]]] = {
                 "1 caller": (ALONE, lambda ask=ask: [ask(question) for question in questions[:ALONE]]),
                 f"{args.callers} callers": (args.callers, lambda ask=ask: in_threads(ask, questions)),
