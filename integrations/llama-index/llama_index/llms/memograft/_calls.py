@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
-from llama_index.llms.memograft import _tools
+from llama_index.llms.memograft import _datastores, _tools
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._messages import to_engine
 from llama_index.llms.memograft._responses import chat_response, forced_blocks, parsed_blocks, said
@@ -28,7 +28,7 @@ _SAMPLING = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_
 _REQUEST = ("memory", "overflow", "timeout", "logprobs")
 _ASKED = ("documents", "json_schema", "tools", "tool_choice", "tool_required", "allow_parallel_tool_calls")
 
-OPTIONS = (*_SAMPLING, *_REQUEST)  # what an LLM has a setting for, and a call may change
+OPTIONS = (*_SAMPLING, *_REQUEST, "datastore")  # what an LLM has a setting for, and a call may change
 _MARKUP = "<[{"  # what calls of tools begin with, in all templates there are
 
 
@@ -102,6 +102,8 @@ def prepare(
 
     Raises:
         SettingsError: an argument that there is not, a value out of its range, or tools for a model that takes none.
+        ModelMismatchError: the datastore is of another model.
+        StoreError: there is none in its folder.
     """
     options = dict(given)
     _known(options)
@@ -132,10 +134,14 @@ def prepare(
         if not native:
             turns = told(turns, _tools.instruction(tools))
     values = {**settings, **options}
+    rtd = _datastores.opened(values["datastore"])
+    if rtd is not None:
+        rtd.check(engine.fingerprint)
     sampling = Sampling(**{core: values[ours] for ours, core in _SAMPLING.items() if values.get(ours) is not None})
     request = Request(
         messages=turns,
         documents=documents,
+        processors=() if rtd is None else (rtd,),
         sampling=sampling,
         tools=tools if native else (),
         json_schema=schema,

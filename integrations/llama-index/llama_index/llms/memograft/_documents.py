@@ -11,7 +11,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from memograft.documents import Document
 from memograft.errors import SettingsError
 
-__all__ = ["split_context", "to_documents"]
+__all__ = ["json_like", "refuse_image", "split_context", "to_documents"]
 
 _BORDER = re.compile(r"\n[ \t]*\n\s*")
 _SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u3002\uff01\uff1f\"\u201d)])[ \t]*\n\s*")
@@ -50,19 +50,33 @@ def split_context(context: str, *, by_line: bool = False) -> list[Document]:
     return [Document(paragraph) for paragraph in paragraphs]
 
 
+def json_like(metadata: Mapping[Any, Any]) -> dict[str, Any]:
+    """`metadata` where JSON knows it, else its text: a memory is saved with its documents, and must not fail then."""
+    return {str(key): _json_value(value) for key, value in metadata.items()}
+
+
+def refuse_image(node: BaseNode, text: str, where: str) -> None:
+    """Say of a node without text that it is an image."""
+    if not text.strip() and getattr(node, "image", None) is not None:
+        raise SettingsError(
+            f"{where} must have text, got an image ({type(node).__name__} {node.node_id}); Memograft's models read "
+            "text: describe the image, or leave it out"
+        )
+
+
 def _to_documents(item: Any, position: int) -> list[Document]:
     if isinstance(item, NodeWithScore):
         item = item.node
     if isinstance(item, BaseNode):
         return _of_node(item, position)
     if isinstance(item, Document):
-        return [Document(item.text, item.id, _json_like(item.metadata))]
+        return [Document(item.text, item.id, json_like(item.metadata))]
     if isinstance(item, str):
         return [Document(item)]
     if isinstance(item, Mapping) and isinstance(item.get("text"), str):
         metadata = item.get("metadata") or {}
         if isinstance(metadata, Mapping):
-            return [Document(item["text"], str(item.get("id") or item.get("id_") or ""), _json_like(metadata))]
+            return [Document(item["text"], str(item.get("id") or item.get("id_") or ""), json_like(metadata))]
     hint = "pass its text" if isinstance(item, QueryBundle) else "wrap it as TextNode(text=...)"
     raise SettingsError(
         f"documents[{position}] must be a node, a Document, a NodeWithScore, a string or a mapping with `text`, got "
@@ -72,20 +86,11 @@ def _to_documents(item: Any, position: int) -> list[Document]:
 
 def _of_node(node: BaseNode, position: int) -> list[Document]:
     shown, content = (node.get_content(metadata_mode=mode) for mode in (MetadataMode.LLM, MetadataMode.NONE))
-    if not shown.strip() and getattr(node, "image", None) is not None:
-        raise SettingsError(
-            f"documents[{position}] must have text, got an image ({type(node).__name__} {node.node_id}); Memograft's "
-            "models read text: describe the image, or leave it out"
-        )
-    metadata, header = _json_like(node.metadata), node.get_metadata_str(mode=MetadataMode.LLM).strip()
+    refuse_image(node, shown, f"documents[{position}]")
+    metadata, header = json_like(node.metadata), node.get_metadata_str(mode=MetadataMode.LLM).strip()
     if header and shown == f"{header}\n\n{content}".strip():
         return [Document(header, f"{node.node_id} metadata"), Document(content, node.node_id, metadata)]
     return [Document(shown, node.node_id, metadata)]  # without metadata, or in a form of somebody's own
-
-
-def _json_like(metadata: Mapping[Any, Any]) -> dict[str, Any]:
-    """`metadata` where JSON knows it, else its text: a memory is saved with its documents, and must not fail then."""
-    return {str(key): _json_value(value) for key, value in metadata.items()}
 
 
 def _json_value(value: Any) -> Any:

@@ -22,10 +22,11 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 from llama_index.llms.memograft import _tools
+from llama_index.llms.memograft._citations import is_ours
 from memograft.documents import Document
 from memograft.errors import SettingsError
 
-__all__ = ["citable", "to_engine"]
+__all__ = ["citable", "grouped", "to_engine"]
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -47,8 +48,13 @@ def to_engine(messages: Sequence[ChatMessage]) -> tuple[list[dict[str, Any]], li
     Raises:
         SettingsError: a block that no text model can read, or a document whose text is not at hand.
     """
-    turns: list[dict[str, Any]] = []
-    documents: list[Document] = []
+    turns = grouped(messages)
+    return [turn for turn, _ in turns], [document for _, found in turns for document in found]
+
+
+def grouped(messages: Sequence[ChatMessage]) -> list[tuple[dict[str, Any], list[Document]]]:
+    """`to_engine`, with each message's own documents."""
+    turns: list[tuple[dict[str, Any], list[Document]]] = []
     for position, message in enumerate(messages):
         if not isinstance(message, ChatMessage):
             raise SettingsError(
@@ -56,12 +62,13 @@ def to_engine(messages: Sequence[ChatMessage]) -> tuple[list[dict[str, Any]], li
                 'write ChatMessage(role="user", content="...")'
             )
         turn, found = _turn(message, position)
-        documents += found
-        if turns and _joins(turns[-1], turn):
-            turns[-1]["content"] = "\n\n".join(text for text in (turns[-1]["content"], turn["content"]) if text)
+        if turns and _joins(turns[-1][0], turn):
+            last, before = turns[-1]
+            last["content"] = "\n\n".join(text for text in (last["content"], turn["content"]) if text)
+            before += found
         else:
-            turns.append(turn)
-    return turns, documents
+            turns.append((turn, found))
+    return turns
 
 
 def citable(document: Document) -> CitableBlock:
@@ -84,7 +91,8 @@ def _turn(message: ChatMessage, position: int) -> tuple[dict[str, Any], list[Doc
         elif isinstance(block, ToolCallBlock):
             calls.append(_call(block))
         elif isinstance(block, CitableBlock | CitationBlock | DocumentBlock):
-            documents.append(_document(block, position))
+            if not (isinstance(block, CitationBlock) and is_ours(block)):
+                documents.append(_document(block, position))
         elif not isinstance(block, _SILENT):
             raise _unreadable(block, position)
     turn: dict[str, Any] = {"role": _ROLES[message.role], "content": "\n".join(texts)}

@@ -18,6 +18,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
 )
 from llama_index.llms.memograft import _tools
+from llama_index.llms.memograft._citations import citation_blocks, references
 from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.request import Answer, TokenLogprob
@@ -28,9 +29,10 @@ __all__ = ["about", "chat_response", "completion_response", "forced_blocks", "pa
 def chat_response(
     answer: Answer, model: str, blocks: Sequence[ContentBlock] | None = None, delta: str | None = None
 ) -> ChatResponse:
-    """The whole answer; `blocks` are its parts where it is more than text."""
+    """The whole answer; `blocks` are its parts where it is more than text. Citations stand behind them."""
     parts = [TextBlock(text=answer.text)] if blocks is None else list(blocks)
     message = ChatMessage(role=MessageRole.ASSISTANT, blocks=parts)
+    message.blocks += citation_blocks(answer, message.content or "")
     return ChatResponse(message=message, delta=delta, logprobs=_logprobs(answer.logprobs), **_facts(answer, model))
 
 
@@ -47,7 +49,7 @@ def said(text: str, delta: str) -> ChatResponse:
 
 
 def about(answer: Answer) -> dict[str, Any]:
-    """What became of the documents, in values that JSON knows."""
+    """What became of the documents, and what steered the answer, in values that JSON knows."""
     facts: dict[str, Any] = {
         "documents": _ids(answer.documents),
         "dropped": _ids(answer.dropped),
@@ -56,6 +58,8 @@ def about(answer: Answer) -> dict[str, Any]:
         "memorize_ms": round(answer.timings.memorize * 1000, 3),
         "decode_ms": round(answer.timings.decode * 1000, 3),
     }
+    if answer.references:
+        facts["references"] = references(answer)
     report = answer.memory
     if report is None:
         return facts

@@ -6,6 +6,7 @@ import asyncio
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llama_index.core.base.llms.types import (
@@ -30,23 +31,28 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
-from llama_index.llms.memograft import _prompts
+from llama_index.llms.memograft import _datastores, _prompts
 from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
+from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import completion_response
 from memograft.request import Sampling
 from memograft.shared import shared_engine
 
 if TYPE_CHECKING:
+    from memograft.datastore import Datastore
     from memograft.documents import Document
     from memograft.engine import Engine
     from memograft.memory.handle import MemoryHandle
+    from memograft.processors.rtd import Rtd
+    from memograft.reference.files import IndexKind, Place
 
 __all__ = ["Memograft"]
 
 _PADDING = 500  # tokens that LlamaIndex's compact and refine put aside: DEFAULT_RESPONSE_PADDING_SIZE
+_HELD = 4  # datastores that stay open though they were given by their folders
 _SMALL = 1024  # a window that these modes leave nothing of
 
 
@@ -61,6 +67,9 @@ class Memograft(FunctionCalling):
             model and `model_kwargs` share it.
         memory: FastMem(...), by default with its own defaults, memorizes the documents of each request; a handle of
             `memorize` is kept; None answers without memorizing. Any call may bring its own.
+        datastore: steers answers, which then cite it: what `build_datastore` made, `Rtd(datastore, ...)` with settings
+            of its own, or the folder of one, which is opened at its first use. None, the default, leaves them alone.
+            Any call may bring its own.
         max_tokens: length of an answer at most.
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this much probability.
@@ -86,6 +95,7 @@ class Memograft(FunctionCalling):
 
     model: str = Field(default="tiny", description="Hugging Face id, folder, or the bundled model 'tiny'.")
     memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
+    datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
     max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
     temperature: float = Field(default=0.0, description="0 is greedy.")
     top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
@@ -100,13 +110,20 @@ class Memograft(FunctionCalling):
 
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
+    _held: tuple[Rtd, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
 
     @classmethod
     def from_engine(cls, engine: Engine, **settings: Any) -> Self:
-        """Build it over an engine that is there already; `settings` are the fields."""
+        """Build it over an engine that is there already; `settings` are the fields.
+
+        Raises:
+            ModelMismatchError: the datastore is of another model.
+        """
         name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
         llm = cls(**{"model": name, **settings})
         llm._engine, llm._own = engine, True
+        if llm.datastore is not None and hasattr(llm.datastore, "check"):
+            llm.datastore.check(engine.fingerprint)
         return llm
 
     @classmethod
@@ -127,6 +144,15 @@ class Memograft(FunctionCalling):
             raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
         return value
 
+    @field_validator("datastore", mode="before")
+    @classmethod
+    def _datastore(cls, value: Any) -> Any:
+        return _datastores.checked(value)
+
+    @field_serializer("datastore")
+    def _plain_datastore(self, value: Any) -> Any:
+        return _datastores.described(value)
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop(cls, value: Any) -> Any:
@@ -145,11 +171,17 @@ class Memograft(FunctionCalling):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy shares the engine, and a memory that is kept."""
+        """A copy shares the engine, a memory that is kept, and the datastore."""
         memo = {} if memo is None else memo
-        for shared in (self._engine, self.memory):
+        for shared in (self._engine, self.memory, self.datastore, *self._held):
             memo[id(shared)] = shared
         return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A datastore goes to another process by its folder; LlamaIndex would leave it out."""
+        twin = self.model_copy(update={"datastore": _datastores.described(self.datastore)})
+        twin._held = ()
+        return super(Memograft, twin).__getstate__()
 
     @property
     def engine(self) -> Engine:
@@ -183,13 +215,14 @@ class Memograft(FunctionCalling):
     def to_payload(self) -> dict[str, Any]:
         """What traces say of it; unlike `metadata` it loads nothing."""
         settings = {name: getattr(self, name) for name in OPTIONS if name != "memory"}
+        settings |= {"datastore": _datastores.described(self.datastore)}
         return {"class_name": self.class_name(), "model_name": self.model, **settings}
 
     # -- the endpoints --
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a conversation. `documents=`, `memory=` and every setting of the LLM can be given by call."""
+        """Answer a conversation. `documents=`, `memory=`, `datastore=` and every setting can be given by call."""
         call = self._call(messages, kwargs)
         return call.response(call.engine.answer(call.request))
 
@@ -243,6 +276,37 @@ class Memograft(FunctionCalling):
         """`memorize` without blocking."""
         return await asyncio.to_thread(self.memorize, documents, memory)
 
+    def build_datastore(
+        self,
+        examples: Iterable[Any],
+        *,
+        path: str | Path | None = None,
+        index: IndexKind = "flat",
+        place: Place = "ffn_input",
+        stride: int | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Datastore:
+        """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
+
+        `examples` are nodes and Documents (raw texts), lists of ChatMessages (each answer in them is one), (messages,
+        answer), (prompt, answer), (documents, question, answer), and all that `memograft.Datastore.build` takes; the
+        other arguments are its.
+
+        Raises:
+            SettingsError: an example cannot be learned.
+            ModelMismatchError, StoreError: as `memograft.Datastore.build`.
+        """
+        from memograft.datastore import Datastore
+
+        found = to_examples(examples)
+        given: dict[str, Any] = {"path": path, "index": index, "place": place, "stride": stride}
+        return Datastore.build(self.engine, found, **given, batch_size=batch_size, progress=progress)
+
+    async def abuild_datastore(self, examples: Iterable[Any], **settings: Any) -> Datastore:
+        """`build_datastore` without blocking."""
+        return await asyncio.to_thread(self.build_datastore, examples, **settings)
+
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
         """Where every synthesizer's context comes by; here it becomes documents."""
         args = _prompts.arguments(prompt, prompt_args, self)
@@ -284,7 +348,11 @@ class Memograft(FunctionCalling):
 
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
         settings = {name: getattr(self, name) for name in OPTIONS}
-        return prepare(self.engine, self.model, settings, messages, given)
+        call = prepare(self.engine, self.model, settings, messages, given)
+        if isinstance(given.get("datastore", self.datastore), str | Path | Mapping):
+            used = call.request.processors
+            self._held = (*used, *(rtd for rtd in self._held if rtd not in used))[:_HELD]
+        return call
 
     async def _acall(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
         """In a thread: the model may have to be loaded, a document of a message to be read."""
