@@ -10,6 +10,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
+from langchain_memograft._citations import content_of, references_of
+
 if TYPE_CHECKING:
     from memograft import Answer
 
@@ -23,7 +25,7 @@ PROVIDER = "memograft"
 def message_of(answer: Answer, reading: Reading, model: str) -> AIMessage:
     """The whole answer as one message."""
     return AIMessage(
-        content=reading.content,
+        content=content_of(answer, reading.content),
         tool_calls=reading.tool_calls,
         invalid_tool_calls=reading.invalid_tool_calls,
         additional_kwargs=_thoughts(reading),
@@ -35,7 +37,7 @@ def message_of(answer: Answer, reading: Reading, model: str) -> AIMessage:
 def last_chunk(answer: Answer, reading: Reading, model: str, *, streamed: bool) -> AIMessageChunk:
     """The chunk that ends a stream: usage, metadata, and all that was not `streamed` before it."""
     return AIMessageChunk(
-        content="" if streamed else reading.content,
+        content=content_of(answer, reading.content, streamed=streamed),
         tool_call_chunks=_call_chunks(reading),
         additional_kwargs=_thoughts(reading),
         usage_metadata=usage_of(answer),
@@ -56,7 +58,7 @@ def usage_of(answer: Answer) -> UsageMetadata:
 
 
 def metadata_of(answer: Answer, model: str, *, calls: bool = False) -> dict[str, Any]:
-    """`response_metadata`: JSON-like; what memorizing did stands under "memograft"."""
+    """`response_metadata`: JSON-like; what memorizing did and what steered stands under "memograft"."""
     metadata: dict[str, Any] = {
         "model_name": model,
         "model_provider": PROVIDER,
@@ -83,7 +85,9 @@ def _logprob(text: str, logprob: float) -> dict[str, Any]:
 
 def _memory_of(answer: Answer) -> dict[str, Any]:
     """What the documents came to; ids of documents throughout, times those of the batch the request ran in."""
+    steered = {"references": references_of(answer)} if answer.references else {}
     about: dict[str, Any] = {
+        **steered,
         "documents": [d.id for d in answer.documents],
         "dropped": [d.id for d in answer.dropped],
         "truncated": [d.id for d in answer.truncated],

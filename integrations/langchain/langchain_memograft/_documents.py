@@ -11,7 +11,7 @@ from langchain_core.documents import Document as LangChainDocument
 from memograft.documents import Document
 from memograft.errors import SettingsError
 
-__all__ = ["DOCUMENT_BLOCKS", "from_artifact", "from_block", "to_documents"]
+__all__ = ["DOCUMENT_BLOCKS", "from_artifact", "from_block", "json_like", "to_documents"]
 
 DOCUMENT_BLOCKS = ("text-plain", "document", "search_result")
 
@@ -67,16 +67,16 @@ def from_block(block: Mapping[str, Any], where: str) -> Document:
 
 def _to_document(item: Any, position: int) -> Document:
     if isinstance(item, Document):
-        return Document(item.text, item.id, _json_like(item.metadata))
+        return Document(item.text, item.id, json_like(item.metadata))
     if isinstance(item, LangChainDocument):
-        return Document(item.page_content, item.id or "", _json_like(item.metadata))
+        return Document(item.page_content, item.id or "", json_like(item.metadata))
     if isinstance(item, str):
         return Document(item)
     if isinstance(item, Mapping):
         text = item.get("page_content", item.get("text"))
         metadata = item.get("metadata") or {}
         if isinstance(text, str) and isinstance(metadata, Mapping):
-            return Document(text, str(item.get("id") or ""), _json_like(metadata))
+            return Document(text, str(item.get("id") or ""), json_like(metadata))
     raise SettingsError(
         f"documents[{position}] must be a LangChain Document, a string, or a mapping with `page_content` or `text`, "
         f"got {type(item).__name__}; wrap it as Document(page_content=text)"
@@ -103,7 +103,8 @@ def _block_text(block: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _json_like(value: Mapping[Any, Any]) -> dict[str, Any]:
+def json_like(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """Metadata whose values JSON knows; others are replaced by their text."""
     return {str(k): _json_value(v, 1) for k, v in value.items()}
 
 

@@ -20,7 +20,7 @@ from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated, translated_loading
 
 if TYPE_CHECKING:
-    from memograft import Engine, FastMem, MemoryHandle
+    from memograft import Engine, FastMem, MemoryHandle, Rtd
 
 __all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory", "unknown_names"]
 
@@ -172,6 +172,7 @@ class _Held:
     def __init__(self) -> None:
         self.engines: dict[str, Engine] = {}
         self.memories: dict[str, MemoryHandle] = {}
+        self.datastores: dict[str, Rtd] = {}
 
     def __deepcopy__(self, memo: Any) -> _Held:
         return self

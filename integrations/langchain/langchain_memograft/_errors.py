@@ -4,7 +4,8 @@
     RequestTimeoutError                       -> ModelTimeoutError (worth a retry)
     EngineClosedError                         -> ModelError (no retry opens it again)
     SettingsError, EmptyPromptError,
-    UnsupportedModelError, MemoryFormatError  -> ModelInvalidRequestError
+    UnsupportedModelError, MemoryFormatError,
+    StoreError (of a datastore)               -> ModelInvalidRequestError
     OSError while a model is loaded           -> ModelNotFoundError
 
 Each is both: code that catches Memograft's own error goes on working. Everything else passes untouched.
@@ -29,6 +30,7 @@ from memograft.errors import (
     PromptTooLongError,
     RequestTimeoutError,
     SettingsError,
+    StoreError,
     UnsupportedModelError,
 )
 
@@ -63,7 +65,7 @@ class MemograftModelNotFoundError(ModelNotFoundError, OSError):
     """There is no such model, or it cannot be reached from here."""
 
 
-_INVALID = (SettingsError, EmptyPromptError, UnsupportedModelError, MemoryFormatError)
+_INVALID = (SettingsError, EmptyPromptError, UnsupportedModelError, MemoryFormatError, StoreError)
 
 
 @contextmanager

@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from memograft.errors import SettingsError
 from pydantic import AliasChoices, Field, field_validator
 
-from langchain_memograft._engine import DEFAULT_MEMORY, UsesEngine, resolve_memory, unknown_names
+from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory, unknown_names
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
+from langchain_memograft._steering import UsesDatastore, described_datastore
 
 if TYPE_CHECKING:
-    from memograft import Document, FastMem, MemoryHandle, Request
+    from memograft import Document, FastMem, MemoryHandle, Request, Rtd
 
 __all__ = ["CALL_OPTIONS", "AskingSettings"]
 
 # What a call may say besides `stop`: fields by their own names, and what only a call has.
 CALL_OPTIONS = frozenset(
     (
-        *("documents", "max_retries", "max_tokens", "memory", "memory_id", "model", "overflow", "query", "seed"),
-        *("temperature", "timeout", "top_k", "top_p"),
+        *("datastore", "documents", "max_retries", "max_tokens", "memory", "memory_id", "model", "overflow", "query"),
+        *("seed", "temperature", "timeout", "top_k", "top_p"),
     )
 )
 
 
-class AskingSettings(UsesEngine):
+class AskingSettings(UsesDatastore):
     """Fields that chat model and LLM have in common; each can be overridden in a call by its name."""
 
     memory: Any = DEFAULT_MEMORY
@@ -82,9 +83,12 @@ class AskingSettings(UsesEngine):
         documents: Sequence[Document],
         stop: Sequence[str] | None,
         given: Mapping[str, Any],
+        rtd: Rtd | None,
         **further: Any,
     ) -> Request:
         """One request of the engine; what the call says (`given`) goes before the object's fields.
+
+        `rtd` is what `_steering` made of both.
 
         Raises:
             ModelInvalidRequestError: a value that can never work.
@@ -110,6 +114,7 @@ class AskingSettings(UsesEngine):
                     messages=messages,
                     documents=documents,
                     memory=self._memory_of(given),
+                    processors=() if rtd is None else (rtd,),
                     sampling=sampling,
                     overflow=setting("overflow"),
                     timeout=setting("timeout"),
@@ -130,13 +135,14 @@ class AskingSettings(UsesEngine):
 
     @property
     def _asking_params(self) -> dict[str, Any]:
-        """What an answer depends on, for cache keys and traces: model, settings, and which memories there are."""
+        """What an answer depends on, for cache keys and traces: model, settings, datastore, and what memories exist."""
         names = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "overflow")
         params: dict[str, Any] = {"model": self.model, "model_kwargs": self.model_kwargs}
         if self.engine is not None:
             params["fingerprint"] = self.engine.fingerprint
         params |= {name: getattr(self, name) for name in names}
         params["memory"] = self._described(self.memory)
+        params["datastore"] = described_datastore(self.datastore)
         # A call names a memory by `memory_id`; what the name stands for can change.
         params["memories"] = {name: handle.id for name, handle in sorted(self._held.memories.items())}
         return params
@@ -151,5 +157,6 @@ class AskingSettings(UsesEngine):
         return asdict(memory) if is_dataclass(memory) and not isinstance(memory, type) else repr(memory)
 
     def _described_call(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments, its memory described."""
-        return {k: self._described(v) if k == "memory" else v for k, v in given.items()}
+        """A call's arguments, its memory and its datastore described."""
+        how = {"memory": self._described, "datastore": described_datastore}
+        return {name: how[name](value) if name in how else value for name, value in given.items()}

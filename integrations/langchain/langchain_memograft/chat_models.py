@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.exceptions import ModelError
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
@@ -19,6 +19,7 @@ from memograft.errors import SettingsError
 from pydantic import field_validator
 
 from langchain_memograft._answers import PROVIDER, last_chunk, message_of
+from langchain_memograft._citations import piece_of
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._messages import read_conversation
 from langchain_memograft._profile import profile_of
@@ -34,7 +35,7 @@ from langchain_memograft._structured import (
 from langchain_memograft._tools import Plan, choice_of, described, plan
 
 if TYPE_CHECKING:
-    from memograft import Answer, Engine, MemoryHandle, Request
+    from memograft import Answer, Engine, MemoryHandle, Request, Rtd
 
 __all__ = ["ChatMemograft"]
 
@@ -56,6 +57,9 @@ class _Asked:
     def result(self, answer: Answer) -> ChatResult:
         message = message_of(answer, self.plan.read(self.engine, answer), self.model)
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def chunk(self, piece: str) -> AIMessageChunk:
+        return AIMessageChunk(content=piece_of(piece) if self.request.processors else piece)
 
     def last_chunk(self, answer: Answer) -> AIMessageChunk:
         return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=self.plan.streams_text)
@@ -153,6 +157,27 @@ class ChatMemograft(AskingSettings, BaseChatModel):
                 each["max_concurrency"] = min(len(inputs), _MOST_THREADS)
         return super().batch(inputs, configs, return_exceptions=return_exceptions, **kwargs)
 
+    def generate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """`BaseChatModel.generate`; a datastore's folder is opened first, as what is in it is part of a cache's key."""
+        return super(ChatMemograft, self._opened(kwargs)).generate(messages, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """`generate` for asyncio."""
+        opened = await self._aopened(kwargs)
+        return await super(ChatMemograft, opened).agenerate(messages, stop, callbacks, **kwargs)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -161,7 +186,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         self._check_call(kwargs, _CALL_OPTIONS)
-        asked = self._ask(self._engine_for(kwargs.get("model")), messages, stop, kwargs)
+        asked = self._ask(self._engine_for(kwargs.get("model")), self._steering(kwargs), messages, stop, kwargs)
         for retries_left in self._retries(kwargs):
             try:
                 with translated():
@@ -196,11 +221,11 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         self._check_call(kwargs, _CALL_OPTIONS)
-        asked = self._ask(self._engine_for(kwargs.get("model")), messages, stop, kwargs)
+        asked = self._ask(self._engine_for(kwargs.get("model")), self._steering(kwargs), messages, stop, kwargs)
         with translated(), asked.engine.stream(asked.request) as pieces:
             for piece in pieces:
                 if asked.plan.streams_text:
-                    chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                    chunk = ChatGenerationChunk(message=asked.chunk(piece))
                     if run_manager is not None:
                         run_manager.on_llm_new_token(piece, chunk=chunk)
                     yield chunk
@@ -222,7 +247,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             async with asked.engine.astream(asked.request) as pieces:
                 async for piece in pieces:
                     if asked.plan.streams_text:
-                        chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+                        chunk = ChatGenerationChunk(message=asked.chunk(piece))
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(piece, chunk=chunk)
                         yield chunk
@@ -306,10 +331,15 @@ class ChatMemograft(AskingSettings, BaseChatModel):
     async def _aask(self, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]) -> _Asked:
         self._check_call(given, _CALL_OPTIONS)
         engine = await self._aengine_for(given.get("model"))
-        return self._ask(engine, messages, stop, given)
+        return self._ask(engine, await self._asteering(given), messages, stop, given)
 
     def _ask(
-        self, engine: Engine, messages: list[BaseMessage], stop: list[str] | None, given: Mapping[str, Any]
+        self,
+        engine: Engine,
+        rtd: Rtd | None,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        given: Mapping[str, Any],
     ) -> _Asked:
         with translated():
             told = read_conversation(
@@ -324,6 +354,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             told.documents,
             stop,
             given,
+            rtd,
             tools=how.tools,
             json_schema=how.json_schema,
             logprobs=self._logprobs(given),

@@ -16,12 +16,13 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from memograft.errors import RequestTimeoutError
 
 from langchain_memograft._answers import PROVIDER, metadata_of, usage_of
+from langchain_memograft._citations import annotations_of
 from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
 
 if TYPE_CHECKING:
-    from memograft import Answer, Document, Request
+    from memograft import Answer, Document, Request, Rtd
 
 __all__ = ["MemograftLLM"]
 
@@ -31,7 +32,8 @@ class MemograftLLM(AskingSettings, BaseLLM):
 
     `generate`, `batch` and their async twins run all prompts as one mixed batch. Every call may override the fields,
     and takes `documents` (one list for all prompts, or a list for each of them), `memory` and `memory_id`. Answers of
-    calls with such arguments never come from LangChain's cache: its key for LLMs leaves them out.
+    calls with such arguments never come from LangChain's cache: its key for LLMs leaves them out. What a datastore did
+    to an answer stands in `generation_info`, under "annotations" and "memograft".
 
     Documents are judged by the whole prompt, so instructions around the question dilute it. `ChatMemograft`, with the
     instructions in a system message, tells them apart.
@@ -68,8 +70,12 @@ class MemograftLLM(AskingSettings, BaseLLM):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """`BaseLLM.generate`; a call with arguments goes past the cache, whose key would leave them out."""
-        return super(MemograftLLM, self._past_cache(kwargs)).generate(prompts, stop, callbacks, **kwargs)
+        """`BaseLLM.generate`; a call with arguments goes past the cache, whose key would leave them out.
+
+        A datastore's folder is opened first, as what is in it is part of the key.
+        """
+        opened = self._past_cache(kwargs)._opened(kwargs)
+        return super(MemograftLLM, opened).generate(prompts, stop, callbacks, **kwargs)
 
     async def agenerate(
         self,
@@ -79,7 +85,8 @@ class MemograftLLM(AskingSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         """`generate` for asyncio."""
-        return await super(MemograftLLM, self._past_cache(kwargs)).agenerate(prompts, stop, callbacks, **kwargs)
+        opened = await self._past_cache(kwargs)._aopened(kwargs)
+        return await super(MemograftLLM, opened).agenerate(prompts, stop, callbacks, **kwargs)
 
     def _past_cache(self, kwargs: Mapping[str, Any]) -> MemograftLLM:
         return self.model_copy(update={"cache": False}) if CALL_OPTIONS & kwargs.keys() else self
@@ -91,7 +98,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        requests = self._requests(prompts, stop, kwargs)
+        requests = self._requests(prompts, stop, kwargs, self._steering(kwargs))
         engine = self._engine_for(kwargs.get("model"))
         with translated():
             results: list[Any] = engine.answer_batch(requests, return_exceptions=True)
@@ -108,7 +115,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        requests = self._requests(prompts, stop, kwargs)
+        requests = self._requests(prompts, stop, kwargs, await self._asteering(kwargs))
         engine = await self._aengine_for(kwargs.get("model"))
         with translated():
             results: list[Any] = await asyncio.gather(*map(engine.aanswer, requests), return_exceptions=True)
@@ -125,7 +132,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        (request,) = self._requests([prompt], stop, kwargs)
+        (request,) = self._requests([prompt], stop, kwargs, self._steering(kwargs))
         engine = self._engine_for(kwargs.get("model"))
         with translated(), engine.stream(request) as stream:
             for piece in stream:
@@ -142,7 +149,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        (request,) = self._requests([prompt], stop, kwargs)
+        (request,) = self._requests([prompt], stop, kwargs, await self._asteering(kwargs))
         engine = await self._aengine_for(kwargs.get("model"))
         with translated():
             async with engine.astream(request) as stream:
@@ -153,11 +160,13 @@ class MemograftLLM(AskingSettings, BaseLLM):
                     yield chunk
                 yield GenerationChunk(text="", generation_info=self._info(cast("Answer", stream.answer), kwargs))
 
-    def _requests(self, prompts: Sequence[str], stop: list[str] | None, given: Mapping[str, Any]) -> list[Request]:
+    def _requests(
+        self, prompts: Sequence[str], stop: list[str] | None, given: Mapping[str, Any], rtd: Rtd | None
+    ) -> list[Request]:
         self._check_call(given, CALL_OPTIONS)
         documents = _per_prompt(given.get("documents"), len(prompts))
         return [
-            self._request([{"role": "user", "content": prompt}], own, stop, given)
+            self._request([{"role": "user", "content": prompt}], own, stop, given, rtd)
             for prompt, own in zip(prompts, documents, strict=True)
         ]
 
@@ -184,7 +193,8 @@ class MemograftLLM(AskingSettings, BaseLLM):
         )
 
     def _info(self, answer: Answer, given: Mapping[str, Any]) -> dict[str, Any]:
-        return metadata_of(answer, given.get("model") or self.model) | {"usage_metadata": usage_of(answer)}
+        info = metadata_of(answer, given.get("model") or self.model) | {"usage_metadata": usage_of(answer)}
+        return info | {"annotations": annotations_of(answer, answer.text)} if answer.references else info
 
 
 def _per_prompt(documents: Any, prompts: int) -> list[tuple[Document, ...]]:
