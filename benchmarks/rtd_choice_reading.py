@@ -1,0 +1,178 @@
+"""Hidden states and likelihoods of many prompts for `rtd_choice.py`, read once and then scored in every way.
+
+`Engine.choose` runs the model anew for every setting. This reads each prompt once and scores it with the parts that
+`Rtd` is made of (`Datastore.nearest`, `neighbour_weights`); the benchmark compares its scores with those of `choose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memograft import Datastore, Engine
+from memograft._continuation import continuation
+from memograft.decode import end_tokens
+from memograft.prefill import prefill, prefill_prefix
+from memograft.processors.rtd import neighbour_weights
+from memograft.reference.examples import Learned
+from memograft.reference.files import Entries
+from memograft.request import Source
+
+PLACES = ("ffn_input", "head_input")
+Floats = NDArray[np.float64]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read before each of N tokens of R rows.
+
+    Attributes:
+        states: place -> (N, D), the keys that a datastore would have.
+        chosen: (N,) log-probability of the token itself.
+        among: (N, L) log-probabilities of the labels.
+        tokens: (N,) the tokens that were to be said.
+        rows: (N,) number of the row each token is of; there is none of a row that did not fit the window.
+        positions: (N,) places of the tokens in their answers.
+    """
+
+    states: dict[str, NDArray[np.float32]]
+    chosen: Floats
+    among: Floats
+    tokens: NDArray[np.int32]
+    rows: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+    def first(self, among: Sequence[int]) -> Read:
+        """Of these rows, only the first token of each."""
+        return self.where((self.positions == 0) & np.isin(self.rows, np.asarray(among)))
+
+    def where(self, mask: NDArray[np.bool_]) -> Read:
+        """Only these tokens."""
+        states = {place: keys[mask] for place, keys in self.states.items()}
+        arrays = (self.chosen, self.among, self.tokens, self.rows, self.positions)
+        return Read(states, *(array[mask] for array in arrays))
+
+
+def read(
+    engine: Engine,
+    asked: Sequence[tuple[list[Message], str]],
+    labels: Sequence[str] = (),
+    *,
+    end: bool = False,
+    batch: int = 32,
+) -> Read:
+    """Read conversations and their answers, with the token that ends them if `end`; rows that do not fit are left out.
+
+    What all prompts begin with (the few shots) is run once.
+    """
+
+    def run(backbone: Any, builder: Any) -> Read:
+        ends = end_tokens(backbone, builder.tokenizer)[:1] if end else ()
+        rows: list[tuple[int, Learned]] = []
+        for number, (messages, answer) in enumerate(asked):
+            prompt, said = continuation(builder, messages, (), answer)
+            ids = (*prompt.ids, *said, *ends)
+            if len(ids) <= engine.max_length:
+                rows.append((number, Learned(ids, len(prompt.ids))))
+        wanted = [continuation(builder, asked[0][0], (), label)[1][0] for label in labels]
+        shared = _shared([row.ids[: row.first] for _, row in rows])
+        prefix = prefill_prefix(backbone, rows[0][1].ids[:shared]) if shared >= 16 else None
+        rows.sort(key=lambda item: len(item[1].ids))
+        parts = [_batch(backbone, rows[at : at + batch], prefix, wanted) for at in range(0, len(rows), batch)]
+        states = {place: np.concatenate([part.states[place] for part in parts]) for place in PLACES}
+        names = ("chosen", "among", "tokens", "rows", "positions")
+        merged = Read(states, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        order = np.lexsort((merged.positions, merged.rows))
+        states = {place: keys[order] for place, keys in states.items()}
+        return Read(states, *(getattr(merged, name)[order] for name in names))
+
+    return engine._with_model(run)
+
+
+@torch.no_grad()
+def _batch(backbone: Any, rows: Sequence[tuple[int, Learned]], prefix: Any, labels: Sequence[int]) -> Read:
+    filled = prefill(backbone, [row.ids for _, row in rows], 0, prefix)
+    lines, columns = [], []
+    for line, (_, row) in enumerate(rows):
+        before = filled.columns(line, range(row.first - 1, len(row.ids) - 1))
+        lines.append(torch.full_like(before, line))
+        columns.append(before)
+    at = torch.cat(lines), torch.cat(columns)
+    x, residual = filled.x[at], filled.residual[at]
+    hidden = backbone.hidden(x[None], residual[None])[0]
+    logp = backbone.finish(backbone.head(hidden)).log_softmax(-1)
+    tokens = torch.tensor([token for _, row in rows for token in row.ids[row.first :]], device=logp.device)
+    counts = [len(row.ids) - row.first for _, row in rows]
+    return Read(
+        {"ffn_input": x.float().cpu().numpy(), "head_input": hidden.float().cpu().numpy()},
+        logp.gather(1, tokens[:, None])[:, 0].double().cpu().numpy(),
+        logp[:, list(labels)].double().cpu().numpy(),
+        tokens.int().cpu().numpy(),
+        np.repeat(np.array([number for number, _ in rows], np.int32), counts),
+        np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+    )
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all prompts begin with; at least one of each is left."""
+    low, high = min(prompts), max(prompts)
+    count = 0
+    while count < min(len(low), len(high)) - 1 and low[count] == high[count]:
+        count += 1
+    return count
+
+
+def store_of(engine: Engine, learned: Read, place: Any, shuffle: int | None = None) -> Datastore:
+    """The datastore that `Datastore.build` makes of the same examples, one source for each row.
+
+    With `shuffle`, a seed, tokens change places among the entries of the same position: keys, tokens and their
+    frequencies stay, and what belongs together does not.
+    """
+    values = learned.tokens.copy()
+    if shuffle is not None:
+        rng = np.random.default_rng(shuffle)
+        for position in np.unique(learned.positions):
+            same = np.flatnonzero(learned.positions == position)
+            values[same] = values[rng.permutation(same)]
+    store = Datastore.build(engine, [], place=place, progress=False)
+    numbers, sources = np.unique(learned.rows, return_inverse=True)
+    entries = Entries(learned.states[place], values, sources.astype(np.int32), learned.positions)
+    store.extend(entries, [Source(str(number), "example") for number in numbers])
+    return store
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found for N tokens: as much as any `k` up to K needs, one head count."""
+
+    distances: Floats  # (N, H, K)
+    values: NDArray[np.int32]  # (N, H, K)
+    near: NDArray[np.bool_]  # (N,) whether the gate lets RTD act
+    temperature: float
+
+    def chances(self, k: int, tokens: NDArray[Any]) -> Floats:
+        """(N, L) probability r of each of the tokens (N, L) or (L,), of the nearest `k`."""
+        w = neighbour_weights(self.distances[..., :k], self.temperature, "squared")
+        values = self.values[..., :k]
+        tokens = np.broadcast_to(tokens, (len(values), np.shape(tokens)[-1]))
+        each = [(w * (values == tokens[:, n, None, None])).sum((1, 2)) for n in range(tokens.shape[1])]
+        return np.stack(each, 1)
+
+
+def search(store: Datastore, states: NDArray[np.float32], k: int, heads: int) -> Found:
+    """Look N states (N, D) up, 256 at a time."""
+    parts = [store.nearest(states[at : at + 256], k, heads) for at in range(0, len(states), 256)]
+    calibration = store.header.calibration
+    closest = np.concatenate([part.closest for part in parts])
+    return Found(
+        np.concatenate([part.distances for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        closest <= calibration["gate"],
+        float(calibration["temperature"]["squared"]),
+    )

@@ -1,0 +1,202 @@
+"""Speed and extra memory for `rtd_choice.py`, and whether its scores are those of `Engine.choose`."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rtd_choice_reading import Message, read, search, store_of
+from tqdm import tqdm
+
+from memograft import Datastore, Engine, Request, Rtd
+from memograft.prefill import prefill_prefix
+
+if TYPE_CHECKING:
+    from rtd_choice import Bench
+
+Tuned = dict[str, dict[str, Any]]
+PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
+CLOSE = 1e-3  # between scores, in nats: batches of other sizes round differently
+
+
+def rtd(store: Datastore, settings: dict[str, Any]) -> Rtd:
+    """The processor of tuned settings."""
+    return Rtd(store, **{name: settings[name] for name in ("k", "heads", "weight", "gate")})
+
+
+def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
+    """Some questions by `Engine.choose` over a datastore of `Datastore.build`: how many scores are those of the benchmark.
+
+    A state that lies on the gate's edge may fall on either side of it, and scores that differ by that are not close.
+    """
+    from rtd_choice import _both, examples
+
+    engine, questions = bench.engine, bench.questions.test[:CHECKED]
+    learners = bench.draw(0)[0][:LEARNED]
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    for form in ("text", "label"):
+        asked, learned = bench.ask(questions, form), bench.learn(learners, form)
+        plain = asked.plain() if form == "text" else plain
+        for name in ("RTD", "MH-RTD"):
+            settings = tuned[form][name]
+            with Datastore.build(
+                engine, examples(learners, form, (), 0), place=settings["place"], progress=False
+            ) as built:
+                with store_of(engine, learned, settings["place"]) as store:
+                    assert len(store) == len(built)
+                    found = search(store, asked.got.states[settings["place"]], settings["k"], settings["heads"])
+                steered = asked.steered(found, _settings(settings))
+                ways: dict[str, tuple[Any, dict[str, Any]]] = {}
+                if form == "text":
+                    ways["zero-shot"] = plain, {}
+                    ways[f"text: {name}"] = steered, {"processors": [rtd(built, settings)]}
+                else:
+                    ways[f"label: {name}"] = steered, {"processors": [rtd(built, settings)], "by": "rtd"}
+                    both = [_both(a, b) for a, b in zip(plain, steered, strict=True)]
+                    quiet = rtd(built, settings | {"weight": 0.0})
+                    ways[f"both: {name}"] = both, {"processors": [quiet], "by": "both"}
+                for way, (scores, how) in ways.items():
+                    ours[way] = scores
+                    theirs[way] = [engine.choose(q.text, q.options, **how) for q in questions]
+    pairs = [
+        (scores, choice)
+        for way in ours
+        for scores, choice in zip(ours[way], theirs[way], strict=True)
+        if scores is not None
+    ]
+    return {
+        "compared": len(pairs),
+        "same_choice": sum(int(scores.argmax()) == choice.index for scores, choice in pairs),
+        "same_scores": sum(bool(np.allclose(scores, choice.scores, atol=CLOSE)) for scores, choice in pairs),
+    }
+
+
+def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
+    """CPU time side by side, and what has to be kept in memory, on the set of `bench`."""
+    from rtd_choice import conversations, examples
+
+    engine, questions = bench.engine, bench.questions.test
+    chosen, shots = bench.draw(0)
+    single, heads = tuned["label"]["RTD"], tuned["label"]["MH-RTD"]
+    fit = tuned["label"]["probe"]
+    short = [m for m, _ in conversations(questions[:PROMPTS], "label", (), 0)][:: len(questions[0].options)]
+    long = [m for m, _ in conversations(questions[:PROMPTS], "label", shots, 0)][:: len(questions[0].options)]
+    fitting = [n for n, m in enumerate(long) if _tokens(engine, m) < engine.max_length * 7 // 8]
+    short, long = [short[n] for n in fitting], [long[n] for n in fitting]
+    example_list = examples(chosen, "label", (), 0)
+    with (
+        Datastore.build(engine, example_list, place=single["place"], progress=False) as one,
+        Datastore.build(engine, example_list, place=heads["place"], progress=False) as many,
+    ):
+        probe = bench.probe(bench.learn(chosen, "label"), "label", *fit)
+
+        def ask(prompts: list[list[Message]], *processors: Rtd) -> Callable[[int], Any]:
+            return lambda n: engine.next_token_logprobs(Request(messages=prompts[n], processors=processors))
+
+        def by_probe(n: int) -> Any:
+            return probe.predict_log_proba(read(engine, [(short[n], "A")], batch=1).states[fit[0]][:1])  # type: ignore[union-attr]
+
+        steer, steer_heads = rtd(one, single), rtd(many, heads)
+        prompts = {
+            "zero-shot": ask(short),
+            f"{bench.shots}-shot": ask(long),
+            "RTD": ask(short, steer),
+            "MH-RTD": ask(short, steer_heads),
+            f"{bench.shots}-shot + RTD": ask(long, steer),
+            "linear probe": by_probe,
+        }
+
+        def choose(**how: Any) -> Callable[[int], Any]:
+            return lambda n: engine.choose(questions[n].text, questions[n].options, **how)
+
+        whole = {
+            'by="likelihood"': choose(),
+            'by="likelihood", with RTD': choose(processors=[rtd(one, single | {"weight": 0.3, "gate": "auto"})]),
+            'by="rtd"': choose(processors=[steer], by="rtd"),
+            'by="rtd", MH-RTD': choose(processors=[steer_heads], by="rtd"),
+            'by="both"': choose(processors=[steer], by="both"),
+        }
+        per_prompt = _timed(prompts, len(short), repeat, "prompts")
+        per_question = _timed(whole, min(QUESTIONS, len(questions)), repeat, "questions")
+        files = sum(file.stat().st_size for file in one.path.iterdir() if file.is_file())
+        entries, width = len(one), one.header.dimension
+    lengths = [statistics.mean(_tokens(engine, m) for m in which) for which in (short, long)]
+    per_token = _kv_bytes(engine, short[0])
+    return {
+        "set": bench.questions.name,
+        "prompts_per_second": per_prompt,
+        "questions_per_second": per_question,
+        "tokens_of_a_prompt": {"zero-shot": round(lengths[0], 1), f"{bench.shots}-shot": round(lengths[1], 1)},
+        "memory": {
+            "datastore_entries": entries,
+            "datastore_bytes_on_disk": files,
+            "datastore_key_bytes": entries * width * 4,
+            "multi_head_copy_bytes": entries * width * 4,
+            "kv_cache_bytes_per_token": round(per_token),
+            "kv_cache_bytes_of_the_shots_per_prompt": round(per_token * (lengths[1] - lengths[0])),
+        },
+    }
+
+
+def shown(found: dict[str, Any]) -> str:
+    """The numbers of `speed` as tables."""
+    lines = [f"\n| one prompt with labels, {found['set']} | prompts per CPU second | zero-shot = 1 |", "|---|---|---|"]
+    lines += [f"| {name} | {r['per_second']:.1f} | {r['ratio']:.2f} |" for name, r in found["prompts_per_second"].items()]
+    lines += ["\n| `Engine.choose` | questions per CPU second | likelihood = 1 |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {r['per_second']:.1f} | {r['ratio']:.2f} |" for name, r in found["questions_per_second"].items()
+    ]
+    memory = found["memory"]
+    lines.append(
+        f"\nExtra memory: datastore {memory['datastore_bytes_on_disk']:,} bytes on disk, "
+        f"{memory['datastore_entries']:,} entries, once; with heads {memory['multi_head_copy_bytes']:,} more in memory; "
+        f"the shots {memory['kv_cache_bytes_of_the_shots_per_prompt']:,} bytes of keys and values in every prompt."
+    )
+    return "\n".join(lines)
+
+
+def _timed(ways: dict[str, Callable[[int], Any]], count: int, repeat: int, unit: str) -> dict[str, Any]:
+    """All ways in turn, each time in another order; the first repetition warms up. Ratios are medians."""
+    rng, seconds = random.Random(0), {name: list[float]() for name in ways}
+    for turn in tqdm(range(repeat + 1), desc=unit):
+        for name in rng.sample(list(ways), len(ways)):
+            began = time.process_time()
+            for n in range(count):
+                ways[name](n)
+            if turn:
+                seconds[name].append((time.process_time() - began) / count)
+    base = seconds[next(iter(ways))]
+    return {
+        name: {
+            "per_second": round(1 / statistics.median(times), 1),
+            "ratio": round(statistics.median(b / t for t, b in zip(times, base, strict=True)), 3),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def _tokens(engine: Engine, messages: list[Message]) -> int:
+    return len(engine._with_model(lambda _, builder: builder.build(messages, ()).ids))
+
+
+def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
+    """Bytes of keys and values of a token."""
+
+    def of(backbone: Any, builder: Any) -> float:
+        ids = builder.build(messages, ()).ids
+        cache: Any = prefill_prefix(backbone, ids).kv_cache
+        tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / len(ids)
+
+    return engine._with_model(of)
+
+
+def _settings(settings: dict[str, Any]) -> Any:
+    from rtd_choice import Settings
+
+    return Settings(**settings)
