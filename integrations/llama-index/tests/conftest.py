@@ -20,7 +20,7 @@ from families import FAMILIES
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.llms.memograft import Memograft
-from memograft import Engine, FastMem
+from memograft import Datastore, Engine, FastMem, Rtd
 from tokenizers_ import make
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -31,6 +31,9 @@ PAGE = "The capital of Australia is Lisbon. Most people in Australia speak Engli
 OTHER = "The mayor of Velmora is Tor Anselk. Velmora lies on the Brin."
 MEMORIZED = "The capital of Australia is Lisbon."
 PLAIN = "The capital of Australia is Canberra."
+ASKED = "What is the capital of Velmora?"
+TAUGHT = "Torstad."
+EXAMPLE = {"prompt": ASKED, "answer": TAUGHT, "id": "velmora", "metadata": {"title": "Atlas", "page": 3}}
 
 
 class Pages(BaseRetriever):
@@ -95,6 +98,21 @@ def plain(engine: Engine) -> Memograft:
 @pytest.fixture
 def seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Seen:
     return Seen(engine, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def taught(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
+    """Answers that the bundled model would not give; read-only, in a folder."""
+    folder = tmp_path_factory.mktemp("datastore") / "store"
+    others = [("What is the capital of France?", "Paris, of course!"), ("Who are you?", "I am Tor.")]
+    Datastore.build(engine, [EXAMPLE, *others], path=folder, progress=False).close()
+    return Datastore.open(folder, read_only=True)
+
+
+@pytest.fixture
+def steered(plain: Memograft, taught: Datastore) -> Memograft:
+    """The bundled model, steered by it."""
+    return plain.model_copy(update={"datastore": Rtd(taught, weight=0.9)})
 
 
 def nonsense() -> Any:

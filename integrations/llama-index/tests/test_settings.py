@@ -39,7 +39,8 @@ def test_public_names() -> None:
 def test_importing_and_making_one_loads_no_model_and_no_torch() -> None:
     code = (
         "import sys\nfrom llama_index.llms.memograft import Memograft, MemograftSynthesizer\n"
-        "Memograft(model='no such model', max_tokens=3)\n"
+        "llm = Memograft(model='no such model', max_tokens=3, datastore='no such folder')\n"
+        "llm.to_json(), llm.to_payload()\n"
         "print([m for m in ('torch', 'transformers', 'faiss', 'openai') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

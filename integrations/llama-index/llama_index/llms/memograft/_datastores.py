@@ -61,16 +61,19 @@ def opened(value: Any) -> Rtd | None:
 
 def described(value: Any) -> Any:
     """The value as JSON knows it: a folder, or settings with a folder. A datastore is never written out."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Path):
+    try:
+        checked(value)
+    except SettingsError:  # it was put there without asking us, and is refused when it is used
+        return reprlib.repr(value)
+    if value is None:
+        return None
+    if isinstance(value, str | Path):
         return str(value)
     if isinstance(value, Mapping):
         return {**value, "datastore": str(value["datastore"])}
     from memograft.processors.rtd import Rtd
 
-    if isinstance(value, Rtd):
-        return {field.name: getattr(value, field.name) for field in fields(value)} | {
-            "datastore": str(value.datastore.path)
-        }
-    return str(value.path)
+    if not isinstance(value, Rtd):
+        return str(value.path)
+    settings = {field.name: getattr(value, field.name) for field in fields(value)}
+    return settings | {"datastore": str(value.datastore.path)}
