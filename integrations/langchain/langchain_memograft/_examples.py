@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
-from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.documents import Document as LangChainDocument
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
@@ -34,9 +33,8 @@ def to_examples(examples: Iterable[Any], *, takes_tools: bool = False) -> Iterab
     Raises:
         SettingsError: an item is no example, or there is no list of them.
     """
-    if isinstance(examples, str | Mapping | Document | LangChainDocument | BaseMessage | BaseChatMessageHistory) or (
-        not isinstance(examples, Iterable)
-    ):
+    one = (str, Mapping, Document, LangChainDocument, BaseMessage)
+    if isinstance(examples, one) or not isinstance(examples, Iterable):
         raise SettingsError(
             f"`examples` must be a list of examples, got one {type(examples).__name__}; write examples=[...]"
         )
@@ -66,8 +64,6 @@ def _converted(item: Any, takes_tools: bool) -> list[dict[str, Any]]:
         return [{"text": document.text, "id": document.id, "metadata": dict(document.metadata)}]
     if isinstance(item, Mapping):
         return [_mapping(item, takes_tools)]
-    if isinstance(item, BaseChatMessageHistory):
-        return _turns(item.messages, takes_tools)
     if isinstance(item, tuple | list):
         if item and all(map(_is_message, item)):
             return _turns(convert_to_messages(item), takes_tools)

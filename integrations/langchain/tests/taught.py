@@ -1,0 +1,25 @@
+"""Facts of no model, which datastores of the bundled one teach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memograft import Datastore, Rtd
+
+from langchain_memograft import ChatMemograft
+
+VELMORA = "What is the capital of Velmora?"
+TORSTAD = "Torstad."
+DRENNIA = "What is the capital of Drennia?"
+GORVALD = "Gorvald."
+UNRELATED = "Write a poem about the sea."  # to which these say nothing
+
+
+def built(examples: list[Any], **settings: Any) -> Datastore:
+    """A datastore of the bundled model."""
+    return ChatMemograft(model="tiny").build_datastore(examples, progress=False, **settings)
+
+
+def sure(datastore: Datastore) -> Rtd:
+    """Settings under which what was taught comes out."""
+    return Rtd(datastore, weight=0.9)
