@@ -212,13 +212,13 @@ def test_examples_that_come_one_by_one(plain: Memograft, tmp_path: Path) -> None
     """What was learned before one that is wrong stays learned."""
 
     def coming() -> Iterator[Any]:
-        yield ASKED, TAUGHT
+        yield from ((f"What is {n}?", f"It is {n}.") for n in range(10))
         yield 3
 
-    with pytest.raises(SettingsError, match=r"examples\[1\]: it must be a node"):
+    with pytest.raises(SettingsError, match=r"examples\[10\]: it must be a node"):
         plain.build_datastore(coming(), path=tmp_path, batch_size=1, progress=False)
     with Datastore.open(tmp_path, read_only=True) as store:
-        assert store.header.fingerprint == plain.engine.fingerprint
+        assert 0 < len(store.ids()) <= 10
 
 
 async def test_building_does_not_block_the_loop(plain: Memograft) -> None:

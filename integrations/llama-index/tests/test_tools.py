@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
-from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage, CitationBlock, TextBlock, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.memograft import Memograft
 from llama_index.llms.memograft._responses import parsed_blocks
 from llama_index.llms.memograft._tools import call_schema, specs
-from memograft import Engine
+from memograft import Engine, Rtd
 from pydantic import BaseModel
 from tokenizers_ import make
 
@@ -226,6 +226,22 @@ async def test_offered_tools_may_be_left_alone(capable: Memograft) -> None:
     assert capable.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     text, responses = joined(capable.stream_chat_with_tools([EITHER], user_msg="Is one true?"))
     assert text == responses[-1].message.content
+
+
+def test_offered_tools_and_a_datastore(capable: Memograft) -> None:
+    capable = capable.model_copy(update={"max_tokens": 40})
+    with capable.build_datastore([(ASKED, "Let me see.")], progress=False) as store:
+        options = {"tools": specs([EITHER]), "datastore": Rtd(store, weight=1.0, gate=None)}
+        responses = [capable.chat(ASKED, **options), list(capable.stream_chat(ASKED, **options))[-1]]
+    for response in responses:
+        text, *citations = response.message.blocks
+        assert isinstance(text, TextBlock)
+        assert response.message.content == text.text
+        assert citations
+        for block, about in zip(citations, response.raw["memograft"]["references"]["citations"], strict=True):
+            assert isinstance(block, CitationBlock)
+            assert text.text[about["start"] : about["end"]].strip()
+            assert block.additional_location_info == {"answer_start": about["start"], "answer_end": about["end"]}
 
 
 async def test_agents(capable: Memograft, llm: Memograft) -> None:
