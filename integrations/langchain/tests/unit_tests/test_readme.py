@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,15 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 def test_the_readme_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {"__name__": "readme"}
     blocks = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", README, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for code, output in blocks:
         exec(compile(code, "README.md", "exec", dont_inherit=True), namespace)
         expected = output or "".join(f"{said}\n" for said in re.findall(r"^print\(.*\)  # (.*)$", code, re.M))
         assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("name", ["_steering", "chains", "chat_models", "llms"])
+def test_docstrings_print_what_they_say(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(f"langchain_memograft.{name}"))
+    assert tried
+    assert not failed
