@@ -53,6 +53,11 @@ class UsesDatastore(UsesEngine):
             self.datastore.check(self.engine.fingerprint)
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Copy, but for what is live: an engine and an open datastore are shared."""
+        live = (self.engine, self.datastore)
+        return super().__deepcopy__({**(memo or {}), **{id(one): one for one in live if one is not None}})
+
     def build_datastore(
         self,
         examples: Iterable[Any],

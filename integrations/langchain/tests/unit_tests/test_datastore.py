@@ -289,11 +289,16 @@ def test_values_that_are_no_datastore(chat: ChatMemograft, tmp_path: Path) -> No
     assert isinstance(damaged.value, errors.StoreCorruptError)
 
 
-def test_copies_and_pickles_keep_a_folder(tmp_path: Path, velmora: Datastore) -> None:
+def test_copies_and_pickles_keep_a_datastore(tmp_path: Path, tiny: Engine, velmora: Datastore) -> None:
     chat = ChatMemograft(model="tiny", max_tokens=24, datastore=velmora.save(tmp_path / "store"))
     first = chat.invoke(VELMORA)
     for again in (copy.deepcopy(chat), pickle.loads(pickle.dumps(chat)), chat.model_copy()):
         assert again.invoke(VELMORA).content == first.content
+    live = ChatMemograft.from_engine(tiny, datastore=sure(velmora))
+    copied = copy.deepcopy(live)
+    assert copied.engine is tiny
+    assert copied.datastore is live.datastore
+    assert copied.model_kwargs is not live.model_kwargs
 
 
 def test_building_with_a_folder_opens_nothing(tmp_path: Path) -> None:
