@@ -264,7 +264,9 @@ def test_a_model_that_is_not_there(store, tmp_path):
     "args",
     [
         ("ask",),
-        ("ask", "x", "-k", "0"),
+        ("ask", "x", "-k", "-1"),
+        ("ask", "x", "--weight", "0.5"),
+        ("ask", "x", "--datastore", "d", "--weight", "1.5"),
         ("ask", "x", "--stream", "--json"),
         ("ask", "x", "--memory-folder", "m", "--steps", "3"),
         ("ask", "x", "--memory-folder", "m", "--relevance", "none"),

@@ -1,4 +1,4 @@
-"""The HTML page: escaped, self-contained, written whole, with the right text for every token."""
+"""The demo's HTML page: escaped, self-contained, written whole, with the right text for every token."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def report(ids: list[int]) -> MemoryReport:
 
 
 def test_everything_is_escaped_and_nothing_is_loaded():
-    html = page.render([card((page.Token(HOSTILE, 5.0, 0.1),))], COUNTS, model=HOSTILE)
+    html = page.demo_page([card((page.Token(HOSTILE, 5.0, 0.1),))], COUNTS, model=HOSTILE)
     assert "<script" not in html
     assert "<img" not in html
     assert html.count("&lt;script&gt;") >= 8
@@ -45,7 +45,7 @@ def test_everything_is_escaped_and_nothing_is_loaded():
 
 
 def test_shades_before_and_after():
-    html = page.render([card((page.Token("Marseille", 9.0, 0.01),))], COUNTS, model="tiny")
+    html = page.demo_page([card((page.Token("Marseille", 9.0, 0.01),))], COUNTS, model="tiny")
     assert re.findall(r'<span class="t (s\d)"[^>]*>Marseille</span>', html) == ["s9", "s0"]
     assert "9.00 → 0.01 nats" in html
 
@@ -56,10 +56,10 @@ def test_what_went_wrong_is_shown_and_what_changed_comes_first():
         card((), question="bad one"),
         card((), question="new", changed=True),
     ]
-    html = page.render(cards, COUNTS, model="tiny")
+    html = page.demo_page(cards, COUNTS, model="tiny")
     assert html.index(">new<") < html.index(">bad one<") < html.index(">plain one<")
     assert "Went the other way" in html
-    assert "Went the other way" not in page.render(cards[:1], {**COUNTS, "spoiled": []}, model="tiny")
+    assert "Went the other way" not in page.demo_page(cards[:1], {**COUNTS, "spoiled": []}, model="tiny")
 
 
 def test_what_was_left_out_is_greyed_with_its_text_and_why():
@@ -67,7 +67,7 @@ def test_what_was_left_out_is_greyed_with_its_text_and_why():
         page.Retrieved("France", "Marseille.", True, "memorized (relevance 0.90)"),
         page.Retrieved("Velmora", "The Traikan.", False, "not memorized: about something else (relevance 0.12)"),
     )
-    html = page.render([card((page.Token("Marseille", 9.0, 0.1),), documents=documents)], COUNTS, model="tiny")
+    html = page.demo_page([card((page.Token("Marseille", 9.0, 0.1),), documents=documents)], COUNTS, model="tiny")
     kept, out = re.findall(r"<li(?: class=.out.)?>\[.*</li>", html)
     assert kept == "<li>[1] France <span>· memorized (relevance 0.90)</span></li>", "its text is shown by its tokens"
     assert out.startswith('<li class="out">[2] Velmora <span>· not memorized: about something else (relevance 0.12)')
@@ -77,11 +77,11 @@ def test_what_was_left_out_is_greyed_with_its_text_and_why():
 
 def test_nothing_memorized_is_said():
     made = card((), note="Nothing was memorized: no document is about the question", loss_before=float("nan"))
-    html = page.render([made], COUNTS, model="tiny")
+    html = page.demo_page([made], COUNTS, model="tiny")
     assert "Nothing was memorized: no document is about the question." in html
     assert "Memorized and answered in" not in html
     assert "nan" not in html
-    assert "Nothing was retrieved." in page.render([card((), documents=())], COUNTS, model="tiny")
+    assert "Nothing was retrieved." in page.demo_page([card((), documents=())], COUNTS, model="tiny")
 
 
 def test_levels_rise_and_nan_is_most_surprising():
@@ -125,5 +125,17 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
     page.write(path, "two")
     assert path.read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
-    with pytest.raises(SettingsError, match="cannot be written"):
-        page.write(tmp_path / "nowhere" / "page.html", "x")
+    for refuse in (page.check, lambda where: page.write(where, "x")):
+        with pytest.raises(SettingsError, match=r"page.html cannot be written \(No such file.*name another file"):
+            refuse(tmp_path / "nowhere" / "page.html")
+
+
+def test_a_place_is_checked_before_there_is_a_page(tmp_path):
+    path = tmp_path / "page.html"
+    page.check(path)
+    assert not list(tmp_path.iterdir())
+    path.write_text("old")
+    page.check(path)
+    assert path.read_text() == "old"
+    with pytest.raises(SettingsError, match="it is a folder"):
+        page.check(tmp_path)

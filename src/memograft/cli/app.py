@@ -93,13 +93,24 @@ def index(
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
-    store: StoreOption = STORE,
+    store: Annotated[
+        Path | None, typer.Option(help=f"Folder of the vector store; left out, {STORE}.", show_default=False)
+    ] = None,
     model: ModelOption = "tiny",
-    k: Annotated[int, typer.Option("-k", min=1, help="Passages to retrieve.")] = 3,
+    k: Annotated[int, typer.Option("-k", min=0, help="Passages to retrieve; 0 for an answer without any.")] = 3,
     plain: Annotated[bool, typer.Option("--plain", help="Only the plain answer.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Only the memorized answer.")] = False,
     memory_folder: Annotated[
         Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
+    ] = None,
+    datastore: Annotated[
+        Path | None, typer.Option(help="Steer the answers with this folder of `memograft datastore build`.")
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Of the datastore against the model; left out, 0.3, which decides close calls."
+        ),
     ] = None,
     relevance: RelevanceOption = None,
     conflicts: ConflictsOption = None,
@@ -110,11 +121,16 @@ def ask(
     rank: RankOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows what each answer came from, and what was memorized.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the store, plainly and with the documents memorized."""
     if stream and as_json:
         raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
+    if weight is not None and not datastore:
+        raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
     given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
     given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
     if memory_folder and (named := [f"--{n.replace('_', '-')}" for n, value in given.items() if value is not None]):
@@ -131,9 +147,12 @@ def ask(
             k=k,
             memory=fast_mem(**given),
             memory_folder=memory_folder,
+            datastore=datastore,
+            weight=weight,
             ways=ways,
             max_new_tokens=max_new_tokens,
             stream=stream,
+            html=html,
             quiet=as_json,
         )
 

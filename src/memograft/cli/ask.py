@@ -1,4 +1,4 @@
-"""`memograft ask`: one question, answered plainly and memorized, side by side."""
+"""`memograft ask`: one question, answered plainly and memorized, side by side, with a datastore or without."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from memograft import page
 from memograft.cli.console import err, out, warn
 from memograft.cli.fates import Fate, disagreements, fates, nothing_memorized
 from memograft.cli.models import answer_json, document_json, load_engine, retrieve, title, warnings_of
+from memograft.cli.options import STORE
+from memograft.cli.picture import picture
+from memograft.cli.sources import sources_json, sources_table, steering
 from memograft.documents import Document
 
 if TYPE_CHECKING:
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.request import Answer
+    from memograft.processors.rtd import Rtd
+    from memograft.request import Answer, Request
 
 Timed = tuple["Answer", float]
 
@@ -29,63 +34,97 @@ def ask(
     question: str,
     *,
     model: str,
-    store: Path,
+    store: Path | None,
     k: int,
     memory: FastMem,
     memory_folder: Path | None,
+    datastore: Path | None,
+    weight: float | None,
     ways: Sequence[str],
     max_new_tokens: int,
     stream: bool,
+    html: Path | None,
     quiet: bool,
 ) -> dict[str, Any]:
-    """Answer in each of `ways` ("plain", "memorized"), print it unless `quiet`, and return it as JSON values."""
-    hits = [] if memory_folder else retrieve(store, question, k)
-    engine = load_engine(model)
-    with engine:
+    """Answer in each of `ways` ("plain", "memorized"), print it unless `quiet`, and return it as JSON values.
+
+    A `store` that is None is the usual one. With `k` of 0, or with a datastore and no store, the answer is a plain one.
+
+    Raises:
+        StoreError: there is no store, or no datastore.
+        ModelMismatchError: the datastore is of another model.
+        SettingsError: the page cannot be written to `html`.
+    """
+    if html:
+        page.check(html)
+    # Where nobody has made a store, a datastore has something to say without one.
+    alone = k == 0 or (store is None and datastore is not None and "plain" in ways and not STORE.exists())
+    if alone and not memory_folder:
+        ways = [way for way in ways if way == "plain"] or ways
+    hits = [] if memory_folder or alone else retrieve(store or STORE, question, k)
+    processors = [steering(datastore, weight)] if datastore else []
+    with load_engine(model) as engine:
         handle = engine.load_memory(memory_folder) if memory_folder else None
         documents = handle.documents if handle else tuple(hit.document for hit in hits)
         scores = [None] * len(documents) if handle else [hit.score for hit in hits]
         memories: dict[str, FastMem | MemoryHandle | None] = {"plain": None, "memorized": handle or memory}
         answers: dict[str, Timed] = {}
         for way in ways:
-            answers[way] = _answer(engine, question, documents, memories[way], max_new_tokens, way, stream)
+            request = _request(question, documents, memories[way], processors, max_new_tokens)
+            answers[way] = _answer(engine, request, way, stream)
+        memorized = answers["memorized"][0] if "memorized" in answers else None
+        report = memorized.memory if memorized else None
+        became = fates(documents, report, memorized.dropped) if memorized and report else ()
+        if html:
+            page.write(html, picture(question, answers, documents, became, engine.tokenizer, model))
     for message in warnings_of([answer for answer, _ in answers.values()]):
         warn(message)
-    memorized = answers["memorized"][0] if "memorized" in answers else None
-    report = memorized.memory if memorized else None
-    became = fates(documents, report, memorized.dropped) if memorized and report else ()
     if not quiet:
         if not stream:
             out().print(_answers_table(question, answers))
-        out().print(_documents_table(documents, scores, became))
+        if documents:
+            out().print(_documents_table(documents, scores, became))
         if report:
             for line in disagreements(report):
                 out().print(Text(line), soft_wrap=True)
             out().print(_memory_line(report, became), soft_wrap=True)
+        if datastore:
+            out().print(sources_table({way: answer for way, (answer, _) in answers.items()}))
+        if html:
+            err().print(f"page: {html}", markup=False, soft_wrap=True)
     return {
         "question": question,
         "model": model,
+        "datastore": str(datastore) if datastore else None,
+        "weight": processors[0].weight if processors else None,
+        "html": str(html) if html else None,
         "documents": [f.as_dict(s) for f, s in zip(became, scores, strict=True)]
         if report
         else [document_json(d, s) for d, s in zip(documents, scores, strict=True)],
-        **{way: answer_json(answer, seconds) for way, (answer, seconds) in answers.items()},
+        **{way: {**answer_json(answer, seconds), **sources_json(answer)} for way, (answer, seconds) in answers.items()},
     }
 
 
-def _answer(
-    engine: Engine,
+def _request(
     question: str,
     documents: Sequence[Document],
     memory: FastMem | MemoryHandle | None,
+    processors: Sequence[Rtd],
     max_new_tokens: int,
-    way: str,
-    stream: bool,
-) -> Timed:
+) -> Request:
     from memograft.request import Request, Sampling
 
-    request = Request(
-        question, documents=documents, memory=memory, sampling=Sampling(max_new_tokens), overflow="truncate"
+    return Request(
+        question,
+        documents=documents,
+        memory=memory,
+        processors=processors,
+        sampling=Sampling(max_new_tokens),
+        overflow="truncate",
     )
+
+
+def _answer(engine: Engine, request: Request, way: str, stream: bool) -> Timed:
     started = time.perf_counter()
     if not stream:
         with err().status(f"answering ({way})"):

@@ -126,8 +126,8 @@ def _learn(
         warn(f"not read: {failure['reason']}")
     before = {source.id: source for source in known_sources(folder)}
     changed = _changed(examples, before)
-    started = time.perf_counter()
     with load_engine(model) as engine:
+        started = time.perf_counter()
         try:
             with learn(engine, examples.items) as store:
                 made = {

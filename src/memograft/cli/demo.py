@@ -41,6 +41,8 @@ def demo(
     *, model: str, memory: FastMem, store: Path | None, html: Path | None, k: int, limit: int | None, quiet: bool
 ) -> tuple[list[Outcome], dict[str, Any]]:
     """Run the demo; returns the outcomes, and the result as JSON values."""
+    if html:
+        page.check(html)
     asked = _some(questions(), limit)
     with progress_bar(not quiet) as bar:
         hits = _retrieve(asked, store, k, bar)
@@ -50,7 +52,7 @@ def demo(
             outcomes = _answer_all(engine, asked, hits, memory, bar)
             seconds = time.perf_counter() - started
             if html:
-                page.write(html, page.render(_cards(engine, outcomes), summary(outcomes), model=model))
+                page.write(html, page.demo_page(_cards(engine, outcomes), summary(outcomes), model=model))
     result = {
         "model": model,
         "k": k,

@@ -1,0 +1,47 @@
+"""The page of `memograft ask --html`, from the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from memograft import page
+from memograft.cli.fates import Fate, nothing_memorized
+from memograft.cli.models import title
+from memograft.documents import Document
+
+if TYPE_CHECKING:
+    from memograft.memory.report import MemoryReport
+    from memograft.request import Answer
+
+__all__ = ["picture"]
+
+
+def picture(
+    question: str,
+    answers: Mapping[str, tuple[Answer, float]],
+    documents: Sequence[Document],
+    became: Sequence[Fate],
+    tokenizer: Any,
+    model: str,
+) -> str:
+    """The page as text: each way's answer, and beside them the documents with what became of them."""
+    ways = [page.Way(way, page.references_of(answer, tokenizer), seconds) for way, (answer, seconds) in answers.items()]
+    report = answers["memorized"][0].memory if "memorized" in answers else None
+    if report is None:
+        shown = page.Memorized(tuple(page.Retrieved(title(d), d.text, False, "in the prompt") for d in documents))
+    else:
+        shown = _memorized(report, became, tokenizer)
+    return page.question_page(question, ways, shown, model=model)
+
+
+def _memorized(report: MemoryReport, became: Sequence[Fate], tokenizer: Any) -> page.Memorized:
+    texts = [fate.document.text for fate in became if fate.document.id in report.documents]
+    note = nothing_memorized(report) or report.reason or ""
+    return page.Memorized(
+        tuple(page.Retrieved(title(f.document), f.document.text, f.memorized, f.said) for f in became),
+        page.tokens_of(tokenizer, report, texts),
+        report.loss_before,
+        report.loss_after,
+        note[:1].upper() + note[1:],
+    )

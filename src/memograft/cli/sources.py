@@ -1,0 +1,88 @@
+"""The datastore of `memograft ask`: how it steers, and which of its sources an answer came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from memograft.cli.datastore_info import must_exist
+
+if TYPE_CHECKING:
+    from memograft.processors.rtd import Rtd
+    from memograft.request import Answer, Source
+
+__all__ = ["sources_json", "sources_table", "steering"]
+
+_LISTED = 5
+
+
+def steering(folder: Path, weight: float | None) -> Rtd:
+    """How the datastore in a folder steers; a weight left out is Rtd's own.
+
+    Raises:
+        StoreError: there is no datastore.
+    """
+    must_exist(folder)
+    from memograft.processors.rtd import Rtd
+    from memograft.shared import shared_datastore
+
+    store = shared_datastore(folder)
+    return Rtd(store) if weight is None else Rtd(store, weight=weight)
+
+
+def sources_json(answer: Answer) -> dict[str, Any]:
+    """JSON values of what an answer came from; `share` is of the answer's probability."""
+    tokens = max(1, len(answer.references))
+    return {
+        "from_datastore": sum(token.probability for token in answer.references) / tokens,
+        "sources": [
+            {
+                "id": share.source.id,
+                "share": share.probability / tokens,
+                "prompt": share.source.prompt,
+                "text": share.source.text,
+                "metadata": dict(share.source.metadata),
+            }
+            for share in answer.sources
+        ],
+        "citations": [
+            {
+                "text": answer.text[citation.start : citation.end],
+                "start": citation.start,
+                "end": citation.end,
+                "id": citation.source.id,
+                "probability": citation.probability,
+            }
+            for citation in answer.citations
+        ],
+    }
+
+
+def sources_table(answers: Mapping[str, Answer]) -> Group:
+    """The sources that moved most, with their share of each way's answer."""
+    told = {way: sources_json(answer) for way, answer in answers.items()}
+    shares = {way: {source["id"]: source["share"] for source in made["sources"]} for way, made in told.items()}
+    known: dict[str, Source] = {s.source.id: s.source for answer in answers.values() for s in answer.sources}
+    if not known:
+        return Group(Text("datastore: nothing of what was said came from it", style="dim"))
+    ordered = sorted(known, key=lambda id: -max(of.get(id, 0.0) for of in shares.values()))
+    table = Table(title="sources", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0))
+    table.add_column("id", overflow="fold")
+    for way in answers:
+        table.add_column(way, justify="right", no_wrap=True)
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for id in ordered[:_LISTED]:
+        text = " ".join(f"{known[id].prompt} {known[id].text}"[:200].split())
+        table.add_row(Text(id), *(_percent(of.get(id, 0.0)) for of in shares.values()), Text(text, style="dim"))
+    total = ", ".join(f"{_percent(made['from_datastore'])} of the {way}" for way, made in told.items())
+    more = f"; {len(ordered) - _LISTED} more sources" if len(ordered) > _LISTED else ""
+    return Group(table, Text(f"datastore: {total} answer's probability{more}", style="dim"))
+
+
+def _percent(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else f"{100 * share:.0f}%"

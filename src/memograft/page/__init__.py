@@ -1,0 +1,32 @@
+"""HTML pictures of what memorizing did to a context, and a datastore to an answer.
+
+Everything is in the one text, styles included; no script, nothing is loaded from anywhere, and every text is escaped.
+"""
+
+from __future__ import annotations
+
+from memograft.page.demo import Card, Reply, demo_page
+from memograft.page.memorized import Retrieved, Token, tokens_of
+from memograft.page.question import Memorized, Way, question_page
+from memograft.page.references import References, references_html, references_of
+from memograft.page.shades import LEVELS, level
+from memograft.page.template import check, write
+
+__all__ = [
+    "LEVELS",
+    "Card",
+    "Memorized",
+    "References",
+    "Reply",
+    "Retrieved",
+    "Token",
+    "Way",
+    "check",
+    "demo_page",
+    "level",
+    "question_page",
+    "references_html",
+    "references_of",
+    "tokens_of",
+    "write",
+]

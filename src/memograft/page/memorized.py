@@ -1,0 +1,69 @@
+"""What memorizing did to the context: each of its tokens with its surprise before and after, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memograft.memory.report import MemoryReport
+
+__all__ = ["Retrieved", "Token", "tokens_of"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A piece of context with its cross-entropy in nats before and after.
+
+    `number` is its document's among those that were memorized, from 0.
+    """
+
+    text: str
+    before: float
+    after: float
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A document of the prompt: whether it was memorized, and that in words, with why not."""
+
+    title: str
+    text: str
+    memorized: bool
+    said: str
+
+
+def tokens_of(tokenizer: Any, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
+    """The report's tokens as text; `texts` are those of the documents memorized, in order.
+
+    Tokens that are only part of a character are shown together, with the sum of their losses.
+    """
+    made: list[Token] = []
+    last: list[int] = []  # the tokens of the piece before: some tokenizers drop the space of the first one they decode
+    group: list[int] = []
+    before = after = 0.0
+    number, so_far = 0, ""
+    losses = zip(report.tokens, report.token_losses_before, report.token_losses_after, strict=True)
+    for token, loss_before, loss_after in losses:
+        group.append(token)
+        before, after = before + loss_before, after + loss_after
+        text = _decoded(tokenizer, last, group)
+        if text.endswith("\ufffd") and len(group) < 4:
+            continue
+        made.append(Token(text, before, after, number))
+        last, group, before, after = group, [], 0.0, 0.0
+        so_far += text
+        if number + 1 < len(texts) and len(so_far.strip()) >= len(texts[number].strip()):
+            number, so_far = number + 1, ""
+    if group:
+        made.append(Token(_decoded(tokenizer, last, group), before, after, number))
+    return tuple(made)
+
+
+def _decoded(tokenizer: Any, last: list[int], group: list[int]) -> str:
+    lead, whole = (str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in (last, last + group))
+    if whole.startswith(lead):
+        return whole[len(lead) :]
+    return str(tokenizer.decode(group, clean_up_tokenization_spaces=False))
