@@ -196,3 +196,24 @@ def test_definitions_are_hoisted_with_names_of_their_own() -> None:
     assert definitions["t_A"] == {"anyOf": [{"$ref": "#/$defs/t_A"}, {"const": {"$ref": "#/$defs/A"}}]}
     assert definitions["t_"] == part
     assert "$defs" not in json.dumps(part).replace("#/$defs/", "")
+
+
+def test_a_model_that_may_call_tools_is_steered_and_cites(calling: ChatMemograft) -> None:
+    from memograft import Rtd
+
+    call = {"name": WEATHER_CALL["name"], "args": WEATHER_CALL["arguments"], "id": "1"}
+    asked: list[BaseMessage] = [HumanMessage(WEATHER), AIMessage("", tool_calls=[call])]
+    asked.append(ToolMessage(get_weather("here"), tool_call_id="1"))
+    free = calling.bind_tools([get_weather])
+    said = free.invoke(asked)
+    assert isinstance(said.content, str)
+    assert said.text
+    store = calling.build_datastore([[*asked, said]], progress=False)
+    steered = free.bind(datastore=Rtd(store, weight=0.5, gate=None))
+    answer = steered.invoke(asked)
+    assert answer.text == said.text
+    (block,) = answer.content
+    assert isinstance(block, dict)
+    assert {cited["extras"]["source_id"] for cited in block["annotations"]} == set(store.ids())
+    first, *rest = steered.stream(asked)
+    assert sum(rest, first).content == answer.content
