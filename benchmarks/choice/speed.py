@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from rtd_choice_reading import Message, read, search, store_of
 from tqdm import tqdm
 
+from choice.bench import Bench, trained
+from choice.forms import Scores, Settings, both, conversations, examples
+from choice.reading import Message, read, search
 from memograft import Datastore, Engine, Request, Rtd
 from memograft.prefill import prefill_prefix
-
-if TYPE_CHECKING:
-    from rtd_choice import Bench
+from memograft.scoring import Choice
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
@@ -29,46 +30,34 @@ def rtd(store: Datastore, settings: dict[str, Any]) -> Rtd:
 
 
 def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
-    """Some questions by `Engine.choose` over a datastore of `Datastore.build`: how many scores are those of the benchmark.
+    """Some questions by `Engine.choose` over datastores of `Datastore.build`, and whether the scores here are the same.
 
-    A state that lies on the gate's edge may fall on either side of it, and scores that differ by that are not close.
+    A state on the gate's edge may fall on either side of it: scores of such options are not close.
     """
-    from rtd_choice import _both, examples
-
-    engine, questions = bench.engine, bench.questions.test[:CHECKED]
-    learners = bench.draw(0)[0][:LEARNED]
-    ours: dict[str, Any] = {}
-    theirs: dict[str, Any] = {}
-    for form in ("text", "label"):
-        asked, learned = bench.ask(questions, form), bench.learn(learners, form)
-        plain = asked.plain() if form == "text" else plain
-        for name in ("RTD", "MH-RTD"):
-            settings = tuned[form][name]
-            with Datastore.build(
-                engine, examples(learners, form, (), 0), place=settings["place"], progress=False
-            ) as built:
-                with store_of(engine, learned, settings["place"]) as store:
-                    assert len(store) == len(built)
-                    found = search(store, asked.got.states[settings["place"]], settings["k"], settings["heads"])
-                steered = asked.steered(found, _settings(settings))
-                ways: dict[str, tuple[Any, dict[str, Any]]] = {}
-                if form == "text":
-                    ways["zero-shot"] = plain, {}
-                    ways[f"text: {name}"] = steered, {"processors": [rtd(built, settings)]}
-                else:
-                    ways[f"label: {name}"] = steered, {"processors": [rtd(built, settings)], "by": "rtd"}
-                    both = [_both(a, b) for a, b in zip(plain, steered, strict=True)]
-                    quiet = rtd(built, settings | {"weight": 0.0})
-                    ways[f"both: {name}"] = both, {"processors": [quiet], "by": "both"}
-                for way, (scores, how) in ways.items():
-                    ours[way] = scores
-                    theirs[way] = [engine.choose(q.text, q.options, **how) for q in questions]
-    pairs = [
-        (scores, choice)
-        for way in ours
-        for scores, choice in zip(ours[way], theirs[way], strict=True)
-        if scores is not None
-    ]
+    questions, learners = bench.questions.test[:CHECKED], bench.draw(0)[0][:LEARNED]
+    plain = bench.ask(questions, "text").plain()
+    pairs: list[tuple[Any, Choice]] = []
+    for form, name in itertools.product(("text", "label"), ("RTD", "MH-RTD")):
+        settings, asked = tuned[form][name], bench.ask(questions, form)
+        with Datastore.build(
+            bench.engine, examples(learners, form, (), 0), place=settings["place"], progress=False
+        ) as built:
+            # Of its own search: what `calibrate` samples, and so its temperature, depends on the order of entries.
+            found = search(built, asked.got.states[settings["place"]], settings["k"], settings["heads"])
+            steered = asked.steered(found, Settings(**settings))
+            ways: list[tuple[Scores, dict[str, Any]]] = [(plain, {})]
+            if form == "text":
+                ways += [(steered, {"processors": [rtd(built, settings)]})]
+            else:
+                mixed = [both(a, b) for a, b in zip(plain, steered, strict=True)]
+                quiet = rtd(built, settings | {"weight": 0.0})  # leaves the likelihood alone
+                ways += [
+                    (steered, {"processors": [quiet], "by": "rtd"}),
+                    (mixed, {"processors": [quiet], "by": "both"}),
+                ]
+            for scores, how in ways:
+                choices = [bench.engine.choose(question.text, question.options, **how) for question in questions]
+                pairs += [(s, choice) for s, choice in zip(scores, choices, strict=True) if s is not None]
     return {
         "compared": len(pairs),
         "same_choice": sum(int(scores.argmax()) == choice.index for scores, choice in pairs),
@@ -78,8 +67,6 @@ def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
 
 def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
     """CPU time side by side, and what has to be kept in memory, on the set of `bench`."""
-    from rtd_choice import conversations, examples
-
     engine, questions = bench.engine, bench.questions.test
     chosen, shots = bench.draw(0)
     single, heads = tuned["label"]["RTD"], tuned["label"]["MH-RTD"]
@@ -93,7 +80,7 @@ def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
         Datastore.build(engine, example_list, place=single["place"], progress=False) as one,
         Datastore.build(engine, example_list, place=heads["place"], progress=False) as many,
     ):
-        probe = bench.probe(bench.learn(chosen, "label"), "label", *fit)
+        probe = trained("label", bench.learn(chosen, "label"), chosen, *fit)
 
         def ask(prompts: list[list[Message]], *processors: Rtd) -> Callable[[int], Any]:
             return lambda n: engine.next_token_logprobs(Request(messages=prompts[n], processors=processors))
@@ -146,18 +133,20 @@ def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
 def shown(found: dict[str, Any]) -> str:
     """The numbers of `speed` as tables."""
     lines = [f"\n| one prompt with labels, {found['set']} | prompts per CPU second | zero-shot = 1 |", "|---|---|---|"]
-    lines += [f"| {name} | {r['per_second']:.1f} | {r['ratio']:.2f} |" for name, r in found["prompts_per_second"].items()]
+    lines += _lines(found["prompts_per_second"])
     lines += ["\n| `Engine.choose` | questions per CPU second | likelihood = 1 |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {r['per_second']:.1f} | {r['ratio']:.2f} |" for name, r in found["questions_per_second"].items()
-    ]
-    memory = found["memory"]
+    lines += _lines(found["questions_per_second"])
+    memory = {name: f"{value:,}" for name, value in found["memory"].items()}
     lines.append(
-        f"\nExtra memory: datastore {memory['datastore_bytes_on_disk']:,} bytes on disk, "
-        f"{memory['datastore_entries']:,} entries, once; with heads {memory['multi_head_copy_bytes']:,} more in memory; "
-        f"the shots {memory['kv_cache_bytes_of_the_shots_per_prompt']:,} bytes of keys and values in every prompt."
+        f"\nExtra memory: datastore of {memory['datastore_entries']} entries, {memory['datastore_bytes_on_disk']} "
+        f"bytes on disk, once for all prompts; with heads {memory['multi_head_copy_bytes']} bytes more in memory; the "
+        f"shots {memory['kv_cache_bytes_of_the_shots_per_prompt']} bytes of keys and values in every prompt."
     )
     return "\n".join(lines)
+
+
+def _lines(times: dict[str, Any]) -> list[str]:
+    return [f"| {name} | {row['per_second']:.1f} | {row['ratio']:.2f} |" for name, row in times.items()]
 
 
 def _timed(ways: dict[str, Callable[[int], Any]], count: int, repeat: int, unit: str) -> dict[str, Any]:
@@ -194,9 +183,3 @@ def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / len(ids)
 
     return engine._with_model(of)
-
-
-def _settings(settings: dict[str, Any]) -> Any:
-    from rtd_choice import Settings
-
-    return Settings(**settings)

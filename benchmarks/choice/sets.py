@@ -18,7 +18,11 @@ from memograft.evaluation.items import SPLITS, world
 
 # relation: (kind of its subject, kind of its value, how it is asked for)
 RELATIONS = {
-    "capital": ("a country", "a city", "What is the capital of S?|Which city is the capital of S?|Name the capital of S."),
+    "capital": (
+        "a country",
+        "a city",
+        "What is the capital of S?|Which city is the capital of S?|Name the capital of S.",
+    ),
     "currency": (
         "a country",
         "a currency",
@@ -54,7 +58,9 @@ RELATIONS = {
         "What is a young S called?|What do people call a baby S?|What is the young of the S?",
     ),
 }
-_MCQA = re.compile(r"Please choose the correct answer to the question: (.*?)\s*\n\nAnswer1: (.*)\n\nAnswer format: .*", re.S)
+_MCQA = re.compile(
+    r"Please choose the correct answer to the question: (.*?)\s*\n\nAnswer1: (.*)\n\nAnswer format: .*", re.S
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Questions:
 
 
 def mcqa(folder: Path, file: str, name: str, n: int, tune: int) -> Questions:
-    """The set in `file`-train.json.xz and `file`-test.json.xz: `n` of its test questions, `tune` of its train questions."""
+    """The set in `file`-train.json.xz and `file`-test.json.xz: `n` of its test, `tune` of its train questions."""
     found, left_out = {}, 0
     for split in ("train", "test"):
         path = folder / f"{file}-{split}.json.xz"
@@ -160,7 +166,7 @@ def _mixed(id: str, text: str, answer: str, others: Sequence[str], rng: random.R
 
 
 def _split(name: str, questions: list[Question], n: int, tune: int, rng: random.Random) -> Questions:
-    """Half of a small set is for the test, at most `n`; the other half for tuning (an eighth, at most `tune`) and train."""
+    """At most `n` and half of them for the test, at most `tune` and an eighth for tuning."""
     rng.shuffle(questions)
     test = min(n, len(questions) // 2)
     tuned = test + min(tune, len(questions) // 8)

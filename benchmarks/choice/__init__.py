@@ -1,0 +1,1 @@
+"""Parts of `rtd_choice.py`."""
