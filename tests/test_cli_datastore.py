@@ -190,7 +190,9 @@ def test_files_that_cannot_be_examples(tmp_path: Path) -> None:
     assert "table.csv must be one of .htm, .html, .jsonl, " in refused(tmp_path / "table.csv")
     assert "bytes.jsonl must be UTF-8 text, and is not at byte 0" in refused(tmp_path / "bytes.jsonl")
     assert "bad.txt must be UTF-8 text" in refused(tmp_path / "docs")
-    assert "bad.txt must be UTF-8 text" in refused(tmp_path / "docs" / "bad.txt", tmp_path / "none.jsonl")
+    assert "bad.txt must be UTF-8 text" in refused(
+        jsonl(tmp_path / "good.jsonl", *LINES), tmp_path / "docs" / "bad.txt"
+    )
     assert "is neither a file nor a folder" in refused(tmp_path / "nowhere")
 
 

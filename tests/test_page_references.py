@@ -176,6 +176,24 @@ def test_the_token_of_an_entry_is_marked_in_its_text(kind: str) -> None:
         assert around in shown.sources[0].text, "of a long source what is around the entry is shown"
 
 
+def test_a_long_source_is_listed_with_what_moved_most() -> None:
+    tokenizer = make("bpe")
+    text = "The capital of France is Paris. " + "Who wrote the book? " * 30 + "The river of Paris is the Seine."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    source, last = Source("page", text), len(ids) - 1
+    tokens = tuple(
+        TokenReferences(ids[at], "x", (Reference(source, at, p),), n, n + 1)
+        for n, (at, p) in enumerate([(2, 0.1), (last, 0.6), (3, 0.2)])
+    )
+    answer = Answer("xxx", (1,) * 3, "stop", Usage(1, 0, 3), None, Timings(0, 0, 0), references=tokens)
+    listed = page.references_of(answer, tokenizer).sources[0].text
+    assert listed.startswith("…")
+    assert listed.endswith("The river of Paris is the Seine.")
+    without = page.references_of(answer).sources[0].text
+    assert without.startswith("The capital of France is Paris.")
+    assert (len(without), without[-1]) == (241, "…")
+
+
 def test_a_place_that_cannot_be_found_is_not_invented() -> None:
     tokenizer = make("bpe")
     for id, position in ((3, 0), (tokenizer("two", add_special_tokens=False)["input_ids"][0], 99)):

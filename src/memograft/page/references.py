@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memograft.page.template import filled
-from memograft.request import Answer, Reference, Source, TokenReferences
+from memograft.request import Answer, Citation, Reference, Source, TokenReferences
 
 __all__ = ["Entry", "Listed", "Piece", "References", "references_html", "references_of"]
 
@@ -94,7 +94,8 @@ def references_html(answer: Answer, tokenizer: Any = None) -> str:
 
     Args:
         answer: of a request with an `Rtd`; of another only the text is shown.
-        tokenizer: the model's; with it, each entry is shown in its source's text.
+        tokenizer: the model's, or a copy while the engine has other requests; with it, each entry is marked in its
+            source's text.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -116,7 +117,8 @@ def references_of(answer: Answer, tokenizer: Any = None) -> References:
     if not answer.references:
         return References((Piece(answer.text),))
     count, shares = len(answer.references), answer.sources
-    cited = {citation.source.id for citation in answer.citations}
+    citations = answer.citations
+    cited = {citation.source.id for citation in citations}
     kept = [s for n, s in enumerate(shares) if n < _LISTED or s.source.id in cited]
     places, most = _Places(tokenizer), _most(answer)
     listed = tuple(
@@ -125,7 +127,7 @@ def references_of(answer: Answer, tokenizer: Any = None) -> References:
     )
     numbers = {item.source.id: item.number for item in listed}
     return References(
-        tuple(_pieces(answer, numbers, places)),
+        tuple(_pieces(answer, citations, numbers, places)),
         listed,
         len(shares) - len(listed),
         sum(token.probability for token in answer.references) / count,
@@ -143,8 +145,9 @@ def _most(answer: Answer) -> dict[str, tuple[Reference, int]]:
     return most
 
 
-def _pieces(answer: Answer, numbers: Mapping[str, int], places: _Places) -> Iterator[Piece]:
-    citations = answer.citations
+def _pieces(
+    answer: Answer, citations: Sequence[Citation], numbers: Mapping[str, int], places: _Places
+) -> Iterator[Piece]:
     start = 0
     group: list[TokenReferences] = []  # tokens that show nothing are told with the next that does
     for token in answer.references:
