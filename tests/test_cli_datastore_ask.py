@@ -18,7 +18,7 @@ SENTENCE = "The capital of Velmora is Torstad."
 
 
 def run(*args: object, code: int = 0) -> Any:
-    result = CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(a) for a in args])
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(app, [str(a) for a in args])
     assert result.exit_code == code, (result.output, result.exception)
     return result
 
@@ -145,4 +145,4 @@ def test_a_datastore_of_another_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_weight_needs_a_datastore() -> None:
-    assert "none was named; add --datastore FOLDER" in run("ask", "x", "--weight", "0.5", code=2).stderr
+    assert "--weight is that of a datastore, and none was named; add" in run("ask", "x", "--weight", "0.5", code=2).stderr

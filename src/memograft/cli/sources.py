@@ -71,11 +71,11 @@ def sources_table(answers: Mapping[str, Answer]) -> Group:
     if not known:
         return Group(Text("datastore: nothing of what was said came from it", style="dim"))
     ordered = sorted(known, key=lambda id: -max(of.get(id, 0.0) for of in shares.values()))
-    table = Table(title="sources", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0))
-    table.add_column("id", overflow="fold")
+    table = Table(title="sources", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0), expand=True)
+    table.add_column("id", overflow="fold", min_width=min(24, max(len(id) for id in ordered[:_LISTED])))
     for way in answers:
-        table.add_column(way, justify="right", no_wrap=True)
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
+        table.add_column(way, justify="right", no_wrap=True, min_width=len(way))
+    table.add_column("text", overflow="ellipsis", no_wrap=True, ratio=1)
     for id in ordered[:_LISTED]:
         text = " ".join(f"{known[id].prompt} {known[id].text}"[:200].split())
         table.add_row(Text(id), *(_percent(of.get(id, 0.0)) for of in shares.values()), Text(text, style="dim"))
