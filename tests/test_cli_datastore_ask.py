@@ -145,4 +145,4 @@ def test_a_datastore_of_another_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_weight_needs_a_datastore() -> None:
-    assert "--weight is that of a datastore, and none was named; add" in run("ask", "x", "--weight", "0.5", code=2).stderr
+    assert "--weight is that of a datastore, and none was named" in run("ask", "x", "--weight", "0.5", code=2).stderr
