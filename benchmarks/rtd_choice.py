@@ -1,7 +1,7 @@
 """Multiple choice: what a datastore adds to a frozen model, beside few shots and a linear probe of the same states.
 
     python benchmarks/rtd_choice.py                                  # the world that "tiny" knows
-    python benchmarks/rtd_choice.py --data FOLDER                    # and OpenBookQA and ARC-Easy, from FOLDER
+    python benchmarks/rtd_choice.py --data FOLDER                    # and OpenBookQA and ARC-Easy: 17 minutes of a core
 
 FOLDER holds openbookqa-train.json.xz, openbookqa-test.json.xz, arc_easy-train.json.xz and arc_easy-test.json.xz in the
 layout of LLM-Adapters (an `instruction` with "Answer1: ..." and so on, and an `answer`).
@@ -83,7 +83,7 @@ def show(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
     for name, cells_ in results.items():
         alone = [method for method in cells_ if method.endswith("zero-shot") and cells_[method]["verdict"] == "above"]
         above = [method for method, cell in cells_.items() if cell.get("verdict") == "above"]
-        said = f"above chance ({alone[0]})" if alone else "at chance, too small for these questions"
+        said = f"above chance ({alone[0]})" if alone else "at chance: these questions are beyond it"
         print(f"\n{name}: the model by itself is {said}. Intervals above chance: {', '.join(above) or 'none'}.")
         if unfit := {method: cell["unfit"] for method, cell in cells_.items() if any(cell.get("unfit", ()))}:
             print(f"{name}: questions that do not fit the window, counted as wrong, by seed: {unfit}")
@@ -119,6 +119,7 @@ def main() -> None:
         sets.append(lambda file=file, name=name: mcqa(args.data, file, name, args.n, args.tune))  # type: ignore[misc]
     results, tuned, about = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     with Engine.from_pretrained(args.model) as engine:
+        origin = provenance(engine._backbone.device)  # now: what is loaded is what runs
         for made in sets:
             questions = made()
             bench = Bench(engine, questions, args.datastore, args.shots)
@@ -133,7 +134,6 @@ def main() -> None:
         show(results, about)
         times = speed(bench, tuned[bench.questions.name], args.repeat)  # of the last set
         print(shown(times))
-        device = engine._backbone.device
     record = {
         "benchmark": "rtd-choice",
         "model": args.model,
@@ -143,7 +143,7 @@ def main() -> None:
         "tuned": tuned,
         "results": results,
         "speed": times,
-        **provenance(device),
+        **origin,
     }
     line = json.dumps(record)
     if args.out:

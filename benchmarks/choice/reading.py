@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -155,14 +155,17 @@ class Found:
     values: NDArray[np.int32]  # (N, H, K)
     near: NDArray[np.bool_]  # (N,) whether the gate lets RTD act
     temperature: float
+    known: dict[int, Floats] = field(default_factory=dict)  # k -> chances: weights and gates share them
 
     def chances(self, k: int, tokens: NDArray[Any]) -> Floats:
-        """(N, L) probability r of each of the tokens (N, L) or (L,), of the nearest `k`."""
-        w = neighbour_weights(self.distances[..., :k], self.temperature, "squared")
-        values = self.values[..., :k]
-        tokens = np.broadcast_to(tokens, (len(values), np.shape(tokens)[-1]))
-        each = [(w * (values == tokens[:, n, None, None])).sum((1, 2)) for n in range(tokens.shape[1])]
-        return np.stack(each, 1)
+        """(N, L) probability r of each of the tokens (N, L) or (L,), of the nearest `k`; the same tokens each time."""
+        if k not in self.known:
+            w = neighbour_weights(self.distances[..., :k], self.temperature, "squared")
+            values = self.values[..., :k]
+            wanted = np.broadcast_to(tokens, (len(values), np.shape(tokens)[-1]))
+            each = [(w * (values == wanted[:, n, None, None])).sum((1, 2)) for n in range(wanted.shape[1])]
+            self.known[k] = np.stack(each, 1)
+        return self.known[k]
 
 
 def search(store: Datastore, states: NDArray[np.float32], k: int, heads: int) -> Found:
