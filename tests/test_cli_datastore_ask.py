@@ -35,8 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vector store "store", and a datastore "data" that knows better."""
     made = tmp_path_factory.mktemp("ask")
     (made / "docs").mkdir()
-    (made / "docs" / "velmora.md").write_text("The capital of Velmora is Marn. The river of Velmora is the Traikan.")
-    (made / "docs" / "cat.md").write_text("A young cat is called a mirling.")
+    pages = ["The capital of Velmora is Marn. The river of Velmora is the Traikan.", "A young cat is called a mirling."]
+    (made / "docs" / "velmora.md").write_text(pages[0])
+    (made / "docs" / "cat.md").write_text(pages[1])
     run("index", made / "docs", "--store", made / "store")
     lines = [
         {
@@ -45,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "metadata": {"title": "Old"},
         },
         {"prompt": QUESTION, "answer": SENTENCE, "id": "example"},
+        {"prompt": QUESTION, "answer": SENTENCE, "documents": pages, "id": "with pages"},
     ]
     (made / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run("datastore", "build", made / "lines.jsonl", "--out", made / "data")
@@ -60,12 +62,12 @@ def test_both_ways_are_steered_and_say_by_what(folder: Path, tmp_path: Path) -> 
     for way in ("plain", "memorized"):
         answer = told[way]
         assert answer["text"] == SENTENCE, "the page says Marn"
-        assert {source["id"] for source in answer["sources"]} == {"chronicle", "example"}
+        assert {source["id"] for source in answer["sources"]} == {"chronicle", "example", "with pages"}
         assert sum(source["share"] for source in answer["sources"]) == pytest.approx(answer["from_datastore"])
         assert 0.3 < answer["from_datastore"] <= 1
         cited = answer["citations"][0]
         assert cited["text"] == SENTENCE[cited["start"] : cited["end"]]
-        assert cited["id"] in ("chronicle", "example")
+        assert cited["id"] in ("chronicle", "example", "with pages")
     page = html.read_text()
     assert re.findall(r"<h2>(\w+)</h2>", page) == ["plain", "memorized"]
     assert page.count('<p class="said">') == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from memograft import Datastore, Document, Engine, Source
+from memograft import Datastore, Document, Engine, Rtd, Source
 from memograft.backbone import Backbone
-from memograft.datastore import Neighbours
 from memograft.errors import (
     ModelMismatchError,
     PromptTooLongError,
@@ -24,6 +24,8 @@ from memograft.errors import (
     StoreReadOnlyError,
 )
 from memograft.reference.files import Entries, Files, Header
+from memograft.reference.index import Neighbours
+from test_engine import ask
 from test_rtd_reference import EXAMPLES
 
 EOS = 2
@@ -105,7 +107,7 @@ def test_a_raw_text_is_learned_once_token_by_token(engine: Engine) -> None:
         (("Who?", ""), r"examples\[1\] needs a text to learn from, got ''"),
         ({"prompt": "Who?"}, r"examples\[1\] needs a text to learn from, got None"),
         ({"text": "x", "metadata": {"a": {1}}}, r"messages and metadata of examples\[1\] must be JSON"),
-        (("Who?", "word " * 400), "has .* tokens with its answer, and 256 fit; cut it"),
+        (("Who?", "word " * 400), r"the example '\w+' \('Who\?'\) has .* tokens with its answer, and 256 fit; cut it"),
     ],
 )
 def test_examples_that_cannot_be_learned(engine: Engine, example: Any, message: str, tmp_path: Path) -> None:
@@ -268,3 +270,25 @@ def test_no_entries(engine: Engine) -> None:
         assert store.header.calibration == {"entries": 0}
         folder = store.path
     assert not folder.exists()
+
+
+def test_a_temporary_one_that_is_closed_is_refused(engine: Engine) -> None:
+    store = Datastore.build(engine, EXAMPLES, progress=False)
+    request = ask(processors=[Rtd(store)])
+    store.close()
+    with pytest.raises(StoreError, match="was temporary and is closed; close it later, or build it with a `path`"):
+        engine.answer(request)
+
+
+def test_what_stands_before_a_bad_example_is_learned(engine: Engine) -> None:
+    def some() -> Iterator[object]:
+        yield from EXAMPLES
+        raise ValueError("the file ended here")
+
+    with Datastore.build(engine, [], progress=False) as store:
+        with pytest.raises(ValueError, match="ended here"):
+            store.add(engine, some(), progress=False)
+        assert len(store.ids()) == len(EXAMPLES)
+        with pytest.raises(SettingsError, match=r"examples\[1\] needs a text"):
+            store.add(engine, [("one more", "yes"), ("no answer", "")], progress=False)
+        assert len(store.ids()) == len(EXAMPLES) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from memograft import Datastore, Engine, Request, Rtd, Sampling
 from memograft.errors import ModelMismatchError, SettingsError
 from memograft.evaluation.items import world
+from memograft.processors.rtd import agreed
 from test_engine import FACTS, ask
 from test_invariants import changed, state
 from test_rtd_reference import EXAMPLES
@@ -126,6 +128,15 @@ def test_what_a_request_cannot_have(make_engine: Any, store: Datastore) -> None:
         make_engine().answer(ask(processors=[Rtd(store), Rtd(store, weight=0.5)]))
 
 
+def test_near_entries_that_disagree_are_not_trusted() -> None:
+    values = np.array([[[7, 7, 8], [7, 9, 7]]])
+    clear, unclear, inf = [1.0, 1.1, 4.0], [1.0, 1.1, 4.0], np.inf
+    assert agreed(np.array([[clear, unclear]]), values).tolist() == [True]  # in one of two heads
+    assert agreed(np.array([[[1.0, 1.0, 1.2], unclear]]), values).tolist() == [False]
+    assert agreed(np.array([[[0.0, 0.0, 0.0], [5.0, inf, inf]]]), values).tolist() == [True]
+    assert agreed(np.array([[[1.0, 2.0, 3.0]]]), np.array([[[4, 4, 4]]])).tolist() == [True]
+
+
 @pytest.fixture(scope="module")
 def style(tiny: Engine) -> Iterator[Datastore]:
     examples = [(f"What is the capital of {land}?", f"{city}, of course!") for land, city in CAPITALS.items()]
@@ -134,18 +145,31 @@ def style(tiny: Engine) -> Iterator[Datastore]:
 
 
 class TestTiny:
-    def test_unrelated_answers_stay_as_they_are(self, tiny: Engine, style: Datastore) -> None:
-        asked = [i for i in world("tune", 8) if "capital" not in i.question]
+    @pytest.mark.parametrize(("split", "weight"), [("tune", 0.3), ("test", 0.9)])
+    def test_unrelated_answers_stay_as_they_are(self, tiny: Engine, style: Datastore, split: Any, weight: Any) -> None:
+        asked = [i for i in world(split, 5) if "capital" not in i.question]
         plain = [Request(i.question, documents=i.documents, sampling=Sampling(32)) for i in asked]
-        steered = [
-            Request(r.question, documents=r.documents, sampling=r.sampling, processors=[Rtd(style)]) for r in plain
-        ]
+        steered = [replace(r, processors=[Rtd(style, weight=weight)]) for r in plain]
         tokens = kept = 0
         for a, b in zip(tiny.answer_batch(plain), tiny.answer_batch(steered), strict=True):
             tokens += len(a.token_ids)
             kept += sum(x == y for x, y in zip(a.token_ids, b.token_ids, strict=False))
-        assert tokens > 300
+        assert tokens > 200
         assert kept / tokens >= 0.99
+
+    @pytest.mark.parametrize("count", [1, 2, 20])
+    def test_a_small_datastore_speaks_of_its_own_matters_only(self, tiny: Engine, count: int) -> None:
+        """Its sources are far from each other, which must not make everything near."""
+        facts = [
+            (f"Name the capital of Mount {name}.", f"The capital of Mount {name} is {name}stad.") for name in CAPITALS
+        ][:count]
+        others = ["What is the capital of Australia?", "Who wrote Hamlet?", "Hello!", "Write a poem about the sea."]
+        plain = [a.text for a in tiny.answer_batch([Request(q, sampling=Sampling(24)) for q in others])]
+        with Datastore.build(tiny, facts, progress=False) as store:
+            rtd = Rtd(store, weight=0.9)
+            steered = [Request(q, sampling=Sampling(24), processors=[rtd]) for q in others]
+            assert [a.text for a in tiny.answer_batch(steered)] == plain
+            assert tiny.answer(facts[0][0], processors=[rtd]).text == facts[0][1]
 
     def test_it_says_what_it_was_shown_and_cites_it(self, tiny: Engine, style: Datastore) -> None:
         assert tiny.answer("What is the capital of Japan?").text == "The capital of Japan is Tokyo."
@@ -158,14 +182,13 @@ class TestTiny:
         ]
         assert np.mean(cited) >= 0.9
 
-    def test_facts_it_never_heard_of(self, tiny: Engine) -> None:
+    def test_facts_it_never_heard_of_in_any_words(self, tiny: Engine) -> None:
         facts = {"Velmora": "Torstad", "Ardenia": "Kelbrook", "Ostrava Bay": "Minhold", "Quill": "Sandrey"}
         examples = [(f"What is the capital of {x}?", f"The capital of {x} is {y}.") for x, y in facts.items()]
-        with Datastore.build(tiny, examples, progress=False) as store:
-            asked = [Request(f"Tell me the capital of {x}.", sampling=Sampling(32)) for x in facts]
+        for form in ("What is the capital of {}?", "Which city is the capital of {}?"):
+            asked = [Request(form.format(x), sampling=Sampling(32)) for x in facts]
             before = [y in a.text for a, y in zip(tiny.answer_batch(asked), facts.values(), strict=True)]
-            rtd = Rtd(store, weight=0.7)
-            asked = [Request(f"What is the capital of {x}?", sampling=Sampling(32), processors=[rtd]) for x in facts]
-            after = [y in a.text for a, y in zip(tiny.answer_batch(asked), facts.values(), strict=True)]
-        assert sum(before) == 0
-        assert sum(after) >= 3
+            with Datastore.build(tiny, examples, progress=False) as store:
+                steered = [replace(r, processors=[Rtd(store, weight=0.9)]) for r in asked]
+                after = [y in a.text for a, y in zip(tiny.answer_batch(steered), facts.values(), strict=True)]
+            assert (sum(before), sum(after)) == (0, 4), form

@@ -13,14 +13,13 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import (
     ModelMismatchError,
-    PromptTooLongError,
     SettingsError,
     StoreCorruptError,
     StoreError,
@@ -29,41 +28,17 @@ from memograft.errors import (
 from memograft.reference.calibrate import calibrate
 from memograft.reference.examples import Example, alike, checked, source_line
 from memograft.reference.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
-from memograft.reference.index import KeyIndex, check_kind, load, train
+from memograft.reference.index import KeyIndex, Neighbours, check_kind, load, train
 from memograft.reference.keys import check_place, learn
 from memograft.request import Source
 from memograft.store.checks import check_count
 from memograft.store.locks import ReadWriteLock, WriterLock
 from memograft.store.open import claim_folder
 
-__all__ = ["Datastore", "Neighbours"]
+__all__ = ["Datastore"]
 
 _COMMIT = 1.0  # seconds of work that a crash may cost
 _UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
-
-
-class Neighbours(NamedTuple):
-    """The K nearest entries of G hidden states, per head.
-
-    Attributes:
-        distances: (G, H, K) squared L2 distances between slices, float64; infinite where there is no entry.
-        closest: (G,) squared L2 distance between whole states of the nearest; see `reference/index.py`.
-        values: (G, H, K) tokens that followed.
-        sources: (G, H, K) numbers of sources, for `Datastore.source`.
-        positions: (G, H, K) places in the sources' answers.
-    """
-
-    distances: NDArray[np.float64]
-    closest: NDArray[np.float64]
-    values: NDArray[np.int32]
-    sources: NDArray[np.int32]
-    positions: NDArray[np.int32]
-
-    @classmethod
-    def none(cls, queries: int, heads: int) -> Neighbours:
-        """What an empty datastore finds."""
-        nothing = np.zeros((queries, heads, 0), np.int32)
-        return cls(nothing.astype(np.float64), np.full(queries, np.inf), nothing, nothing, nothing)
 
 
 class Datastore:
@@ -220,9 +195,10 @@ class Datastore:
                     if time.monotonic() - last >= _COMMIT:
                         self._commit()
                         last = time.monotonic()
-        except (SettingsError, PromptTooLongError):
+        except Exception as error:
             self._files.forget()  # of the batch that holds the culprit
-            self._commit()
+            if not isinstance(error, StoreError):  # which could not be written
+                self._commit()
             raise
         self._commit()
         self._finish(progress)
@@ -283,11 +259,14 @@ class Datastore:
         return Source(about["id"], about["text"], about["prompt"], about["metadata"])
 
     def check(self, fingerprint: str) -> None:
-        """Refuse another model.
+        """Refuse another model, and what is gone.
 
         Raises:
             ModelMismatchError: its keys are hidden states of another model.
+            StoreError: it was temporary, and was closed.
         """
+        if self._temporary is not None and not self._temporary.alive:
+            raise StoreError("the datastore was temporary and is closed; close it later, or build it with a `path`")
         if self.header.fingerprint != fingerprint:
             raise ModelMismatchError(
                 f"the datastore {self._folder} was built with another model (fingerprint {self.header.fingerprint}, "
@@ -296,8 +275,9 @@ class Datastore:
 
     def prepare(self, heads: int = 1, *, progress: bool = False) -> None:
         """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
-        with self._lock.writing():
-            self._index(heads, progress)
+        if heads not in self._indexes:
+            with self._lock.writing():
+                self._index(heads, progress)
 
     def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
         """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.

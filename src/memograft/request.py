@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -303,12 +303,8 @@ class Answer:
     @property
     def sources(self) -> tuple[SourceShare, ...]:
         """The `references`, summed up per source, by falling probability."""
-        moved: dict[str, float] = {}
-        entries = [entry for token in self.references for entry in token.entries]
-        for entry in entries:
-            moved[entry.source.id] = moved.get(entry.source.id, 0.0) + entry.probability
-        known = {entry.source.id: entry.source for entry in entries}
-        return tuple(SourceShare(known[id], moved[id]) for id in sorted(moved, key=lambda id: -moved[id]))
+        shares = _shares(entry for token in self.references for entry in token.entries).values()
+        return tuple(SourceShare(*share) for share in sorted(shares, key=lambda share: -share[1]))
 
     @property
     def citations(self) -> tuple[Citation, ...]:
@@ -323,7 +319,7 @@ class Answer:
             if source is None or not stretch.strip():
                 continue
             start = tokens[0].start + len(stretch) - len(stretch.lstrip())
-            given = [e.probability for token in tokens for e in token.entries if e.source == source]
+            given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]
             found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
         return tuple(found)
 
@@ -332,6 +328,14 @@ def _mainly_from(token: TokenReferences) -> Source | None:
     """The source that more than half of what moved a token came from, if that was much."""
     if token.probability < _CITED:
         return None
-    shares = [(e.source, sum(o.probability for o in token.entries if o.source == e.source)) for e in token.entries]
-    source, most = max(shares, key=lambda share: share[1])
+    source, most = max(_shares(token.entries).values(), key=lambda share: share[1])
     return source if most > token.probability / 2 else None
+
+
+def _shares(entries: Iterable[Reference]) -> dict[str, tuple[Source, float]]:
+    """Id -> source and the probability that its entries moved."""
+    shares: dict[str, tuple[Source, float]] = {}
+    for entry in entries:
+        _, moved = shares.get(entry.source.id, (entry.source, 0.0))
+        shares[entry.source.id] = entry.source, moved + entry.probability
+    return shares

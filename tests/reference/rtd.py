@@ -38,3 +38,29 @@ def mixture(r: dict[int, float], logits: NDArray, weight: float) -> NDArray:
     for token, probability in r.items():
         p[token] += weight * probability
     return p
+
+
+def calibrated(
+    keys: NDArray, values: Sequence[int], sources: Sequence[int], *, k: int, squared: bool = True
+) -> tuple[float, float]:
+    """(T, gate): every entry asks all entries of other sources for its own token."""
+    count = len(values)
+    measured = [[math.dist(a, b) ** 2 for b in keys.tolist()] for a in keys.tolist()]
+    nearest, other, asked = [], [], []
+    for i in range(count):
+        elsewhere = sorted((measured[i][j], values[j]) for j in range(count) if sources[j] != sources[i])[:k]
+        asked.append([(d if squared else math.sqrt(d), v == values[i]) for d, v in elsewhere])
+        nearest.append(elsewhere[0][0])
+        other.append(min(measured[i][j] for j in range(count) if values[j] != values[i]))
+    gate = min(float(np.median(nearest)), float(np.median(other)) / 2)
+
+    def likelihood(t: float) -> float:
+        total = 0.0
+        for i in range(count):
+            powers = [math.exp(-(d - asked[i][0][0]) / t) for d, _ in asked[i]]
+            r = sum(p for p, (_, same) in zip(powers, asked[i], strict=True) if same) / sum(powers)
+            total += math.log((r + list(values).count(values[i]) / count) / 2)
+        return total / count
+
+    scale = float(np.median([found[0][0] for found in asked]))
+    return max((scale * 2.0 ** (n / 2) for n in range(9, -17, -1)), key=likelihood), gate

@@ -60,7 +60,7 @@ def test_every_form(plain: Memograft, taught: Datastore, seen: Seen, form: Said)
     given = form(taught)
     for llm, options in ((plain.model_copy(update={"datastore": given}), {}), (plain, {"datastore": given})):
         about = llm.complete(ASKED, **options).additional_kwargs["memograft"]
-        assert about["references"]["sources"][0]["id"] == "velmora"
+        assert set(about["references"]) == {"sources", "citations"}
         (rtd,) = seen.last.processors
         assert (rtd.k, rtd.weight, rtd.datastore.path) == (32, 0.3, taught.path)
 
@@ -173,8 +173,7 @@ def test_it_is_rebuilt_from_what_it_was_serialized_to(taught: Datastore) -> None
         json.dumps(llm.to_payload())
         for again in (Memograft.from_json(llm.to_json()), pickle.loads(pickle.dumps(llm))):
             assert again.datastore == written
-            references = again.complete(ASKED).additional_kwargs["memograft"].get("references")
-            assert references is None if value is None else references["sources"]
+            assert ("references" in again.complete(ASKED).additional_kwargs["memograft"]) == (value is not None)
 
 
 def test_copies_share_the_datastore(plain: Memograft, taught: Datastore) -> None:
@@ -204,7 +203,7 @@ async def test_no_endpoint_blocks_the_loop(plain: Memograft, taught: Datastore) 
 
 
 async def test_calls_with_and_without_share_batches(plain: Memograft, taught: Datastore, seen: Seen) -> None:
-    rtd, fast = Rtd(taught, weight=0.9), FastMem()
+    rtd, fast = Rtd(taught, weight=0.9, gate=None), FastMem()  # with a page the prompt is not the one it learned
     kinds: list[tuple[str, dict[str, Any]]] = [
         (TAUGHT, {"datastore": rtd}),
         (UNTAUGHT, {}),

@@ -10,7 +10,9 @@ about 1/H of a squared distance, that is multiplied by H, as in the authors' rel
 
 `distance="squared"` takes the squared L2 distance, as the release does, "plain" its root, as the paper does. The text
 of the paper leaves open which side its lambda weighs; step 4 is our reading. Ours are also the calibrated T and the
-gate: constant interpolation is known to harm answers that the datastore is not about (arXiv 2305.14625, 2408.11815).
+gate: constant interpolation is known to harm answers that the datastore is not about (arXiv 2305.14625, 2408.11815). It
+leaves a token alone whose nearest entry is too far (`reference/calibrate.py`), or hardly nearer than one among the K
+that says something else: there the datastore cannot tell what the state leaves open.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from memograft.processors.batch import BatchProcessor, Moved, nothing
 from memograft.request import Source
 from memograft.shared import shared_datastore
 
-__all__ = ["Rtd", "as_rtd", "merged", "neighbour_weights"]
+__all__ = ["Rtd", "agreed", "as_rtd", "merged", "neighbour_weights"]
 
 _LEAST = 1e-30  # of p_LM that is left at weight 1, so that constraints always have something to choose from
 _MOVED = 1e-6  # probability below which an entry is not reported
+_CLEAR = 0.6  # of the squared distance to the nearest entry that says something else, see `agreed`
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Rtd(BatchProcessor):
             it overrides a model that is sure.
         heads: H, which must divide D.
         gate: "auto" leaves alone every token whose nearest entry is farther than the datastore's own entries typically
-            are from each other; None lets every token be moved.
+            are from each other, or on which near entries disagree; None lets every token be moved.
         distance: "squared" or "plain" L2.
 
     Raises:
@@ -104,7 +107,7 @@ class Rtd(BatchProcessor):
             return logits, nothing
         calibration = self.datastore.header.calibration
         if self.gate == "auto":
-            near &= found.closest <= calibration["gate"]
+            near &= (found.closest <= calibration["gate"]) & agreed(found.distances, found.values)
         t = calibration["temperature"][self.distance] if self.temperature == "auto" else self.temperature
         w = neighbour_weights(found.distances, float(t), self.distance)
         w[~near] = 0
@@ -133,6 +136,15 @@ def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
     raise SettingsError(
         f"a datastore must be a Datastore, Rtd(datastore, ...), its folder, or None, got {type(value).__name__}"
     )
+
+
+def agreed(distances: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Squared distances and tokens (G, H, K) -> (G,): in half of the heads or more, what is nearest is so clearly.
+
+    That is: at most `_CLEAR` of the squared distance to the nearest of the K that says something else.
+    """
+    otherwise = np.where(values != values[..., :1], distances, np.inf).min(-1)
+    return np.asarray((distances[..., 0] <= _CLEAR * otherwise).mean(1) >= 0.5)
 
 
 def neighbour_weights(distances: NDArray[Any], t: float, distance: str) -> NDArray[np.float64]:

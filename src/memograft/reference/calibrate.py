@@ -4,8 +4,10 @@
     w = softmax(-d / T)
     T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: how frequent a token is in the datastore
 
-Leaving the whole source out is what a new question meets. The gate is the median distance to the nearest entry of
-another source. Ours: the paper copies a constant, which fits the scale of one model's states only.
+Leaving the whole source out is what a new question meets. The gate is the median squared distance to the nearest entry
+of another source, but at most half of that to the nearest entry with another next token: the sources of a small
+datastore are far from each other, and everything would be near. Ours: the paper copies a constant, which fits the scale
+of one model's states only, and has no gate.
 """
 
 from __future__ import annotations
@@ -29,20 +31,22 @@ _GRID = 2.0 ** np.arange(-8, 5, 0.5)  # times the median distance to the nearest
 def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any]:
     """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": entries looked at}.
 
-    Empty where there are no entries. A datastore of one source leaves out single entries instead. States that come out
-    of a batch of another size differ by rounding, so no gate is narrower than that.
+    Empty where there are no entries. States that come out of a batch of another size differ by rounding, so no gate is
+    narrower than that. Where no source predicts another's tokens (as with one source), T is a quarter of the gate.
     """
     alive = np.flatnonzero(~dead) if dead is not None else np.arange(len(entries.values))
     if not len(alive):
         return {}
     rounding = _ROUNDING * float((entries.keys[alive[:_SAMPLE]].astype(np.float64) ** 2).sum(-1).mean())
-    if len(alive) == 1:
-        return {"temperature": {"squared": 1.0, "plain": 1.0}, "gate": rounding, "sample": 0}
     picked = alive[np.linspace(0, len(alive) - 1, min(_SAMPLE, len(alive))).astype(np.int64)]
-    distances, ids = _others(entries, picked, dead, by_source=len(np.unique(entries.sources[alive])) > 1)
+    distances, ids, otherwise = _others(entries, picked, dead)
+    limits = [float(np.median(d)) for d in (distances[:, 0], otherwise / 2) if np.isfinite(d).all()]
+    gate = max(min(limits, default=0.0), rounding)
     known = np.isfinite(distances[:, 0])
     distances, ids, picked = distances[known], ids[known], picked[known]
     same = entries.values[ids] == entries.values[picked][:, None]
+    if not same.any():
+        return {"temperature": {"squared": gate / 4, "plain": gate**0.5 / 4}, "gate": gate, "sample": 0}
     tokens, counts = np.unique(entries.values[alive], return_counts=True)
     frequency = counts[np.searchsorted(tokens, entries.values[picked])] / len(alive)
     return {
@@ -50,7 +54,7 @@ def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any
             "squared": _temperature(distances, same, frequency),
             "plain": _temperature(np.sqrt(distances), same, frequency),
         },
-        "gate": max(float(np.median(distances[:, 0])), rounding),
+        "gate": gate,
         "sample": len(picked),
     }
 
@@ -68,24 +72,27 @@ def _temperature(distances: NDArray[Any], same: NDArray[np.bool_], frequency: ND
 
 
 def _others(
-    entries: Entries, picked: NDArray[np.int64], dead: NDArray[np.bool_] | None, *, by_source: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Squared distances and numbers (S, K) of the entries nearest to those picked, without their own source."""
+    entries: Entries, picked: NDArray[np.int64], dead: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """Squared distances and numbers (S, K) of the entries of other sources nearest to those picked, and the squared
+    distances (S,) to the nearest of all that have another next token; infinite where there is none.
+    """
     queries, center = entries.keys[picked].astype(np.float64), entries.keys[picked].mean(0, dtype=np.float64)
     own = queries - center  # centred, the product below cancels less
-    best = np.full((len(picked), 0), np.inf)
+    best, otherwise = np.full((len(picked), 0), np.inf), np.full(len(picked), np.inf)
     ids = np.zeros((len(picked), 0), np.int64)
     for start in range(0, len(entries.values), _ROWS):
         rows = slice(start, start + _ROWS)
         keys = (entries.keys[rows] - center).astype(np.float32)
         product = own.astype(np.float32) @ keys.T
-        distances = (own**2).sum(1)[:, None] + (keys**2).sum(1)[None] - 2.0 * product
-        numbers = np.arange(start, start + len(keys))
-        left = entries.sources[rows][None] == entries.sources[picked][:, None] if by_source else False
-        out = left | (numbers[None] == picked[:, None]) | (dead[rows][None] if dead is not None else False)
-        best = np.concatenate([best, np.where(out, np.inf, distances.clip(0))], 1)
-        ids = np.concatenate([ids, np.broadcast_to(numbers, distances.shape)], 1)
+        distances = ((own**2).sum(1)[:, None] + (keys**2).sum(1)[None] - 2.0 * product).clip(0)
+        gone = dead[rows] if dead is not None else False
+        alike = entries.values[rows][None] == entries.values[picked][:, None]
+        otherwise = np.minimum(otherwise, np.where(alike | gone, np.inf, distances).min(1))
+        left = entries.sources[rows][None] == entries.sources[picked][:, None]
+        best = np.concatenate([best, np.where(left | gone, np.inf, distances)], 1)
+        ids = np.concatenate([ids, np.broadcast_to(np.arange(start, start + len(keys)), distances.shape)], 1)
         order = np.argsort(best, 1, kind="stable")[:, :_NEIGHBOURS]
         best, ids = np.take_along_axis(best, order, 1), np.take_along_axis(ids, order, 1)
     exact = ((entries.keys[ids].astype(np.float64) - queries[:, None]) ** 2).sum(-1)
-    return np.where(np.isinf(best), np.inf, exact), ids
+    return np.where(np.isinf(best), np.inf, exact), ids, otherwise

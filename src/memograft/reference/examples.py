@@ -20,6 +20,7 @@ from memograft.request import Source
 
 __all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line", "turns"]
 
+_SHOWN = 60  # characters of a prompt in an error
 _AHEAD = 8  # batches that are sorted by length together, so that little is padded
 
 
@@ -134,7 +135,8 @@ def encode(
         ids = (*prompt.ids, *answer, *ends[:1])
         if len(ids) > window:
             raise PromptTooLongError(
-                f"the example {example.source.id!r} has {len(ids)} tokens with its answer, and {window} fit; cut it",
+                f"the example {example.source.id!r} ({_shown(example.source.prompt)}) has {len(ids)} tokens with its "
+                f"answer, and {window} fit; cut it",
                 tokens=len(ids),
                 limit=window,
             )
@@ -160,6 +162,24 @@ def checked(examples: Iterable[object]) -> Iterable[Example]:
 
 
 def alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
-    """Batches of examples of like length: some batches ahead are sorted together."""
-    while ahead := sorted(islice(examples, _AHEAD * batch_size), key=lambda example: example.size):
+    """Batches of examples of like length: some batches ahead are sorted together.
+
+    What `examples` raises comes once all before it have been handed out.
+    """
+    stopped: Exception | None = None
+    while stopped is None:
+        ahead: list[Example] = []
+        try:
+            ahead.extend(islice(examples, _AHEAD * batch_size))  # keeps what came before an error
+        except Exception as error:
+            stopped = error
+        if not ahead:
+            break
+        ahead.sort(key=lambda example: example.size)
         yield from (ahead[start : start + batch_size] for start in range(0, len(ahead), batch_size))
+    if stopped is not None:
+        raise stopped
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

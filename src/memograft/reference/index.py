@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from memograft.errors import SettingsError, StoreCorruptError
 from memograft.reference.files import IndexKind
 
-__all__ = ["KeyIndex", "Nearest", "check_kind", "load", "train"]
+__all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "train"]
 
 FloatArray = NDArray[np.float32]
 
@@ -45,6 +45,30 @@ class Nearest(NamedTuple):
     ids: NDArray[np.int64]
     distances: NDArray[np.float64]
     closest: NDArray[np.float64]
+
+
+class Neighbours(NamedTuple):
+    """The K nearest entries of G hidden states, per head.
+
+    Attributes:
+        distances: (G, H, K) squared L2 distances between slices, float64; infinite where there is no entry.
+        closest: (G,) squared L2 distance between whole states of the nearest; see `Nearest`.
+        values: (G, H, K) tokens that followed.
+        sources: (G, H, K) numbers of sources, for `Datastore.source`.
+        positions: (G, H, K) places in the sources' answers.
+    """
+
+    distances: NDArray[np.float64]
+    closest: NDArray[np.float64]
+    values: NDArray[np.int32]
+    sources: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+    @classmethod
+    def none(cls, queries: int, heads: int) -> Neighbours:
+        """What an empty datastore finds."""
+        nothing = np.zeros((queries, heads, 0), np.int32)
+        return cls(nothing.astype(np.float64), np.full(queries, np.inf), nothing, nothing, nothing)
 
 
 def check_kind(kind: object) -> None:
