@@ -5,7 +5,8 @@
 
 One process, one model of random weights for all: one caller (some questions after another), many callers in threads,
 and LangChain's `.batch()`. Every contestant answers the same questions plainly with the same number of new tokens, and
-every repetition runs all in turn, every other one backwards; the ratios are medians. Prints a table and, last, one JSON line.
+every repetition runs all in turn, every other one backwards; the ratios are medians. Prints a table and, last, one JSON
+line.
 """
 
 from __future__ import annotations
