@@ -5,14 +5,16 @@
 
 The model has Qwen2.5-0.5B's shape (D = 896) and random weights, in float32. Every repetition decodes plainly and with
 each datastore in turn; the ratios are medians of the ratios within a repetition. What counts is the time from the end
-of the prefill to the finished answer, references included. `Rtd(store, weight=0.3, gate=None)`, so that every token is
+of the prefill to the answer's tokens and references. `Rtd(store, weight=0.3, gate=None)`, so that every token is
 searched for and moved; entries' tokens differ, and so do the states that are searched for. One row, and a batch of 8.
 
 Keys are neither white noise, which no index can search and no model produces, nor a million prefills. 4,096 of them
 are states of this model at the input of the last FFN, over 32 texts of 128 tokens (of 2,000 different ones, the n-th
 with odds 1/n). Each further entry takes two of these states, a and b, at random, lies u of the way from a to b, u
-uniform in 0 to 0.5, and gets Gaussian noise of a tenth of each dimension's standard deviation; its token is a's. Recall
-is against "flat", for 100 states of another such text.
+uniform in 0 to 0.5, and gets Gaussian noise of a tenth of each dimension's standard deviation; its token is a's.
+
+Recall is against "flat": for 100 states of another such text, which in a random model are far from all that the
+datastore holds (two thirds of the squared distance between any two of its entries), and for 100 states made like its entries.
 
 Datastores stay in --folder and are used again if they are of this model and size. The kinds of one size share their
 arrays (hard links), so the keys lie in the page cache once, as they do where one datastore is in use. Builds and first
@@ -23,6 +25,7 @@ system takes back when it needs the room. Linux only. Prints tables and, last, o
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -32,8 +35,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,23 +48,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from memograft import Datastore, Engine, Request, Rtd, Sampling
+from memograft import Datastore, Engine, Rtd, Sampling
+from memograft._details import references
+from memograft.decode import Row, decode
 from memograft.evaluation.provenance import provenance
+from memograft.prefill import prefill
 from memograft.reference.examples import Learned
 from memograft.reference.files import SOURCES, Entries, Files, Header, IndexKind, read_header
+from memograft.reference.index import Neighbours
 from memograft.reference.keys import hidden_states
 from memograft.request import Source
 
 SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
 SIZES, KINDS, ROWS = (10_000, 100_000, 1_000_000), get_args(IndexKind), (1, 8)
 TEXTS, TEXT_TOKENS, DIFFERENT, FIRST_TOKEN = 32, 128, 2_000, 300
-QUESTIONS, K, WEIGHT, TARGET = 100, 32, 0.3, 1.10
+QUESTIONS, SINGLE, K, WEIGHT, TARGET = 100, 20, 32, 0.3, 1.10
 TOWARDS, NOISE = 0.5, 0.1
 AT_ONCE, PER_SOURCE = 10_000, 1_000
 ABOUT = "about.json"
-PROMPT_WORDS = "The harbour master of Torstad wrote in his book that the river rises in spring, and that".split()
+PROMPT_TOKENS, PLAIN = 64, "plain"
 
-Runner = Callable[[], float]
+Runner = Callable[[], tuple[float, float]]  # seconds per token, by the clock and of CPU
 
 
 def build(new_tokens: int) -> Engine:
@@ -86,19 +94,19 @@ def states(engine: Engine, file: Path) -> None:
     odds = 1 / np.arange(1, DIFFERENT + 1)
     texts = FIRST_TOKEN + rng.choice(DIFFERENT, (TEXTS + 1, TEXT_TOKENS + 1), p=odds / odds.sum())
     found = []
-    for start in tqdm(range(0, len(texts), 8), desc="states"):
-        batch = [Learned(tuple(map(int, ids)), 1) for ids in texts[start : start + 8]]
-        found.append(engine._with_model(lambda backbone, _, these=batch: hidden_states(backbone, these, "ffn_input")))
+    batches = [texts[start : start + 8] for start in range(0, len(texts), 8)]
+    learned = [[Learned(tuple(map(int, ids)), 1) for ids in batch] for batch in batches]
+    found = [hidden_states(engine._backbone, batch, "ffn_input") for batch in tqdm(learned, desc="states")]
     keys, count = np.concatenate(found), TEXTS * TEXT_TOKENS
     tokens = texts[:TEXTS, 1:].ravel().astype(np.int32)
     np.savez(file, keys=keys[:count], tokens=tokens, questions=keys[count : count + QUESTIONS])
 
 
-def entries(keys: NDArray[np.float32], tokens: NDArray[np.int32], size: int) -> Iterator[Entries]:
+def entries(keys: NDArray[np.float32], tokens: NDArray[np.int32], size: int, seed: int = 1) -> Iterator[Entries]:
     """The first `size` entries, in parts; see the top of the file."""
     deviation = NOISE * keys.std(0)
     for part, start in enumerate(range(0, size, AT_ONCE)):
-        rng, numbers = np.random.default_rng([1, part]), np.arange(start, min(start + AT_ONCE, size))
+        rng, numbers = np.random.default_rng([seed, part]), np.arange(start, min(start + AT_ONCE, size))
         a, b = rng.integers(0, len(keys), (2, AT_ONCE))
         u = rng.uniform(0, TOWARDS, (AT_ONCE, 1)).astype(np.float32)
         made = keys[a] + u * (keys[b] - keys[a]) + deviation * rng.standard_normal((AT_ONCE, keys.shape[1]), np.float32)
@@ -210,75 +218,91 @@ def datastores(args: argparse.Namespace, fingerprint: str) -> dict[tuple[int, st
     return about
 
 
-def searched(stores: dict[str, Datastore], questions: NDArray[np.float32], heads: int) -> dict[str, dict[str, float]]:
+def searched(
+    stores: dict[str, Datastore], questions: dict[str, NDArray[np.float32]], heads: int
+) -> dict[str, dict[str, float]]:
     """Recall of the K nearest against "flat", and how long one search takes, for one state and for eight."""
-    results: dict[str, dict[str, float]] = {}
-    exact: list[set[tuple[int, int, int]]] = []
-    for kind, store in stores.items():
-        found, milliseconds = [], {}
-        for rows in ROWS[::-1]:
-            times = []
-            for start in range(0, len(questions) - rows + 1, rows):
-                began = time.perf_counter()
-                near = store.nearest(questions[start : start + rows], K, heads)
-                times.append((time.perf_counter() - began) * 1e3)
-                if rows == 1:
-                    places = zip(near.sources[0].ravel(), near.positions[0].ravel(), strict=True)
-                    found.append({(n // K, *map(int, entry)) for n, entry in enumerate(places)})
-            milliseconds[f"search_ms_{rows}"] = round(statistics.median(times), 2)
-        exact = exact or found  # flat comes first
-        shares = [len(f & e) / len(e) for f, e in zip(found, exact, strict=True)]
-        results[kind] = {"recall": round(statistics.mean(shares), 4), **milliseconds}
+    results: dict[str, dict[str, float]] = {kind: {} for kind in stores}
+    for name, states in questions.items():
+        exact: list[set[tuple[int, int, int]]] = []
+        for kind, store in stores.items():  # flat comes first
+            for rows, count in ((1, SINGLE), (ROWS[-1], len(states))):
+                times, found = [], []
+                for start in range(0, count, rows):
+                    batch = states[start : start + rows]
+                    began = time.perf_counter()
+                    near = store.nearest(batch, K, heads)
+                    times.append((time.perf_counter() - began) * 1e3)
+                    found += [entries_of(near, row) for row in range(len(batch))]
+                results[kind][f"{name}_search_ms_{rows}"] = round(statistics.median(times), 2)
+            exact = exact or found
+            shares = [len(f & e) / len(e) for f, e in zip(found, exact, strict=True)]
+            results[kind][f"{name}_recall"] = round(statistics.mean(shares), 4)
     return results
 
 
-def decoders(engine: Engine, stores: dict[str, Datastore], rows: int, new_tokens: int, heads: int) -> dict[str, Runner]:
-    """What decodes a batch plainly, and with each datastore; each returns seconds per token."""
-    rng = random.Random(rows)
-    questions = [" ".join(rng.choices(PROMPT_WORDS, k=60)) for _ in range(rows)]
+def entries_of(near: Neighbours, row: int) -> set[tuple[int, int, int]]:
+    """Head, source and position of what was found for a row."""
+    return {
+        (head, int(source), int(position))
+        for head, pairs in enumerate(zip(near.sources[row], near.positions[row], strict=True))
+        for source, position in zip(*pairs, strict=True)
+    }
 
-    def decode(processors: list[Rtd]) -> float:
-        sampling = Sampling(max_new_tokens=new_tokens)
-        requests = [Request(question, processors=processors, sampling=sampling) for question in questions]
-        began = time.perf_counter()
-        answers = engine.answer_batch(requests)
-        seconds = time.perf_counter() - began - answers[0].timings.prefill
-        assert all(len(answer.token_ids) == new_tokens for answer in answers)
-        assert all(token.entries for answer in answers for token in answer.references) or not processors
-        return seconds / new_tokens
+
+def decoders(
+    engine: Engine, stores: dict[str, Datastore], rows: int, new_tokens: int, heads: int
+) -> Mapping[str, Runner]:
+    """What decodes a batch plainly, and with each datastore; both times do not hold the prefill."""
+    backbone, prompts, rng = engine._backbone, engine._prompts, random.Random(rows)
+    ids = [[rng.randrange(FIRST_TOKEN, FIRST_TOKEN + DIFFERENT) for _ in range(PROMPT_TOKENS)] for _ in range(rows)]
+    filled = prefill(backbone, ids, 0)
+
+    def decoded(rtd: Rtd | None) -> tuple[float, float]:
+        batch = [Row(Sampling(), new_tokens, batch=rtd) for _ in range(rows)]
+        start = replace(filled, kv_cache=copy.deepcopy(filled.kv_cache))
+        began, worked = time.perf_counter(), time.process_time()
+        decode(backbone, start, batch, prompts.tokenizer)
+        moved = [references(row, prompts.pieces, prompts.decode, prompts.decode(row.tokens)) for row in batch]
+        took, work = time.perf_counter() - began, time.process_time() - worked
+        assert all(len(row.tokens) == new_tokens for row in batch)
+        assert rtd is None or all(len(tokens) == new_tokens for tokens in moved)
+        return took / new_tokens, work / new_tokens
 
     steered = {kind: Rtd(store, k=K, weight=WEIGHT, gate=None, heads=heads) for kind, store in stores.items()}
-    return {"plain": lambda: decode([])} | {k: lambda rtd=rtd: decode([rtd]) for k, rtd in steered.items()}  # type: ignore[misc]
+    return {PLAIN: partial(decoded, None)} | {kind: partial(decoded, rtd) for kind, rtd in steered.items()}
 
 
-def measured(runners: dict[str, Runner], repeat: int, title: str) -> dict[str, dict[str, Any]]:
-    """Median seconds per token, and the ratio to plain decoding of the same repetition: median, least and most."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
+def measured(runners: Mapping[str, Runner], repeat: int, title: str) -> dict[str, dict[str, Any]]:
+    """Median time per token, and its ratio to plain decoding in the same repetition: median, least and most."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     for turn in tqdm(range(repeat + 1), desc=title):
         for name in random.sample(list(runners), len(runners)):
             took = runners[name]()
             if turn:  # the first warms up
-                seconds[name].append(took)
+                times[name].append(took)
     results = {}
-    for name, times in seconds.items():
-        ratios = [t / b for t, b in zip(times, seconds["plain"], strict=True)]
+    for name, own in times.items():
+        clock, cpu = ([mine[n] / base[n] for mine, base in zip(own, times[PLAIN], strict=True)] for n in (0, 1))
         results[name] = {
-            "ratio": round(statistics.median(ratios), 3),
-            "range": [round(min(ratios), 3), round(max(ratios), 3)],
-            "milliseconds": round(statistics.median(times) * 1e3, 1),
+            "ratio": round(statistics.median(clock), 3),
+            "range": [round(min(clock), 3), round(max(clock), 3)],
+            "cpu_ratio": round(statistics.median(cpu), 3),
+            "milliseconds": round(statistics.median(took for took, _ in own) * 1e3, 1),
         }
     return results
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    print("| entries | index | heads | 1 row | 8 rows | recall@32 | build s | index MiB | open s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    names = ["entries", "index", "heads", "1 row", "8 rows", "recall, other text", "recall, like its own"]
+    print("| " + " | ".join([*names, "build s", "index MiB", "open s"]) + " |")
+    print("|---" * (len(names) + 3) + "|")
     for row in results:
-        ratios = " | ".join(f"{row[f'rows_{rows}']['ratio']:.2f}" for rows in ROWS)
-        print(
-            f"| {row['entries']:,} | {row['index']} | {row['heads']} | {ratios} | {row['recall']:.3f} | "
-            f"{row['build_seconds']:.0f} | {row['index_mib']:,} | {row['open_seconds']:.2f} |"
-        )
+        cells = [f"{row['entries']:,}", row["index"], str(row["heads"])]
+        cells += [f"{row[f'rows_{rows}']['ratio']:.2f}" for rows in ROWS]
+        cells += [f"{row[f'{states}_recall']:.2f}" for states in ("other_text", "like_its_own")]
+        cells += [f"{row['build_seconds']:.0f}", f"{row['index_mib']:,}", f"{row['open_seconds']:.2f}"]
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -312,7 +336,9 @@ def main() -> None:
     if args.build_only:
         return
     faiss.omp_set_num_threads(args.threads)
-    questions, results, plain = np.load(file)["questions"], [], {}
+    known, results, plain = np.load(file), [], {}
+    like = next(entries(known["keys"], known["tokens"], AT_ONCE, seed=2)).keys[-QUESTIONS:]
+    questions = {"other_text": known["questions"], "like_its_own": like}
     for size in sorted(args.sizes):
         kinds = sorted({*args.kinds, "flat"}, key=KINDS.index)
         opened = {kind: json.loads(apart(args, "open", kind, size, engine.fingerprint, args.threads)) for kind in kinds}
@@ -323,7 +349,7 @@ def main() -> None:
             for rows in ROWS:
                 runners = decoders(engine, stores, rows, args.new_tokens, heads)
                 batches[rows] = measured(runners, args.repeat, f"{size:,} entries, {heads} heads, {rows} rows")
-                plain[f"{size} entries, {heads} heads, {rows} rows"] = batches[rows]["plain"]["milliseconds"]
+                plain[f"{size} entries, {heads} heads, {rows} rows"] = batches[rows][PLAIN]["milliseconds"]
             for kind in stores:
                 row = {"entries": size, "index": kind, "heads": heads}
                 row |= {f"rows_{rows}": batch[kind] for rows, batch in batches.items()}
@@ -340,6 +366,7 @@ def main() -> None:
         "k": K,
         "weight": WEIGHT,
         "gate": None,
+        "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": args.new_tokens,
         "repetitions": args.repeat,
         "target": TARGET,
