@@ -43,6 +43,16 @@ def test_dead_entries_are_not_looked_at() -> None:
     assert calibrate(both, None)["gate"] != pytest.approx(expected["gate"])
 
 
+def test_what_was_learned_twice_counts_once() -> None:
+    some = entries(8, 6)
+    order = np.random.default_rng(1).permutation(2 * len(some.values))
+    twice = Entries(*(np.concatenate([array, array])[order] for array in some._replace(sources=some.sources)))
+    twice = twice._replace(sources=(np.repeat([0, 8], len(some.values)) + np.tile(some.sources, 2))[order])
+    found, expected = calibrate(twice, None), calibrate(some, None)
+    assert found["gate"] == pytest.approx(expected["gate"])
+    assert found["gate"] > 1
+
+
 def test_one_source_has_a_gate_narrower_than_its_own_distances() -> None:
     some = entries(1, 10)
     found = calibrate(some, None)

@@ -35,18 +35,35 @@ def said(*tokens: tuple[str, dict[str, float]], text: str | None = None) -> Answ
     return Answer(whole, (1,) * len(tokens), "stop", references=tuple(references), **facts)
 
 
+def cited(answer: Answer) -> list[tuple[str, str]]:
+    return [(answer.text[c.start : c.end], c.source.id) for c in answer.citations]
+
+
 def test_neighbours_of_one_source_are_one_citation() -> None:
-    answer = said(("It", {}), (" is", {"here": 0.2}), (" Tor", {"here": 0.4}), ("stad", {"there": 0.7}), (".", {}))
-    assert [(answer.text[c.start : c.end], c.source.id) for c in answer.citations] == [
-        ("is Tor", "here"),
-        ("stad", "there"),
-    ]
+    answer = said(("It", {}), (" is", {"here": 0.2}), (" Tor", {"here": 0.4}), (" stad", {"there": 0.7}), (".", {}))
+    assert cited(answer) == [("is Tor", "here"), ("stad", "there")]
     assert [c.probability for c in answer.citations] == pytest.approx([0.3, 0.7])
 
 
+def test_a_citation_goes_over_few_tokens_that_are_nobodys() -> None:
+    alike = {"here": 0.3, "there": 0.3}
+    answer = said(("Nor", {"here": 0.9}), ("wick", alike), (" is", {}), (" old.", {"here": 0.3}))
+    assert cited(answer) == [("Norwick is old.", "here")]
+    assert answer.citations[0].probability == pytest.approx((0.9 + 0.3 + 0.3) / 4)
+    far = said(("A", {"here": 0.9}), (" b", {}), (" c", {}), (" d", {}), (" e", {"here": 0.9}))
+    assert cited(far) == [("A", "here"), ("e", "here")]
+    other = said(("A", {"here": 0.9}), (" b", {"there": 0.9}), (" c", {"here": 0.9}))
+    assert cited(other) == [("A", "here"), ("b", "there"), ("c", "here")]
+
+
+def test_what_covers_no_word_is_not_cited() -> None:
+    assert not cited(said(("Bel", {"here": 0.9}), ("gium", {}), (".", {"there": 0.9})))
+    assert cited(said(("東", {"here": 0.9}), ("京", {}), ("。", {"there": 0.9}))) == [("東", "here")]
+
+
 def test_what_several_sources_say_alike_is_nobodys() -> None:
-    answer = said(("The", {"here": 0.3, "there": 0.3}), (" end", {"here": 0.05}), ("!", {"here": 0.4, "there": 0.1}))
-    assert [(c.start, c.end, c.source.id) for c in answer.citations] == [(7, 8, "here")]
+    answer = said(("The", {"here": 0.3, "there": 0.3}), (" end", {"here": 0.05}), (" is", {"here": 0.4, "there": 0.1}))
+    assert [(c.start, c.end, c.source.id) for c in answer.citations] == [(8, 10, "here")]
     assert answer.citations[0].probability == pytest.approx(0.4)
 
 

@@ -83,7 +83,7 @@ def test_shades_shares_and_numbers() -> None:
         ("It", []),
         (" is", [(HERE, 0.25)]),
         (" Tor", [(HERE, 0.45), (THERE, 0.05)]),
-        ("stad", [(THERE, 0.7)]),
+        (" stad", [(THERE, 0.7)]),
         (".", []),
     )
     shown = page.references_of(answer)

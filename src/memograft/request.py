@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from memograft.documents import Document, as_documents
@@ -32,6 +32,8 @@ __all__ = [
 
 _MOST_LOGPROBS = 20
 _CITED = 0.1  # probability of a token that must have come from the datastore for a source to be cited
+_BETWEEN = 2  # tokens that are nobody's within one citation
+_WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
 
 
 @dataclass(frozen=True)
@@ -310,17 +312,23 @@ class Answer:
     def citations(self) -> tuple[Citation, ...]:
         """The stretches of `text` that go back to one source each, in order.
 
-        Tokens that several sources moved alike (the words all examples share) are nobody's.
+        Tokens that several sources moved alike (the words all examples share) are nobody's, and belong to a stretch
+        only where few of them stand within it. What covers no whole word is not cited.
         """
+        runs: list[tuple[Source, int, int]] = []
+        for n, source in enumerate(map(_mainly_from, self.references)):
+            if source is not None:
+                goes_on = runs and runs[-1][0].id == source.id and n - runs[-1][2] <= _BETWEEN + 1
+                runs.append((source, runs.pop()[1] if goes_on else n, n))
         found = []
-        for source, run in groupby(self.references, key=_mainly_from):
-            tokens = list(run)
-            stretch = self.text[tokens[0].start : tokens[-1].end]
-            if source is None or not stretch.strip():
-                continue
-            start = tokens[0].start + len(stretch) - len(stretch.lstrip())
-            given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]
-            found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
+        for source, first, last in runs:
+            tokens = self.references[first : last + 1]
+            start, end = tokens[0].start, tokens[-1].end
+            if any(start <= word.start() and word.end() <= end for word in _WORD.finditer(self.text)):
+                stretch = self.text[start:end]
+                start += len(stretch) - len(stretch.lstrip())
+                given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]
+                found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
         return tuple(found)
 
 

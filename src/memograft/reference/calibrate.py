@@ -4,10 +4,10 @@
     w = softmax(-d / T)
     T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: how frequent a token is in the datastore
 
-Leaving the whole source out is what a new question meets. The gate is the median squared distance to the nearest entry
-of another source, but at most half of that to the nearest entry with another next token: the sources of a small
-datastore are far from each other, and everything would be near. Ours: the paper copies a constant, which fits the scale
-of one model's states only, and has no gate.
+Leaving the whole source out, and all that answer alike, is what a new question meets. The gate is the median squared
+distance to the nearest entry of another source, but at most half of that to the nearest entry with another next token:
+the sources of a small datastore are far from each other, and everything would be near. Ours: the paper copies a
+constant, which fits the scale of one model's states only, and has no gate.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any
     alive = np.flatnonzero(~dead) if dead is not None else np.arange(len(entries.values))
     if not len(alive):
         return {}
+    entries = entries._replace(sources=_answers(entries))
     rounding = _ROUNDING * float((entries.keys[alive[:_SAMPLE]].astype(np.float64) ** 2).sum(-1).mean())
     picked = alive[np.linspace(0, len(alive) - 1, min(_SAMPLE, len(alive))).astype(np.int64)]
     distances, ids, otherwise = _others(entries, picked, dead)
@@ -57,6 +58,17 @@ def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any
         "gate": gate,
         "sample": len(picked),
     }
+
+
+def _answers(entries: Entries) -> NDArray[np.int32]:
+    """(N,) one number for all sources that hold the same tokens: facts that were learned twice, or in several words."""
+    order = np.lexsort((entries.positions, entries.sources))
+    _, starts = np.unique(entries.sources[order], return_index=True)
+    seen: dict[bytes, int] = {}
+    numbers = [seen.setdefault(v.tobytes(), len(seen)) for v in np.split(entries.values[order], starts[1:])]
+    found = np.empty(len(order), np.int32)
+    found[order] = np.repeat(numbers, np.diff([*starts, len(order)]))
+    return found
 
 
 def _temperature(distances: NDArray[Any], same: NDArray[np.bool_], frequency: NDArray[Any]) -> float:
