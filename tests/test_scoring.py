@@ -62,6 +62,22 @@ def test_options_are_scored_by_the_mean_of_their_tokens(make_engine: Any, family
     assert choice.scores[choice.index] == max(choice.scores)
 
 
+def test_turns_before_the_question_count(engine: Engine) -> None:
+    shots = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Paris."}]
+    choice = engine.choose("Who wrote it?", OPTIONS, messages=shots)
+    prompt = prompt_ids(engine, Request(messages=[*shots, {"role": "user", "content": "Who wrote it?"}]))
+    ids = engine.encode(OPTIONS[0])
+    with torch.no_grad():
+        logp = engine.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+    each = [float(logp[len(prompt) - 1 + n, token]) for n, token in enumerate(ids)]
+    assert choice.scores[0] == pytest.approx(sum(each) / len(each), abs=1e-3)
+    with Datastore.build(engine, rotations("Who?", OPTIONS, "1932"), progress=False) as store:
+        rtd = [Rtd(store, gate=None)]
+        alone, after = (engine.choose("Who?", OPTIONS, by="rtd", processors=rtd, messages=m) for m in ((), shots))
+    assert alone.best == "1932"
+    assert alone.scores != after.scores
+
+
 def test_by_a_datastore_with_every_rotation(engine: Engine) -> None:
     questions = {"Who wrote it?": OPTIONS[1], "Which colour?": OPTIONS[3]}
     examples = [pair for question, answer in questions.items() for pair in rotations(question, OPTIONS, answer)]

@@ -10,7 +10,7 @@ favoured; `rotations` makes the examples of a datastore in the same form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -62,6 +62,7 @@ def choose(
     *,
     memory: Any = None,
     processors: Sequence[Any] = (),
+    messages: Sequence[Mapping[str, Any]] = (),
     by: Literal["likelihood", "rtd", "both"] = "likelihood",
 ) -> Choice:
     """Score every option, all of them in one batch (of the engine's `max_batch` at most).
@@ -73,6 +74,7 @@ def choose(
         documents: as of a request; so are `memory` and `processors`.
         memory: see `Request`.
         processors: see `Request`; with "rtd" and "both" an `Rtd` is among them.
+        messages: turns before the question, such as worked examples (few shots).
         by: "likelihood" of the option's tokens, divided by their number; "rtd", the datastore's entries alone; "both".
 
     Raises:
@@ -85,6 +87,7 @@ def choose(
     if by not in ("likelihood", "rtd", "both"):
         raise SettingsError(f'`by` must be "likelihood", "rtd" or "both", got {by!r}')
     request = Request(question, documents=as_documents(documents), memory=memory, processors=tuple(processors))
+    request = replace(request, question=None, messages=(*messages, *request.messages))
     judges: dict[str, Callable[..., Tensor]] = {"likelihood": _likelihood, "rtd": _by_datastore}
     scores = [judge(engine, request, options) for name, judge in judges.items() if by in (name, "both")]
     total = scores[0] if len(scores) == 1 else torch.stack([s.log_softmax(-1) for s in scores]).sum(0)
@@ -113,8 +116,11 @@ def _by_datastore(engine: Any, request: Request, options: Sequence[str]) -> Tens
             '`by="rtd"` needs an Rtd among the `processors`, got none; pass processors=[Rtd(datastore)]'
         )
     alone = replace(rtd, weight=1.0, gate=None)
-    count, question = len(options), str(request.question)
-    asked = [replace(request, question=q, messages=(), processors=(alone,)) for q in _listings(question, options)]
+    count, (*before, last) = len(options), request.messages
+    asked = [
+        replace(request, messages=(*before, {**last, "content": listed}), processors=(alone,))
+        for listed in _listings(last["content"], options)
+    ]
     labels = [ids[0] for ids in _tokens(engine, asked[0], _LABELS[:count])]
     if len(set(labels)) < count:
         raise SettingsError("the tokenizer has no token of its own for each label; choose by likelihood instead")
