@@ -13,8 +13,8 @@ are states of this model at the input of the last FFN, over 32 texts of 128 toke
 with odds 1/n). Each further entry takes two of these states, a and b, at random, lies u of the way from a to b, u
 uniform in 0 to 0.5, and gets Gaussian noise of a tenth of each dimension's standard deviation; its token is a's.
 
-Recall is against "flat": for 100 states of another such text, which in a random model are far from all that the
-datastore holds (two thirds of the squared distance between any two of its entries), and for 100 states made like its entries.
+Recall is against "flat": for 100 states of another such text, which in a random model are far from all entries (two
+thirds of the squared distance between any two of them), and for 100 states made as the entries are.
 
 Datastores stay in --folder and are used again if they are of this model and size. The kinds of one size share their
 arrays (hard links), so the keys lie in the page cache once, as they do where one datastore is in use. Builds and first
