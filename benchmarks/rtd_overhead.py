@@ -328,7 +328,7 @@ def main() -> None:
         return
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    engine = build(args.new_tokens)
+    before, engine = os.getloadavg()[0], build(args.new_tokens)
     file = args.folder / f"states-{engine.fingerprint}.npz"
     if not file.exists():
         states(engine, file)
@@ -373,6 +373,7 @@ def main() -> None:
         "plain_milliseconds_per_token": plain,
         "results": results,
         "dtype": "float32",
+        "load_average": {"before": before, "after": os.getloadavg()[0]},  # of the last minute; about 0 before is quiet
         **provenance(torch.device("cpu")),
     }
     record["versions"] |= {"faiss": faiss.__version__, "numpy": np.__version__}
