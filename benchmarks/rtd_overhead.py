@@ -211,7 +211,8 @@ def datastores(args: argparse.Namespace, fingerprint: str) -> dict[tuple[int, st
             target, wanted = place(args.folder, kind, size), {"fingerprint": fingerprint, "entries": size}
             header = read_header(target)
             there = header is not None and {name: getattr(header, name) for name in wanted} == wanted
-            if not there or not (target / ABOUT).exists():
+            indexed = kind == "flat" or (header and {str(count) for count in args.heads} <= set(header.indexes))
+            if not there or not indexed or not (target / ABOUT).exists():
                 print(f"building {target.name}", file=sys.stderr)
                 apart(args, "make", kind, size, fingerprint, args.build_threads)
             about[size, kind] = json.loads((target / ABOUT).read_text(encoding="utf-8"))
