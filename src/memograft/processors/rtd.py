@@ -160,8 +160,10 @@ def merged(w: NDArray[np.float64], values: NDArray[Any], logits: Tensor, weight:
     """Weights and tokens of entries (G, H, K), logits (G, V) -> log p (G, V). Steps 3 and 4."""
     tokens = torch.from_numpy(values.astype(np.int64)).flatten(1).to(logits.device)
     votes = torch.from_numpy(w.astype(np.float32)).flatten(1).to(logits.device)
-    r = torch.zeros_like(logits).scatter_add_(1, tokens, votes)
-    return torch.logaddexp((weight * r).log(), math.log(max(1 - weight, _LEAST)) + logits.log_softmax(-1))
+    r = torch.zeros_like(logits).scatter_add_(1, tokens, votes).gather(1, tokens)
+    p = logits.log_softmax(-1).add_(math.log(max(1 - weight, _LEAST)))
+    # Only where an entry voted: logarithms of a whole vocabulary take longer than the search.
+    return p.scatter_(1, tokens, torch.logaddexp((weight * r).log(), p.gather(1, tokens)))
 
 
 def _number(value: object) -> bool:
