@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -135,3 +136,5 @@ def test_a_call_is_taken_out_of_a_response(models: Any) -> None:
         assert engine.takes_tools
         answer = engine.answer(Request("Who?", tools=[TOOL], sampling=Sampling(3)))
         assert engine.parse_response(answer)["role"] == "assistant"
+        nothing = replace(answer, token_ids=(), text="")
+        assert engine.parse_response(nothing) == {"role": "assistant", "content": ""}

@@ -59,6 +59,8 @@ class Tokens:
                 "taking a response apart needs a tokenizer that has a `response_template`, and this one has none; set "
                 "it, or force an answer of a known shape with `json_schema`"
             )
+        if not ids:  # which the tokenizer would take for a batch of none
+            return {"role": "assistant", "content": ""}
         with self._lock:
             parsed = self._tokenizer.parse_response(list(ids), prefix=list(prompt))
         if not isinstance(parsed, Mapping):

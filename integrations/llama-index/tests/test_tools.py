@@ -231,7 +231,8 @@ async def test_offered_tools_may_be_left_alone(capable: Memograft) -> None:
 def test_offered_tools_and_a_datastore(capable: Memograft) -> None:
     capable = capable.model_copy(update={"max_tokens": 40})
     with capable.build_datastore([(ASKED, "Let me see.")], progress=False) as store:
-        options = {"tools": specs([EITHER]), "datastore": Rtd(store, weight=1.0, gate=None)}
+        rtd = Rtd(store, weight=1.0, gate=None, temperature=1e4)  # where tools are shown the prompt is another
+        options = {"tools": specs([EITHER]), "datastore": rtd}
         responses = [capable.chat(ASKED, **options), list(capable.stream_chat(ASKED, **options))[-1]]
     for response in responses:
         text, *citations = response.message.blocks
