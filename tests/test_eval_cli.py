@@ -78,6 +78,9 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         (["nowhere.jsonl"], "error: there is no file nowhere.jsonl; name a .jsonl or .json file of questions"),
         (["world", "--method", "magic"], "error: `--method` must be one of ['no document', 'plain',"),
         (["world", "--settings", "stepz=1"], "error: `stepz` is not a setting of FastMem"),
+        (["world", "--only-known", "none"], "error: `--only-known` must be one of ['contradicts', 'agrees',"),
+        (["world", "--protocol", "paper"], 'error: "world" has its own sets and its own protocol, got `--format`,'),
+        (["world", "--split", "all"], "error: `split` must be one of ('test', 'tune'), got 'all'"),
         (["world", "--sets", "none"], "error: `--sets` must be one of ['contradicts', 'agrees',"),
         (["world", "--method", "CAD", "--against", "memorized"], "error: `--against` must be one of ['plain', 'CAD'],"),
         (["world", "--plot", "a.svg"], "error: a picture must be a .png file, got 'a.svg'; rename it"),
@@ -91,8 +94,57 @@ def test_errors_are_one_line(args: list[str], said: str, tmp_path: Path, monkeyp
     assert result.stderr.splitlines()[-1].startswith(said)
 
 
-def test_a_split_is_of_the_world_only() -> None:
-    assert "only world has splits; leave --split out" in run("mine.jsonl", "--split", "tune", code=2).stderr
+def squad(path: Path, *facts: tuple[str, str, str]) -> Path:
+    """A file in SQuAD's format, of (question, answer, page); one more question has no answer."""
+    paragraphs = [
+        {
+            "context": page,
+            "qas": [{"id": str(n), "question": question, "answers": [{"text": answer}] if answer else []}],
+        }
+        for n, (question, answer, page) in enumerate((*facts, ("Who?", "", "Nobody.")))
+    ]
+    path.write_text(json.dumps({"data": [{"title": str(n), "paragraphs": [p]} for n, p in enumerate(paragraphs)]}))
+    return path
+
+
+FACTS = [
+    ("What is the capital of France?", "Paris", "Paris is the capital of France."),
+    ("Who wrote Middlemarch?", "George Eliot", "George Eliot wrote Middlemarch."),
+    ("Who keeps the Vik lighthouse?", "Ida Brandt", "Ida Brandt keeps the Vik lighthouse."),
+]
+
+
+def test_a_public_set_in_two_contexts(tmp_path: Path) -> None:
+    file = squad(tmp_path / "dev.json", *FACTS)
+    options = ["--split", "all", "--context", "agrees", "--context", "no document", "--method", "plain", "--n", 2]
+    result = run(file, *options, "--out", tmp_path / "cells")
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert {name: told[name] for name in ("questions", "format", "split", "protocol", "n", "max_new_tokens")} == {
+        "questions": "dev.json", "format": "squad", "split": "all", "protocol": "plain", "n": 2, "max_new_tokens": 40,
+    }  # fmt: skip
+    assert list(told["results"]["plain"]) == ["agrees", "no document"]
+    assert told["skipped"] == {"the page does not answer the question": 1}
+    assert "skipped: 1: the page does not answer the question" in result.stderr
+
+
+def test_the_papers_protocol_has_its_own_question_and_length(tmp_path: Path) -> None:
+    file = squad(tmp_path / "dev.json", *FACTS)
+    wanted = ["--split", "all", "--context", "agrees", "--method", "plain", "--protocol", "paper"]
+    told = json.loads(run(file, *wanted, "--out", tmp_path / "cells").stdout.splitlines()[-1])
+    assert (told["protocol"], told["max_new_tokens"]) == ("paper", 100)
+
+
+def test_only_what_the_model_knows(tmp_path: Path) -> None:
+    file = squad(tmp_path / "dev.json", *FACTS)
+    wanted = ["--split", "all", "--context", "agrees", "--context", "no document", "--method", "plain"]
+    known = ["--only-known", "no document", "--out", tmp_path / "cells"]
+    told = json.loads(run(file, *wanted, *known).stdout.splitlines()[-1])
+    cells = told["results"]["plain"]
+    assert (cells["agrees"]["n"], cells["no document"]["n"], cells["no document"]["accuracy"]) == (3, 2, 1.0)
+    assert told["skipped"]["no document: the model does not answer it without a document"] == 1
+    lonely = squad(tmp_path / "lonely.json", FACTS[2])
+    said = run(lonely, *wanted, *known, code=1).stderr.splitlines()[-1]
+    assert said.startswith("error: `--only-known` must leave a question of the set 'no document', got none that the mo")
 
 
 def test_help_lists_the_methods_without_torch() -> None:

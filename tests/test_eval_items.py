@@ -31,11 +31,11 @@ def test_everything_that_a_line_may_have(tmp_path: Path) -> None:
     full = {
         "id": "q7", "set": "mine", "question": "Who?", "answers": ["Ada", "Lovelace"], "belief": "Bob", "other": "Eve",
         "documents": [{"text": "Ada did.", "id": "a", "metadata": {"page": 3}}, "Eve did."], "frame": "It was",
-        "kind": "x", "note": "passed over",
+        "kind": "x", "group": "g", "query": "Who", "note": "passed over",
     }  # fmt: skip
     (item,) = read_items(written(tmp_path / "q.jsonl", full))
     documents = (Document("Ada did.", "a", {"page": 3}), Document("Eve did."))
-    assert item == Item("q7", "mine", "Who?", documents, ("Ada", "Lovelace"), "Bob", "Eve", "It was", "x")
+    assert item == Item("q7", "mine", "Who?", documents, ("Ada", "Lovelace"), "Bob", "Eve", "It was", "x", "g", "Who")
 
 
 def test_blank_lines_a_byte_order_mark_and_gzip(tmp_path: Path) -> None:

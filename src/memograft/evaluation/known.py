@@ -31,8 +31,8 @@ def known(
 ) -> tuple[list[Item], int]:
     """The first `n` items of one set that the model knows, all if None; and how many it was asked that it does not.
 
-    It knows an item if it says, asked without documents, the item's belief, or where there is none one of its answers.
-    What it says is kept in `folder` as `runner.run` does.
+    It knows an item if it says, asked without documents, one of its answers; where the documents contradict what the
+    model is thought to say, the item's belief. What it says is kept in `folder` as `runner.run` does.
 
     Raises:
         SettingsError: there are no items.
@@ -41,7 +41,9 @@ def known(
     asked = 0
     while asked < len(items) and (n is None or len(kept) < n):
         part = items[asked : asked + _PART]
-        believed = [replace(item, answers=(item.belief,)) if item.belief else item for item in part]
+        believed = [
+            item if item.belief in ("", *item.answers) else replace(item, answers=(item.belief,)) for item in part
+        ]
         records = run(
             engine,
             {"no document": METHODS["no document"]},

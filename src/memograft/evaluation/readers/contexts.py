@@ -24,10 +24,10 @@ from memograft.evaluation.readers.asked import Asked
 from memograft.evaluation.readers.pages import Pages, holds, words
 from memograft.evaluation.split import place
 
-__all__ = ["AMBIGUOUS", "CONTEXTS", "NONE_LEFT", "NO_SWAP", "SWAPPED", "Unfit", "fits", "item"]
+__all__ = ["AMBIGUOUS", "CONTEXTS", "LACKS", "NONE_LEFT", "SWAPPED", "Unfit", "fits", "item"]
 
 NONE_LEFT = "too few other questions' pages without the answer"
-NO_SWAP = "no page with another answer is given"
+LACKS = "its entry has no page for this"
 AMBIGUOUS = "one of the two answers holds the other"
 
 
@@ -39,7 +39,6 @@ class Chosen(NamedTuple):
 
     documents: tuple[Document, ...]
     answers: tuple[str, ...]
-    belief: str = ""
     other: str = ""
     kind: str = ""
 
@@ -54,6 +53,8 @@ def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
     Raises:
         Unfit: it cannot be asked so.
     """
+    if not fits(asked, context):
+        raise Unfit(LACKS)
     chosen = CONTEXTS[context](asked, pages)
     return Item(
         id=asked.id,
@@ -61,7 +62,7 @@ def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
         question=protocol.wrap(asked.query, asked.task),
         documents=chosen.documents,
         answers=chosen.answers,
-        belief=chosen.belief,
+        belief=asked.belief,
         other=chosen.other,
         kind=chosen.kind or asked.kind,
         group=asked.group,
@@ -81,9 +82,7 @@ def fits(asked: Asked, context: str) -> bool:
 
 
 def _contradicts(asked: Asked, _pages: Pages) -> Chosen:
-    if asked.task == "choice":  # its own page is what contradicts the habit
-        return Chosen(asked.pages, asked.answers, asked.belief)
-    return _swapped(asked, ())
+    return _among((), asked)
 
 
 def _agrees(asked: Asked, _pages: Pages) -> Chosen:
@@ -95,35 +94,26 @@ def _irrelevant(asked: Asked, pages: Pages) -> Chosen:
 
 
 def _one_of_five(asked: Asked, pages: Pages) -> Chosen:
-    others = _others(asked, pages, 4, "one of five")
-    if asked.swapped:
-        return _swapped(asked, others)
-    return Chosen(_among(asked.pages[0], others, asked), asked.answers)
+    return _among(_others(asked, pages, 4, "one of five"), asked)
 
 
 def _disagree(asked: Asked, _pages: Pages) -> Chosen:
-    original, swapped, page = asked.answers, asked.substitutes, _swapped_page(asked)
+    original, swapped = asked.answers, asked.substitutes
     for one, two in product(map(words, original), map(words, swapped)):
         if holds(one, two) or holds(two, one):
             raise Unfit(AMBIGUOUS)
     if place(2, "disagree", asked.asks):
-        return Chosen((page, *asked.pages), swapped, asked.belief, original[0], "substitute first")
-    return Chosen((*asked.pages, page), original, asked.belief, swapped[0], "original first")
+        return Chosen((_shown(asked), *asked.pages), swapped, original[0], "substitute first")
+    return Chosen((*asked.pages, _shown(asked)), original, swapped[0], "original first")
 
 
 def _no_document(asked: Asked, _pages: Pages) -> Chosen:
     return Chosen((), asked.answers)
 
 
-def _swapped(asked: Asked, others: tuple[Document, ...]) -> Chosen:
-    """The page with another answer, alone or among others."""
-    return Chosen(_among(_swapped_page(asked), others, asked), asked.substitutes, asked.belief)
-
-
-def _swapped_page(asked: Asked) -> Document:
-    if asked.swapped is None:  # its file has swaps, but not for this question
-        raise Unfit(NO_SWAP)
-    return asked.swapped
+def _shown(asked: Asked) -> Document:
+    """The page with another answer, if there is one; else its own, which for MemoTrap is what contradicts."""
+    return asked.swapped or asked.pages[0]
 
 
 def _others(asked: Asked, pages: Pages, count: int, why: str) -> tuple[Document, ...]:
@@ -133,9 +123,10 @@ def _others(asked: Asked, pages: Pages, count: int, why: str) -> tuple[Document,
     return found
 
 
-def _among(page: Document, others: tuple[Document, ...], asked: Asked) -> tuple[Document, ...]:
+def _among(others: tuple[Document, ...], asked: Asked) -> Chosen:
     at = place(len(others) + 1, "place", asked.asks)
-    return (*others[:at], page, *others[at:])
+    documents = (*others[:at], _shown(asked), *others[at:])
+    return Chosen(documents, asked.substitutes or asked.answers)
 
 
 CONTEXTS: Mapping[str, Callable[[Asked, Pages], Chosen]] = {

@@ -107,7 +107,7 @@ def read(
 def _opened(path: str | Path, format: str | None) -> tuple[Iterator[Entry], str]:
     """(all entries, the name of their format)."""
     name = str(path)
-    found = from_hub(name) if is_hub_id(name) and not Path(path).exists() else entries(path)
+    found = from_hub(name) if is_hub_id(name) and not Path(path).is_file() else entries(path)
     first = next(found, None)
     if first is None:
         raise SettingsError(f"{name} must hold at least one question, got an empty file; write one JSON object a line")
