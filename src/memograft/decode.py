@@ -153,7 +153,7 @@ def _memories(
     Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
     penalty, the row's own processors, sampling) sees one distribution.
     """
-    adapters, owner = [*(row.adapter for row in rows), *(None for _ in echoed)], threading.get_ident()
+    adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
 
     def speak(_module: Any, _args: Any, output: Any) -> None:
         if threading.get_ident() != owner:
