@@ -1,6 +1,6 @@
 """GGUF files as folders that transformers loads: checked, then converted once by its own GGUF loader.
 
-That loader takes half a minute for 100 MB (it unpacks the weights and rebuilds the tokenizer); the folder it is saved to
+That loader takes half a minute for 100 MB: it unpacks the weights and rebuilds the tokenizer. The folder that is saved
 loads in a second or two.
 """
 
@@ -53,7 +53,7 @@ def _convert(file: Path, dtype: torch.dtype, folder: Path) -> None:
         except (ValueError, NotImplementedError, KeyError) as error:
             raise UnsupportedModelError(
                 f"a GGUF file must hold a causal language model that transformers can convert, but {file}: "
-                f"{_first_line(error)}; use another quantisation of it (Q4_0, Q4_K, Q8_0, F16) or the model's own folder"
+                f"{_first_line(error)}; use another quantisation (Q4_0, Q4_K, Q8_0, F16) or the model's own folder"
             ) from error
         model.hf_quantizer = None  # the weights are plain numbers now, which it would refuse to save
         vars(model.config).pop("quantization_config", None)

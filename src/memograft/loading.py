@@ -26,7 +26,7 @@ _SOURCE = (*_HUB, "trust_remote_code")
 
 
 def load(name: str | Path, **kwargs: Any) -> tuple[Any, Any]:
-    """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` names a file of the folder or id.
+    """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
 
     Without a dtype:
         on a GPU, or with a device map or quantisation: the checkpoint's own; a GGUF file becomes bfloat16;

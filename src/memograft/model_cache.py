@@ -66,7 +66,7 @@ def digest(file: Path) -> str:
 
 @contextmanager
 def kept(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
-    """The folder of that name in the cache, for reading. `make(folder)` fills an empty one where it is missing or damaged.
+    """The folder of that name in the cache, for reading. Where it is missing or damaged, `make` fills an empty one.
 
     Where the cache cannot be written, the folder is a temporary one that ends with the context, and a warning says so.
     """
