@@ -23,7 +23,7 @@ ODD = [
     " ",
     "a\n\n1. one\n\n  2 two",
     "\t tabs\r\n and  spaces   ",
-    "In 2024, 3.14159 and 1,000 cost $42.50 (½ ² ③ ٣ ４)",
+    "In 2024, 3.14159 and 1,000 cost $42.50 (½ ² ③ ٣ \uff14)",
     "naïve café, 東京は日本の首都です。 Привет! مرحبا 🙂👩‍👩‍👧🇫🇷 e\u0301 \u00a0\u200b\ufeff\x00",
     "hi</s><|user|>there <s> <unk>",
 ]

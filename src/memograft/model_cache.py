@@ -35,17 +35,24 @@ def root() -> Path:
     """The cache: `MEMOGRAFT_CACHE`, or else Memograft's folder among the user's caches.
 
     Raises:
-        RuntimeError: the variable is not set and the user has no home.
+        OSError: the variable is not set and the user has no home.
     """
     if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given).expanduser()
+        return _expanded(given)
     if sys.platform == "darwin":
         base = "~/Library/Caches"
     elif sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "memograft"
+    return _expanded(base) / "memograft"
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise OSError(f"there is no home to look for {path} in") from error
 
 
 def digest(file: Path) -> str:
@@ -72,11 +79,13 @@ def kept(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """
     from safetensors import SafetensorError  # how a full disk is reported while weights are saved
 
+    # NotImplementedError is filelock's word for a file system without locks
+
     try:
         folder = root() / name
         if not _intact(folder):
             _keep(folder, make)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, NotImplementedError) as error:
         logger.warning(
             "the cache cannot be used (%s), so this work is done again at each load; set %s to a folder that can be "
             "written",
@@ -99,7 +108,10 @@ def _keep(folder: Path, make: Callable[[Path], None]) -> None:
             return
         draft = folder.with_name(f"{folder.name}.draft")
         for left in (draft, folder):  # the lock is ours, so whoever was drafting has died
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
         try:
             draft.mkdir()
             make(draft)
