@@ -61,19 +61,31 @@ def asked(engine: Engine, *args: Any, **options: Any) -> tuple[int, Any]:
 
 
 def without_times(records: Any) -> Any:
-    return json.loads(json.dumps(records), object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+    return json.loads(
+        json.dumps(records), object_hook=lambda d: {k: v for k, v in d.items() if k not in ("seconds", "timings")}
+    )
 
 
 def test_what_a_record_says(tiny: Engine, items: list[Item], tmp_path: Path) -> None:
     methods = {"plain": METHODS["plain"], "two steps": Method(memory=lambda: FastMem(steps=2))}
     records = run(tiny, methods, items[:2], tmp_path / "new" / "folder", progress=False)
     plain, memorized = (records[name]["agrees"][0] for name in methods)
-    assert plain.keys() == {"id", "kind", "right", "belief", "other", "text", "seconds", "commit"}
+    judged = {"right", "clean", "em", "f1", "belief", "other", "new_tokens", "chars", "finish_reason"}
+    judged |= {"repeats", "recites", "timings"}
+    assert plain.keys() == judged | {"id", "kind", "text", "seconds", "commit"}
     assert (plain["id"], plain["right"], plain["belief"], plain["other"]) == (items[0].id, True, True, False)
     assert items[0].answers[0] in plain["text"]
+    assert (plain["clean"], plain["finish_reason"], plain["repeats"]) == (True, "stop", False)
+    assert 0 < plain["f1"] < 1
+    assert not plain["em"], "it says a whole sentence"
+    assert plain["recites"] >= 2
+    assert plain["new_tokens"] == len(tiny.tokenizer(plain["text"])["input_ids"])
+    assert plain["chars"] == len(plain["text"])
+    assert plain["timings"].keys() == {"prefill", "memorize", "decode"}
     assert memorized["loss_after"] < memorized["loss_before"]
     assert (memorized["steps"], memorized["rolled_back"], memorized["reason"]) == (2, False, None)
     assert memorized["kl"] > 0
+    assert len(memorized["relevance"]) == len(items[0].documents)
     assert memorized["seconds"] > 0
 
 
@@ -132,6 +144,8 @@ def test_whatever_decides_the_answers_makes_a_new_cell(
     assert count() == 1
     monkeypatch.setattr(runner, "versions", lambda: {"torch": "9"})
     assert count() == 1
+    monkeypatch.setattr(runner, "VERSION", 3)
+    assert count() == 1
     monkeypatch.undo()
     assert count() == 0, "the first cell is still there"
 
@@ -143,6 +157,7 @@ def test_a_request_that_fails_is_wrong_and_counted(tiny: Engine, items: list[Ite
     plain, irrelevant = (records[name]["agrees"] for name in methods)
     assert [r["right"] for r in plain] == [True, False, True]
     assert plain[1]["error"].startswith("PromptTooLongError: ")
+    assert (plain[1]["finish_reason"], plain[1]["new_tokens"], plain[1]["f1"]) == (None, 0, 0.0)
     assert ["error" in r for r in irrelevant] == [True, True, False], "the first would memorize the long one"
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -14,8 +13,8 @@ from memograft.errors import PromptTooLongError, SettingsError
 from memograft.evaluation.cells import Cell, Record
 from memograft.evaluation.items import Item, sets_of
 from memograft.evaluation.methods import Method
-from memograft.evaluation.metrics import says
 from memograft.evaluation.provenance import commit, versions
+from memograft.evaluation.records import VERSION, record
 from memograft.request import Request, Sampling
 
 if TYPE_CHECKING:
@@ -39,11 +38,8 @@ def run(
 ) -> Records:
     """One record per method and question, in the order of the questions.
 
-    A record has `id`, `kind`, `right`, `belief`, `other` (whether the answer says any of the answers, the item's
-    belief, its other value), `seconds` (its share of its batch) and `commit`; then `text`, and with a memory
-    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`, `reason`,
-    `memorized` (how many documents) and `disagree` (whether the report says that some do); or `error`: a request that
-    failed is wrong.
+    A record is what `records.record` says, with `seconds` (its share of its batch) and `commit`. A request that failed
+    is wrong.
 
     Args:
         engine: the model.
@@ -69,6 +65,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "ignore_case": ignore_case,
         "versions": versions(),
+        "records": VERSION,
     }
     by_set = [[item for item in items if item.set == name] for name in sets_of(items)]
     cells = [
@@ -88,7 +85,7 @@ def run(
             for start in range(len(cell.records), len(cell.items), BATCH):
                 part = range(start, min(start + BATCH, len(cell.items)))
                 records = _ask(engine, methods[cell.method], cell.items, part, sampling, ignore_case)
-                cell.add([record | {"commit": at} for record in records])
+                cell.add([made | {"commit": at} for made in records])
                 bar.update(len(part))
     found: Records = {name: {} for name in methods}
     for cell in cells:
@@ -111,24 +108,4 @@ def _ask(
     answers = engine.answer_batch(list(requests.values()), return_exceptions=True) if requests else []
     outcomes |= dict(zip(requests, answers, strict=True))
     seconds = round((time.perf_counter() - started) / len(part), 4)
-    return [_record(items[n], outcomes[n], ignore_case) | {"seconds": seconds} for n in part]
-
-
-def _record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
-    text = "" if isinstance(outcome, Exception) else outcome.text
-    record: Record = {
-        "id": item.id,
-        "kind": item.kind,
-        "right": any(says(text, answer, ignore_case) for answer in item.answers),
-        "belief": says(text, item.belief, ignore_case),
-        "other": says(text, item.other, ignore_case),
-    }
-    if isinstance(outcome, Exception):
-        return record | {"error": f"{type(outcome).__name__}: {outcome}"}
-    record["text"] = text
-    if (memory := outcome.memory) is not None:
-        numbers: dict[str, Any] = {name: getattr(memory, name) for name in ("loss_before", "loss_after", "kl")}
-        record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        record |= {"steps": memory.steps, "rolled_back": memory.rolled_back, "reason": memory.reason}
-        record |= {"memorized": len(memory.documents), "disagree": bool(memory.disagree)}
-    return record
+    return [record(items[n], outcomes[n], ignore_case) | {"seconds": seconds} for n in part]
