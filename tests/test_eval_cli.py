@@ -75,7 +75,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["nowhere.jsonl"], "error: there is no file nowhere.jsonl; name a .jsonl or .jsonl.gz file of questions"),
+        (["nowhere.jsonl"], "error: there is no file nowhere.jsonl; name a .jsonl or .json file of questions"),
         (["world", "--method", "magic"], "error: `--method` must be one of ['no document', 'plain',"),
         (["world", "--settings", "stepz=1"], "error: `stepz` is not a setting of FastMem"),
         (["world", "--sets", "none"], "error: `--sets` must be one of ['contradicts', 'agrees',"),

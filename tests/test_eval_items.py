@@ -88,7 +88,7 @@ def test_a_line_that_is_wrong(tmp_path: Path, line: bytes, said: str) -> None:
 
 
 def test_a_file_that_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"there is no file .*none\.jsonl; name a \.jsonl or \.jsonl\.gz file"):
+    with pytest.raises(SettingsError, match=r"there is no file .*none\.jsonl; name a \.jsonl or \.json file"):
         read_items(tmp_path / "none.jsonl")
     with pytest.raises(SettingsError, match="must hold at least one question, got an empty file; write one JSON"):
         read_items(written(tmp_path / "empty.jsonl"))

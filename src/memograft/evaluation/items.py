@@ -1,30 +1,30 @@
 """`Item`: a question whose right answers are known, and the files that hold them. Knows nothing of models.
 
-A file has one JSON object a line (.jsonl, or .jsonl.gz):
+A file has one JSON object a line (.jsonl, which may be packed: .jsonl.gz, .jsonl.xz):
 
     {"question": "...", "documents": ["...", {"text": "...", "id": "...", "metadata": {}}], "answer": "..."}
 
-`answers`, a list of which any counts, may stand for `answer`. Optional strings: `set`, `id`, `belief`, `other`, `frame`
-and `kind`, which mean what they mean in `Item`. Other fields are passed over.
+`answers`, a list of which any counts, may stand for `answer`. Optional strings, which mean what they mean in `Item`:
+`set`, `id`, `belief`, `other`, `frame`, `kind`, `group` and `query`. Other fields are passed over.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal
 
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
+from memograft.evaluation.files import records
+from memograft.evaluation.record import Record, named
 
-__all__ = ["SPLITS", "Item", "read_items", "sets_of", "world"]
+__all__ = ["SPLITS", "Item", "Task", "own_item", "read_items", "sets_of", "world"]
 
 SPLITS = ("test", "tune")
+Task = Literal["qa", "summary", "choice"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class Item:
         other: what a lower-ranked document says instead, "" if none does.
         frame: the words of an answer besides subject and value, one wording a line ("plain, restricted" allows them).
         kind: right answers are also counted by this, "" for not at all.
+        group: items that share it are no independent evidence (intervals are clustered by it), "" for a group of its
+            own.
+        query: the question's own words where `question` says more; documents are judged by these. None: `question`.
+        task: "qa" (an answer is looked for in the text), "summary" (`answers` are reference summaries), or "choice"
+            (the right one of the candidates that the question names; `other` is the wrong one).
+        protocol: how an answer is read out of the text, a name of `protocol.PROTOCOLS`.
     """
 
     id: str
@@ -52,6 +58,10 @@ class Item:
     other: str = ""
     frame: str = ""
     kind: str = ""
+    group: str = ""
+    query: str | None = None
+    task: Task = "qa"
+    protocol: str = "plain"
 
 
 def world(split: str, n: int | None = None) -> list[Item]:
@@ -72,14 +82,10 @@ def read_items(path: str | Path, n: int | None = None) -> list[Item]:
     Raises:
         SettingsError: the file is missing, empty or damaged, or a line is not as described above.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise SettingsError(f"there is no file {path}; name a .jsonl or .jsonl.gz file of questions")
-    items = [_Line(path, number, raw).item() for number, raw in _lines(path)]
+    items = [own_item(record) for record in records(path)]
     if not items:
         raise SettingsError(f"{path} must hold at least one question, got an empty file; write one JSON object a line")
-    by_set = {name: [item for item in items if item.set == name][:n] for name in sets_of(items)}
-    return [item for chosen in by_set.values() for item in chosen]
+    return _first(items, n)
 
 
 def sets_of(items: Sequence[Item]) -> list[str]:
@@ -87,91 +93,51 @@ def sets_of(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(item.set for item in items))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines that are not blank."""
-    opened: Any = gzip.open if path.suffix == ".gz" else open
+def own_item(record: Record) -> Item:
+    """The item of one line as described above.
+
+    Raises:
+        SettingsError: the line is something else.
+    """
+    return Item(
+        id=record.text("id", default=record.place.removeprefix("line ")),
+        set=record.text("set", default="all"),
+        question=record.text("question"),
+        documents=_documents(record),
+        answers=_answers(record),
+        belief=record.text("belief", default=""),
+        other=record.text("other", default=""),
+        frame=record.text("frame", default=""),
+        kind=record.text("kind", default=""),
+        group=record.text("group", default=""),
+        query=record.text("query") if record.has("query") else None,
+    )
+
+
+def _first(items: Sequence[Item], n: int | None) -> list[Item]:
+    by_set = {name: [item for item in items if item.set == name][:n] for name in sets_of(items)}
+    return [item for chosen in by_set.values() for item in chosen]
+
+
+def _documents(record: Record) -> tuple[Document, ...]:
+    value = record.value("documents")
+    if not isinstance(value, list) or not value:
+        record.refuse(f"`documents` must be a list of at least one, got {named(value)}", 'write ["text", ...]')
     try:
-        with opened(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise SettingsError(f"{path} must be a whole gzip file, got a damaged one ({error}); pack it again") from error
+        documents = as_documents(value)
+    except (SettingsError, TypeError, ValueError) as error:
+        record.refuse(f"`documents` must hold strings or objects with `text` ({error})", "correct that one", error)
+    if not all(document.text.strip() for document in documents):
+        record.refuse("`documents` must hold text, got an empty one", "leave it out")
+    return documents
 
 
-class _Line:
-    """One line of a file, on its way to an item; its complaints name both."""
-
-    def __init__(self, path: Path, number: int, raw: bytes) -> None:
-        self._path, self._number = path, number
-        try:
-            value = json.loads(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            self._refuse(f"a line must be UTF-8, got byte {raw[error.start]:#04x}", "save the file as UTF-8", error)
-        except (json.JSONDecodeError, RecursionError) as error:
-            self._refuse(f"a line must be one JSON object ({error})", "write it with json.dumps", error)
-        if not isinstance(value, dict):
-            self._refuse(f"a line must be one JSON object, got {_named(value)}", 'write {"question": ...}')
-        self._fields: dict[str, Any] = value
-
-    def item(self) -> Item:
-        """The item of this line."""
-        return Item(
-            id=self._text("id", str(self._number)),
-            set=self._text("set", "all"),
-            question=self._text("question"),
-            documents=self._documents(),
-            answers=self._answers(),
-            belief=self._text("belief", ""),
-            other=self._text("other", ""),
-            frame=self._text("frame", ""),
-            kind=self._text("kind", ""),
-        )
-
-    def _text(self, name: str, default: str | None = None) -> str:
-        if name not in self._fields and default is not None:
-            return default
-        value = self._field(name)
-        if not isinstance(value, str):
-            self._refuse(f"`{name}` must be a string, got {_named(value)}", "put it in quotation marks")
-        if default is None and not value.strip():
-            self._refuse(f"`{name}` must not be empty, got {value!r}", "fill it in, or leave the line out")
-        return value
-
-    def _documents(self) -> tuple[Document, ...]:
-        value = self._field("documents")
-        if not isinstance(value, list) or not value:
-            self._refuse(f"`documents` must be a list of at least one, got {_named(value)}", 'write ["text", ...]')
-        try:
-            documents = as_documents(value)
-        except (SettingsError, TypeError, ValueError) as error:
-            self._refuse(f"`documents` must hold strings or objects with `text` ({error})", "correct that one", error)
-        for document in documents:
-            if not document.text.strip():
-                self._refuse("`documents` must hold text, got an empty one", "leave it out")
-        return documents
-
-    def _answers(self) -> tuple[str, ...]:
-        if "answer" in self._fields and "answers" in self._fields:
-            self._refuse("a line has `answer` or `answers`, got both", "keep one of them")
-        if "answers" not in self._fields:
-            return (self._text("answer"),)
-        values = self._field("answers")
-        if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-            self._refuse(f"`answers` must be a list of strings, none empty, got {_named(values)}", 'write ["...", ...]')
-        return tuple(values)
-
-    def _field(self, name: str) -> Any:
-        if name not in self._fields:
-            found = ", ".join(f"`{field}`" for field in self._fields) or "no field at all"
-            self._refuse(f"a line needs the field `{name}`, got {found}", "add it")
-        return self._fields[name]
-
-    def _refuse(self, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
-        raise SettingsError(f"{self._path}, line {self._number}: {rule}; {remedy}") from cause
-
-
-def _named(value: object) -> str:
-    """A value as an error shows it: short, and as JSON writes it."""
-    said = json.dumps(value, ensure_ascii=False)
-    return said if len(said) <= 60 else said[:57] + "..."
+def _answers(record: Record) -> tuple[str, ...]:
+    if record.has("answer", "answers"):
+        record.refuse("a line has `answer` or `answers`, got both", "keep one of them")
+    if not record.has("answers"):
+        return (record.text("answer"),)
+    values = record.value("answers")
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+        record.refuse(f"`answers` must be a list of strings, none empty, got {named(values)}", 'write ["...", ...]')
+    return tuple(values)

@@ -1,0 +1,79 @@
+"""Files of JSON objects, one a line or in one list, plain or packed with gzip or xz, as records."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, cast
+
+from memograft.errors import SettingsError
+from memograft.evaluation.record import Record
+
+__all__ = ["records"]
+
+_PACKED: dict[str, tuple[str, Any]] = {".gz": ("gzip", gzip.open), ".xz": ("xz", lzma.open)}
+
+
+def records(path: str | Path) -> Iterator[Record]:
+    """The objects of a .json or .jsonl file, which may also end in .gz or .xz; lines are read as they are needed.
+
+    A .json file holds a list of objects, or one object whose `data` is that list, or an object a line after all.
+
+    Raises:
+        SettingsError: the file is missing or damaged, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SettingsError(f"there is no file {path}; name a .jsonl or .json file of questions (.gz, .xz too)")
+    kind, opener = _PACKED.get(path.suffix, ("", open))
+    name = path.name.removesuffix(path.suffix) if kind else path.name
+    try:
+        with cast(BinaryIO, opener(path, "rb")) as file:
+            yield from _whole(path, file.read()) if name.endswith(".json") else _lines(path, file)
+    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
+        raise SettingsError(
+            f"{path} must be a whole {kind} file, got a damaged one ({error}); pack it again"
+        ) from error
+
+
+def _whole(path: Path, raw: bytes) -> Iterator[Record]:
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # so the first object is whole and another follows
+            yield from _lines(path, raw.splitlines(keepends=True))
+            return
+        _refuse(f"{path}, line {error.lineno}", f"a file must be JSON ({error})", "write it with json.dump", error)
+    except UnicodeDecodeError as error:
+        _refuse(str(path), f"a file must be UTF-8, got byte {raw[error.start]:#04x}", "save it as UTF-8", error)
+    except RecursionError as error:
+        _refuse(str(path), f"a file must be JSON ({error})", "write it with json.dump", error)
+    if isinstance(value, dict):
+        data = value.get("data")
+        value = data if isinstance(data, list) else [value]
+    if not isinstance(value, list):
+        _refuse(str(path), "a file must hold a list of JSON objects", "write [{...}, ...]")
+    for number, fields in enumerate(value, start=1):
+        yield Record(str(path), f"record {number}", fields)
+
+
+def _lines(path: Path, lines: Any) -> Iterator[Record]:
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        place, rule = f"{path}, line {number}", "a line must be"
+        try:
+            value = json.loads(raw.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            _refuse(place, f"{rule} UTF-8, got byte {raw[error.start]:#04x}", "save the file as UTF-8", error)
+        except (json.JSONDecodeError, RecursionError) as error:
+            _refuse(place, f"{rule} one JSON object ({error})", "write it with json.dumps", error)
+        yield Record(str(path), f"line {number}", value, "a line")
+
+
+def _refuse(where: str, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
+    raise SettingsError(f"{where}: {rule}; {remedy}") from cause

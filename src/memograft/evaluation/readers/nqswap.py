@@ -1,0 +1,53 @@
+"""NQ-SWAP (arXiv 2109.05052): a Wikipedia page, its answer, and the same page with another answer in its place.
+
+    {"question", "org_context", "org_answer": [..], "sub_context", "sub_answer": [..]}
+
+or, as FastMem's repository writes it, {"input", "context", "answer", "sub_context", "sub_answer"}. Several swaps share
+a question. Pages are those of Natural Questions, with its tags.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from memograft.evaluation.readers.asked import Asked, document, skip_without
+from memograft.evaluation.record import Record
+
+__all__ = ["TABLE", "is_table", "read", "recognises", "without_tags"]
+
+TABLE = "the page is a table"
+_TABLE = re.compile(r"<(?:Table|Tr|Th|Td)\b", re.IGNORECASE)
+_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*>")
+
+
+def recognises(record: Record) -> bool:
+    """Whether the record looks like this."""
+    return record.has("sub_context")
+
+
+def read(records: Iterable[Record]) -> Iterator[Asked]:
+    """The questions of the records."""
+    for record in records:
+        original, swapped = record.text("org_context", "context"), record.text("sub_context")
+        answers, substitutes = record.texts("org_answer", "answer"), record.texts("sub_answer")
+        yield Asked(
+            id=str(record.fields.get("id", record.place)),
+            question=record.text("question", "input"),
+            answers=answers,
+            pages=(document(without_tags(original)),),
+            swapped=document(without_tags(swapped)),
+            substitutes=substitutes,
+            belief=next(iter(answers), ""),
+            skip=TABLE if is_table(original) or is_table(swapped) else skip_without(answers and substitutes),
+        )
+
+
+def is_table(page: str) -> bool:
+    """Whether a page of Natural Questions is a table: its cells, put into one line, are no text."""
+    return _TABLE.search(page) is not None
+
+
+def without_tags(page: str) -> str:
+    """The text of a page of Natural Questions."""
+    return " ".join(_TAG.sub(" ", page).split())

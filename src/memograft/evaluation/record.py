@@ -1,0 +1,100 @@
+"""`Record`: one JSON object of a file of questions. Its complaints name the file and the place in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from memograft.errors import SettingsError
+
+__all__ = ["Record", "named"]
+
+
+class Record:
+    """Named fields whose kinds are checked when they are asked for.
+
+    Args:
+        file: path or hub id that it came from.
+        place: where in that file, e.g. "line 3".
+        fields: what was read there.
+        noun: what an error calls it, "a line" or "a record".
+
+    Raises:
+        SettingsError: `fields` is no JSON object.
+    """
+
+    def __init__(self, file: str, place: str, fields: Any, noun: str = "a record") -> None:
+        self.file, self.place, self._noun = file, place, noun
+        if not isinstance(fields, Mapping):
+            self.refuse(f"{noun} must be one JSON object, got {named(fields)}", 'write {"question": ...}')
+        self.fields: Mapping[str, Any] = fields
+
+    def has(self, *names: str) -> bool:
+        """Whether all of these fields are there."""
+        return all(name in self.fields for name in names)
+
+    def value(self, *names: str) -> Any:
+        """The first of these fields that is there.
+
+        Raises:
+            SettingsError: none is.
+        """
+        for name in names:
+            if name in self.fields:
+                return self.fields[name]
+        found = ", ".join(f"`{field}`" for field in self.fields) or "no field at all"
+        needed = " or ".join(f"`{name}`" for name in names)
+        self.refuse(f"{self._noun} needs the field {needed}, got {found}", "add it")
+
+    def text(self, *names: str, default: str | None = None) -> str:
+        """The first of these fields that is there; not blank unless there is a default.
+
+        Raises:
+            SettingsError: there is none, or it is not such a string.
+        """
+        if default is not None and not any(name in self.fields for name in names):
+            return default
+        value, said = self.value(*names), self._said(names)
+        if not isinstance(value, str):
+            self.refuse(f"`{said}` must be a string, got {named(value)}", "put it in quotation marks")
+        if default is None and not value.strip():
+            left_out = self._noun.removeprefix("a ")
+            self.refuse(f"`{said}` must not be empty, got {value!r}", f"fill it in, or leave the {left_out} out")
+        return value
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """The first of these fields that is there, a string or a list of strings: without blanks and doubles.
+
+        Raises:
+            SettingsError: there is none, or it is neither.
+        """
+        value = self.value(*names)
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+            self.refuse(f"`{self._said(names)}` must be a list of strings, got {named(value)}", 'write ["...", ...]')
+        return tuple(dict.fromkeys(v.strip() for v in values if v.strip()))
+
+    def inner(self, name: str) -> list[Record]:
+        """The objects of the list `name`.
+
+        Raises:
+            SettingsError: it is no list of objects.
+        """
+        value = self.value(name)
+        if not isinstance(value, list | tuple):
+            self.refuse(f"`{name}` must be a list of JSON objects, got {named(value)}", "write [{...}, ...]")
+        return [Record(self.file, f"{self.place}, {name}[{n}]", v, self._noun) for n, v in enumerate(value)]
+
+    def refuse(self, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
+        """Say what is wrong, where, and how to mend it."""
+        raise SettingsError(f"{self.file}, {self.place}: {rule}; {remedy}") from cause
+
+    def _said(self, names: tuple[str, ...]) -> str:
+        return next(name for name in names if name in self.fields)
+
+
+def named(value: object) -> str:
+    """A value as an error shows it: short, and as JSON writes it."""
+    said = json.dumps(value, ensure_ascii=False, default=str)
+    return said if len(said) <= 60 else said[:57] + "..."
