@@ -27,6 +27,8 @@ from memograft.cli.options import (
     StoreOption,
 )
 from memograft.evaluation.methods import METHODS
+from memograft.evaluation.protocol import PROTOCOLS
+from memograft.evaluation.readers import CONTEXTS, FORMATS
 
 app = typer.Typer(
     help="Make a local Hugging Face model memorize the retrieved documents before it answers.",
@@ -225,10 +227,34 @@ def demo(
 @app.command("eval")
 def evaluate(
     questions: Annotated[
-        str, typer.Argument(help='"world", which is bundled, or a .jsonl or .jsonl.gz file.', metavar="world|FILE")
+        str,
+        typer.Argument(
+            help='"world", which is bundled; a .json or .jsonl file of a public set or your own (.gz, .xz too); or an '
+            "id of the hub.",
+            metavar="world|FILE|ID",
+        ),
     ],
     model: ModelOption = "tiny",
-    split: Annotated[Split | None, typer.Option(help="Of world; left out, test.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help=f"Of the file: {', '.join(FORMATS)} or own; left out, seen by its fields.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Of a public set: {', '.join(CONTEXTS)}. May be repeated; left out, all that it can make."),
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Of the questions; left out, test, and all of a file of your own.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help=f"How to ask and to read answers: {' or '.join(PROTOCOLS)} (FastMem's own).")
+    ] = "plain",
+    every_swap: Annotated[
+        bool, typer.Option("--every-swap", help="Ask all swaps of a question of NQ-SWAP, not one.")
+    ] = False,
+    only_known: Annotated[
+        list[str] | None,
+        typer.Option(help="Of this set ask only what the model answers without documents. May be repeated."),
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions of each set; left out, all.")] = None,
     method: Annotated[
         list[str] | None,
@@ -246,22 +272,31 @@ def evaluate(
         Path, typer.Option("--out", help="Folder of what is done; an interrupted run goes on from it.")
     ] = Path("runs/eval"),
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 40,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer at most; left out, the protocol's: 40 if plain.")
+    ] = None,
 ) -> None:
     """Ask many questions in several ways and count right answers. The last line of stdout is one JSON object."""
-    if split and questions != "world":
-        raise typer.BadParameter("only world has splits; leave --split out")
     with reporting(as_json=False) as result:
+        from memograft.cli.evaluate import Questions
         from memograft.cli.evaluate import evaluate as run
 
-        made, table = run(
+        asked = Questions(
             questions,
-            model=model,
-            split=split.value if split else "test",
+            format=format,
+            contexts=context or [],
+            split=split.value if split else None,
             n=n,
+            protocol=protocol,
+            every_swap=every_swap,
+            sets=sets or [],
+            only_known=only_known or [],
+        )
+        made, table = run(
+            asked,
+            model=model,
             names=method or [],
             settings=settings or [],
-            sets=sets or [],
             against=against or [],
             folder=out_folder,
             plot=plot,

@@ -3,36 +3,95 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memograft.cli.console import err, warn
 from memograft.cli.models import load_engine
 from memograft.errors import SettingsError
 from memograft.evaluation import plots
-from memograft.evaluation.items import Item, read_items, sets_of, world
+from memograft.evaluation.items import Item, sets_of, world
 from memograft.evaluation.methods import METHODS, Method, from_settings
+from memograft.evaluation.protocol import protocol_of
+from memograft.evaluation.readers import Reading, read
+
+if TYPE_CHECKING:
+    from memograft import Engine
+
+WORLD = "world"
+NOT_KNOWN = "the model does not answer it without a document"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which questions are asked, in the words of the command's options."""
+
+    path: str
+    format: str | None
+    contexts: Sequence[str]
+    split: str | None
+    n: int | None
+    protocol: str
+    every_swap: bool
+    sets: Sequence[str]
+    only_known: Sequence[str]
+
+    def read(self) -> Reading:
+        """The questions; of the sets of `only_known` all, since it is not known yet which are kept.
+
+        Raises:
+            SettingsError: an option does not go with these questions.
+        """
+        n = None if self.only_known else self.n
+        if self.path == WORLD:
+            if self.format or self.contexts or self.every_swap or self.protocol != "plain":
+                raise SettingsError(
+                    '"world" has its own sets and its own protocol, got `--format`, `--context`, `--every-swap` or '
+                    "`--protocol`; leave it out, or choose sets with `--sets`"
+                )
+            reading = Reading(world(self.split or "test", n), {}, WORLD, self.split or "test")
+        else:
+            reading = read(
+                self.path,
+                format=self.format,
+                contexts=self.contexts or None,
+                split=self.split,
+                n=n,
+                protocol=self.protocol,
+                every_swap=self.every_swap,
+            )
+        items = _of_sets(reading.items, self.sets, "--sets")
+        for name in self.only_known:
+            _of_sets(items, [name], "--only-known")
+        cut = [
+            i for name in sets_of(items) for i in _of_set(items, name)[: None if name in self.only_known else self.n]
+        ]
+        return replace(reading, items=cut)
+
+    def name(self, reading: Reading) -> str:
+        """What to call them."""
+        name = self.path if reading.format == WORLD else Path(self.path).name
+        return name if reading.split == "all" else f"{name}, {reading.split}"
 
 
 def evaluate(
-    questions: str,
+    questions: Questions,
     *,
     model: str,
-    split: str,
-    n: int | None,
     names: Sequence[str],
     settings: Sequence[str],
-    sets: Sequence[str],
     against: Sequence[str],
     folder: Path,
     plot: Path | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
 ) -> tuple[dict[str, Any], str]:
     """(JSON values of the results and of where they come from, the table in Markdown)."""
-    own = questions != "world"
-    items = _of_sets(read_items(questions, n) if own else world(split, n), sets)
+    reading, way = questions.read(), protocol_of(questions.protocol)
+    items, skipped = reading.items, reading.skipped
+    longest = max_new_tokens or max(way.max_new_tokens(item.task) for item in items)
     methods = _methods(names, settings)
     against = against or [name for name in ("plain, restricted",) if name in methods]
     for name in against:
@@ -47,12 +106,16 @@ def evaluate(
 
     began = time.perf_counter()
     with load_engine(model) as engine:
-        records = run(engine, methods, items, folder, max_new_tokens=max_new_tokens, ignore_case=own)
+        ignore_case = reading.format != WORLD
+        if questions.only_known:
+            items, skipped = _known(engine, questions, reading, folder, longest, ignore_case)
+        _tell_skipped(skipped)
+        records = run(engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case)
         about = {"fingerprint": engine.fingerprint, **provenance(engine.model.device)}
     results = summary(records, against)
     _warn_of_failures(records)
     label = Path(model).name if Path(model).exists() else model
-    asked = Path(questions).name if own else f"world, {split}"
+    asked = questions.name(reading)
     count = max(cell["n"] for by_set in results.values() for cell in by_set.values())
     if plot:
         ours = [*settings, *(name for name in methods if name.startswith("memorized"))]
@@ -64,11 +127,15 @@ def evaluate(
         "benchmark": "eval",
         "model": label,
         "questions": asked,
+        "format": reading.format,
+        "split": reading.split,
+        "protocol": way.name,
         "n": count,
+        "skipped": dict(skipped),
         "results": results,
         "settings": {name: method.settings() for name, method in methods.items()},
         "default": asdict(FastMem()),
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": longest,
         "commits_of_the_answers": sorted({row["commit"] for row in rows}),
         **about,
         "seconds": round(time.perf_counter() - began, 2),
@@ -84,12 +151,43 @@ def _methods(names: Sequence[str], settings: Sequence[str]) -> dict[str, Method]
     return {name: METHODS[name] for name in chosen} | {text: from_settings(text) for text in settings}
 
 
-def _of_sets(items: Sequence[Item], sets: Sequence[str]) -> list[Item]:
-    known = sets_of(items)
+def _of_sets(items: Sequence[Item], sets: Sequence[str], option: str) -> list[Item]:
+    there = sets_of(items)
     for name in sets:
-        if name not in known:
-            raise SettingsError(f"`--sets` must be one of {known}, got {name!r}; check the name")
+        if name not in there:
+            raise SettingsError(f"`{option}` must be one of {there}, got {name!r}; check the name")
     return [item for item in items if not sets or item.set in sets]
+
+
+def _of_set(items: Sequence[Item], name: str) -> list[Item]:
+    return [item for item in items if item.set == name]
+
+
+def _known(
+    engine: Engine, questions: Questions, reading: Reading, folder: Path, max_new_tokens: int, ignore_case: bool
+) -> tuple[list[Item], Mapping[str, int]]:
+    """The items without those of `--only-known` that the model does not know, and all that was skipped."""
+    from memograft.evaluation.known import known
+
+    items, skipped = [], Counter(reading.skipped)
+    for name in sets_of(reading.items):
+        of_set = _of_set(reading.items, name)
+        if name in questions.only_known:
+            of_set, skipped[f"{name}: {NOT_KNOWN}"] = known(
+                engine, of_set, questions.n, folder, max_new_tokens=max_new_tokens, ignore_case=ignore_case
+            )
+        if not of_set:
+            raise SettingsError(
+                f"`--only-known` must leave a question of the set {name!r}, got none that the model answers without a "
+                "document; leave it out, or ask more questions"
+            )
+        items += of_set
+    return items, +skipped
+
+
+def _tell_skipped(skipped: Mapping[str, int]) -> None:
+    for reason, count in skipped.items():
+        err().print(f"skipped: {count}: {reason}", markup=False, soft_wrap=True)
 
 
 def _warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:

@@ -35,10 +35,11 @@ class Conflicts(StrEnum):
 
 
 class Split(StrEnum):
-    """Which half of the bundled questions."""
+    """Which part of the questions, which a hash of each question decides."""
 
     test = "test"
     tune = "tune"
+    all = "all"
 
 
 def _relevance(text: str) -> str | float:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 from memograft.errors import SettingsError
-from memograft.evaluation.record import Record
+from memograft.evaluation.entry import Entry
 
-__all__ = ["records"]
+__all__ = ["entries"]
 
 _PACKED: dict[str, tuple[str, Any]] = {".gz": ("gzip", gzip.open), ".xz": ("xz", lzma.open)}
 
 
-def records(path: str | Path) -> Iterator[Record]:
+def entries(path: str | Path) -> Iterator[Entry]:
     """The objects of a .json or .jsonl file, which may also end in .gz or .xz; lines are read as they are needed.
 
     A .json file holds a list of objects, or one object whose `data` is that list, or an object a line after all.
@@ -40,7 +40,7 @@ def records(path: str | Path) -> Iterator[Record]:
         ) from error
 
 
-def _whole(path: Path, raw: bytes) -> Iterator[Record]:
+def _whole(path: Path, raw: bytes) -> Iterator[Entry]:
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -58,10 +58,10 @@ def _whole(path: Path, raw: bytes) -> Iterator[Record]:
     if not isinstance(value, list):
         _refuse(str(path), "a file must hold a list of JSON objects", "write [{...}, ...]")
     for number, fields in enumerate(value, start=1):
-        yield Record(str(path), f"record {number}", fields)
+        yield Entry(str(path), f"record {number}", fields)
 
 
-def _lines(path: Path, lines: Any) -> Iterator[Record]:
+def _lines(path: Path, lines: Any) -> Iterator[Entry]:
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue
@@ -72,7 +72,7 @@ def _lines(path: Path, lines: Any) -> Iterator[Record]:
             _refuse(place, f"{rule} UTF-8, got byte {raw[error.start]:#04x}", "save the file as UTF-8", error)
         except (json.JSONDecodeError, RecursionError) as error:
             _refuse(place, f"{rule} one JSON object ({error})", "write it with json.dumps", error)
-        yield Record(str(path), f"line {number}", value, "a line")
+        yield Entry(str(path), f"line {number}", value, "a line")
 
 
 def _refuse(where: str, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:

@@ -18,8 +18,8 @@ from typing import Literal
 
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.evaluation.files import records
-from memograft.evaluation.record import Record, named
+from memograft.evaluation.entry import Entry, named
+from memograft.evaluation.files import entries
 
 __all__ = ["SPLITS", "Item", "Task", "own_item", "read_items", "sets_of", "world"]
 
@@ -45,7 +45,7 @@ class Item:
             own.
         query: the question's own words where `question` says more; documents are judged by these. None: `question`.
         task: "qa" (an answer is looked for in the text), "summary" (`answers` are reference summaries), or "choice"
-            (the right one of the candidates that the question names; `other` is the wrong one).
+            (between two candidates that the question names: `answers` is the right one, `belief` the other).
         protocol: how an answer is read out of the text, a name of `protocol.PROTOCOLS`.
     """
 
@@ -82,7 +82,7 @@ def read_items(path: str | Path, n: int | None = None) -> list[Item]:
     Raises:
         SettingsError: the file is missing, empty or damaged, or a line is not as described above.
     """
-    items = [own_item(record) for record in records(path)]
+    items = [own_item(entry) for entry in entries(path)]
     if not items:
         raise SettingsError(f"{path} must hold at least one question, got an empty file; write one JSON object a line")
     return _first(items, n)
@@ -93,24 +93,24 @@ def sets_of(items: Sequence[Item]) -> list[str]:
     return list(dict.fromkeys(item.set for item in items))
 
 
-def own_item(record: Record) -> Item:
+def own_item(entry: Entry) -> Item:
     """The item of one line as described above.
 
     Raises:
         SettingsError: the line is something else.
     """
     return Item(
-        id=record.text("id", default=record.place.removeprefix("line ")),
-        set=record.text("set", default="all"),
-        question=record.text("question"),
-        documents=_documents(record),
-        answers=_answers(record),
-        belief=record.text("belief", default=""),
-        other=record.text("other", default=""),
-        frame=record.text("frame", default=""),
-        kind=record.text("kind", default=""),
-        group=record.text("group", default=""),
-        query=record.text("query") if record.has("query") else None,
+        id=entry.text("id", default=entry.place.removeprefix("line ")),
+        set=entry.text("set", default="all"),
+        question=entry.text("question"),
+        documents=_documents(entry),
+        answers=_answers(entry),
+        belief=entry.text("belief", default=""),
+        other=entry.text("other", default=""),
+        frame=entry.text("frame", default=""),
+        kind=entry.text("kind", default=""),
+        group=entry.text("group", default=""),
+        query=entry.text("query") if entry.has("query") else None,
     )
 
 
@@ -119,25 +119,25 @@ def _first(items: Sequence[Item], n: int | None) -> list[Item]:
     return [item for chosen in by_set.values() for item in chosen]
 
 
-def _documents(record: Record) -> tuple[Document, ...]:
-    value = record.value("documents")
+def _documents(entry: Entry) -> tuple[Document, ...]:
+    value = entry.value("documents")
     if not isinstance(value, list) or not value:
-        record.refuse(f"`documents` must be a list of at least one, got {named(value)}", 'write ["text", ...]')
+        entry.refuse(f"`documents` must be a list of at least one, got {named(value)}", 'write ["text", ...]')
     try:
         documents = as_documents(value)
     except (SettingsError, TypeError, ValueError) as error:
-        record.refuse(f"`documents` must hold strings or objects with `text` ({error})", "correct that one", error)
+        entry.refuse(f"`documents` must hold strings or objects with `text` ({error})", "correct that one", error)
     if not all(document.text.strip() for document in documents):
-        record.refuse("`documents` must hold text, got an empty one", "leave it out")
+        entry.refuse("`documents` must hold text, got an empty one", "leave it out")
     return documents
 
 
-def _answers(record: Record) -> tuple[str, ...]:
-    if record.has("answer", "answers"):
-        record.refuse("a line has `answer` or `answers`, got both", "keep one of them")
-    if not record.has("answers"):
-        return (record.text("answer"),)
-    values = record.value("answers")
+def _answers(entry: Entry) -> tuple[str, ...]:
+    if entry.has("answer", "answers"):
+        entry.refuse("a line has `answer` or `answers`, got both", "keep one of them")
+    if not entry.has("answers"):
+        return (entry.text("answer"),)
+    values = entry.value("answers")
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        record.refuse(f"`answers` must be a list of strings, none empty, got {named(values)}", 'write ["...", ...]')
+        entry.refuse(f"`answers` must be a list of strings, none empty, got {named(values)}", 'write ["...", ...]')
     return tuple(values)

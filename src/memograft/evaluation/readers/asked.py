@@ -8,7 +8,7 @@ from typing import Any
 
 from memograft.documents import Document
 from memograft.evaluation.items import Task
-from memograft.evaluation.split import digest
+from memograft.evaluation.split import digest, squeezed
 
 __all__ = ["Asked", "document", "skip_without"]
 
@@ -25,7 +25,6 @@ class Asked:
         swapped: the same page with another answer in it; None if the file has none.
         substitutes: the answers of that page.
         belief: what the model is thought to say by itself.
-        other: the wrong candidate of a choice.
         kind: what right answers are also counted by.
         task: as in `Item`.
         key: what split and order are decided by, and what items are clustered by; "" for the question.
@@ -39,7 +38,6 @@ class Asked:
     swapped: Document | None = None
     substitutes: tuple[str, ...] = ()
     belief: str = ""
-    other: str = ""
     kind: str = ""
     task: Task = "qa"
     key: str = ""
@@ -49,6 +47,11 @@ class Asked:
     def asks(self) -> str:
         """What split, order and cluster are decided by."""
         return self.key or self.question
+
+    @property
+    def group(self) -> str:
+        """Of `Item.group`."""
+        return squeezed(self.question) if not self.key else digest(self.key)[:16]
 
     @property
     def query(self) -> str:

@@ -7,12 +7,14 @@
     disagree     its page as it is and with another answer, in either order; the first one's answer is right
     no document  nothing
 
+MemoTrap's instructions contradict what the model would say, so they are a "contradicts"; summaries are an "agrees".
 All is chosen by hashes of the questions and the pages: neither the order of a file nor a random state matters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import NamedTuple
 
 from memograft.documents import Document
@@ -20,12 +22,16 @@ from memograft.evaluation.items import Item
 from memograft.evaluation.protocol import Protocol
 from memograft.evaluation.readers.asked import Asked
 from memograft.evaluation.readers.pages import Pages, holds, words
-from memograft.evaluation.split import place, squeezed
+from memograft.evaluation.split import place
 
-__all__ = ["AMBIGUOUS", "CONTEXTS", "NONE_LEFT", "Unfit", "fits", "item"]
+__all__ = ["AMBIGUOUS", "CONTEXTS", "NONE_LEFT", "NO_SWAP", "SWAPPED", "Unfit", "fits", "item"]
 
 NONE_LEFT = "too few other questions' pages without the answer"
+NO_SWAP = "no page with another answer is given"
 AMBIGUOUS = "one of the two answers holds the other"
+
+
+SWAPPED = ("contradicts", "one of five", "disagree")  # contexts that show the page with another answer, if there is one
 
 
 class Chosen(NamedTuple):
@@ -56,9 +62,9 @@ def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
         documents=chosen.documents,
         answers=chosen.answers,
         belief=chosen.belief,
-        other=chosen.other or asked.other,
+        other=chosen.other,
         kind=chosen.kind or asked.kind,
-        group=squeezed(asked.asks),
+        group=asked.group,
         query=asked.query,
         task=asked.task,
         protocol=protocol.name,
@@ -67,12 +73,16 @@ def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
 
 def fits(asked: Asked, context: str) -> bool:
     """Whether the question has what this context is made of."""
+    if asked.task != "qa":
+        return context == {"choice": "contradicts", "summary": "agrees"}[asked.task]
     if context in ("contradicts", "disagree"):
         return asked.swapped is not None
     return context == "no document" or (bool(asked.pages) and (context != "one of five" or len(asked.pages) == 1))
 
 
 def _contradicts(asked: Asked, _pages: Pages) -> Chosen:
+    if asked.task == "choice":  # its own page is what contradicts the habit
+        return Chosen(asked.pages, asked.answers, asked.belief)
     return _swapped(asked, ())
 
 
@@ -92,14 +102,13 @@ def _one_of_five(asked: Asked, pages: Pages) -> Chosen:
 
 
 def _disagree(asked: Asked, _pages: Pages) -> Chosen:
-    original, swapped = asked.answers, asked.substitutes
-    for one, two in ((o, s) for o in map(words, original) for s in map(words, swapped)):
+    original, swapped, page = asked.answers, asked.substitutes, _swapped_page(asked)
+    for one, two in product(map(words, original), map(words, swapped)):
         if holds(one, two) or holds(two, one):
             raise Unfit(AMBIGUOUS)
-    documents = (*asked.pages, *((asked.swapped,) if asked.swapped else ()))
     if place(2, "disagree", asked.asks):
-        return Chosen(documents[::-1], swapped, asked.belief, original[0], "substitute first")
-    return Chosen(documents, original, asked.belief, swapped[0], "original first")
+        return Chosen((page, *asked.pages), swapped, asked.belief, original[0], "substitute first")
+    return Chosen((*asked.pages, page), original, asked.belief, swapped[0], "original first")
 
 
 def _no_document(asked: Asked, _pages: Pages) -> Chosen:
@@ -108,8 +117,13 @@ def _no_document(asked: Asked, _pages: Pages) -> Chosen:
 
 def _swapped(asked: Asked, others: tuple[Document, ...]) -> Chosen:
     """The page with another answer, alone or among others."""
-    page = (asked.swapped,) if asked.swapped else ()
-    return Chosen(_among(page[0], others, asked) if others else page, asked.substitutes, asked.belief)
+    return Chosen(_among(_swapped_page(asked), others, asked), asked.substitutes, asked.belief)
+
+
+def _swapped_page(asked: Asked) -> Document:
+    if asked.swapped is None:  # its file has swaps, but not for this question
+        raise Unfit(NO_SWAP)
+    return asked.swapped
 
 
 def _others(asked: Asked, pages: Pages, count: int, why: str) -> tuple[Document, ...]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from memograft.evaluation.entry import Entry
 from memograft.evaluation.readers.asked import Asked, document, skip_without
-from memograft.evaluation.record import Record
 
 __all__ = ["TABLE", "is_table", "read", "recognises", "without_tags"]
 
@@ -21,19 +21,19 @@ _TABLE = re.compile(r"<(?:Table|Tr|Th|Td)\b", re.IGNORECASE)
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*>")
 
 
-def recognises(record: Record) -> bool:
-    """Whether the record looks like this."""
-    return record.has("sub_context")
+def recognises(entry: Entry) -> bool:
+    """Whether the entry looks like this."""
+    return entry.has("sub_context")
 
 
-def read(records: Iterable[Record]) -> Iterator[Asked]:
-    """The questions of the records."""
-    for record in records:
-        original, swapped = record.text("org_context", "context"), record.text("sub_context")
-        answers, substitutes = record.texts("org_answer", "answer"), record.texts("sub_answer")
+def read(entries: Iterable[Entry]) -> Iterator[Asked]:
+    """The questions of the entries."""
+    for entry in entries:
+        original, swapped = entry.text("org_context", "context"), entry.text("sub_context")
+        answers, substitutes = entry.texts("org_answer", "answer"), entry.texts("sub_answer")
         yield Asked(
-            id=str(record.fields.get("id", record.place)),
-            question=record.text("question", "input"),
+            id=str(entry.fields.get("id", entry.place)),
+            question=entry.text("question", "input"),
             answers=answers,
             pages=(document(without_tags(original)),),
             swapped=document(without_tags(swapped)),

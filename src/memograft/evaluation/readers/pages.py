@@ -44,7 +44,8 @@ class Pages:
 
         They are of other articles too, as far as pages have titles. `why` makes two uses for one question differ.
         """
-        pages, chosen = self._pages.get(split_of(asked.asks), []), []
+        pages = self._pages.get(split_of(asked.asks), [])
+        chosen: list[Document] = []
         own, titles = squeezed(asked.asks), {_title(page) for page in asked.pages} - {""}
         answers = {words(answer) for answer in (*asked.answers, *asked.substitutes)}
         start = place(len(pages), why, asked.asks) if pages else 0

@@ -10,48 +10,48 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from memograft.evaluation.entry import Entry, named
 from memograft.evaluation.readers.asked import Asked, document
-from memograft.evaluation.record import Record, named
 
 __all__ = ["IMPOSSIBLE", "read", "recognises"]
 
 IMPOSSIBLE = "the page does not answer the question"
 
 
-def recognises(record: Record) -> bool:
-    """Whether the record looks like this."""
-    return record.has("paragraphs") or (record.has("context") and isinstance(record.fields.get("answers"), dict))
+def recognises(entry: Entry) -> bool:
+    """Whether the entry looks like this."""
+    return entry.has("paragraphs") or (entry.has("context") and isinstance(entry.fields.get("answers"), dict))
 
 
-def read(records: Iterable[Record]) -> Iterator[Asked]:
-    """The questions of the records."""
-    for record in records:
-        if not record.has("paragraphs"):
-            yield _asked(record, record.text("context"), record.text("title", default=""))
+def read(entries: Iterable[Entry]) -> Iterator[Asked]:
+    """The questions of the entries."""
+    for entry in entries:
+        if not entry.has("paragraphs"):
+            yield _asked(entry, entry.text("context"), entry.text("title", default=""))
             continue
-        title = record.text("title", default="").replace("_", " ")
-        for paragraph in record.inner("paragraphs"):
+        title = entry.text("title", default="").replace("_", " ")
+        for paragraph in entry.inner("paragraphs"):
             context = paragraph.text("context")
             for question in paragraph.inner("qas"):
                 yield _asked(question, context, title)
 
 
-def _asked(record: Record, context: str, title: str) -> Asked:
-    answers = _answers(record)
+def _asked(entry: Entry, context: str, title: str) -> Asked:
+    answers = _answers(entry)
     return Asked(
-        id=str(record.fields.get("id", record.place)),
-        question=record.text("question"),
+        id=str(entry.fields.get("id", entry.place)),
+        question=entry.text("question"),
         answers=answers,
         pages=(document(context.strip(), title),),
         skip="" if answers else IMPOSSIBLE,
     )
 
 
-def _answers(record: Record) -> tuple[str, ...]:
+def _answers(entry: Entry) -> tuple[str, ...]:
     """Of the file a list of {"text"}, of the hub's rows {"text": list}."""
-    value: Any = record.value("answers")
+    value: Any = entry.value("answers")
     if isinstance(value, dict):
-        return Record(record.file, f"{record.place}, answers", value).texts("text")
+        return Entry(entry.file, f"{entry.place}, answers", value).texts("text")
     if not isinstance(value, list):
-        record.refuse(f"`answers` must be a list, got {named(value)}", 'write [{"text": ...}, ...]')
-    return tuple(dict.fromkeys(answer.text("text").strip() for answer in record.inner("answers")))
+        entry.refuse(f"`answers` must be a list, got {named(value)}", 'write [{"text": ...}, ...]')
+    return tuple(dict.fromkeys(answer.text("text").strip() for answer in entry.inner("answers")))

@@ -1,4 +1,4 @@
-"""`Record`: one JSON object of a file of questions. Its complaints name the file and the place in it."""
+"""`Entry`: one JSON object of a file of questions, or one row of a set on the hub. Its complaints name the place."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 from memograft.errors import SettingsError
 
-__all__ = ["Record", "named"]
+__all__ = ["Entry", "named"]
 
 
-class Record:
+class Entry:
     """Named fields whose kinds are checked when they are asked for.
 
     Args:
@@ -75,7 +75,7 @@ class Record:
             self.refuse(f"`{self._said(names)}` must be a list of strings, got {named(value)}", 'write ["...", ...]')
         return tuple(dict.fromkeys(v.strip() for v in values if v.strip()))
 
-    def inner(self, name: str) -> list[Record]:
+    def inner(self, name: str) -> list[Entry]:
         """The objects of the list `name`.
 
         Raises:
@@ -84,7 +84,7 @@ class Record:
         value = self.value(name)
         if not isinstance(value, list | tuple):
             self.refuse(f"`{name}` must be a list of JSON objects, got {named(value)}", "write [{...}, ...]")
-        return [Record(self.file, f"{self.place}, {name}[{n}]", v, self._noun) for n, v in enumerate(value)]
+        return [Entry(self.file, f"{self.place}, {name}[{n}]", v, self._noun) for n, v in enumerate(value)]
 
     def refuse(self, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
         """Say what is wrong, where, and how to mend it."""
