@@ -17,7 +17,7 @@ from memograft.evaluation.metrics import details, difference, interval, summary,
 def rows(right: str, **more: Any) -> list[dict[str, Any]]:
     """A record for each letter: r for right."""
     base = {"kind": "", "belief": False, "other": False, "seconds": 0.5, "em": False, "f1": 0.5, "new_tokens": 4}
-    base |= {"repeats": False, "recites": 2, "finish_reason": "stop", "text": "so"}
+    base |= {"hit": False, "formed": True, "repeats": False, "recites": 2, "finish_reason": "stop", "text": "so"}
     base |= {"timings": {"prefill": 0.1, "memorize": 0.2, "decode": 0.3}}
     letters = enumerate(right)
     return [base | {"id": str(n), "right": letter == "r", "clean": letter == "r"} | more for n, letter in letters]
@@ -91,10 +91,11 @@ def test_a_summary_worked_out_by_hand() -> None:
     memory = {"loss_before": 2.0, "loss_after": 1.0, "kl": 0.5, "steps": 10, "rolled_back": True}
     memory |= {"memorized": 2, "disagree": False}
     memorized = rows("rrrw", kind="real", **memory)
-    memorized[0] |= {"kl": None, "kind": "made-up", "memorized": 0, "new_tokens": 8, "em": True}
+    memorized[0] |= {"kl": None, "kind": "made-up", "memorized": 0, "new_tokens": 8, "em": True, "hit": True}
+    memorized[1] |= {"formed": False}
     memorized[2] |= {"repeats": True, "clean": False, "finish_reason": "length", "belief": True}
     memorized[3] = {k: v for k, v in memorized[3].items() if k not in {*memory, "timings", "text"}}
-    memorized[3] |= {"error": "E", "other": True, "belief": True, "finish_reason": None, "f1": 0.0}
+    memorized[3] |= {"error": "E", "other": True, "belief": True, "finish_reason": None, "f1": 0.0, "formed": False}
     records = {"plain": {"a": rows("rwwr")}, "memorized": {"a": memorized}, "restricted": {"a": rows("rrrr")}}
     results = summary(records, against=["restricted"])
     assert "minus" in results["plain"]["a"]
@@ -105,8 +106,8 @@ def test_a_summary_worked_out_by_hand() -> None:
     assert cell.pop("minus_plain_interval") == [-0.5, 1.0]
     assert cell.pop("clean_minus_plain_interval") == [-0.75, 0.75]
     assert cell == {
-        "n": 4, "accuracy": 0.75, "clean": 0.5, "em": 0.25, "f1": 0.375, "failed": 1, "seconds": 2.0,
-        "unfinished": 0.25, "repeating": 0.25, "new_tokens": 5.0, "recited": 2.0,
+        "n": 4, "accuracy": 0.75, "clean": 0.5, "hit": 0.25, "em": 0.25, "f1": 0.375, "failed": 1, "seconds": 2.0,
+        "malformed": 0.25, "unfinished": 0.25, "repeating": 0.25, "new_tokens": 5.0, "recited": 2.0,
         "belief": 0.5, "other": 0.25, "memorization_ratio": 0.3333,
         "minus_plain": 0.25, "clean_minus_plain": 0.0, "won": 2, "lost": 1, "kept_of_plain": 0.5,
         "timings": {"prefill": 0.1, "memorize": 0.2, "decode": 0.3},
@@ -144,7 +145,7 @@ def test_summaries_are_judged_by_rouge() -> None:
     assert (cell["rouge_l"], cell["interval"]) == (0.25, [0.0, 0.5])
     assert (cell["minus_plain"], cell["minus_plain_interval"]) == (0.0, [-0.25, 0.25])
     assert cell["minus"]["plain"]["interval"] == [-0.25, 0.25]
-    assert not {"accuracy", "clean", "em", "f1", "won"} & cell.keys(), "there is nothing to be right about"
+    assert not {"accuracy", "clean", "hit", "em", "f1", "won"} & cell.keys(), "there is nothing to be right about"
     assert table(results).splitlines()[-1] == "| memorized | 0.250 (+0.000 [-0.250, +0.250]) |"
 
 

@@ -71,8 +71,8 @@ def test_what_a_record_says(tiny: Engine, items: list[Item], tmp_path: Path) -> 
     records = run(tiny, methods, items[:2], tmp_path / "new" / "folder", progress=False)
     plain, memorized = (records[name]["agrees"][0] for name in methods)
     judged = {"right", "clean", "em", "f1", "belief", "other", "new_tokens", "chars", "finish_reason"}
-    judged |= {"repeats", "recites", "timings"}
-    assert plain.keys() == judged | {"id", "kind", "text", "seconds", "commit"}
+    judged |= {"repeats", "recites", "timings", "hit", "formed"}
+    assert plain.keys() == judged | {"id", "kind", "group", "text", "seconds", "commit"}
     assert (plain["id"], plain["right"], plain["belief"], plain["other"]) == (items[0].id, True, True, False)
     assert items[0].answers[0] in plain["text"]
     assert (plain["clean"], plain["finish_reason"], plain["repeats"]) == (True, "stop", False)
@@ -140,6 +140,11 @@ def test_whatever_decides_the_answers_makes_a_new_cell(
     assert count(method=Method(memory=lambda: FastMem(steps=2))) == 1
     assert count(method=METHODS["CAD"]) == 1
     assert count(method=replace(METHODS["CAD"], options={"alpha": 0.1})) == 1
+    other = world("tune", 3)
+    assert count(method=METHODS["few-shot"], examples=other) == 1
+    assert count(method=METHODS["few-shot"], examples=other[:2]) == 1
+    assert count(method=METHODS["few-shot"], examples=other) == 0
+    assert count(examples=other) == 0, "which plain answering does not see"
     monkeypatch.setattr(tiny, "fingerprint", "another model")
     assert count() == 1
     monkeypatch.setattr(runner, "versions", lambda: {"torch": "9"})
@@ -159,6 +164,15 @@ def test_a_request_that_fails_is_wrong_and_counted(tiny: Engine, items: list[Ite
     assert plain[1]["error"].startswith("PromptTooLongError: ")
     assert (plain[1]["finish_reason"], plain[1]["new_tokens"], plain[1]["f1"]) == (None, 0, 0.0)
     assert ["error" in r for r in irrelevant] == [True, True, False], "the first would memorize the long one"
+
+
+def test_examples_steer_and_are_shown(tiny: Engine, items: list[Item], tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("few-shot", "RTD")}
+    records = run(tiny, methods, items[:2], tmp_path, examples=world("tune", 4), max_new_tokens=2, progress=False)
+    assert all(row["new_tokens"] == 2 for by_set in records.values() for row in by_set["agrees"])
+    with pytest.raises(SettingsError, match="worked examples are needed for few-shot and RTD, got none"):
+        run(tiny, {"plain": METHODS["plain"], **methods}, items, tmp_path / "none", progress=False)
+    assert not list((tmp_path / "none").iterdir()), "before anything is asked"
 
 
 def test_answers_are_looked_for_without_regard_to_case_if_wanted(

@@ -13,7 +13,7 @@ from memograft.errors import MissingExtraError
 from memograft.evaluation import scores
 from memograft.evaluation.items import Item
 from memograft.evaluation.records import record
-from memograft.evaluation.scores import exact_match, f1, normalised, recites, repeats, rouge_l, says
+from memograft.evaluation.scores import exact_match, f1, holds, normalised, recites, repeats, rouge_l, says
 from memograft.memory.report import MemoryReport
 from memograft.request import Timings, Usage
 
@@ -73,8 +73,30 @@ def test_a_record_of_a_memory_and_of_an_error() -> None:
     assert (failed["right"], failed["clean"], failed["f1"], failed["finish_reason"]) == (False, False, 0.0, None)
 
 
+def test_an_answer_is_read_as_its_protocol_says() -> None:
+    paper = replace(ITEM, protocol="paper", answers=("1,000 pumps",), group="g")
+    bare, formed = (record(paper, answer(f"{form}The 1000 pumps!"), True) for form in ("", "The answer is: "))
+    assert [(r["formed"], r["hit"], r["em"], r["right"]) for r in (bare, formed)] == [
+        (False, False, False, False),
+        (True, True, True, False),  # of two spellings only the paper's normalised comparison knows
+    ]
+    assert bare["group"] == "g"
+    choice = replace(ITEM, task="choice", answers=("more",), belief="sore")
+    assert [record(choice, answer(text), True)["right"] for text in ("more", '"sore" or "more"', "sore")] == [
+        True,
+        False,
+        False,
+    ]
+    summed = replace(ITEM, task="summary", answers=("The pump is blocked",))
+    assert record(summed, answer("A pump was blocked."), True)["rouge_l"] == pytest.approx(0.5)
+    assert record(summed, ValueError("no"), True)["rouge_l"] == 0.0
+    assert "rouge_l" not in record(ITEM, answer("A pump."), True)
+
+
 def test_exact_match_and_f1_are_squads() -> None:
     assert normalised("The  quick-brown Fox's an apple!") == "quickbrown foxs apple"
+    assert holds("Some 1,000 Romans", "the 1000 roman")
+    assert not holds("nothing of it", "The")
     assert exact_match("the Beatles.", ["Queen", "The Beatles"])
     assert not exact_match("by the Beatles", ["Beatles"])
     assert f1("by the Beatles", ["Beatles"]) == pytest.approx(2 / 3)

@@ -64,9 +64,10 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
 
     Every cell has:
     - `n`; `accuracy` (share of `right`) or, for summaries, `rouge_l` (mean), with its `interval`;
-    - `clean` (right, ended and not repeating), `em`, `f1`, where there are answers to be right about;
-    - `unfinished` and `repeating` (shares), `new_tokens` and `recited` words (means), `failed`, `seconds`, and
-      `timings` (mean seconds of a batch);
+    - `clean` (right, ended and not repeating), `hit` (as FastMem's paper counts), `em` and `f1` where there are answers
+      to be right about;
+    - `malformed`, `unfinished` and `repeating` (shares), `new_tokens` and `recited` words (means), `failed`, `seconds`,
+      and `timings` (mean seconds of a batch);
     - `belief` and `other` (shares), and `memorization_ratio`: of the answers that say the belief or a right answer and
       not both, the share that say the belief;
     - means of the memory's numbers, `skipped` (nothing was memorized) and `rolled_back` (both counts), and the accuracy
@@ -107,8 +108,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 _DETAILS = {
     "accuracy": ".3f", "clean": ".3f", "em": ".3f", "f1": ".3f", "rouge_l": ".3f", "won": "d", "lost": "d",
-    "belief_kept": ".3f", "unfinished": ".3f", "repeating": ".3f", "new_tokens": ".1f", "skipped": "d",
-    "rolled_back": "d", "failed": "d", "seconds": ".1f",
+    "belief_kept": ".3f", "malformed": ".3f", "unfinished": ".3f", "repeating": ".3f", "new_tokens": ".1f",
+    "skipped": "d", "rolled_back": "d", "failed": "d", "seconds": ".1f",
 }  # fmt: skip
 
 
@@ -132,8 +133,9 @@ def _cell(rows: Rows) -> dict[str, Any]:
         "interval": interval(values, _groups(rows)),
     }
     if main == "right":
-        cell |= {name: _mean(row[name] for row in rows) for name in ("clean", "em", "f1")}
+        cell |= {name: _mean(row[name] for row in rows) for name in ("clean", "hit", "em", "f1")}
     cell |= {
+        "malformed": _mean("error" not in row and not row["formed"] for row in rows),
         "unfinished": _mean(row["finish_reason"] == "length" for row in rows),
         "repeating": _mean(row["repeats"] for row in rows),
         "new_tokens": _mean(row["new_tokens"] for row in rows),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memograft.evaluation import scores
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import Item
+from memograft.evaluation.protocol import protocol_of
 
 if TYPE_CHECKING:
     from memograft import Answer
@@ -22,35 +23,53 @@ VERSION = 2  # of what a record holds; records of another version are asked agai
 def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
     """The record of an answer to the item, or of the error in its place, which is scored as an empty answer.
 
-    Always: `id`, `kind`, `right` (it says one of the answers), `belief` and `other` (it says the item's), `em` and `f1`
-    (SQuAD's), `new_tokens`, `chars`, `finish_reason` (None for an error), `repeats`, `recites` (words), and `clean`:
-    right, ended by itself, and not repeating. `text`, and `timings` in seconds of the whole batch that it ran in; or
-    `error`. With a memory: `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`,
-    `rolled_back`, `reason`, `memorized` (how many documents), `relevance` (of each document) and `disagree` (whether
-    the report says that some do).
+    What the item's protocol reads out of the text is held against the answers: `right` (it says one of them; of a
+    choice, and not the other), `hit` (a normalised answer stands in the normalised text, as FastMem's paper counts),
+    `em` and `f1` (SQuAD's), `rouge_l` (of summaries only), `belief` and `other` (it says the item's); `formed` is
+    whether anything could be read. Of the whole text: `new_tokens`, `chars`, `finish_reason` (None for an error),
+    `repeats` and `recites` (words). `clean` is right, ended by itself and not repeating.
+
+    Always: `id`, `kind` and `group`. `text`, and `timings` in seconds of the whole batch that it ran in; or `error`.
+    With a memory: `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`,
+    `reason`, `memorized` (how many documents), `relevance` (of each document) and `disagree` (whether the report says
+    that some do).
     """
     answer = None if isinstance(outcome, Exception) else outcome
     text = answer.text if answer else ""
-    right, repeats = any(scores.says(text, value, ignore_case) for value in item.answers), scores.repeats(text)
     made: Record = {
         "id": item.id,
         "kind": item.kind,
-        "right": right,
-        "clean": right and answer is not None and answer.finish_reason == "stop" and not repeats,
-        "em": scores.exact_match(text, item.answers),
-        "f1": round(scores.f1(text, item.answers), 4),
-        "belief": scores.says(text, item.belief, ignore_case),
-        "other": scores.says(text, item.other, ignore_case),
+        "group": item.group,
+        **_judged(item, text, ignore_case),
         "new_tokens": answer.usage.completion_tokens if answer else 0,
         "chars": len(text),
         "finish_reason": answer.finish_reason if answer else None,
-        "repeats": repeats,
+        "repeats": scores.repeats(text),
         "recites": scores.recites(text, [d.text for d in item.documents]),
     }
+    made["clean"] = made["right"] and made["finish_reason"] == "stop" and not made["repeats"]
     if answer is None:
         return made | {"error": f"{type(outcome).__name__}: {outcome}"}
     made |= {"text": text, "timings": {name: round(value, 4) for name, value in asdict(answer.timings).items()}}
     return made | (_memory(answer.memory) if answer.memory is not None else {})
+
+
+def _judged(item: Item, text: str, ignore_case: bool) -> dict[str, Any]:
+    """What the text says, held against what the item says."""
+    read = protocol_of(item.protocol).extract(text, item.task)
+    said = read or ""
+    belief = scores.says(said, item.belief, ignore_case)
+    right = any(scores.says(said, value, ignore_case) for value in item.answers)
+    judged = {
+        "right": right and not (item.task == "choice" and belief),
+        "hit": any(scores.holds(said, value) for value in item.answers),
+        "em": scores.exact_match(said, item.answers),
+        "f1": round(scores.f1(said, item.answers), 4),
+        "formed": read is not None,
+        "belief": belief,
+        "other": scores.says(said, item.other, ignore_case),
+    }
+    return judged | ({"rouge_l": round(scores.rouge_l(said, item.answers), 4)} if item.task == "summary" else {})
 
 
 def _memory(report: MemoryReport) -> dict[str, Any]:

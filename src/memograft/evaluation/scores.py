@@ -16,7 +16,7 @@ from typing import Any
 
 from memograft.errors import MissingExtraError
 
-__all__ = ["check_rouge", "exact_match", "f1", "normalised", "recites", "repeats", "rouge_l", "says"]
+__all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "repeats", "rouge_l", "says"]
 
 _WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
 _REPEATED = 0.2  # share of an answer's word trigrams beyond which it repeats itself
@@ -40,6 +40,15 @@ def normalised(text: str) -> str:
     """
     bare = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def holds(text: str, value: str) -> bool:
+    """Whether the normalised value stands in the normalised text, be it within a word.
+
+    >>> holds("Some 1,000 Romans", "The 1000 roman")
+    True
+    """
+    return normalised(value) != "" and normalised(value) in normalised(text)
 
 
 def exact_match(text: str, answers: Sequence[str]) -> bool:
