@@ -107,9 +107,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 _DETAILS = {
-    "accuracy": ".3f", "clean": ".3f", "em": ".3f", "f1": ".3f", "rouge_l": ".3f", "won": "d", "lost": "d",
-    "belief_kept": ".3f", "malformed": ".3f", "unfinished": ".3f", "repeating": ".3f", "new_tokens": ".1f",
-    "skipped": "d", "rolled_back": "d", "failed": "d", "seconds": ".1f",
+    "accuracy": ".3f", "clean": ".3f", "hit": ".3f", "em": ".3f", "f1": ".3f", "rouge_l": ".3f", "won": "d",
+    "lost": "d", "belief_kept": ".3f", "memorization_ratio": ".3f", "malformed": ".3f", "unfinished": ".3f",
+    "repeating": ".3f", "new_tokens": ".1f", "skipped": "d", "rolled_back": "d", "failed": "d", "seconds": ".1f",
 }  # fmt: skip
 
 
