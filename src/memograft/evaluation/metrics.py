@@ -29,7 +29,7 @@ def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = No
     if groups is not None:
         codes: dict[Hashable, int] = {}
         of_value = [codes.setdefault(group, len(codes)) for group in groups]
-        sums, sizes = np.bincount(of_value, values), np.bincount(of_value)
+        sums, sizes = np.bincount(of_value, values), np.bincount(of_value).astype(np.float64)
     rng = np.random.default_rng(0)
     means: list[NDArray[np.float64]] = []
     size = max(1, _MOST // len(sums))
