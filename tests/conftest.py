@@ -55,3 +55,10 @@ def make_engine(models: Any, tokenizer: Any) -> Iterator[Callable[..., Engine]]:
 @pytest.fixture
 def engine(make_engine: Any) -> Engine:
     return make_engine()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[Engine]:
+    """The bundled model."""
+    with Engine.from_pretrained("tiny") as opened:
+        yield opened
