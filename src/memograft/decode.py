@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from memograft._beside import beside
 from memograft._steering import Steering
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, cache_name
 from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
@@ -93,7 +93,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
         backbone.model.generate(  # type: ignore[operator]
             input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
-            past_key_values=prefill.kv_cache,
+            **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
             generation_config=config,
             logits_processor=[per_row] if per_row.needed else [],
             stopping_criteria=[ends],
