@@ -48,6 +48,7 @@ class Row:
         on_end: called with the row once it is done, while its neighbours go on.
         given_up: asked after each token.
         logprobs: how many likely tokens to report beside each new one; None reports nothing.
+        said: tokens of an earlier try, which are said again; it grows as the row goes on, so the next try has them all.
         tokens: new tokens, without the one that ended it.
         chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
         moved: tells for each new token what of its batch processor moved it; see `Steering.of`.
@@ -65,6 +66,7 @@ class Row:
     on_end: Callable[[Row], None] = lambda _: None
     given_up: Callable[[], bool] = lambda: False
     logprobs: int | None = None
+    said: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     moved: Callable[[], list[list[tuple[int, int, float]]]] = list
@@ -177,7 +179,7 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[Row], mask: Tensor) -> None:
         chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None]
+        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None or chain[1].said]
         self._mask = mask.bool()
 
     @property
@@ -197,6 +199,9 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
                 likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
+                if len(row.tokens) < len(row.said):  # rounding differs from batch to batch: it may choose otherwise now
+                    own = torch.full_like(own, -math.inf)
+                    own[0, row.said[len(row.tokens)]] = 0.0
                 if likely is not None:
                     _note(row, likely, int(own[0].argmax()))
                 scores[n] = own[0]
@@ -281,6 +286,8 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
             del row.chances[len(row.tokens) :]
         else:
             row.tokens.append(token)
+            if len(row.said) < len(row.tokens):
+                row.said.append(token)
             if self._stops(row):
                 row.finish_reason = "stop"
             elif len(row.tokens) >= row.max_new_tokens:
