@@ -333,6 +333,7 @@ class Engine:
             batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,
+            said=work.said,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,
         )
