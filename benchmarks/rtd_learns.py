@@ -34,8 +34,9 @@ from tqdm import tqdm
 
 from memograft import Datastore, Engine, Request, Rtd, Sampling
 from memograft.evaluation.items import Item, world
-from memograft.evaluation.metrics import interval, says
+from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
+from memograft.evaluation.scores import says
 
 LINE = "\nSource: the atlas."
 SENTENCES = {

@@ -61,19 +61,31 @@ def asked(engine: Engine, *args: Any, **options: Any) -> tuple[int, Any]:
 
 
 def without_times(records: Any) -> Any:
-    return json.loads(json.dumps(records), object_hook=lambda d: {k: v for k, v in d.items() if k != "seconds"})
+    return json.loads(
+        json.dumps(records), object_hook=lambda d: {k: v for k, v in d.items() if k not in ("seconds", "timings")}
+    )
 
 
 def test_what_a_record_says(tiny: Engine, items: list[Item], tmp_path: Path) -> None:
     methods = {"plain": METHODS["plain"], "two steps": Method(memory=lambda: FastMem(steps=2))}
     records = run(tiny, methods, items[:2], tmp_path / "new" / "folder", progress=False)
     plain, memorized = (records[name]["agrees"][0] for name in methods)
-    assert plain.keys() == {"id", "kind", "right", "belief", "other", "text", "seconds", "commit"}
+    judged = {"right", "clean", "em", "f1", "belief", "other", "new_tokens", "chars", "finish_reason"}
+    judged |= {"repeats", "recites", "timings", "hit", "formed"}
+    assert plain.keys() == judged | {"id", "kind", "group", "text", "seconds", "commit"}
     assert (plain["id"], plain["right"], plain["belief"], plain["other"]) == (items[0].id, True, True, False)
     assert items[0].answers[0] in plain["text"]
+    assert (plain["clean"], plain["finish_reason"], plain["repeats"]) == (True, "stop", False)
+    assert 0 < plain["f1"] < 1
+    assert not plain["em"], "it says a whole sentence"
+    assert plain["recites"] >= 2
+    assert plain["new_tokens"] == len(tiny.tokenizer(plain["text"])["input_ids"])
+    assert plain["chars"] == len(plain["text"])
+    assert plain["timings"].keys() == {"prefill", "memorize", "decode"}
     assert memorized["loss_after"] < memorized["loss_before"]
     assert (memorized["steps"], memorized["rolled_back"], memorized["reason"]) == (2, False, None)
     assert memorized["kl"] > 0
+    assert len(memorized["relevance"]) == len(items[0].documents)
     assert memorized["seconds"] > 0
 
 
@@ -128,9 +140,16 @@ def test_whatever_decides_the_answers_makes_a_new_cell(
     assert count(method=Method(memory=lambda: FastMem(steps=2))) == 1
     assert count(method=METHODS["CAD"]) == 1
     assert count(method=replace(METHODS["CAD"], options={"alpha": 0.1})) == 1
+    other = world("tune", 3)
+    assert count(method=METHODS["few-shot"], examples=other) == 1
+    assert count(method=METHODS["few-shot"], examples=other[:2]) == 1
+    assert count(method=METHODS["few-shot"], examples=other) == 0
+    assert count(examples=other) == 0, "which plain answering does not see"
     monkeypatch.setattr(tiny, "fingerprint", "another model")
     assert count() == 1
     monkeypatch.setattr(runner, "versions", lambda: {"torch": "9"})
+    assert count() == 1
+    monkeypatch.setattr(runner, "VERSION", 3)
     assert count() == 1
     monkeypatch.undo()
     assert count() == 0, "the first cell is still there"
@@ -143,7 +162,17 @@ def test_a_request_that_fails_is_wrong_and_counted(tiny: Engine, items: list[Ite
     plain, irrelevant = (records[name]["agrees"] for name in methods)
     assert [r["right"] for r in plain] == [True, False, True]
     assert plain[1]["error"].startswith("PromptTooLongError: ")
+    assert (plain[1]["finish_reason"], plain[1]["new_tokens"], plain[1]["f1"]) == (None, 0, 0.0)
     assert ["error" in r for r in irrelevant] == [True, True, False], "the first would memorize the long one"
+
+
+def test_examples_steer_and_are_shown(tiny: Engine, items: list[Item], tmp_path: Path) -> None:
+    methods = {name: METHODS[name] for name in ("few-shot", "RTD")}
+    records = run(tiny, methods, items[:2], tmp_path, examples=world("tune", 4), max_new_tokens=2, progress=False)
+    assert all(row["new_tokens"] == 2 for by_set in records.values() for row in by_set["agrees"])
+    with pytest.raises(SettingsError, match="worked examples are needed for few-shot and RTD, got none"):
+        run(tiny, {"plain": METHODS["plain"], **methods}, items, tmp_path / "none", progress=False)
+    assert not list((tmp_path / "none").iterdir()), "before anything is asked"
 
 
 def test_answers_are_looked_for_without_regard_to_case_if_wanted(

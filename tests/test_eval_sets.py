@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from memograft.evaluation.items import SPLITS, Item, sets_of, world
-from memograft.evaluation.metrics import says
+from memograft.evaluation.scores import says
 from memograft.loading import load
 from memograft.prompt import PromptBuilder
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
+    from memograft.processors.cad import Cad
     from memograft.processors.rtd import Rtd
     from memograft.request import (
         Answer,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 # Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
 _HOMES = {
     "Answer": "memograft.request",
+    "Cad": "memograft.processors.cad",
     "Choice": "memograft.scoring",
     "Citation": "memograft.request",
     "Datastore": "memograft.datastore",
@@ -65,6 +67,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Cad",
     "Choice",
     "Citation",
     "Datastore",

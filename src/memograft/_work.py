@@ -17,6 +17,7 @@ from memograft.memory.handle import MemoryHandle
 from memograft.overflow import Fitted, fit
 from memograft.prefill import Prefix
 from memograft.processors.batch import BatchProcessor
+from memograft.processors.cad import Cad
 from memograft.processors.contrast import Contrast
 from memograft.processors.json_schema import JsonSchema
 from memograft.processors.rule import Rule
@@ -45,8 +46,10 @@ class Work:
         if not self.documents and self.handle is not None:
             self.documents = self.handle.documents
         self.fitted: Fitted | None = None
+        self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
         self.json: JsonSchema | None = None
         self.tap: Tap | None = None
+        self.said: list[int] = []  # a batch that is tried again goes on where it broke off
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
         """Build the prompt, and make sure that there is room for what the answer must hold.
@@ -56,6 +59,8 @@ class Work:
         """
         self.fitted = fit(builder, self.request, self.documents, window)
         self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
+        if self.cad is not None:
+            self.echo = builder.build(self.request.messages, (), self.request.tools)
         if self.request.json_schema is not None:
             self.json = tokens.json(self.request.json_schema)
             self.json.limit(self.max_new_tokens)
@@ -65,13 +70,19 @@ class Work:
     @property
     def processors(self) -> list[Any]:
         """The request's own, and the JSON that it asks for, which has the last word; the batch processor is apart."""
-        own = [p for p in self.request.processors if not isinstance(p, BatchProcessor)]
+        own = [p for p in self.request.processors if not isinstance(p, BatchProcessor | Cad)]
         return [*own, *(last for last in (self.json, self.tap) if last is not None)]
 
     @property
     def batch(self) -> BatchProcessor | None:
         """What acts on this row together with others."""
         return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
+
+    @property
+    def cad(self) -> float | None:
+        """Alpha of context-aware decoding; None where nothing would come of it."""
+        alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
+        return alpha if alpha and self.documents else None
 
     @property
     def prompt(self) -> Prompt:
@@ -111,7 +122,7 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse what can never be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` is none, or belongs to another model; there are several batch processors.
+        SettingsError: `memory` is none, or belongs to another model; there are two Rtd or two Cad.
         ModelMismatchError: a datastore is another model's.
         UnsupportedModelError: this model cannot have such a memory.
     """
@@ -131,6 +142,8 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     batch = [p for p in request.processors if isinstance(p, BatchProcessor)]
     if len(batch) > 1:
         raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")
+    if len(alphas := [p.alpha for p in request.processors if isinstance(p, Cad)]) > 1:
+        raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
     for processor in batch:
         processor.check(fingerprint)
 

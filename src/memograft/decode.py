@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from memograft._beside import beside
 from memograft._steering import Steering
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, cache_name
 from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
@@ -42,12 +42,14 @@ class Row:
         max_new_tokens: at most this many; already cut to the window.
         adapter: its memory, or None for the base model.
         rules: what it says of what it would say with its memory and without; none without a memory.
-        batch: its batch processor, which acts after the rules; rows with equal ones share a call.
+        cad: alpha of context-aware decoding; None for none.
+        batch: its batch processor, which acts after the rules and `cad`; rows with equal ones share a call.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
         on_tokens: called with all new tokens so far, after each.
         on_end: called with the row once it is done, while its neighbours go on.
         given_up: asked after each token.
         logprobs: how many likely tokens to report beside each new one; None reports nothing.
+        said: tokens of an earlier try, which are said again; it grows as the row goes on, so the next try has them all.
         tokens: new tokens, without the one that ended it.
         chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
         moved: tells for each new token what of its batch processor moved it; see `Steering.of`.
@@ -59,12 +61,14 @@ class Row:
     max_new_tokens: int
     adapter: Adapter | None = None
     rules: Sequence[Rule] = ()
+    cad: float | None = None
     batch: BatchProcessor | None = None
     processors: Sequence[Any] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None
     on_end: Callable[[Row], None] = lambda _: None
     given_up: Callable[[], bool] = lambda: False
     logprobs: int | None = None
+    said: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     moved: Callable[[], list[list[tuple[int, int, float]]]] = list
@@ -78,22 +82,29 @@ class Row:
 
 
 def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
-    """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each."""
+    """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each.
+
+    Behind the rows, `prefill` holds an echo of each row that says `cad`, in their order: its prompt without documents.
+    An echo runs without an adapter and is made to say what its row says.
+    """
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
-    per_row = _PerRow(rows, prefill.mask)
+    echoed = [n for n, row in enumerate(rows) if row.cad is not None]
+    per_row = _PerRow(rows, prefill.mask, echoed)
     # Repetition penalties read the padding too: make it a token that the row has anyway.
     ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
-    steering = Steering([row.batch for row in rows], len(ruled)) if any(row.batch for row in rows) else None
+    steering = None
+    if any(row.batch for row in rows):
+        steering = Steering([*(row.batch for row in rows), *(None for _ in echoed)], len(ruled))
     if steering is not None:
         for n, row in enumerate(rows):
             row.moved = partial(steering.of, n)
     ends = _Ends(rows, config, tokenizer, steering)
     first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
-    with torch.inference_mode(), _memories(backbone, rows, ruled, steering):
+    with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, steering):
         backbone.model.generate(  # type: ignore[operator]
             input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
-            past_key_values=prefill.kv_cache,
+            **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
             generation_config=config,
             logits_processor=[per_row] if per_row.needed else [],
             stopping_criteria=[ends],
@@ -137,14 +148,14 @@ def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> Generati
 
 @contextmanager
 def _memories(
-    backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], steering: Steering | None
+    backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], echoed: Sequence[int], steering: Steering | None
 ) -> Iterator[None]:
     """Inside, and in this thread only, every row runs through its adapter, and what it says follows its rules.
 
     Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
     penalty, the row's own processors, sampling) sees one distribution.
     """
-    adapters, owner = [row.adapter for row in rows], threading.get_ident()
+    adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
 
     def speak(_module: Any, _args: Any, output: Any) -> None:
         if threading.get_ident() != owner:
@@ -153,6 +164,8 @@ def _memories(
         for n, base in zip(ruled, seen.logits[:, -1].to(logits.device) if ruled else (), strict=True):
             for rule in () if rows[n].done else rows[n].rules:
                 logits[n] = rule(logits[n], base, rows[n].tokens)
+        for echo, n in enumerate(echoed, start=len(rows)):
+            logits[n] += (rows[n].cad or 0.0) * (logits[n] - logits[echo])  # processors/cad.py
         if steering is not None:
             for n, error in steering.apply(logits, [row.done for row in rows]).items():
                 rows[n].error = error
@@ -162,28 +175,32 @@ def _memories(
         if any(adapter is not None for adapter in adapters):
             scope.enter_context(applied(backbone, stack(adapters, backbone), bare=len(ruled)))
         if ruled:
-            seen = scope.enter_context(beside(backbone, len(rows), ruled))
+            seen = scope.enter_context(beside(backbone, len(adapters), ruled))
         if steering is not None:
             scope.enter_context(steering.caught(backbone))
-        if ruled or steering is not None:
+        if ruled or echoed or steering is not None:
             scope.callback(backbone.model.register_forward_hook(speak).remove)
         yield
 
 
 class _PerRow(LogitsProcessor):  # type: ignore[misc]
-    """Each row's own processors, then its own sampling; an error in one ends that row and no other."""
+    """Each row's own processors, then its own sampling; an error in one ends that row and no other.
+
+    Echoes (see `decode`) are scored as their rows, so that the same token is chosen.
+    """
 
     supports_continuous_batching = False  # it knows which row belongs to whom
 
-    def __init__(self, rows: Sequence[Row], mask: Tensor) -> None:
+    def __init__(self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = ()) -> None:
+        self._count, self._echoed = len(rows), list(echoed)
         chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None]
+        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None or chain[1].said]
         self._mask = mask.bool()
 
     @property
     def needed(self) -> bool:
         """Whether any row has something to do here."""
-        return bool(self._chains)
+        return bool(self._chains or self._echoed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, T), (B, V) -> (B, V)."""
@@ -197,11 +214,15 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
                 likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
+                if len(row.tokens) < len(row.said):  # rounding differs from batch to batch: it may choose otherwise now
+                    own = torch.full_like(own, -math.inf)
+                    own[0, row.said[len(row.tokens)]] = 0.0
                 if likely is not None:
                     _note(row, likely, int(own[0].argmax()))
                 scores[n] = own[0]
             except Exception as e:
                 row.error = e
+        scores[self._count :] = scores[self._echoed]
         return scores
 
 
@@ -252,18 +273,20 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
         self._rows, self._open, self._tokenizer, self._steering = rows, list(rows), tokenizer, steering
         eos, stops = config.eos_token_id, config.stop_strings or ()
         self._eos = set(eos or ())
+        self._echoed = [n for n, row in enumerate(rows) if row.cad is not None]
         self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """(B, T) -> (B,) bool."""
         if self._steering is not None:
             self._steering.choose(input_ids[:, -1])
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+        for row, token in zip(self._rows, input_ids[: len(self._rows), -1].tolist(), strict=True):
             if not row.done:
                 self._take(row, token)
         if not all(row.done for row in self._open):
             self.deliver()
-        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
+        done = [row.done for row in self._rows]
+        return torch.tensor(done + [done[n] for n in self._echoed], device=input_ids.device)
 
     def deliver(self) -> None:
         """Hand over the rows that are done; the last ones only when the model is as it was."""
@@ -281,6 +304,8 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
             del row.chances[len(row.tokens) :]
         else:
             row.tokens.append(token)
+            if len(row.said) < len(row.tokens):
+                row.said.append(token)
             if self._stops(row):
                 row.finish_reason = "stop"
             elif len(row.tokens) >= row.max_new_tokens:

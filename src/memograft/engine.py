@@ -36,7 +36,7 @@ from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
 from memograft.memory.rows import gather
 from memograft.overflow import fit
-from memograft.prefill import Prefill, Prefix, prefill, prefill_prefix
+from memograft.prefill import Prefix, prefill, prefill_behind, prefill_prefix
 from memograft.processors.tap import Tap
 from memograft.prompt import PromptBuilder
 from memograft.request import Answer, Request, Sampling, Timings, Usage
@@ -87,10 +87,10 @@ class Engine:
     def from_pretrained(
         cls, name: str | Path, *, max_length: int | None = None, max_batch: int = 16, **kwargs: Any
     ) -> Engine:
-        """Load a model by its Hugging Face id, by its folder, or the bundled "tiny".
+        """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
         `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, quantization_config, ...). Without them
-        the model is loaded in its own dtype onto the GPU if there is one, and in float32 on a CPU.
+        the model goes to the GPU if there is one; `loading.load` says in which dtype.
         """
         model, tokenizer = load(name, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch)
@@ -316,7 +316,9 @@ class Engine:
         rows = []
         for job, (adapter, report) in zip(jobs, memories, strict=True):
             rows.append(self._row(job, adapter))
-            rows[-1].on_end = self._finish(job, report, filled, clock)
+            rows[-1].on_end = self._finish(job, report, filled.cached, clock)
+        if echoes := [work.echo.ids for work in works if work.echo is not None]:
+            filled = prefill_behind(self._backbone, filled, [p.ids for p in prompts], echoes, self._pad_id)
         decode(self._backbone, filled, rows, self._prompts.tokenizer)
 
     def _row(self, job: Job, adapter: Adapter | None) -> Row:
@@ -327,15 +329,17 @@ class Engine:
             max_new_tokens=work.max_new_tokens,
             adapter=adapter,
             rules=work.rules,
+            cad=work.cad,
             batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,
+            said=work.said,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,
         )
 
     def _finish(
-        self, job: Job, report: MemoryReport | None, filled: Prefill, clock: Sequence[float]
+        self, job: Job, report: MemoryReport | None, cached: int, clock: Sequence[float]
     ) -> Callable[[Row], None]:
         """What makes the job's answer of its finished row."""
         work: Work = job.payload
@@ -353,14 +357,13 @@ class Engine:
             assert row.finish_reason
             text = TextSoFar(self._prompts.decode, work.sampling.stop).final(row.tokens)
             job.emit(text)
-            prefilled, memorized, decoding = clock[1] - clock[0], clock[2] - clock[1], time.perf_counter() - clock[2]
             return Answer(
                 text=text,
                 token_ids=tuple(row.tokens),
                 finish_reason=row.finish_reason,
-                usage=Usage(len(work.prompt.ids), filled.cached, len(row.tokens)),
+                usage=Usage(len(work.prompt.ids), cached, len(row.tokens)),
                 memory=report,
-                timings=Timings(prefilled, memorized, decoding),
+                timings=Timings(clock[1] - clock[0], clock[2] - clock[1], time.perf_counter() - clock[2]),
                 documents=work.prompt.documents,
                 dropped=work.fitted.dropped,
                 truncated=work.fitted.truncated,

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import Cache
 
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, cache_name, cache_of
 
-__all__ = ["Prefill", "Prefix", "prefill", "prefill_prefix", "run"]
+__all__ = ["Prefill", "Prefix", "prefill", "prefill_behind", "prefill_prefix", "run"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,38 @@ def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, p
     return Prefill(ids, mask, cache, x, residual, head)
 
 
+def prefill_behind(
+    backbone: Backbone, filled: Prefill, prompts: Sequence[Sequence[int]], more: Sequence[Sequence[int]], pad_id: int
+) -> Prefill:
+    """One batch for decoding: the rows of `filled`, made of `prompts`, and behind them those of `more`."""
+    layers = filled.kv_cache.layers if filled.kv_cache is not None else []
+    # Keys and values of a sliding window cannot be moved against each other.
+    if not layers or any(getattr(layer, "is_sliding", False) for layer in layers) or min(map(len, more)) < 2:
+        return prefill(backbone, [*prompts, *more], pad_id)
+    return _join(filled, prefill(backbone, more, pad_id))
+
+
+def _join(above: Prefill, below: Prefill) -> Prefill:
+    """The rows of both, the shorter padded on the left."""
+    length = max(above.ids.shape[1], below.ids.shape[1])
+
+    def left(part: Prefill, tensor: Tensor) -> Tensor:
+        return functional.pad(tensor, (length - part.ids.shape[1], 0))
+
+    cache = copy.copy(above.kv_cache)
+    assert cache is not None
+    assert below.kv_cache is not None
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer, other in zip(cache.layers, below.kv_cache.layers, strict=True):
+        for name in ("keys", "values"):
+            pair = ((above, getattr(layer, name)), (below, getattr(other, name)))
+            setattr(layer, name, torch.cat([left(part, t.mT).mT for part, t in pair]))
+    ids, mask = (
+        torch.cat([left(above, a), left(below, b)]) for a, b in ((above.ids, below.ids), (above.mask, below.mask))
+    )
+    return Prefill(ids, mask, cache, above.x, above.residual, above.cached)
+
+
 def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
     """Prefill the tokens `ids` (P of them, all) for later use as a prefix."""
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
@@ -112,16 +145,17 @@ def run(
     Returns:
         x (B, T, D), residual (B, T, D), and the cache with these tokens in it.
     """
-    accepted = inspect.signature(backbone.model.forward).parameters
-    extra: dict[str, Any] = {}
+    forward = backbone.model.forward
+    accepted = inspect.signature(forward).parameters
+    extra: dict[str, Any] = {cache_name(forward): cache}
     if "position_ids" in accepted:
         extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1  # the head is not wanted here, and it is the dearest part
     with backbone.watch() as seen:
-        out = backbone.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
-    return x, residual, out.past_key_values
+    return x, residual, cache_of(out)
 
 
 def _positions(mask: Tensor) -> Tensor:

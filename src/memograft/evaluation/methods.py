@@ -17,6 +17,7 @@ from memograft.evaluation.items import Item
 
 if TYPE_CHECKING:
     from memograft import Engine, FastMem, Request, Sampling
+    from memograft.evaluation.lessons import Lessons
 
 __all__ = ["METHODS", "Method", "from_settings"]
 
@@ -27,6 +28,9 @@ class Method:
 
     Attributes:
         documents: whether the item's documents stand in the prompt.
+        instruction: stands before the question.
+        shots: worked examples of the tuning split that are shown as earlier turns.
+        datastore: whether a datastore of the tuning split steers the answer (`Rtd` with its defaults).
         memory: makes the settings they are memorized with; None memorizes nothing.
         memorizes: the item's "own" documents, or those of "another" item while its own stand in the prompt.
         processor: (engine, item, **options) -> a logits processor for this request; None for none.
@@ -34,12 +38,40 @@ class Method:
     """
 
     documents: bool = True
+    instruction: str = ""
+    shots: int = 0
+    datastore: bool = False
     memory: Callable[[], FastMem] | None = None
     memorizes: Literal["own", "another"] = "own"
     processor: Callable[..., Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def request(self, engine: Engine, items: Sequence[Item], n: int, sampling: Sampling) -> Request:
+    @property
+    def needs_examples(self) -> bool:
+        """Whether it cannot ask without worked examples."""
+        return self.shots > 0 or self.datastore
+
+    def check(self, items: Sequence[Item], lessons: Lessons) -> None:
+        """Say now, and not in the middle of a run, that these items, of one set, cannot be asked this way.
+
+        Raises:
+            SettingsError: examples are wanted, or another item's documents, and there are none.
+        """
+        if self.needs_examples and not lessons.examples:
+            raise SettingsError(
+                "worked examples are needed for few-shot and RTD, got none beside the questions that are asked; pass "
+                "items of the tuning split, or leave the method out"
+            )
+        if self.memory and self.memorizes == "another":
+            for n in range(len(items)):
+                _unrelated(items, n)
+
+    def prepare(self, lessons: Lessons) -> None:
+        """Make what all its requests share, so that none of them is timed with it."""
+        if self.datastore:
+            _ = lessons.datastore
+
+    def request(self, engine: Engine, items: Sequence[Item], n: int, sampling: Sampling, lessons: Lessons) -> Request:
         """The request that asks `items[n]` this way; `items` is its whole set.
 
         Raises:
@@ -47,11 +79,14 @@ class Method:
             PromptTooLongError: those do not fit the model's window.
         """
         item, memory = items[n], self.memory() if self.memory else None
+        asked = f"{self.instruction}\n\n{item.question}" if self.instruction else item.question
+        processors = [self.processor(engine, item, **self.options)] if self.processor else []
         return memograft.Request(
-            item.question,
+            messages=[*lessons.turns(item, self.shots), {"role": "user", "content": asked}],
+            query=item.query or (item.question if self.instruction else None),
             documents=item.documents if self.documents else (),
             memory=engine.memorize(_unrelated(items, n), memory) if memory and self.memorizes == "another" else memory,
-            processors=[self.processor(engine, item, **self.options)] if self.processor else [],
+            processors=[memograft.Rtd(lessons.datastore), *processors] if self.datastore else processors,
             sampling=sampling,
         )
 
@@ -59,6 +94,9 @@ class Method:
         """All that decides what it does, as JSON values; defaults are spelled out."""
         return {
             "documents": self.documents,
+            "instruction": self.instruction,
+            "shots": self.shots,
+            "datastore": self.datastore,
             "memory": asdict(self.memory()) if self.memory else None,
             "memorizes": self.memorizes if self.memory else None,
             "processor": self.processor.__name__.strip("_") if self.processor else None,
@@ -103,10 +141,11 @@ def _value(text: str) -> Any:
 
 
 def _unrelated(items: Sequence[Item], n: int) -> tuple[memograft.Document, ...]:
-    """The documents of the next item that shares none with item `n`."""
-    own = {d.text for d in items[n].documents}
+    """The documents of the next item that is about another question and shares none with item `n`."""
+    own, group = {d.text for d in items[n].documents}, items[n].group
     for item in (*items[n + 1 :], *items[:n]):
-        if not own & {d.text for d in item.documents}:
+        same = group and item.group == group
+        if item.documents and not same and not own & {d.text for d in item.documents}:
             return item.documents
     raise SettingsError(
         f"another item's documents must be memorized, got none in the set {items[n].set!r} that differ from those of "
@@ -126,10 +165,15 @@ def _context_aware(engine: Engine, item: Item, alpha: float) -> Any:
     return context_aware(engine, item, alpha)
 
 
+_ONLY = "Answer only from the documents, even where they contradict what you know."
+
 METHODS: dict[str, Method] = {
     "no document": Method(documents=False),
     "plain": Method(),
     "plain, restricted": Method(processor=_restricted),
+    "only from the documents": Method(instruction=_ONLY),
+    "few-shot": Method(shots=3),
+    "RTD": Method(datastore=True),
     "CAD": Method(processor=_context_aware, options={"alpha": 0.5}),
     "memorized": Method(memory=lambda: memograft.FastMem()),
     "memorized, support gate": Method(memory=lambda: memograft.FastMem(gate="support")),
@@ -140,5 +184,6 @@ METHODS: dict[str, Method] = {
     ),
     "irrelevant document memorized": Method(memory=lambda: memograft.FastMem(), memorizes="another"),
     "paper's recipe": Method(memory=lambda: memograft.FastMem.paper()),
+    "paper's recipe, lr 1e-4": Method(memory=lambda: memograft.FastMem.paper(learning_rate=1e-4)),
     "paper's recipe, lr 1e-3": Method(memory=lambda: memograft.FastMem.paper(learning_rate=1e-3)),
 }

@@ -1,17 +1,17 @@
-"""From records to numbers: accuracies with their intervals, differences to other methods, and the table."""
+"""From records to numbers: accuracies with their intervals, differences to other methods, and the tables."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import SettingsError
+from memograft.evaluation.scores import normalised, says
 
-__all__ = ["difference", "interval", "says", "summary", "table"]
+__all__ = ["details", "difference", "interval", "main_measure", "summary", "table"]
 
 ROUNDS = 10_000  # of the bootstrap
 _MOST = 4_000_000  # draws held in memory at a time
@@ -19,29 +19,28 @@ _MOST = 4_000_000  # draws held in memory at a time
 Rows = Sequence[Mapping[str, Any]]
 
 
-def says(text: str, value: str, ignore_case: bool = False) -> bool:
-    """Whether the text holds the value as whole words.
+def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = None) -> list[float]:
+    """The 95% bootstrap interval [low, high] of the mean of values (n,); drawn from seed 0.
 
-    >>> says("The capital is New Delhi.", "New Delhi"), says("Mayan", "May"), says("paris", "Paris", ignore_case=True)
-    (True, False, True)
+    Whole groups are drawn, where values of one are not independent: `groups` names that of each value (n,). None is
+    the plain bootstrap, in which each value is a group.
     """
-    flags = re.IGNORECASE if ignore_case else 0
-    return bool(value) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, flags) is not None
-
-
-def interval(values: NDArray[np.float64]) -> list[float]:
-    """The 95% bootstrap interval [low, high] of the mean of values (n,); drawn from seed 0."""
+    sums, sizes = values, np.ones(len(values))
+    if groups is not None:
+        codes: dict[Hashable, int] = {}
+        of_value = [codes.setdefault(group, len(codes)) for group in groups]
+        sums, sizes = np.bincount(of_value, values), np.bincount(of_value).astype(np.float64)
     rng = np.random.default_rng(0)
     means: list[NDArray[np.float64]] = []
-    size = max(1, _MOST // len(values))
+    size = max(1, _MOST // len(sums))
     for start in range(0, ROUNDS, size):
-        picks = rng.integers(0, len(values), (min(size, ROUNDS - start), len(values)))
-        means.append(values[picks].mean(axis=1))
+        picks = rng.integers(0, len(sums), (min(size, ROUNDS - start), len(sums)))
+        means.append(sums[picks].sum(axis=1) / sizes[picks].sum(axis=1))
     return [round(float(q), 4) for q in np.quantile(np.concatenate(means), (0.025, 0.975))]
 
 
-def difference(rows: Rows, others: Rows) -> dict[str, Any]:
-    """Accuracy of `rows` minus that of `others` on the same questions, with the interval of the paired difference.
+def difference(rows: Rows, others: Rows, measure: str = "right") -> dict[str, Any]:
+    """Mean of `measure` in `rows` minus that in `others` on the same questions, with the paired difference's interval.
 
     Raises:
         SettingsError: they are not about the same questions.
@@ -51,22 +50,40 @@ def difference(rows: Rows, others: Rows) -> dict[str, Any]:
             f"a paired difference needs the same questions in the same order, got {len(rows)} and {len(others)} that "
             "differ; run both methods on the same file"
         )
-    change = _right(rows) - _right(others)
-    return {"difference": round(float(change.mean()), 4), "interval": interval(change)}
+    change = _values(rows, measure) - _values(others, measure)
+    return {"difference": round(float(change.mean()), 4), "interval": interval(change, _groups(rows))}
+
+
+def main_measure(cell: Mapping[str, Any]) -> str:
+    """What a cell of the summary is judged by: "rouge_l" for summaries, else "accuracy"."""
+    return "rouge_l" if "rouge_l" in cell else "accuracy"
 
 
 def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = ()) -> dict[str, Any]:
     """method -> set -> its numbers, as JSON values.
 
-    Every cell has `n`, `accuracy` and its `interval`, the shares `belief` and `other`, `failed` and `seconds`; the
-    paired difference to plain, if plain is there, as `minus_plain` and `minus_plain_interval`; the same to each method
-    of `against` under `minus`; means of the memory's numbers, and the accuracy by kind, where records have them.
+    Every cell has:
+    - `n`; `accuracy` (share of `right`) or, for summaries, `rouge_l` (mean), with its `interval`;
+    - `clean` (right, ended and not repeating), `hit` (as FastMem's paper counts), `em` and `f1` where there are answers
+      to be right about;
+    - `malformed`, `unfinished` and `repeating` (shares), `new_tokens` and `recited` words (means), `failed`, `seconds`,
+      and `timings` (mean seconds of a batch);
+    - `belief` and `other` (shares), and `memorization_ratio`: of the answers that say the belief or a right answer and
+      not both, the share that say the belief;
+    - means of the memory's numbers, `skipped` (nothing was memorized) and `rolled_back` (both counts), and the accuracy
+      by kind, where records have them.
+    With plain: the paired difference to it as `minus_plain` and `minus_plain_interval` (of `clean` as
+    `clean_minus_plain`, likewise), `won` and `lost` (right here and wrong there, and the reverse) and
+    `kept_of_plain`, the share of plain's right answers that are right here. With "no document": `belief_kept`, the
+    share of its wrong answers that are said here again. With `against`: the paired difference to each under `minus`.
     """
+    plain, closed = records.get("plain"), records.get("no document")
     return {
         method: {
             name: _cell(rows)
-            | (_minus_plain(rows, records["plain"][name]) if "plain" in records else {})
-            | ({"minus": {o: difference(rows, records[o][name]) for o in against if o != method}} if against else {})
+            | (_beliefs(rows, closed[name]) if closed else {})
+            | (_to_plain(rows, plain[name]) if plain else {})
+            | (_minus(rows, {o: records[o][name] for o in against if o != method}) if against else {})
             for name, rows in by_set.items()
         }
         for method, by_set in records.items()
@@ -74,7 +91,7 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary in Markdown: accuracy, and in brackets the difference to plain with its interval."""
+    """The summary in Markdown: accuracy or ROUGE-L, and in brackets the difference to plain with its interval."""
     sets = list(next(iter(results.values())))
     lines = ["| method | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
     for method, by_set in results.items():
@@ -84,43 +101,123 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             if method != "plain" and "minus_plain" in cell:
                 low, high = cell["minus_plain_interval"]
                 change = f" ({cell['minus_plain']:+.3f} [{low:+.3f}, {high:+.3f}])"
-            cells.append(f"{cell['accuracy']:.3f}{change}")
+            cells.append(f"{cell[main_measure(cell)]:.3f}{change}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _right(rows: Rows) -> NDArray[np.float64]:
-    return np.array([row["right"] for row in rows], dtype=np.float64)
+_DETAILS = {
+    "accuracy": ".3f", "clean": ".3f", "hit": ".3f", "em": ".3f", "f1": ".3f", "rouge_l": ".3f", "won": "d",
+    "lost": "d", "belief_kept": ".3f", "memorization_ratio": ".3f", "malformed": ".3f", "unfinished": ".3f",
+    "repeating": ".3f", "new_tokens": ".1f", "skipped": "d", "rolled_back": "d", "failed": "d", "seconds": ".1f",
+}  # fmt: skip
 
 
-def _minus_plain(rows: Rows, plain: Rows) -> dict[str, Any]:
-    found = difference(rows, plain)
-    return {"minus_plain": found["difference"], "minus_plain_interval": found["interval"]}
+def details(results: Mapping[str, Mapping[str, Any]], name: str) -> list[list[str]]:
+    """What accuracy alone does not show of one set: a heading row, then one row per method; "" where there is none."""
+    cells = {method: by_set[name] for method, by_set in results.items()}
+    columns = [c for c in _DETAILS if any(cell.get(c) is not None for cell in cells.values())]
+    rows = [
+        [method, *("" if cell.get(c) is None else format(cell[c], _DETAILS[c]) for c in columns)]
+        for method, cell in cells.items()
+    ]
+    return [["method", *(c.replace("_", " ") for c in columns)], *rows]
 
 
 def _cell(rows: Rows) -> dict[str, Any]:
+    main = _measure(rows)
+    values = _values(rows, main)
     cell: dict[str, Any] = {
         "n": len(rows),
-        "accuracy": _mean(row["right"] for row in rows),
-        "interval": interval(_right(rows)),
+        "accuracy" if main == "right" else main: _mean(values),
+        "interval": interval(values, _groups(rows)),
+    }
+    if main == "right":
+        cell |= {name: _mean(row[name] for row in rows) for name in ("clean", "hit", "em", "f1")}
+    cell |= {
+        "malformed": _mean("error" not in row and not row["formed"] for row in rows),
+        "unfinished": _mean(row["finish_reason"] == "length" for row in rows),
+        "repeating": _mean(row["repeats"] for row in rows),
+        "new_tokens": _mean(row["new_tokens"] for row in rows),
+        "recited": _mean(row["recites"] for row in rows),
         "belief": _mean(row["belief"] for row in rows),
         "other": _mean(row["other"] for row in rows),
+        "memorization_ratio": _mean(row["belief"] for row in rows if row["belief"] != row["right"]),
         "failed": sum("error" in row for row in rows),
         "seconds": round(sum(row["seconds"] for row in rows), 2),
     }
-    remembered = [row for row in rows if "kl" in row]
-    if remembered:
-        for name in ("loss_before", "loss_after", "kl"):
-            cell[f"mean_{name}"] = _mean(row[name] for row in remembered if row[name] is not None)
-        cell["mean_steps"] = _mean(row["steps"] for row in remembered)
-        cell["mean_memorized"] = _mean(row["memorized"] for row in remembered)
-        cell["disagree"] = _mean(row["disagree"] for row in remembered)
-        cell["rolled_back"] = sum(row["rolled_back"] for row in remembered)
+    timed = [row["timings"] for row in rows if "timings" in row]
+    cell["timings"] = {part: _mean(times[part] for times in timed) for part in ("prefill", "memorize", "decode")}
     for kind in sorted({row["kind"] for row in rows} - {""}):
         cell[f"accuracy_{kind}"] = _mean(row["right"] for row in rows if row["kind"] == kind)
-    return cell
+    return cell | _memory([row for row in rows if "kl" in row])
 
 
-def _mean(values: Any) -> float | None:
+def _memory(rows: Rows) -> dict[str, Any]:
+    """Of the records that tell of a memory."""
+    if not rows:
+        return {}
+    return {
+        **{f"mean_{name}": _mean(row[name] for row in rows if row[name] is not None) for name in _LOSSES},
+        "mean_steps": _mean(row["steps"] for row in rows),
+        "mean_memorized": _mean(row["memorized"] for row in rows),
+        "disagree": _mean(row["disagree"] for row in rows),
+        "skipped": sum(row["memorized"] == 0 for row in rows),
+        "rolled_back": sum(row["rolled_back"] for row in rows),
+    }
+
+
+_LOSSES = ("loss_before", "loss_after", "kl")
+
+
+def _to_plain(rows: Rows, plain: Rows) -> dict[str, Any]:
+    main = _measure(rows)
+    found = difference(rows, plain, main)
+    numbers = {"minus_plain": found["difference"], "minus_plain_interval": found["interval"]}
+    if main != "right":
+        return numbers
+    clean = difference(rows, plain, "clean")
+    pairs = [(row["right"], other["right"]) for row, other in zip(rows, plain, strict=True)]
+    return numbers | {
+        "clean_minus_plain": clean["difference"],
+        "clean_minus_plain_interval": clean["interval"],
+        "won": sum(here and not there for here, there in pairs),
+        "lost": sum(there and not here for here, there in pairs),
+        "kept_of_plain": _mean(here for here, there in pairs if there),
+    }
+
+
+def _beliefs(rows: Rows, closed: Rows) -> dict[str, Any]:
+    """Of the questions that the model answers wrong without documents: how often it says that answer again here."""
+    return {"belief_kept": _mean(_says_again(row, c) for row, c in zip(rows, closed, strict=True) if not c["right"])}
+
+
+def _says_again(row: Mapping[str, Any], closed: Mapping[str, Any]) -> bool:
+    """By the item's belief if that is what was said without documents, else by the whole answer as SQuAD compares."""
+    return bool(row["belief"]) if closed["belief"] else says(normalised(_text(row)), normalised(_text(closed)))
+
+
+def _minus(rows: Rows, others: Mapping[str, Rows]) -> dict[str, Any]:
+    return {"minus": {name: difference(rows, other, _measure(rows)) for name, other in others.items()}}
+
+
+def _measure(rows: Rows) -> str:
+    return "rouge_l" if "rouge_l" in rows[0] else "right"
+
+
+def _values(rows: Rows, measure: str) -> NDArray[np.float64]:
+    return np.array([row[measure] for row in rows], dtype=np.float64)
+
+
+def _groups(rows: Rows) -> list[Hashable]:
+    """Of each record: those of one question belong together, one that names no group stands alone."""
+    return [row.get("group") or n for n, row in enumerate(rows)]
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    return str(row.get("text", ""))
+
+
+def _mean(values: Iterable[Any]) -> float | None:
     found = [float(value) for value in values]
     return round(sum(found) / len(found), 4) if found else None

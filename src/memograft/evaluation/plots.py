@@ -15,7 +15,7 @@ from memograft.errors import MissingExtraError, SettingsError
 
 __all__ = ["COSTS", "GAIN", "Dot", "check", "dots", "draw"]
 
-GAIN, COSTS = "contradicts", ("agrees", "unseen", "elsewhere", "beside")
+GAIN, COSTS = "contradicts", ("agrees", "unseen", "elsewhere", "beside", "irrelevant")
 _UNDRAWN = {"plain", "no document"}  # the origin, and what uses no document at all
 _OUTSIDE = 12.0  # points of loss beyond which a dot would squeeze all others into a corner
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; shapes say it a second time.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,10 @@ from tqdm import tqdm
 from memograft.errors import PromptTooLongError, SettingsError
 from memograft.evaluation.cells import Cell, Record
 from memograft.evaluation.items import Item, sets_of
+from memograft.evaluation.lessons import Lessons
 from memograft.evaluation.methods import Method
-from memograft.evaluation.metrics import says
 from memograft.evaluation.provenance import commit, versions
+from memograft.evaluation.records import VERSION, record
 from memograft.request import Request, Sampling
 
 if TYPE_CHECKING:
@@ -33,17 +35,15 @@ def run(
     items: Sequence[Item],
     folder: str | Path,
     *,
+    examples: Sequence[Item] = (),
     max_new_tokens: int = 40,
     ignore_case: bool = False,
     progress: bool = True,
 ) -> Records:
     """One record per method and question, in the order of the questions.
 
-    A record has `id`, `kind`, `right`, `belief`, `other` (whether the answer says any of the answers, the item's
-    belief, its other value), `seconds` (its share of its batch) and `commit`; then `text`, and with a memory
-    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`, `reason`,
-    `memorized` (how many documents) and `disagree` (whether the report says that some do); or `error`: a request that
-    failed is wrong.
+    A record is what `records.record` says, with `seconds` (its share of its batch) and `commit`. A request that failed
+    is wrong.
 
     Args:
         engine: the model.
@@ -51,6 +51,7 @@ def run(
         items: the questions, of any number of sets.
         folder: keeps what is done, and is made if need be. Cells are found again only if nothing that decides the
             answers has changed: the model, the questions, the settings, the versions.
+        examples: worked examples, of the tuning split; few-shot and RTD need them.
         max_new_tokens: of an answer.
         ignore_case: whether "paris" says "Paris".
         progress: show a bar.
@@ -69,66 +70,60 @@ def run(
         "max_new_tokens": max_new_tokens,
         "ignore_case": ignore_case,
         "versions": versions(),
+        "records": VERSION,
     }
     by_set = [[item for item in items if item.set == name] for name in sets_of(items)]
-    cells = [
-        Cell(folder, name, questions, shared | {"settings": method.settings()})
-        for name, method in methods.items()
-        for questions in by_set
-    ]
-    at, done = commit(), sum(len(cell.records) for cell in cells)
-    with tqdm(total=len(items) * len(methods), initial=done, unit="q", disable=not progress) as bar:
-        for cell in cells:
-            if len(cell.records) == len(cell.items):
-                continue
-            bar.set_description(f"{cell.method}: {cell.items[0].set}")
-            kept = len(cell.records)
-            cell.resume(BATCH)
-            bar.update(len(cell.records) - kept)
-            for start in range(len(cell.records), len(cell.items), BATCH):
-                part = range(start, min(start + BATCH, len(cell.items)))
-                records = _ask(engine, methods[cell.method], cell.items, part, sampling, ignore_case)
-                cell.add([record | {"commit": at} for record in records])
-                bar.update(len(part))
+    with closing(Lessons(engine, examples, items)) as lessons:
+        cells = []
+        for name, method in methods.items():
+            taught = {"examples": lessons.digest} if method.needs_examples else {}
+            for questions in by_set:
+                method.check(questions, lessons)
+                cells.append(Cell(folder, name, questions, shared | taught | {"settings": method.settings()}))
+        at, done = commit(), sum(len(cell.records) for cell in cells)
+        with tqdm(total=len(items) * len(methods), initial=done, unit="q", disable=not progress) as bar:
+            for cell in cells:
+                if len(cell.records) < len(cell.items):
+                    bar.set_description(f"{cell.method}: {cell.items[0].set}")
+                    method = methods[cell.method]
+                    _fill(cell, bar, at, partial(_ask, engine, method, lessons, cell.items, sampling, ignore_case))
     found: Records = {name: {} for name in methods}
     for cell in cells:
         found[cell.method][cell.items[0].set] = cell.records
     return found
 
 
+def _fill(cell: Cell, bar: tqdm[Any], at: str, ask: Callable[[range], list[Record]]) -> None:
+    """Ask what the cell lacks, batch after batch; `at` is the commit."""
+    kept = len(cell.records)
+    cell.resume(BATCH)
+    bar.update(len(cell.records) - kept)
+    for start in range(len(cell.records), len(cell.items), BATCH):
+        part = range(start, min(start + BATCH, len(cell.items)))
+        cell.add([made | {"commit": at} for made in ask(part)])
+        bar.update(len(part))
+
+
 def _ask(
-    engine: Engine, method: Method, items: Sequence[Item], part: range, sampling: Sampling, ignore_case: bool
+    engine: Engine,
+    method: Method,
+    lessons: Lessons,
+    items: Sequence[Item],
+    sampling: Sampling,
+    ignore_case: bool,
+    part: range,
 ) -> list[Record]:
     """The records of one batch."""
+    method.prepare(lessons)
     started = time.perf_counter()
     requests: dict[int, Request] = {}
     outcomes: dict[int, Answer | Exception] = {}
     for n in part:
         try:
-            requests[n] = method.request(engine, items, n, sampling)
+            requests[n] = method.request(engine, items, n, sampling, lessons)
         except PromptTooLongError as error:  # of what it memorizes; that of the prompt comes with the answers
             outcomes[n] = error
     answers = engine.answer_batch(list(requests.values()), return_exceptions=True) if requests else []
     outcomes |= dict(zip(requests, answers, strict=True))
     seconds = round((time.perf_counter() - started) / len(part), 4)
-    return [_record(items[n], outcomes[n], ignore_case) | {"seconds": seconds} for n in part]
-
-
-def _record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
-    text = "" if isinstance(outcome, Exception) else outcome.text
-    record: Record = {
-        "id": item.id,
-        "kind": item.kind,
-        "right": any(says(text, answer, ignore_case) for answer in item.answers),
-        "belief": says(text, item.belief, ignore_case),
-        "other": says(text, item.other, ignore_case),
-    }
-    if isinstance(outcome, Exception):
-        return record | {"error": f"{type(outcome).__name__}: {outcome}"}
-    record["text"] = text
-    if (memory := outcome.memory) is not None:
-        numbers: dict[str, Any] = {name: getattr(memory, name) for name in ("loss_before", "loss_after", "kl")}
-        record |= {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        record |= {"steps": memory.steps, "rolled_back": memory.rolled_back, "reason": memory.reason}
-        record |= {"memorized": len(memory.documents), "disagree": bool(memory.disagree)}
-    return record
+    return [record(items[n], outcomes[n], ignore_case) | {"seconds": seconds} for n in part]

@@ -22,11 +22,15 @@ from tqdm import tqdm
 from memograft.backbone import Backbone, has_plain_weight, linear_shape
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
+from memograft.memory.gradients import stand_ins
 from memograft.memory.objective import Objective
 from memograft.memory.relevance import AUTO
 from memograft.memory.report import MemoryReport
 
 __all__ = ["FastMem", "Rows", "memorize"]
+
+_SHRINKS = 4  # tries to come back to the KL aimed at
+_SLACK = 0.05  # of it that is close enough
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class FastMem:
     steps: int = 10
     learning_rate: float = 4e-3
     kl_weight: float = 0.1
+    target_kl: float | None = None
     adapter: Literal["lora", "full"] = "lora"
     rank: int = 16
     targets: Literal["all", "down"] = "all"
@@ -207,7 +212,7 @@ def memorize(
             after=after[row][rows.mask[row]].tolist(),
             tokens=rows.targets[row][rows.mask[row]].tolist(),
             kl=float(kl[row]),
-            losses=[float(step[row]) for step in losses],
+            losses=losses[row],
             seconds=seconds,
             settings=asdict(settings),
             max_kl=settings.max_kl,
@@ -223,23 +228,41 @@ def _fit(
     rows: int,
     cancelled: Callable[[], bool],
     progress: bool,
-) -> list[Tensor]:
-    """The loop: AdamW on L(phi). Returns the loss (B,) that each step started from."""
+) -> list[list[float]]:
+    """The loop: AdamW on L(phi), each row until it has moved as far as it may. The loss before each step."""
     optimiser = torch.optim.AdamW(
         weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
     )
-    losses: list[Tensor] = []
+    limit = math.inf if settings.target_kl is None else settings.target_kl
+    losses: list[list[float]] = [[] for _ in range(rows)]
     for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
         if cancelled():
             break
         with torch.enable_grad(), weights.active():
-            loss = objective.loss()  # (B,)
+            loss, kl = objective.loss()  # (B,), (B,)
             gradients = torch.autograd.grad(loss.sum(), weights.leaves)
-        losses.append(loss.detach())
+        there = kl.detach() >= limit
+        if bool(there.all()):
+            break
+        for row in (~there).nonzero().flatten().tolist():
+            losses[row].append(float(loss[row].detach()))
         for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, rows), strict=True):
             leaf.grad = gradient
-        optimiser.step()
+        with weights.held(there):
+            optimiser.step()
+    if settings.target_kl is not None:
+        _shrink(weights, objective, settings.target_kl)
     return losses
+
+
+def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
+    """Take back what the last step did too much: KL grows about as the square of the change."""
+    for _ in range(_SHRINKS):
+        with torch.no_grad(), weights.active():
+            _, kl = objective.loss()
+        if bool((kl <= limit * (1 + _SLACK)).all()):
+            return
+        weights.scale((limit / kl.clamp_min(limit)).sqrt())
 
 
 def _is_number(value: Any) -> bool:
@@ -275,11 +298,33 @@ class _LoRA:
             b = torch.zeros(rows, out, settings.rank, device=device)
             self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
         self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
+        # Only what leads back to D has others' changes in its input.
+        behind = [
+            n
+            for n in names
+            if len(names) > 1 and (linear_shape(backbone.projections[n]) or (0, 0))[1] == backbone.width
+        ]
+        self._stand_ins = stand_ins(backbone, behind)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with applied(self._backbone, self._stacked):
+        with applied(self._backbone, self._stacked, stand_ins=self._stand_ins):
             yield
+
+    @contextmanager
+    def held(self, rows: Tensor) -> Iterator[None]:
+        """Inside, the adapters of these rows (B,) stay as they are, whatever an optimiser does to the leaves."""
+        before = [leaf.detach().clone() for leaf in self.leaves]
+        yield
+        with torch.no_grad():
+            for leaf, old in zip(self.leaves, before, strict=True):
+                leaf[rows] = old[rows]
+
+    @torch.no_grad()
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each adapter's change by its factor (B,)."""
+        for _, b in self._stacked.values():
+            b *= factors[:, None, None].to(b)
 
     def adapters(self) -> list[Adapter]:
         rows = len(self.leaves[0])
@@ -305,6 +350,17 @@ class _Full:
     def active(self) -> Iterator[None]:
         with replaced(self._backbone, self._weights):
             yield
+
+    @contextmanager
+    def held(self, _rows: Tensor) -> Iterator[None]:
+        """As for `_LoRA`; the one context is never held, since the loop ends with it."""
+        yield
+
+    @torch.no_grad()
+    def scale(self, factors: Tensor) -> None:
+        """Multiply the change of the weights by the one factor (1,)."""
+        for name, weight in self._weights.items():
+            weight.lerp_(self._base[name], 1 - float(factors[0]))
 
     def adapters(self) -> list[Adapter]:
         changes = {name: (w.detach() - self._base[name]) for name, w in self._weights.items()}

@@ -52,14 +52,15 @@ class Objective:
                 self._base = torch.log_softmax(self._head(self._hidden), -1)
                 self.before = _pick(self._base, rows.targets)
 
-    def loss(self) -> Tensor:
-        """(B,): mean CE + beta * mean KL over each context's rows, with the adapter that is active now."""
+    def loss(self) -> tuple[Tensor, Tensor]:
+        """Mean CE + beta * mean KL over each context's rows (B,), and the KL alone (B,), with the active adapter."""
         rows, hidden = self._rows, self._hidden_now()
         if self._shortlist is None:
             logp, targets = torch.log_softmax(self._head(hidden), -1), rows.targets
         else:
             logp, targets = self._shortlist.logp(hidden), self._shortlist.places(rows.targets)
-        return self._mean(_pick(logp, targets)) + self._kl_weight * self._mean(_kl(self._base, logp))
+        kl = self._mean(_kl(self._base, logp))
+        return self._mean(_pick(logp, targets)) + self._kl_weight * kl, kl
 
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:

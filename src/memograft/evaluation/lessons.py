@@ -1,0 +1,106 @@
+"""`Lessons`: what methods take from worked examples of the tuning split: earlier turns to show, and a datastore.
+
+Nothing that is asked is taught: examples of a question that is asked are left out of both, and no turn shows a page
+that stands in the prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from memograft.evaluation.items import Item, sets_of
+from memograft.evaluation.protocol import protocol_of
+from memograft.prompt import render_documents
+
+if TYPE_CHECKING:
+    from memograft import Datastore, Engine
+
+__all__ = ["Lessons"]
+
+_LEARNED = 256  # examples of a datastore; more would take longer to read than most sets to answer
+
+
+class Lessons:
+    """Worked examples for a run.
+
+    Args:
+        engine: whose model reads those of the datastore.
+        examples: items of the tuning split, of any number of sets; there may be none.
+        asked: the items of the run.
+
+    Attributes:
+        examples: those that teach nothing of what is asked.
+    """
+
+    def __init__(self, engine: Engine, examples: Sequence[Item], asked: Sequence[Item]) -> None:
+        self._engine = engine
+        taken = {_about(item) for item in asked}
+        self.examples = [example for example in examples if _about(example) not in taken]
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal; other examples have another."""
+        said = json.dumps([asdict(example) for example in self.examples])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def turns(self, item: Item, count: int) -> list[dict[str, str]]:
+        """The first `count` examples, each about something else, as a user's and an assistant's message each.
+
+        Those of the item's own set come first. There are fewer messages where there are too few examples.
+        """
+        pages = {d.text for d in item.documents}
+        fit = [e for e in self.examples if e.task == item.task and not pages & {d.text for d in e.documents}]
+        fit.sort(key=lambda example: example.set != item.set)
+        first = {_about(example): example for example in reversed(fit)}
+        shown = [example for example in fit if first[_about(example)] is example][:count]
+        return [message for example in shown for message in _turn(example)]
+
+    @cached_property
+    def datastore(self) -> Datastore:
+        """Of documents, question and answer of the first examples of each set, as many of each; built when asked for.
+
+        Examples that do not fit the model's window are left out.
+        """
+        from memograft import Datastore
+
+        sets = sets_of(self.examples)
+        some = [e for name in sets for e in [e for e in self.examples if e.set == name][: _LEARNED // len(sets)]]
+        learned = [(e.documents, e.question, _answer(e)) for e in some if self._fits(e)]
+        return Datastore.build(self._engine, learned, progress=False)
+
+    def close(self) -> None:
+        """Give the datastore's folder back."""
+        if "datastore" in self.__dict__:
+            self.datastore.close()
+
+    def _fits(self, example: Item) -> bool:
+        turn = {"role": "user", "content": example.question}
+        said = self._engine.tokenizer(_answer(example), add_special_tokens=False)["input_ids"]
+        prompt = self._engine._prompts.build([turn], example.documents)
+        return len(prompt.ids) + len(said) + _ENDS <= self._engine.max_length
+
+
+_ENDS = 8  # tokens that a template may put after an answer
+
+
+def _about(item: Item) -> str:
+    """What examples and questions share that are about the same."""
+    return item.group or item.query or item.question
+
+
+def _turn(example: Item) -> list[dict[str, Any]]:
+    texts = [d.text for d in example.documents]
+    asked = render_documents(texts, example.question) if texts else example.question
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": _answer(example)}]
+
+
+def _answer(example: Item) -> str:
+    """The example's answer in the form that its protocol reads."""
+    answer = example.answers[0]
+    formed = protocol_of(example.protocol).extract(answer, example.task) is not None
+    return answer if formed else f"The answer is: {answer}"

@@ -1,0 +1,88 @@
+"""`record`: all that is kept of one answer. The table, the picture and the report are made from records alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from memograft.evaluation import scores
+from memograft.evaluation.cells import Record
+from memograft.evaluation.items import Item
+from memograft.evaluation.protocol import protocol_of
+
+if TYPE_CHECKING:
+    from memograft import Answer
+    from memograft.memory.report import MemoryReport
+
+__all__ = ["VERSION", "record"]
+
+VERSION = 2  # of what a record holds; records of another version are asked again
+
+
+def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
+    """The record of an answer to the item, or of the error in its place, which is scored as an empty answer.
+
+    What the item's protocol reads out of the text is held against the answers: `right` (it says one of them; of a
+    choice, and not the other), `hit` (a normalised answer stands in the normalised text, as FastMem's paper counts),
+    `em` and `f1` (SQuAD's), `rouge_l` (of summaries only), `belief` and `other` (it says the item's); `formed` is
+    whether anything could be read. Of the whole text: `new_tokens`, `chars`, `finish_reason` (None for an error),
+    `repeats` and `recites` (words). `clean` is right, ended by itself and not repeating.
+
+    Always: `id`, `kind` and `group`. `text`, and `timings` in seconds of the whole batch that it ran in; or `error`.
+    With a memory: `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`,
+    `reason`, `memorized` (how many documents), `relevance` (of each document) and `disagree` (whether the report says
+    that some do).
+    """
+    answer = None if isinstance(outcome, Exception) else outcome
+    text = answer.text if answer else ""
+    made: Record = {
+        "id": item.id,
+        "kind": item.kind,
+        "group": item.group,
+        **_judged(item, text, ignore_case),
+        "new_tokens": answer.usage.completion_tokens if answer else 0,
+        "chars": len(text),
+        "finish_reason": answer.finish_reason if answer else None,
+        "repeats": scores.repeats(text),
+        "recites": scores.recites(text, [d.text for d in item.documents]),
+    }
+    made["clean"] = made["right"] and made["finish_reason"] == "stop" and not made["repeats"]
+    if answer is None:
+        return made | {"error": f"{type(outcome).__name__}: {outcome}"}
+    made |= {"text": text, "timings": {name: round(value, 4) for name, value in asdict(answer.timings).items()}}
+    return made | (_memory(answer.memory) if answer.memory is not None else {})
+
+
+def _judged(item: Item, text: str, ignore_case: bool) -> dict[str, Any]:
+    """What the text says, held against what the item says."""
+    read = protocol_of(item.protocol).extract(text, item.task)
+    said = read or ""
+    belief = scores.says(said, item.belief, ignore_case)
+    right = any(scores.says(said, value, ignore_case) for value in item.answers)
+    judged = {
+        "right": right and not (item.task == "choice" and belief),
+        "hit": any(scores.holds(said, value) for value in item.answers),
+        "em": scores.exact_match(said, item.answers),
+        "f1": round(scores.f1(said, item.answers), 4),
+        "formed": read is not None,
+        "belief": belief,
+        "other": scores.says(said, item.other, ignore_case),
+    }
+    return judged | ({"rouge_l": round(scores.rouge_l(said, item.answers), 4)} if item.task == "summary" else {})
+
+
+def _memory(report: MemoryReport) -> dict[str, Any]:
+    return {
+        **{name: _finite(getattr(report, name)) for name in ("loss_before", "loss_after", "kl")},
+        "steps": report.steps,
+        "rolled_back": report.rolled_back,
+        "reason": report.reason,
+        "memorized": len(report.documents),
+        "relevance": [_finite(value) for value in report.relevance],
+        "disagree": bool(report.disagree),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,198 @@
+"""The evaluation as a page of HTML: the table, what accuracy hides, each interval drawn, and answers to read.
+
+Made from the summary, the records and the items alone; one file that loads nothing and runs no script.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+from memograft.evaluation.cells import Record
+from memograft.evaluation.items import Item, sets_of
+from memograft.evaluation.metrics import details, main_measure
+from memograft.page import template
+
+__all__ = ["SHOWN", "Bar", "Part", "Shown", "page", "write"]
+
+SHOWN = 20  # answers of each method
+_TEXT = 1500  # characters of a document
+_WIDTH, _EDGE = 200, 10  # of a drawn interval, in pixels, and what stays free on each side
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval as it is drawn: a line from `low` to `high` and a dot at `dot`, in pixels, and that in words."""
+
+    low: float
+    dot: float
+    high: float
+    said: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set: a heading row, a row per method, and the intervals by method on one scale.
+
+    `zero` is where no difference lies, in pixels, None where accuracies are drawn; `scale` says where both ends lie.
+    """
+
+    name: str
+    n: int
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bars: Mapping[str, Bar]
+    zero: float | None
+    scale: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One answer, with what is to be seen beside it.
+
+    `right` is None where that cannot be said; `plain` is None where plain was not asked, or is the method itself.
+    """
+
+    item: Item
+    text: str
+    right: bool | None
+    plain: str | None
+    plain_right: bool | None
+    flags: Sequence[str] = field(default=())
+
+
+def write(
+    path: str | Path,
+    results: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Sequence[Record]]],
+    items: Sequence[Item],
+    about: Mapping[str, Any],
+) -> None:
+    """Write the page, whole or not at all; the arguments are those of `page`.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+        SettingsError: it cannot be written there.
+    """
+    template.write(Path(path), page(results, records, items, about))
+
+
+def page(
+    results: Mapping[str, Mapping[str, Any]],
+    records: Mapping[str, Mapping[str, Sequence[Record]]],
+    items: Sequence[Item],
+    about: Mapping[str, Any],
+) -> str:
+    """The page as text.
+
+    Args:
+        results: `metrics.summary` of the records.
+        records: of `runner.run`.
+        items: the questions of the run.
+        about: JSON values that say where the numbers come from; "model" and "questions" make the title, and "results"
+            is passed over.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    known = {name: value for name, value in about.items() if name not in ("results", "model", "questions")}
+    return template.filled(
+        "report.html.jinja",
+        model=about.get("model", "a model"),
+        questions=about.get("questions", "questions"),
+        sets=[_part(results, name) for name in sets_of(items)],
+        answers={method: list(_shown(method, records, items)) for method in records},
+        counts={method: sum(map(len, by_set.values())) for method, by_set in records.items()},
+        short={name: value for name, value in known.items() if not isinstance(value, dict | list)},
+        long={n: json.dumps(v, indent=1, ensure_ascii=False) for n, v in known.items() if isinstance(v, dict | list)},
+        most=SHOWN,
+        width=_WIDTH,
+        cut=_TEXT,
+    )
+
+
+def _part(results: Mapping[str, Mapping[str, Any]], name: str) -> Part:
+    cells = {method: by_set[name] for method, by_set in results.items()}
+    n = max(cell["n"] for cell in cells.values())
+    paired = "plain" in cells
+    found = {method: _interval(cell, paired) for method, cell in cells.items() if not (paired and method == "plain")}
+    ends = [end for low, _, high in found.values() for end in (low, high)] + ([0.0] if paired else [])
+    left, right = min(ends), max(ends)
+    right = right if right > left else left + 0.01
+
+    def place(value: float) -> float:
+        return round(_EDGE + (_WIDTH - 2 * _EDGE) * (value - left) / (right - left), 1)
+
+    sign = "+" if paired else ""
+    bars = {
+        method: Bar(place(low), place(dot), place(high), f"{dot:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]")
+        for method, (low, dot, high) in found.items()
+    }
+    heading, *rows = details(results, name)
+    scale = (f"{left:{sign}.3f}", f"{right:{sign}.3f}")
+    return Part(name, n, heading, rows, bars, place(0.0) if paired else None, scale)
+
+
+def _interval(cell: Mapping[str, Any], paired: bool) -> tuple[float, float, float]:
+    """(low, middle, high): of the difference to plain, where plain was asked."""
+    low, high = cell["minus_plain_interval" if paired else "interval"]
+    return low, cell["minus_plain" if paired else main_measure(cell)], high
+
+
+def _shown(
+    method: str, records: Mapping[str, Mapping[str, Sequence[Record]]], items: Sequence[Item]
+) -> Iterator[Shown]:
+    """Some answers of a method, in the order of the questions.
+
+    Taken in turns from each set, and in each from those that plain had right and this has wrong, the reverse, those
+    that failed, repeat or do not end, and the rest.
+    """
+    kinds: list[list[int]] = []
+    made: list[Shown] = []
+    for name, rows in records[method].items():
+        asked = [item for item in items if item.set == name]
+        plain = records["plain"][name] if "plain" in records and method != "plain" else [None] * len(rows)
+        start = len(made)
+        made += [_one(item, row, other) for item, row, other in zip(asked, rows, plain, strict=True)]
+        here = range(start, len(made))
+        kinds += [[n for n in here if _kind(made[n]) == kind] for kind in range(4)]
+    turns = (n for n in chain.from_iterable(zip_longest(*kinds)) if n is not None)
+    chosen = sorted(n for n, _ in zip(turns, range(SHOWN), strict=False))
+    return (made[n] for n in chosen)
+
+
+def _kind(shown: Shown) -> int:
+    for kind, flags in enumerate(({"lost"}, {"won"}, {"failed", "repeats", "unfinished"})):
+        if flags & set(shown.flags):
+            return kind
+    return 3
+
+
+def _one(item: Item, row: Record, plain: Record | None) -> Shown:
+    right, before = _right(row), _right(plain) if plain else None
+    flags = {
+        "won": plain is not None and right is True and before is False,
+        "lost": plain is not None and right is False and before is True,
+        "failed": "error" in row,
+        "repeats": row["repeats"],
+        "unfinished": row["finish_reason"] == "length",
+        "not in the form asked for": "error" not in row and not row["formed"],
+        "rolled back": row.get("rolled_back", False),
+        "nothing memorized": row.get("memorized") == 0,
+        f"ROUGE-L {row.get('rouge_l', 0):.2f}": "rouge_l" in row,
+        f"recites {row['recites']} words": row["recites"] > 12,
+    }
+    said = [flag for flag, there in flags.items() if there]
+    return Shown(item, _text(row), right, _text(plain) if plain else None, before, said)
+
+
+def _right(row: Record) -> bool | None:
+    return None if "rouge_l" in row else bool(row["right"])
+
+
+def _text(row: Record) -> str:
+    return str(row.get("text", row.get("error", "")))

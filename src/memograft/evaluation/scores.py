@@ -1,0 +1,128 @@
+"""What one answer is worth, in numbers: whether it says the value, and whether it goes wrong in ways that this misses.
+
+A model that loops or recites its document says the value as well; so each answer is also held against the whole gold
+answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`repeats`, `recites`).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import cache
+from typing import Any
+
+from memograft.errors import MissingExtraError
+
+__all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "repeats", "rouge_l", "says"]
+
+_WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
+_REPEATED = 0.2  # share of an answer's word trigrams beyond which it repeats itself
+
+
+def says(text: str, value: str, ignore_case: bool = False) -> bool:
+    """Whether the text holds the value as whole words.
+
+    >>> says("The capital is New Delhi.", "New Delhi"), says("Mayan", "May"), says("paris", "Paris", ignore_case=True)
+    (True, False, True)
+    """
+    flags = re.IGNORECASE if ignore_case else 0
+    return bool(value) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, flags) is not None
+
+
+def normalised(text: str) -> str:
+    """As SQuAD's script compares answers: lower case, without punctuation and articles, one space between words.
+
+    >>> normalised("The  U.S. Navy, an armed force")
+    'us navy armed force'
+    """
+    bare = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def holds(text: str, value: str) -> bool:
+    """Whether the normalised value stands in the normalised text, be it within a word.
+
+    >>> holds("Some 1,000 Romans", "The 1000 roman")
+    True
+    """
+    return normalised(value) != "" and normalised(value) in normalised(text)
+
+
+def exact_match(text: str, answers: Sequence[str]) -> bool:
+    """Whether the normalised text is one of the normalised answers."""
+    return normalised(text) in map(normalised, answers)
+
+
+def f1(text: str, answers: Sequence[str]) -> float:
+    """SQuAD's F1 over the words of the normalised texts, 0 to 1; the best over the answers.
+
+    >>> f1("It is the city of Rome", ["Rome", "Rome city"])
+    0.5714285714285714
+    """
+    return max(_f1(normalised(text).split(), normalised(answer).split()) for answer in answers)
+
+
+def repeats(text: str) -> bool:
+    """Whether more than a fifth of the text's word trigrams occur at least twice.
+
+    >>> repeats("Rinse the pump. Rinse the pump. Rinse the pump."), repeats("The pump is blocked, so rinse the pump.")
+    (True, False)
+    """
+    words = _words(text)
+    counts = Counter(zip(words, words[1:], words[2:], strict=False))
+    again = sum(count for count in counts.values() if count > 1)
+    return again > _REPEATED * sum(counts.values())
+
+
+def recites(text: str, documents: Sequence[str]) -> int:
+    """Words of the longest run of the text's words that stands in one of the documents too; case is ignored.
+
+    >>> recites("E7 means that the pump is blocked.", ["The pump is blocked. Rinse it."])
+    4
+    """
+    words = _words(text)
+    matchers = (SequenceMatcher(None, words, _words(document), autojunk=False) for document in documents)
+    return max((matcher.find_longest_match().size for matcher in matchers), default=0)
+
+
+def rouge_l(text: str, summaries: Sequence[str]) -> float:
+    """ROUGE-L (F-measure, stemmed words) by the library rouge-score, 0 to 1; the best over the summaries.
+
+    Raises:
+        MissingExtraError: rouge-score is not installed.
+    """
+    return float(_scorer().score_multi(list(summaries), text)["rougeL"].fmeasure)
+
+
+def check_rouge() -> None:
+    """Say now, and not after a long run, that summaries cannot be scored.
+
+    Raises:
+        MissingExtraError: rouge-score is not installed.
+    """
+    _scorer()
+
+
+@cache
+def _scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise MissingExtraError(
+            'summaries are scored by rouge-score, which is not installed; run pip install "memograft[eval]"'
+        ) from error
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:
+    if not said or not wanted:  # as the script does for questions without an answer
+        return float(said == wanted)
+    shared = sum((Counter(said) & Counter(wanted)).values())
+    return 2 * shared / (len(said) + len(wanted))

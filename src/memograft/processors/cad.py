@@ -1,0 +1,43 @@
+"""Context-aware decoding: away from what the model would say without the documents (arXiv 2305.14739).
+
+    l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
+
+l are the row's logits after its memory and its rules; l_0 those of the base model for the same conversation without the
+documents, with the answer so far behind it. That conversation runs as a further row of the same batch (`Echoes` in
+`decode.py`), so that weights are read once for both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from memograft.errors import SettingsError
+
+__all__ = ["Cad"]
+
+
+@dataclass(frozen=True)
+class Cad:
+    """Put it among a request's `processors`; it acts after the memory and before all others. Needs no memory.
+
+    Attributes:
+        alpha: how far (paper: 0.5 for questions); 0 changes nothing.
+
+    Raises:
+        SettingsError: alpha is negative or not a number.
+
+    Example:
+        >>> from memograft import Engine, FastMem
+        >>> engine = Engine.from_pretrained("tiny")
+        >>> page = "The capital of Australia is Lisbon."
+        >>> engine.answer("What is the capital of Australia?", [page], memory=FastMem(), processors=[Cad(0.5)]).text
+        'The capital of Australia is Lisbon.'
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        good = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool) and math.isfinite(self.alpha)
+        if not good or self.alpha < 0:
+            raise SettingsError(f"`alpha` must be a number that is not negative, got {self.alpha!r}; the paper has 0.5")
