@@ -15,8 +15,9 @@ from families import FAMILIES, ROUTED, VOCAB, build
 from memograft.backbone import Backbone
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced, stack
-from memograft.memory.fastmem import FastMem, Rows, memorize
+from memograft.memory.fastmem import Rows, memorize
 from memograft.memory.report import MemoryReport
+from memograft.memory.settings import FastMem
 from memograft.prefill import prefill
 from test_backbone import assert_same, state
 from test_objective import rows

@@ -11,8 +11,9 @@ from families import FAMILIES, ROUTED, build
 from memograft.backbone import Backbone, linear_shape
 from memograft.documents import Document
 from memograft.memory.adapter import applied, stack
-from memograft.memory.fastmem import FastMem, memorize
+from memograft.memory.fastmem import memorize
 from memograft.memory.rows import context_rows, merge
+from memograft.memory.settings import FastMem
 from memograft.prefill import prefill
 from memograft.prompt import Prompt, PromptBuilder
 from reference import fastmem as reference

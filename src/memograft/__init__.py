@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from memograft.documents import Document
     from memograft.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
     from memograft.engine import Engine
-    from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
+    from memograft.memory.settings import FastMem
     from memograft.processors.cad import Cad
     from memograft.processors.rtd import Rtd
     from memograft.request import (
@@ -44,7 +44,7 @@ _HOMES = {
     "Document": "memograft.documents",
     "Embedder": "memograft.embedders",
     "Engine": "memograft.engine",
-    "FastMem": "memograft.memory.fastmem",
+    "FastMem": "memograft.memory.settings",
     "Hit": "memograft.vector_store",
     "LexicalEmbedder": "memograft.embedders",
     "MemoryHandle": "memograft.memory.handle",

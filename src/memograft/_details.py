@@ -1,19 +1,64 @@
-"""What an answer says of its tokens beside their text, from the row that said them."""
+"""A request's answer, and what it says of its tokens beside their text, from the row that said them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
+from memograft._queue import Job
+from memograft._stream import TextSoFar
+from memograft._work import Work
 from memograft.decode import Row
-from memograft.request import Reference, TokenLogprob, TokenReferences
+from memograft.memory.report import MemoryReport
+from memograft.prompt import PromptBuilder
+from memograft.request import Answer, Reference, Timings, TokenLogprob, TokenReferences, Usage
 
-__all__ = ["logprobs", "references"]
+__all__ = ["answer_of", "logprobs", "references"]
 
 Pieces = Callable[[Sequence[int]], list[str]]
 Decode = Callable[[Sequence[int]], str]
 
 _HALF = "\ufffd"  # what the first bytes of an unfinished character are decoded to
 _LEAD = 16  # tokens before a token that say how it is written: with a space in front, or as the rest of a character
+
+
+def answer_of(
+    job: Job, row: Row, prompts: PromptBuilder, report: MemoryReport | None, cached: int, clock: Sequence[float]
+) -> Answer:
+    """The answer of a row that has ended.
+
+    Args:
+        job: whose row it is; the end of its text is passed on to whoever listens.
+        row: the row.
+        prompts: what decodes its tokens.
+        report: of its memory.
+        cached: tokens of its prompt that came from a prefix.
+        clock: `time.perf_counter()` when prefill began, when memorizing began, when decoding began.
+
+    Raises:
+        Exception: what ended the row early.
+    """
+    if row.error is not None:
+        raise row.error
+    work: Work = job.payload
+    assert work.fitted is not None
+    assert row.finish_reason
+    text = TextSoFar(prompts.decode, work.sampling.stop).final(row.tokens)
+    job.emit(text)
+    return Answer(
+        text=text,
+        token_ids=tuple(row.tokens),
+        finish_reason=row.finish_reason,
+        usage=Usage(len(work.prompt.ids), cached, len(row.tokens)),
+        memory=report,
+        timings=Timings(clock[1] - clock[0], clock[2] - clock[1], time.perf_counter() - clock[2]),
+        documents=work.prompt.documents,
+        dropped=work.fitted.dropped,
+        truncated=work.fitted.truncated,
+        logprobs=logprobs(row, prompts.pieces),
+        references=references(row, prompts.pieces, prompts.decode, text),
+        prompt_ids=work.prompt.ids,
+    )
 
 
 def logprobs(row: Row, pieces: Pieces) -> tuple[TokenLogprob, ...]:

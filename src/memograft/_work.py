@@ -12,8 +12,8 @@ from memograft._tokens import Tokens
 from memograft.backbone import Backbone
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
+from memograft.memory.settings import FastMem
 from memograft.overflow import Fitted, fit
 from memograft.prefill import Prefix
 from memograft.processors.batch import BatchProcessor
@@ -26,7 +26,7 @@ from memograft.processors.tap import Tap
 from memograft.prompt import Prompt, PromptBuilder
 from memograft.request import Request, Sampling
 
-__all__ = ["Documents", "Work", "as_request", "check", "groups"]
+__all__ = ["Documents", "Work", "as_request", "check", "groups", "resolved"]
 
 Documents = Iterable[Document | str | Mapping[str, Any]]
 
@@ -116,6 +116,13 @@ def as_request(
     if documents or memory is not None or sampling is not None or options:
         raise SettingsError("a Request already holds its documents, memory and sampling; use dataclasses.replace")
     return question
+
+
+def resolved(request: Request, own: Mapping[str, Any]) -> Request:
+    """The request with numbers for what its memory's settings leave to the model; see `FastMem.resolved`."""
+    if not isinstance(request.memory, FastMem):
+        return request
+    return replace(request, memory=request.memory.resolved(own))
 
 
 def check(request: Request, backbone: Backbone, fingerprint: str) -> None:

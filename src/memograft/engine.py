@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -19,27 +19,28 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor
 
 from memograft import scoring
-from memograft._details import logprobs, references
+from memograft._details import answer_of
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
 from memograft._tokens import Tokens
-from memograft._work import Documents, Work, as_request, check, groups
+from memograft._work import Documents, Work, as_request, check, groups, resolved
 from memograft.backbone import Backbone
 from memograft.decode import Row, decode, end_tokens
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.loading import load
+from memograft.loading import BUNDLED, load
 from memograft.memory.adapter import Adapter
 from memograft.memory.batch import make_memories
-from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
 from memograft.memory.rows import gather
+from memograft.memory.settings import FastMem
+from memograft.model_config import of_model
 from memograft.overflow import fit
 from memograft.prefill import Prefix, prefill, prefill_behind, prefill_prefix
 from memograft.processors.tap import Tap
 from memograft.prompt import PromptBuilder
-from memograft.request import Answer, Request, Sampling, Timings, Usage
+from memograft.request import Answer, Request, Sampling
 from memograft.scoring import Choice
 
 __all__ = ["Engine"]
@@ -55,6 +56,7 @@ class Engine:
         tokenizer: its (fast) tokenizer.
         max_length: tokens of prompt and answer together; by default what the model's configuration says.
         max_batch: requests in one batch at most.
+        defaults: settings of FastMem that suit this model, for what requests leave at "auto".
 
     Raises:
         UnsupportedModelError: the model's last FFN cannot be adapted exactly.
@@ -66,13 +68,23 @@ class Engine:
         'The capital of France is Paris.'
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_length: int | None = None, max_batch: int = 16) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_length: int | None = None,
+        max_batch: int = 16,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
         if max_length is not None and max_length < 2:
             raise SettingsError(
                 f"`max_length` must be at least 2 tokens, or None for the model's own, got {max_length}"
             )
+        self._own = dict(defaults or {})
+        self.defaults = FastMem().resolved(self._own)
         self._backbone = Backbone.of(model)
         self.fingerprint = fingerprint(self._backbone)
         self._prompts = PromptBuilder(tokenizer)
@@ -92,8 +104,9 @@ class Engine:
         `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, quantization_config, ...). Without them
         the model goes to the GPU if there is one; `loading.load` says in which dtype.
         """
+        defaults = of_model(name, BUNDLED, **kwargs)
         model, tokenizer = load(name, **kwargs)
-        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch)
+        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults)
 
     @property
     def max_length(self) -> int:
@@ -173,7 +186,7 @@ class Engine:
         Raises:
             PromptTooLongError: the documents do not fit the model's window.
         """
-        docs, settings = as_documents(documents), memory or FastMem()
+        docs, settings = as_documents(documents), (memory or FastMem()).resolved(self._own)
         settings.check(self._backbone)
         return self._alone(lambda given_up: self._make_handle(docs, settings, given_up, progress))
 
@@ -186,7 +199,8 @@ class Engine:
 
         def read(_: Callable[[], bool]) -> MemoryHandle:
             handle = MemoryHandle.load(folder, self._backbone)
-            return replace(handle, prefix=self._prefix_of(handle.documents))
+            settings = handle.settings.resolved(self._own)
+            return replace(handle, settings=settings, prefix=self._prefix_of(handle.documents))
 
         return self._alone(read)
 
@@ -234,6 +248,7 @@ class Engine:
     def _submit(
         self, requests: Sequence[Request], on_text: Callable[[str], None] | None = None, taps: Sequence[Tap] = ()
     ) -> list[Job]:
+        requests = [resolved(request, self._own) for request in requests]
         for request in requests:
             check(request, self._backbone, self.fingerprint)
         jobs = [Job(Work(request), on_text=on_text, timeout=request.timeout) for request in requests]
@@ -342,35 +357,12 @@ class Engine:
         self, job: Job, report: MemoryReport | None, cached: int, clock: Sequence[float]
     ) -> Callable[[Row], None]:
         """What makes the job's answer of its finished row."""
-        work: Work = job.payload
 
         def finish(row: Row) -> None:
             try:
-                job.succeed(answer_of(row))
+                job.succeed(answer_of(job, row, self._prompts, report, cached, clock))
             except Exception as e:
                 job.fail(e)
-
-        def answer_of(row: Row) -> Answer:
-            if row.error is not None:
-                raise row.error
-            assert work.fitted is not None
-            assert row.finish_reason
-            text = TextSoFar(self._prompts.decode, work.sampling.stop).final(row.tokens)
-            job.emit(text)
-            return Answer(
-                text=text,
-                token_ids=tuple(row.tokens),
-                finish_reason=row.finish_reason,
-                usage=Usage(len(work.prompt.ids), cached, len(row.tokens)),
-                memory=report,
-                timings=Timings(clock[1] - clock[0], clock[2] - clock[1], time.perf_counter() - clock[2]),
-                documents=work.prompt.documents,
-                dropped=work.fitted.dropped,
-                truncated=work.fitted.truncated,
-                logprobs=logprobs(row, self._prompts.pieces),
-                references=references(row, self._prompts.pieces, self._prompts.decode, text),
-                prompt_ids=work.prompt.ids,
-            )
 
         return finish
 

@@ -13,8 +13,8 @@ from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
+    from memograft.memory.settings import FastMem
 
 __all__ = [
     "Answer",

@@ -21,9 +21,9 @@ from memograft.documents import Document
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
+    from memograft.memory.settings import FastMem
     from memograft.processors.rtd import Rtd
     from memograft.request import Answer, Request
 

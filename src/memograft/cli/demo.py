@@ -24,7 +24,7 @@ from memograft.vector_store import Hit, VectorStore
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem import FastMem
+    from memograft.memory.settings import FastMem
     from memograft.request import Answer
 
 MAX_NEW_TOKENS = 32  # tiny answers in one short sentence

@@ -15,7 +15,7 @@ from memograft.errors import SettingsError
 from memograft.reading import find_files, read_file
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem import FastMem
+    from memograft.memory.settings import FastMem
 
 
 def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, Any]:

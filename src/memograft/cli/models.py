@@ -14,8 +14,8 @@ from memograft.errors import MemograftError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem import FastMem
     from memograft.memory.report import MemoryReport
+    from memograft.memory.settings import FastMem
     from memograft.request import Answer
     from memograft.vector_store import Hit
 
@@ -50,7 +50,7 @@ def load_engine(model: str) -> Engine:
 
 def fast_mem(**given: Any) -> FastMem:
     """FastMem with its own defaults where an option was left out, which is None here; "none" is FastMem's None."""
-    from memograft.memory.fastmem import FastMem
+    from memograft.memory.settings import FastMem
 
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in settings.items():

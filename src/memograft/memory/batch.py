@@ -14,10 +14,11 @@ import torch
 from memograft.backbone import Backbone
 from memograft.memory.adapter import Adapter
 from memograft.memory.choose import Choice, choose
-from memograft.memory.fastmem import FastMem, memorize
+from memograft.memory.fastmem import memorize
 from memograft.memory.handle import MemoryHandle
 from memograft.memory.report import MemoryReport
 from memograft.memory.rows import context_rows, merge
+from memograft.memory.settings import FastMem
 from memograft.prefill import Prefill, prefill
 from memograft.prompt import Prompt, PromptBuilder
 

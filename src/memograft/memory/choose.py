@@ -13,9 +13,9 @@ import torch
 
 from memograft.backbone import Backbone
 from memograft.memory.disagreement import disagreements
-from memograft.memory.fastmem import FastMem
 from memograft.memory.handle import MemoryHandle
 from memograft.memory.relevance import Statement, can_judge, statements
+from memograft.memory.settings import FastMem
 from memograft.prefill import Prefill
 from memograft.prompt import Prompt
 

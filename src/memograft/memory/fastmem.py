@@ -13,149 +13,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from memograft.backbone import Backbone, has_plain_weight, linear_shape
-from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.backbone import Backbone, linear_shape
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
 from memograft.memory.gradients import stand_ins
 from memograft.memory.objective import Objective
-from memograft.memory.relevance import AUTO
 from memograft.memory.report import MemoryReport
+from memograft.memory.settings import FastMem
 
-__all__ = ["FastMem", "Rows", "memorize"]
+__all__ = ["Rows", "memorize"]
 
 _SHRINKS = 4  # tries to come back to the KL aimed at
 _SLACK = 0.05  # of it that is close enough
-
-
-@dataclass(frozen=True)
-class FastMem:
-    """How a request's documents are memorized. The defaults suit a LoRA; `FastMem.paper()` is the published recipe.
-
-    Attributes:
-        steps: optimiser steps (paper: 10). More follow the documents more closely, and move the model further.
-        learning_rate: of AdamW (paper: 1e-5 on the full FFN).
-        kl_weight: beta, how strongly the model is held where it was (paper: 0.1).
-        adapter: "lora" trains low-rank changes, "full" the FFN's weights themselves (paper).
-        rank: R of the LoRA; ignored by "full".
-        targets: "all" projections of the FFN (paper) or only "down", the one that leads back to D.
-        template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as
-            an assistant turn (paper; a second prefill).
-        gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
-        contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
-        relevance: documents that are less about the question than this are left in the prompt but not memorized; see
-            `memograft.memory.relevance`. "auto" is 0.45; None judges nothing and memorizes all (paper), whatever
-            `conflicts` says. Ours.
-        conflicts: "first": of relevant documents that contradict each other in what is asked, only the highest-ranked
-            one is memorized; see `memograft.memory.disagreement`. None memorizes them all (paper). Ours.
-        shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
-            (paper).
-        max_kl: nats per token; a memory that moved the model further is rolled back.
-        weight_decay: of AdamW (paper, as it really ran: 0.01).
-        clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
-        betas: of AdamW.
-        eps: of AdamW.
-        seed: of the LoRA's first factor.
-
-    Raises:
-        SettingsError: a value that can never work.
-    """
-
-    steps: int = 10
-    learning_rate: float = 4e-3
-    kl_weight: float = 0.1
-    target_kl: float | None = None
-    adapter: Literal["lora", "full"] = "lora"
-    rank: int = 16
-    targets: Literal["all", "down"] = "all"
-    template: Literal["prompt", "assistant"] = "prompt"
-    gate: Literal["support"] | None = None
-    contrast: float = 0.0
-    relevance: float | Literal["auto"] | None = "auto"
-    conflicts: Literal["first"] | None = "first"
-    shortlist: int | None = 8192
-    max_kl: float = 10.0
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {"adapter": ("lora", "full"), "targets": ("all", "down"), "template": ("prompt", "assistant")}
-        for name, allowed in (choices | {"gate": (None, "support"), "conflicts": (None, "first")}).items():
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("steps", "rank"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-        for name in ("learning_rate", "max_kl", "eps"):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
-                raise SettingsError(f"`{name}` must be a positive number, got {value!r}")
-        for name in ("kl_weight", "weight_decay", "contrast"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise SettingsError(f"`{name}` must be a number that is not negative, got {value!r}")
-        if self.clip_norm is not None and (not _is_number(self.clip_norm) or self.clip_norm <= 0):
-            raise SettingsError(
-                f"`clip_norm` must be a positive number, or None for no clipping, got {self.clip_norm!r}"
-            )
-        if self.threshold is not None and not (_is_number(self.threshold) and self.threshold <= 1):
-            raise SettingsError(
-                f'`relevance` must be "auto", a number of at most 1, or None to memorize every document, got '
-                f"{self.relevance!r}"
-            )
-        if self.shortlist is not None and (not isinstance(self.shortlist, int) or self.shortlist < 2):
-            raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
-        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
-            raise SettingsError(f"`betas` must be two numbers of at least 0 and below 1, got {self.betas!r}")
-        object.__setattr__(self, "betas", tuple(self.betas))  # settings are keys of dicts, and JSON has lists only
-
-    @property
-    def threshold(self) -> float | None:
-        """`relevance` as a number, or None."""
-        return AUTO if self.relevance == "auto" else self.relevance
-
-    @classmethod
-    def paper(cls, **changes: Any) -> FastMem:
-        """The reference recipe, constant by constant, hidden ones included; `changes` override."""
-        recipe = {
-            "steps": 10,
-            "learning_rate": 1e-5,
-            "kl_weight": 0.1,
-            "adapter": "full",
-            "template": "assistant",
-            "relevance": None,
-            "conflicts": None,
-            "shortlist": None,
-            "weight_decay": 0.01,
-            "clip_norm": 1.0,
-        }
-        return cls(**{**recipe, **changes})
-
-    def check(self, backbone: Backbone) -> None:
-        """Refuse a model this cannot work on, before anything is computed.
-
-        Raises:
-            UnsupportedModelError: the last FFN has nothing to adapt, or is quantised where its weights are needed.
-        """
-        if not backbone.projections:
-            raise UnsupportedModelError(
-                "FastMem adapts the linear maps of the last FFN, and this model's has routed experts only; "
-                "answer with memory=None, or use a dense model or one with a shared expert"
-            )
-        if self.adapter == "full" and not all(has_plain_weight(m) for m in backbone.projections.values()):
-            raise UnsupportedModelError(
-                'FastMem(adapter="full") trains the weights themselves, and this model\'s last FFN is quantised or '
-                'offloaded; use adapter="lora"'
-            )
 
 
 @dataclass(frozen=True)
@@ -193,12 +66,14 @@ def memorize(
     Raises:
         UnsupportedModelError: see `FastMem.check`.
     """
+    settings = settings.resolved()
     settings.check(backbone)
     if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
         singles = (rows.single(n) for n in range(len(rows.mask)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
     started = time.perf_counter()
     names = _targets(backbone, settings)
+    assert settings.shortlist != "auto"
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
     weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
     losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)
@@ -230,6 +105,8 @@ def _fit(
     progress: bool,
 ) -> list[list[float]]:
     """The loop: AdamW on L(phi), each row until it has moved as far as it may. The loss before each step."""
+    assert settings.learning_rate != "auto"
+    assert settings.target_kl != "auto"
     optimiser = torch.optim.AdamW(
         weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
     )
@@ -263,10 +140,6 @@ def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
         if bool((kl <= limit * (1 + _SLACK)).all()):
             return
         weights.scale((limit / kl.clamp_min(limit)).sqrt())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _targets(backbone: Backbone, settings: FastMem) -> list[str]:

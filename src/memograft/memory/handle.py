@@ -17,8 +17,8 @@ from memograft.documents import Document
 from memograft.errors import MemoryFormatError
 from memograft.memory import folder
 from memograft.memory.adapter import Adapter
-from memograft.memory.fastmem import FastMem
 from memograft.memory.report import MemoryReport
+from memograft.memory.settings import FastMem
 from memograft.prefill import Prefix
 
 __all__ = ["MemoryHandle", "fingerprint"]

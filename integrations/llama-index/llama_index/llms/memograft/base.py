@@ -136,7 +136,7 @@ class Memograft(FunctionCalling):
     def _memory(cls, value: Any) -> Any:
         """Settings that were serialized are settings again."""
         if isinstance(value, Mapping):
-            from memograft.memory.fastmem import FastMem
+            from memograft.memory.settings import FastMem
 
             settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
             return FastMem(**settings)
