@@ -1,4 +1,4 @@
-"""Tiny random models and engines for every test; one torch thread, no network."""
+"""Tiny random models and engines for every test; one torch thread unless OMP_NUM_THREADS says more, no network."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers of pytest-xdist share the cores
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from families import build
 from memograft import Engine
 from tokenizers_ import make
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,10 +53,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 ROUTED = {"mixtral"}  # families whose last FFN has routed experts only: nothing to adapt
 
 
-def build(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A random model with weights large enough that its distributions are far from flat."""
+def build(
+    family: str, seed: int = 0, dtype: torch.dtype = torch.float32, changes: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """A random model with weights large enough that its distributions are far from flat; `changes` of its config."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**FAMILIES[family])
+    config = CONFIG_MAPPING[family](**FAMILIES[family] | dict(changes or {}))
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

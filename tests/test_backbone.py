@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, T5Co
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import FAMILIES, ROUTED, build
-from memograft.backbone import Backbone, has_plain_weight
+from memograft.backbone import Backbone, cache_of, has_plain_weight
 from memograft.errors import UnsupportedModelError
 
 COMMON = FAMILIES["llama"]
@@ -74,7 +74,7 @@ def test_replay_equals_the_models_own_logits_and_leaves_the_model_alone(family: 
             skipped = model(input_ids=tokens, use_cache=True)
         replayed = parts.logits(*seen.rows())
     assert (replayed - own.logits).abs().max() / own.logits.abs().max() < 1e-5
-    for one, other in zip(own.past_key_values.layers, skipped.past_key_values.layers, strict=True):
+    for one, other in zip(cache_of(own).layers, cache_of(skipped).layers, strict=True):
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
     assert bool(parts.projections) == (family not in ROUTED)

@@ -13,7 +13,9 @@ import torch
 
 from memograft import Engine, FastMem
 from memograft.memory import batch as memory_batch
+from test_decode import Say
 from test_engine import FACTS, ask, generated
+from test_stream import Gate
 
 MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
 
@@ -54,16 +56,32 @@ def test_only_the_request_without_room_fails(engine: Engine) -> None:
 
 
 def test_a_stream_goes_on_where_its_batch_broke_off(engine: Engine) -> None:
-    from memograft import Sampling
-
-    request = ask(sampling=Sampling(12, temperature=1.0))  # without a seed of its own
+    """Also where the model would choose otherwise without its neighbour, as rounding may have it."""
+    before, after = Say(engine, "Colours are red, green and blue."), Say(engine, "Numbers are one, two and three.")
     pieces: list[str] = []
-    with out_of_memory(engine, lambda rows, tokens: rows > 1 and tokens == 1 and len(pieces) > 2):
-        jobs = engine._submit([request, ask(n=12)], on_text=None)
-        jobs[0].on_text = pieces.append
-        answers = [job.future.result(20) for job in jobs]
-    assert "".join(pieces) == answers[0].text
-    assert len(pieces) > 3
+    broken: list[int] = []
+
+    def breaks_off(rows: int, tokens: int) -> bool:
+        if rows > 1 and tokens == 1 and len(pieces) > 2:
+            broken.append(len(pieces))
+        return rows > 1 and bool(broken)
+
+    def fickle(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return (after if broken else before)(ids, scores)
+
+    hold = Gate()
+    held = engine._submit([ask(n=1, processors=[hold])])[0]
+    with out_of_memory(engine, breaks_off):
+        streamed, other = engine._submit([ask(n=40, processors=[fickle]), ask(n=12)])
+        streamed.on_text = pieces.append
+        hold.go.set()
+        answer = streamed.future.result(20)
+        assert other.future.result(20).token_ids == generated(engine, ask(n=12))
+    assert held.future.result(20)
+    assert broken
+    assert "".join(pieces) == answer.text
+    assert answer.token_ids[: broken[0]] == tuple(before.script[: broken[0]])
+    assert answer.token_ids[broken[0] + 1 :] == tuple(after.script[broken[0] + 1 : -1])
 
 
 @pytest.mark.parametrize("template", ["prompt", "assistant"])

@@ -79,10 +79,11 @@ def test_others_who_use_the_model_see_the_base_model(make_engine: Any) -> None:
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        answers = [engine.answer(request) for _ in range(6)]
+        answers = [engine.answer(request)]
+        while len(answers) < 6 or (len(calls) < 20 and not wrong):
+            answers.append(engine.answer(request))
     finally:
         stop.set()
         watcher.join()
-    assert len(calls) > 20
     assert not wrong, f"{len(wrong)} of {len(calls)} passes were not the base model's: {wrong[:1]}"
     assert {a.token_ids for a in answers} == {alone.token_ids}, "they disturbed the engine"

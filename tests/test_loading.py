@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from families import build
+from gguf_files import write
 from memograft import Engine
+from memograft.loading import computes_in_bfloat16, load
 from test_engine import ask, generated
 
 
@@ -20,13 +22,69 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
     return tmp_path / "model"
 
 
+def can_compute_in(monkeypatch: pytest.MonkeyPatch, *flags: str, library: bool = True) -> None:
+    """A CPU with these flags and no GPU, whatever the machine has: bfloat16 is emulated where it has to be."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: library)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def test_a_folder(folder: Path) -> None:
-    with Engine.from_pretrained(folder, max_length=100, max_batch=2) as engine:
+    with Engine.from_pretrained(folder, max_length=100, max_batch=2, dtype=torch.float32) as engine:
         assert engine.max_length == 100
-        if not torch.cuda.is_available():
-            assert engine.model.dtype == torch.float32
         assert not engine.model.training
         assert engine.answer(ask()).token_ids == generated(engine, ask())
+
+
+@pytest.mark.parametrize(
+    ("flags", "library", "expected"),
+    [
+        (["avx2", "avx512_f"], True, torch.float32),
+        (["avx2", "avx512_bf16"], True, torch.bfloat16),
+        (["amx_bf16"], True, torch.bfloat16),
+        (["neon", "bf16"], True, torch.bfloat16),
+        (["neon", "bf16"], False, torch.float32),
+        ([], True, torch.float32),
+    ],
+)
+def test_the_dtype_of_a_bfloat16_checkpoint_on_a_cpu(
+    flags: list[str], library: bool, expected: torch.dtype, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    can_compute_in(monkeypatch, *flags, library=library)
+    assert load(folder)[0].dtype == expected
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float16])
+def test_what_bfloat16_would_round_is_float32_on_a_cpu(
+    own: torch.dtype, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    can_compute_in(monkeypatch, "avx512_bf16")
+    build("llama", dtype=own).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load(tmp_path)[0].dtype == torch.float32
+    assert load("tiny")[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
+def test_the_dtype_of_a_gguf_file_on_a_cpu(
+    flag: str, expected: torch.dtype, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMOGRAFT_CACHE", str(tmp_path / "cache"))
+    can_compute_in(monkeypatch, flag)
+    file = write(tmp_path / "model.gguf", build("llama"), tokenizer, quantised=True)
+    assert load(file)[0].dtype == load(file, dtype="auto")[0].dtype == expected
+
+
+def test_the_dtype_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    can_compute_in(monkeypatch, "avx512_bf16")
+    caplog.set_level("INFO", "memograft")
+    load(folder)
+    assert caplog.messages == [f"{folder}: bfloat16 on cpu"]
+
+
+def test_a_torch_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not computes_in_bfloat16()
 
 
 def test_a_dtype_of_choice(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,23 +14,35 @@ from memograft import Engine, FastMem, Sampling
 from memograft._beside import beside
 from memograft.backbone import Backbone
 from memograft.errors import UnsupportedModelError
+from memograft.memory import gradients
+from memograft.memory.fastmem import _LoRA
+from memograft.memory.objective import Objective
+from test_fastmem import context
 from tokenizers_ import make
 
 PAGE = "The capital of France is Paris."
 QUANTISED = {
     "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+    "4 bit, nested": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
     "8 bit": BitsAndBytesConfig(load_in_8bit=True),
 }
+# The 4-bit kernel for CPUs with avx512_bf16 takes blocks of 64 inputs by 32 outputs.
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
 # bitsandbytes says on every call that it computes in float16.
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 
 
 @pytest.fixture(scope="module", params=list(QUANTISED))
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("llama")
-    build("llama").save_pretrained(folder)
+    build("llama", changes=WIDE).save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=QUANTISED[request.param], device_map="cpu")
     assert not model.model.layers[-1].mlp.down_proj.weight.is_floating_point()
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(model: Any) -> Engine:
     return Engine(model, make("bpe"))
 
 
@@ -48,6 +61,49 @@ def test_a_lora_memorizes_on_a_quantised_model(engine: Engine, tmp_path: Path) -
     loaded = engine.load_memory(tmp_path / "memory")
     answers = [engine.answer("Who?", memory=m, sampling=sampling).token_ids for m in (handle, loaded)]
     assert answers[0] == answers[1]
+
+
+def dense(parts: Backbone) -> Backbone:
+    """The same model, its last FFN having what each quantised map makes of the identity as its weights."""
+    copy = build("llama", changes=WIDE)
+    with torch.no_grad():
+        for name, module in parts.projections.items():
+            copy.get_submodule(name).weight.copy_(module(torch.eye(module.in_features)).T)
+    return Backbone.of(copy)
+
+
+def test_gradients_are_those_of_the_weights_that_the_kernels_stand_for(engine: Engine) -> None:
+    """Also those of gate and up, which come through the frozen down projection."""
+    parts = Backbone.of(engine.model)
+    data = context(parts)
+    found = []
+    for one in (parts, dense(parts)):
+        lora = _LoRA(one, list(parts.projections), FastMem(), 1)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for leaf in lora.leaves:
+                leaf.normal_(0, 0.05, generator=generator)
+        objective = Objective(one, data, 0.1, None)
+        with lora.active():
+            found.append(torch.autograd.grad(objective.loss().sum(), lora.leaves))
+    for ours, real in zip(*found, strict=True):
+        assert torch.cosine_similarity(ours.flatten(), real.flatten(), 0) > 0.98
+        assert float(ours.norm()) == pytest.approx(float(real.norm()), rel=0.1)
+
+
+def test_a_map_without_gradient_is_told_from_one_that_has_it() -> None:
+    class Deaf(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.detach())
+
+    class Halved(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x / 2 + x.detach() / 2)
+
+    for kind, right in ((torch.nn.Linear, True), (Deaf, False), (Halved, False)):
+        module = kind(6, 4).requires_grad_(False)
+        assert gradients._has_right_gradient(module, torch.float32) == right
+        torch.testing.assert_close(gradients._weights(module, torch.float32), module.weight)
 
 
 def test_the_base_model_is_heard_beside_the_memory(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from memograft.backbone import Backbone, first, input_weight, linear_shape, replace_first, unsupported
+from memograft.backbone import Backbone, cache_of, first, input_weight, linear_shape, replace_first, unsupported
 from memograft.errors import UnsupportedModelError
 
 _TRY_ANOTHER = "use a decoder-only causal LM whose last layer ends in a feed-forward block"
@@ -134,7 +134,7 @@ def _record(model: nn.Module, layer: nn.Module) -> tuple[list[_Call], Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    _check_cache(model, getattr(out, "past_key_values", None))
+    _check_cache(model, cache_of(out))
     return calls, out.logits.float()
 
 
@@ -178,7 +178,7 @@ def _find_ffn(layer: nn.Module, calls: list[_Call]) -> tuple[tuple[nn.Module, ..
 
 
 def _is_attention(call: _Call) -> bool:
-    return bool(call.names & {"past_key_values", "layer_past", "attention_mask", "position_embeddings"})
+    return bool(call.names & {"cache", "past_key_values", "layer_past", "attention_mask", "position_embeddings"})
 
 
 def _has_matrix(module: nn.Module) -> bool:

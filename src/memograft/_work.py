@@ -49,6 +49,7 @@ class Work:
         self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
         self.json: JsonSchema | None = None
         self.tap: Tap | None = None
+        self.said: list[int] = []  # a batch that is tried again goes on where it broke off
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
         """Build the prompt, and make sure that there is room for what the answer must hold.

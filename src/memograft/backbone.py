@@ -10,8 +10,9 @@ give the model's own logits, else loading fails. Knows nothing of text, memories
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -184,6 +185,16 @@ def first(output: Any) -> Any:
 def replace_first(output: Any, tensor: Tensor) -> Any:
     """`output` with `tensor` in the place that `first` reads."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def cache_name(call: Callable[..., Any]) -> str:
+    """The name under which `call` takes the keys and values so far: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(call).parameters else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """The keys and values that a model gave back, under either name."""
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

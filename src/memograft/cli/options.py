@@ -61,7 +61,9 @@ def _not_negative(value: float | None) -> float | None:
 
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
-ModelOption = Annotated[str, typer.Option(help='"tiny" (bundled), a folder, or a Hugging Face id.')]
+ModelOption = Annotated[
+    str, typer.Option(help='"tiny" (bundled), "smollm2", a .gguf file, a folder, or a Hugging Face id.')
+]
 StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Optimiser steps of memorizing; left out, FastMem's default.")
 ]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from memograft.backbone import Backbone, linear_shape
+from memograft.memory.gradients import through
 
 __all__ = ["Adapter", "applied", "replaced", "stack"]
 
@@ -74,21 +75,30 @@ def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, t
 
 
 @contextmanager
-def applied(backbone: Backbone, stacked: Mapping[str, tuple[Tensor, Tensor]], bare: int = 0) -> Iterator[None]:
+def applied(
+    backbone: Backbone,
+    stacked: Mapping[str, tuple[Tensor, Tensor]],
+    bare: int = 0,
+    stand_ins: Mapping[str, Tensor] | None = None,
+) -> Iterator[None]:
     """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind.
 
-    The last `bare` rows that reach the FFN, behind those with an adapter each, run without.
+    The last `bare` rows that reach the FFN, behind those with an adapter each, run without. `stand_ins` are weights
+    for gradients to pass, where a projection lets none through (see `memory/gradients.py`).
     """
 
-    def low_rank(a: Tensor, b: Tensor) -> Delta:
+    def low_rank(a: Tensor, b: Tensor, weight: Tensor | None) -> Delta:
         def delta(x: Tensor, y: Tensor) -> Tensor:
+            if weight is not None and torch.is_grad_enabled():
+                y = through(x, y, weight)
             rows = x.reshape(len(a) + bare, -1, x.shape[-1])[: len(a)].to(a.dtype)  # OPT and MoE blocks flatten (B, T)
             change = nn.functional.pad((rows @ a.mT) @ b.mT, (0, 0, 0, 0, 0, bare))
             return y + change.reshape(y.shape).to(y.dtype)
 
         return delta
 
-    with _hooked(backbone, {name: low_rank(a, b) for name, (a, b) in stacked.items()}):
+    weights = stand_ins or {}
+    with _hooked(backbone, {name: low_rank(a, b, weights.get(name)) for name, (a, b) in stacked.items()}):
         yield
 
 

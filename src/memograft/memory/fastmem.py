@@ -22,6 +22,7 @@ from tqdm import tqdm
 from memograft.backbone import Backbone, has_plain_weight, linear_shape
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
+from memograft.memory.gradients import stand_ins
 from memograft.memory.objective import Objective
 from memograft.memory.relevance import AUTO
 from memograft.memory.report import MemoryReport
@@ -297,10 +298,17 @@ class _LoRA:
             b = torch.zeros(rows, out, settings.rank, device=device)
             self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
         self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
+        # Only what leads back to D has others' changes in its input.
+        behind = [
+            n
+            for n in names
+            if len(names) > 1 and (linear_shape(backbone.projections[n]) or (0, 0))[1] == backbone.width
+        ]
+        self._stand_ins = stand_ins(backbone, behind)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with applied(self._backbone, self._stacked):
+        with applied(self._backbone, self._stacked, stand_ins=self._stand_ins):
             yield
 
     @contextmanager

