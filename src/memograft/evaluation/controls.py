@@ -1,4 +1,4 @@
-"""Other people's ways to make a model follow its documents, as logits processors: what ours is measured against."""
+"""`Restricted`: the control that may only say what stands in the documents, as a logits processor."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
-from transformers.generation import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 if TYPE_CHECKING:
     from memograft import Engine
     from memograft.evaluation.items import Item
 
-__all__ = ["Restricted", "context_aware"]
+__all__ = ["Restricted"]
 
 
 class Restricted(LogitsProcessor):  # type: ignore[misc]
@@ -38,14 +37,3 @@ class Restricted(LogitsProcessor):  # type: ignore[misc]
         kept = torch.full_like(scores, -torch.inf)
         kept[:, self._allowed] = scores[:, self._allowed]
         return kept
-
-
-def context_aware(engine: Engine, item: Item, alpha: float) -> LogitsProcessor:
-    """Context-aware decoding (arXiv 2305.14739) by transformers' own classifier-free guidance.
-
-    log p ~ (1 + alpha) log p(y | documents, question) - alpha log p(y | question), which is guidance by 1 + alpha with
-    the prompt without documents. It runs the model itself, one row at a time: never beside a row with a memory.
-    """
-    prompt = engine._prompts.build([{"role": "user", "content": item.question}])  # as "no document" is asked
-    ids = torch.tensor([prompt.ids], device=engine.model.device)
-    return UnbatchedClassifierFreeGuidanceLogitsProcessor(1 + alpha, engine.model, unconditional_ids=ids)

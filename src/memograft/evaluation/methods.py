@@ -159,10 +159,8 @@ def _restricted(engine: Engine, item: Item) -> Any:
     return Restricted(engine, item)
 
 
-def _context_aware(engine: Engine, item: Item, alpha: float) -> Any:
-    from memograft.evaluation.controls import context_aware
-
-    return context_aware(engine, item, alpha)
+def _context_aware(_engine: Engine, _item: Item, alpha: float) -> Any:
+    return memograft.Cad(alpha)
 
 
 _ONLY = "Answer only from the documents, even where they contradict what you know."
@@ -178,6 +176,7 @@ METHODS: dict[str, Method] = {
     "memorized": Method(memory=lambda: memograft.FastMem()),
     "memorized, support gate": Method(memory=lambda: memograft.FastMem(gate="support")),
     "memorized, contrast 0.5": Method(memory=lambda: memograft.FastMem(contrast=0.5)),
+    "memorized, CAD": Method(memory=lambda: memograft.FastMem(), processor=_context_aware, options={"alpha": 0.5}),
     "memorized, all documents": Method(memory=lambda: memograft.FastMem(relevance=None, conflicts=None)),
     "memorized, all documents, support gate": Method(
         memory=lambda: memograft.FastMem(relevance=None, conflicts=None, gate="support")

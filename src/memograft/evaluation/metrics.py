@@ -25,11 +25,9 @@ def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = No
     Whole groups are drawn, where values of one are not independent: `groups` names that of each value (n,). None is
     the plain bootstrap, in which each value is a group.
     """
-    sums, sizes = values, np.ones(len(values))
-    if groups is not None:
-        codes: dict[Hashable, int] = {}
-        of_value = [codes.setdefault(group, len(codes)) for group in groups]
-        sums, sizes = np.bincount(of_value, values), np.bincount(of_value).astype(np.float64)
+    codes: dict[Hashable, int] = {}
+    of_value = [codes.setdefault(group, len(codes)) for group in (range(len(values)) if groups is None else groups)]
+    sums, sizes = np.bincount(of_value, values), np.bincount(of_value)
     rng = np.random.default_rng(0)
     means: list[NDArray[np.float64]] = []
     size = max(1, _MOST // len(sums))
