@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,15 @@ def generated(engine: Engine, request: Request, **options: Any) -> tuple[int, ..
     return tuple(out[:-1] if out and out[-1] == eos else out)
 
 
+def assert_likeliest(engine: Engine, request: Request, token_ids: Sequence[int], tolerance: float) -> None:
+    """Each token is the model's first choice, or so near it, relative to the logits' range, that rounding decides."""
+    prompt = prompt_ids(engine, request)
+    with torch.no_grad():
+        logits = engine.model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].float()
+    said = logits.gather(1, torch.tensor([token_ids]).T)[:, 0]
+    assert ((logits.amax(1) - said) / (logits.amax(1) - logits.amin(1))).max() < tolerance
+
+
 def ask(question: str = "Who wrote it?", n: int = 10, **options: Any) -> Request:
     return Request(question, **({"sampling": Sampling(n)} | options))
 
@@ -39,7 +49,9 @@ def test_greedy_is_the_models_own_generate(make_engine: Any, family: str, dtype:
     engine = make_engine(family, dtype)
     request = ask(documents=FACTS[:2])
     answer = engine.answer(request)
-    assert answer.token_ids == generated(engine, request)
+    if dtype == torch.float32:
+        assert answer.token_ids == generated(engine, request)
+    assert_likeliest(engine, request, answer.token_ids, 1e-4 if dtype == torch.float32 else 0.05)
     assert answer.text == engine.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
     assert answer.usage.prompt_tokens == len(prompt_ids(engine, request))
     assert answer.usage.completion_tokens == len(answer.token_ids)

@@ -101,7 +101,8 @@ def test_every_acknowledged_write_survives_a_kill(tmp_path, kind) -> None:
     folder = tmp_path / "store"
     model: dict[str, Document] = {}
     number = 0
-    for round_ in range(ROUNDS):
+    round_ = 0
+    while round_ < ROUNDS or number <= 10:  # a busy machine writes little: each round gives it more time
         # The first rounds fall into the import, the making of the files and the opening; the others into writes.
         reached = run_and_kill(folder, kind, number, rng.uniform(0, 0.3) + 0.12 * round_)
         for write in range(number, reached):
@@ -118,7 +119,7 @@ def test_every_acknowledged_write_survives_a_kill(tmp_path, kind) -> None:
         if round_ % 2:
             assert [file.name for file in folder.glob("*.new")] == []
             assert len(list(folder.glob("vectors-*.faiss"))) <= 2
-    assert number > 10, "the child hardly wrote anything"
+        round_ += 1
 
 
 if __name__ == "__main__":
