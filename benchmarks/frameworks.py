@@ -82,7 +82,7 @@ def contestants(model: Any, tokenizer: Any, new_tokens: int) -> dict[str, tuple[
     theirs = chat_hugging_face(model, tokenizer)
     ours = ChatMemograft.from_engine(engine, memory=None, max_tokens=new_tokens)
     # Random weights find no page relevant: all are memorized, so that it costs what it costs.
-    memory = FastMem(relevance=None, max_kl=1e9)
+    memory = FastMem(relevance=None, target_kl=None, max_kl=1e9)
     memorizing = ChatMemograft.from_engine(engine, memory=memory, max_tokens=new_tokens).bind(documents=[PAGE])
     llama_theirs = hugging_face_llm(model, tokenizer, new_tokens)
     llama_ours = Memograft.from_engine(engine, memory=None, max_tokens=new_tokens)

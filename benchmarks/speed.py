@@ -111,17 +111,17 @@ def contestants(model: Any, tokens: int) -> dict[str, Callable[[], Any]]:
         request = Request("w1 w2", documents=[document], memory=memory, sampling=sampling)
         return lambda: engine.answer_batch([request] * rows)
 
-    handle = engine.memorize([document], FastMem(max_kl=1e9, relevance=-1e9))
+    handle = engine.memorize([document], FastMem(target_kl=None, max_kl=1e9, relevance=-1e9))
     reuse = Request("w1 w2", memory=handle, sampling=sampling)
     return {
         "Hugging Face generate": lambda: hugging_face(model, ids),
         "engine, plain": ask(None),
-        "engine, FastMem (default)": ask(FastMem(max_kl=1e9, relevance=-1e9)),
-        "engine, FastMem, full head": ask(FastMem(shortlist=None, max_kl=1e9, relevance=-1e9)),
-        "engine, paper's recipe": ask(FastMem.paper(max_kl=1e9)),
+        "engine, FastMem (default)": ask(FastMem(target_kl=None, max_kl=1e9, relevance=-1e9)),
+        "engine, FastMem, full head": ask(FastMem(shortlist=None, target_kl=None, max_kl=1e9, relevance=-1e9)),
+        "engine, paper's recipe": ask(FastMem.paper(target_kl=None, max_kl=1e9)),
         "engine, a kept memory": lambda: engine.answer(reuse),
         "ordinary FastMem": lambda: ordinary_fastmem(model, ids),
-        "engine, FastMem, 8 rows": ask(FastMem(max_kl=1e9, relevance=-1e9), 8),
+        "engine, FastMem, 8 rows": ask(FastMem(target_kl=None, max_kl=1e9, relevance=-1e9), 8),
     }
 
 

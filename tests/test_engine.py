@@ -67,7 +67,11 @@ def ruled(memory: FastMem) -> FastMem:
 def test_mixed_batches_equal_single_runs(make_engine: Any, family: str) -> None:
     """Rows of different lengths, memories, processors, and ways of sampling."""
     engine = make_engine(family)
-    strong = None if family in ROUTED else FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
+    strong = (
+        None
+        if family in ROUTED
+        else FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+    )
     requests = [
         ask(documents=FACTS),
         ask("Numbers?", documents=FACTS[2:], memory=strong),

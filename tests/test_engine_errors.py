@@ -17,7 +17,7 @@ from test_decode import Say
 from test_engine import FACTS, ask, generated
 from test_stream import Gate
 
-MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None)
+MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
 
 
 @contextmanager
@@ -96,7 +96,7 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
         return real(backbone, rows, settings, **options)
 
     monkeypatch.setattr(memory_batch, "memorize", tight)
-    memory = FastMem(steps=2, learning_rate=0.05, rank=4, max_kl=1e9, relevance=None, template=template)  # type: ignore[arg-type]
+    memory = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, template=template)  # type: ignore[arg-type]
     requests = [ask(documents=FACTS, memory=memory), ask(documents=["Numbers are 1, 2."], memory=memory)]
     large, small = engine.answer_batch(requests)
     assert large.memory is not None
@@ -110,7 +110,7 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
 
 
 def test_a_memory_beyond_its_bound_is_rolled_back_and_the_answer_given(engine: Engine) -> None:
-    wild = FastMem(steps=3, learning_rate=10.0, max_kl=0.01, relevance=None)
+    wild = FastMem(steps=3, learning_rate=10.0, target_kl=None, max_kl=0.01, relevance=None)
     answer = engine.answer(ask(documents=FACTS, memory=wild))
     assert answer.memory is not None
     assert answer.memory.rolled_back

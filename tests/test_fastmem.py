@@ -17,13 +17,14 @@ from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced, stack
 from memograft.memory.fastmem import Rows, memorize
 from memograft.memory.report import MemoryReport
+from memograft.memory.rows import merge
 from memograft.memory.settings import FastMem
 from memograft.prefill import prefill
 from test_backbone import assert_same, state
 from test_objective import rows
 
 DENSE = sorted(set(FAMILIES) - ROUTED)
-QUICK = FastMem(steps=4, rank=4, shortlist=None)
+QUICK = FastMem(steps=4, learning_rate=4e-3, rank=4, target_kl=None, shortlist=None)
 FULL = FastMem.paper(steps=3, learning_rate=1e-3)
 
 
@@ -191,8 +192,37 @@ def test_the_report() -> None:
     assert list(seen.tokens) == data.targets[0].tolist()
     assert seen.kl > 0
     assert seen.seconds > 0
-    assert seen.settings == asdict(QUICK)
+    assert seen.settings == asdict(QUICK.resolved())
     assert (seen.rolled_back, seen.reason, seen.documents) == (False, None, ())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("settings", [QUICK, FULL], ids=["lora", "full"])
+def test_it_ends_where_the_model_has_moved_far_enough(family: str, settings: FastMem) -> None:
+    """A row that gets there early stays as it is while its neighbours go on, and gets what it would have got alone."""
+    parts = backbone(family)
+    many = replace(settings, steps=30, learning_rate=2e-3)
+    near = replace(many, target_kl=0.01)
+    short, long = context(parts, 8), context(parts, 24, seed=1)
+    together = memorize(parts, merge([short, long]), near)
+    for data, (adapter, report) in zip((short, long), together, strict=True):
+        free, alone = memorize(parts, data, many)[0][1], memorize(parts, data, near)[0]
+        assert free.kl > 0.02, "it never moves that far: the test shows nothing"
+        assert report.kl == pytest.approx(0.01, rel=0.06)
+        assert report.steps == alone[1].steps < 30
+        assert report.loss_before > report.loss_after > free.loss_after
+        assert adapter is not None
+        assert alone[0] is not None
+        assert difference(adapter, alone[0]) < 1e-3
+
+
+def test_a_target_that_is_never_reached_changes_nothing() -> None:
+    parts = backbone("llama")
+    one, other = (memorize(parts, context(parts), replace(QUICK, target_kl=t))[0] for t in (None, 1e6))
+    assert one[0] is not None
+    assert other[0] is not None
+    assert one[1].losses == other[1].losses
+    assert all(torch.equal(one[0].lora_b[n], other[0].lora_b[n]) for n in one[0].lora_b)
 
 
 def test_seeds() -> None:
@@ -277,9 +307,10 @@ def test_routed_experts_are_refused_and_quantised_weights_for_the_full_adapter()
         ({"steps": 2.5}, "`steps` must be a whole number"),
         ({"steps": True}, "`steps` must be a whole number"),
         ({"rank": -1}, "`rank` must be a whole number of at least 1, got -1"),
-        ({"learning_rate": 0}, "`learning_rate` must be a positive number, got 0"),
-        ({"learning_rate": "1e-5"}, "`learning_rate` must be a positive number, got '1e-5'"),
-        ({"learning_rate": float("nan")}, "`learning_rate` must be a positive number, got nan"),
+        ({"learning_rate": 0}, '`learning_rate` must be a positive number or "auto", got 0'),
+        ({"learning_rate": "1e-5"}, "`learning_rate` must be a positive number or \"auto\", got '1e-5'"),
+        ({"learning_rate": float("nan")}, '`learning_rate` must be a positive number or "auto", got nan'),
+        ({"target_kl": 0}, '`target_kl` must be a positive number or "auto", or None for no end, got 0'),
         ({"max_kl": -1.0}, "`max_kl` must be a positive number"),
         ({"eps": 0.0}, "`eps` must be a positive number"),
         ({"kl_weight": -0.1}, "`kl_weight` must be a number that is not negative, got -0.1"),

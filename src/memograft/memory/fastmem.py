@@ -137,9 +137,10 @@ def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
     for _ in range(_SHRINKS):
         with torch.no_grad(), weights.active():
             _, kl = objective.loss()
-        if bool((kl <= limit * (1 + _SLACK)).all()):
+        far = kl > limit * (1 + _SLACK)  # (B,); a row that is near enough is left alone, whatever its neighbours need
+        if not bool(far.any()):
             return
-        weights.scale((limit / kl.clamp_min(limit)).sqrt())
+        weights.scale((limit / kl).sqrt().where(far, 1.0))
 
 
 def _targets(backbone: Backbone, settings: FastMem) -> list[str]:

@@ -187,7 +187,7 @@ class FastMem:
 
 def _or(others: Sequence[str | None]) -> str:
     """What else than a number a setting may be, for its error."""
-    return "".join(f", {json.dumps(o)}" if o else ", or None for no end" for o in others)
+    return "".join(f" or {json.dumps(o)}" if o else ", or None for no end" for o in others)
 
 
 def _is_number(value: Any) -> bool:
