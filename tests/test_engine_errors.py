@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from gates import Gate
 from memograft import Engine, FastMem
 from memograft.memory import batch as memory_batch
 from test_decode import Say
 from test_engine import FACTS, ask, generated
-from test_stream import Gate
 
 MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
 

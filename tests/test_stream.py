@@ -6,7 +6,6 @@ import asyncio
 import gc
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,42 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from blockbuster import BlockBuster, BlockingError
 from transformers import LogitsProcessor
 
+from gates import Gate, queued, until, waits
 from memograft import Engine, FastMem, Request, Sampling
 from memograft._stream import TextSoFar
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError, SettingsError
 from test_decode import Say
 from test_engine import FACTS, ask, generated
-
-
-class Gate(LogitsProcessor):
-    """Lets `free` tokens pass, then waits for `go`; counts its calls."""
-
-    def __init__(self, free: int = 0) -> None:
-        self.free, self.calls = free, 0
-        self.waiting, self.go = threading.Event(), threading.Event()
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls > self.free:
-            self.waiting.set()
-            assert self.go.wait(20), "nobody opened the gate"
-        return scores
-
-
-def queued(engine: Engine, count: int) -> None:
-    """Wait until so many submissions are in the queue of an engine that is busy."""
-    until(lambda: engine._worker._queue.qsize() >= count)
-
-
-def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that must come, however busy the machine is; the test's time limit is the only one."""
-    while not happened():
-        time.sleep(0.002)
-
 
 TEXT = "Colours are red, green and blue; ü ß 。🙂 é."
 
@@ -227,13 +199,6 @@ def _interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def waits(thread: int) -> bool:
-    """Whether a thread waits for an answer or for a piece of one."""
-    frame = sys._current_frames()[thread]
-    inside = (frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name)
-    return inside[0] == "_next" or inside == ("wait", "exception")
 
 
 @pytest.mark.usefixtures("_interruptible")
