@@ -147,8 +147,8 @@ def _left_out(reader: Any) -> str:
 
 
 def _splitting(reader: Any) -> str | None:
-    """How the file says that text is split before byte pairs are merged; None for other kinds of tokenizers."""
-    return _field(reader, "tokenizer.ggml.pre") if _field(reader, "tokenizer.ggml.model") == "gpt2" else None
+    """How the file says that text is split before byte pairs are merged; None for other kinds, which have scores."""
+    return None if "tokenizer.ggml.scores" in reader.fields else _field(reader, "tokenizer.ggml.pre")
 
 
 def _field(reader: Any, key: str, default: Any = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,8 +64,9 @@ def computes_in_bfloat16() -> bool:
 
     Where either is missing, bfloat16 is emulated and slower than float32. A torch that cannot tell counts as no.
     """
-    flags = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.backends.mkldnn.is_available() and any(flags.get(flag, False) for flag in _NATIVE)
+    flags: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return library and any(flags.get(flag, False) for flag in _NATIVE)
 
 
 def _load(path: str, kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -108,7 +110,7 @@ def _gguf_file(name: str | Path, kwargs: dict[str, Any]) -> Path | None:
     """The GGUF file that is meant, if one is; takes `gguf_file` out of `kwargs`."""
     if (inside := kwargs.pop("gguf_file", None)) is not None:
         if Path(name).is_dir():
-            return Path(name) / inside
+            return Path(name) / str(inside)
         from transformers.utils import cached_file
 
         return Path(cached_file(str(name), inside, **{k: kwargs[k] for k in _HUB if k in kwargs}))
