@@ -49,7 +49,7 @@ class FastMem:
         gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
         contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
         relevance: documents that are less about the question than this are left in the prompt but not memorized; see
-            `memograft.memory.relevance`. "auto" is 0.45; None judges nothing and memorizes all (paper), whatever
+            `memograft.memory.relevance`. "auto" is 0.5; None judges nothing and memorizes all (paper), whatever
             `conflicts` says. Ours.
         conflicts: "first": of relevant documents that contradict each other in what is asked, only the highest-ranked
             one is memorized; see `memograft.memory.disagreement`. None memorizes them all (paper). Ours.
