@@ -15,10 +15,11 @@ from memograft import Document, Engine, FastMem, Request
 from memograft.backbone import Backbone
 from memograft.errors import SettingsError
 from memograft.memory import choose
-from memograft.memory.relevance import AUTO, Statement, can_judge, statements
+from memograft.memory.relevance import AUTO, LEAD, can_judge, relevances
+from memograft.memory.statements import Statement, statements
 from memograft.prefill import prefill
 from memograft.prompt import Prompt, PromptBuilder, token_span
-from reference.relevance import question_loss
+from reference.relevance import question_losses, relevance
 from tokenizers_ import NATIVE_TEMPLATE, make
 
 FAMILIES = ["llama", "qwen2", "olmo2", "gpt_neox", "gpt2", "falcon", "phi", "granite"]
@@ -42,11 +43,16 @@ def built(
     return PromptBuilder(make(kind, **kwargs)).build(messages, [Document(d) for d in documents])
 
 
-def naive(model: Any, prompt: Prompt, found: Sequence[Statement]) -> list[float]:
-    """The relevances of the statements found."""
-    hidden = (*prompt.spans, *prompt.history)
-    none = question_loss(model, prompt.ids, hidden, prompt.question, (0, 0))
-    return [1 - question_loss(model, prompt.ids, hidden, prompt.question, s.span) / none for s in found]
+def lead_of(kind: str = "bpe") -> tuple[int, ...]:
+    return PromptBuilder(make(kind)).continued(LEAD)
+
+
+def judged(backbone: Backbone, prompts: list[Prompt]) -> list[tuple[float, ...]]:
+    return relevances(backbone, prefill(backbone, [p.ids for p in prompts], 0), range(len(prompts)), prompts, lead_of())
+
+
+def naive(model: Any, prompt: Prompt) -> list[float]:
+    return [relevance(model, prompt, span, lead_of()) for span in prompt.spans]
 
 
 def _place(text: str, part: str) -> tuple[int, int]:
@@ -56,7 +62,7 @@ def _place(text: str, part: str) -> tuple[int, int]:
     return match.span()
 
 
-class TestStatements:
+class TestRelevances:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_equal_the_naive_ones_in_any_batch(self, family: str) -> None:
         model = build(family)
@@ -66,45 +72,30 @@ class TestStatements:
         prompts = [built([GOLD, QUORIN]), built([HARBOUR], "Who?"), three]
         filled = prefill(backbone, [p.ids for p in prompts], 0)
         order = [0, 2, 1]
-        for n, found in zip(order, statements(backbone, filled, order, [prompts[n] for n in order]), strict=True):
-            assert [s.relevance for s in found] == pytest.approx(naive(model, prompts[n], found), abs=1e-5)
-
-    def test_are_the_sentences_most_about_the_question(self) -> None:
-        """Every sentence tried on its own, in the naive way."""
-        model = build("llama")
-        model.config._attn_implementation = "eager"
-        backbone, tokenizer = Backbone.of(model), make("bpe")
-        prompt = built([QUORIN, HARBOUR])
-        ((first, second),) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
-        texts = [tokenizer.decode(prompt.ids[slice(*s.span)]).strip() for s in (first, second)]
-        sentences = ["Vandria", "Quorin is the capital of Vandria.", "The river of Vandria is the Toll."]
-        assert texts[0] in sentences
-        assert texts[1] == HARBOUR
-        spans = [token_span(prompt.offsets, _place(prompt.text, s)) for s in sentences]
-        assert first.relevance == pytest.approx(max(naive(model, prompt, [Statement(0, s) for s in spans])), abs=1e-5)
+        found = relevances(backbone, filled, order, [prompts[n] for n in order], lead_of())
+        for n, by_document in zip(order, found, strict=True):
+            assert by_document == pytest.approx(naive(model, prompts[n]), abs=1e-5)
 
     def test_in_small_groups_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         backbone = Backbone.of(build("llama"))
         prompts = [built([GOLD, QUORIN]), built([HARBOUR, QUORIN])]
-        filled = prefill(backbone, [p.ids for p in prompts], 0)
-        at_once = statements(backbone, filled, [0, 1], prompts)
-        monkeypatch.setattr("memograft.memory.relevance._TOKENS", 1)
-        for one, many in zip(statements(backbone, filled, [0, 1], prompts), at_once, strict=True):
-            assert [s.relevance for s in one] == pytest.approx([s.relevance for s in many], abs=1e-5)
+        at_once = judged(backbone, prompts)
+        monkeypatch.setattr("memograft.memory.tails._TOKENS", 1)
+        for one, many in zip(judged(backbone, prompts), at_once, strict=True):
+            assert one == pytest.approx(many, abs=1e-5)
 
     def test_an_empty_document_says_nothing(self) -> None:
-        backbone = Backbone.of(build("llama"))
-        prompt = built(["", QUORIN, "   \n "])
-        ((empty, _, blank),) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
-        assert (empty.relevance, blank.relevance) == (0.0, 0.0)
+        ((empty, _, blank),) = judged(Backbone.of(build("llama")), [built(["", QUORIN, "   \n "])])
+        assert empty == 0.0
+        assert -1 < blank < 1
 
     def test_leave_the_cache_as_it_was(self) -> None:
         backbone = Backbone.of(build("gemma2"))
         prompts = [built([GOLD, QUORIN]), built([HARBOUR])]
         filled = prefill(backbone, [p.ids for p in prompts], 0)
         before = [(layer.keys.clone(), layer.values.clone()) for layer in filled.kv_cache.layers]
-        statements(backbone, filled, [0, 1], prompts)
-        statements(backbone, filled, [1], prompts[1:])
+        relevances(backbone, filled, [0, 1], prompts, lead_of())
+        statements(backbone, filled, 1, prompts[1], [0])
         for (keys, values), layer in zip(before, filled.kv_cache.layers, strict=True):
             assert torch.equal(keys, layer.keys)
             assert torch.equal(values, layer.values)
@@ -114,11 +105,45 @@ class TestStatements:
         prompt = built([GOLD, QUORIN], " ".join([HARBOUR] * 8) + " " + ASK)
         start, end = prompt.question
         assert end - start > 64
-        backbone = Backbone.of(model)
-        (found,) = statements(backbone, prefill(backbone, [prompt.ids], 0), [0], [prompt])
+        (found,) = judged(Backbone.of(model), [prompt])
         model.config._attn_implementation = "eager"
-        short = replace(prompt, question=(end - 64, end))
-        assert [s.relevance for s in found] == pytest.approx(naive(model, short, found), abs=1e-5)
+        assert found == pytest.approx(naive(model, prompt), abs=1e-5)
+
+    def test_words_that_a_document_shares_with_the_question_count(self) -> None:
+        """The same losses, other words: only what the text says differs."""
+        prompt = built([GOLD, QUORIN])
+        start, end = prompt.spans[0]
+        text = prompt.text.replace("The chemical symbol of gold", "The Vandrian capital, sir, ")
+        assert len(text) == len(prompt.text)
+        backbone = Backbone.of(build("llama"))
+        plain, shared = judged(backbone, [prompt]), judged(backbone, [replace(prompt, text=text)])
+        assert shared[0][0] > plain[0][0]
+        assert shared[0][1] == plain[0][1]
+        assert end > start
+
+
+class TestStatements:
+    def test_are_the_sentences_most_about_the_question(self) -> None:
+        """Every sentence tried on its own, in the naive way."""
+        model = build("llama")
+        model.config._attn_implementation = "eager"
+        backbone, tokenizer = Backbone.of(model), make("bpe")
+        prompt = built([QUORIN, HARBOUR])
+        first, second = statements(backbone, prefill(backbone, [prompt.ids], 0), 0, prompt, [0, 1])
+        texts = [tokenizer.decode(prompt.ids[slice(*s.span)]).strip() for s in (first, second)]
+        sentences = ["Vandria", "Quorin is the capital of Vandria.", "The river of Vandria is the Toll."]
+        assert texts[0] in sentences
+        assert texts[1] == HARBOUR
+        spans = [token_span(prompt.offsets, _place(prompt.text, s)) for s in sentences]
+        none = sum(question_losses(model, prompt, (0, 0), prompt.spans[0][0]))
+        left = [sum(question_losses(model, prompt, span, prompt.spans[0][1])) for span in spans]
+        assert first.relevance == pytest.approx(max(1 - one / none for one in left), abs=1e-5)
+
+    def test_of_an_empty_document_there_is_none(self) -> None:
+        backbone = Backbone.of(build("llama"))
+        prompt = built(["", QUORIN])
+        (empty,) = statements(backbone, prefill(backbone, [prompt.ids], 0), 0, prompt, [0])
+        assert empty == Statement()
 
 
 class TestCanJudge:
@@ -228,7 +253,7 @@ class TestTheGate:
         def full(*_: Any) -> Any:
             raise torch.OutOfMemoryError("no room")
 
-        monkeypatch.setattr(choose, "statements", full)
+        monkeypatch.setattr(choose, "relevances", full)
         report = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem(steps=1)).memory
         assert report is not None
         assert report.relevance == ()

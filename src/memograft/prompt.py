@@ -168,6 +168,10 @@ class PromptBuilder:
         # The first token to go starts here; one character may have several tokens, and all of them go.
         return text[: min(offsets[keep][0], len(text) - 1)].rstrip() if keep > 0 else ""
 
+    def continued(self, text: str) -> tuple[int, ...]:
+        """The tokens of plain text that stands behind other text."""
+        return tuple(self._encode_piece(_clean(text), follows=True)[0])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -43,7 +43,7 @@ def make_memories(
     """One memory for each of the prompts that `filled` was made of."""
     made: list[Memory] = [(None, None)] * len(wanted)
     together: dict[FastMem, list[int]] = {}
-    choices = choose(backbone, wanted, prompts, filled)
+    choices = choose(backbone, builder, wanted, prompts, filled)
     for n, (memory, choice) in enumerate(zip(wanted, choices, strict=True)):
         if isinstance(memory, MemoryHandle):
             made[n] = _kept(memory, choice)

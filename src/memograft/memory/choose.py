@@ -14,10 +14,11 @@ import torch
 from memograft.backbone import Backbone
 from memograft.memory.disagreement import disagreements
 from memograft.memory.handle import MemoryHandle
-from memograft.memory.relevance import Statement, can_judge, statements
+from memograft.memory.relevance import LEAD, can_judge, relevances
 from memograft.memory.settings import FastMem
+from memograft.memory.statements import statements
 from memograft.prefill import Prefill
-from memograft.prompt import Prompt
+from memograft.prompt import Prompt, PromptBuilder
 
 __all__ = ["Choice", "choose"]
 
@@ -51,15 +52,20 @@ class Choice:
 
 
 def choose(
-    backbone: Backbone, wanted: Sequence[FastMem | MemoryHandle | None], prompts: Sequence[Prompt], filled: Prefill
+    backbone: Backbone,
+    builder: PromptBuilder,
+    wanted: Sequence[FastMem | MemoryHandle | None],
+    prompts: Sequence[Prompt],
+    filled: Prefill,
 ) -> list[Choice]:
     """One choice for each of the prompts that `filled` was made of."""
     choices = [Choice(prompt, prompt) for prompt in prompts]
     judged = [n for n, memory in enumerate(wanted) if memory is not None and _judged(memory, prompts[n])]
     try:
-        found = statements(backbone, filled, judged, [prompts[n] for n in judged]) if judged else []
-        for n, stated in zip(judged, found, strict=True):
-            choices[n] = _choice(backbone, filled, n, wanted[n], prompts[n], stated)
+        lead = builder.continued(LEAD)
+        found = relevances(backbone, filled, judged, [prompts[n] for n in judged], lead) if judged else []
+        for n, relevance in zip(judged, found, strict=True):
+            choices[n] = _choice(backbone, filled, n, wanted[n], prompts[n], relevance)
     except torch.OutOfMemoryError:
         pass
     return choices
@@ -72,15 +78,16 @@ def _judged(memory: FastMem | MemoryHandle, prompt: Prompt) -> bool:
 
 
 def _choice(
-    backbone: Backbone, filled: Prefill, row: int, memory: Any, prompt: Prompt, stated: Sequence[Statement]
+    backbone: Backbone, filled: Prefill, row: int, memory: Any, prompt: Prompt, relevance: tuple[float, ...]
 ) -> Choice:
     settings = _settings(memory)
-    kept = [d for d, s in enumerate(stated) if settings.threshold is None or s.relevance >= settings.threshold]
-    choice = Choice(prompt, _only(prompt, kept), tuple(s.relevance for s in stated))
+    kept = [d for d, r in enumerate(relevance) if settings.threshold is None or r >= settings.threshold]
+    choice = Choice(prompt, _only(prompt, kept), relevance)
     # A handle holds all of its documents or none: there is nothing to choose among them.
     if settings.conflicts is None or len(kept) < 2 or isinstance(memory, MemoryHandle):
         return choice
-    return _first(choice, disagreements(backbone, filled, row, choice.about, [stated[d] for d in kept]))
+    stated = statements(backbone, filled, row, prompt, kept)
+    return _first(choice, disagreements(backbone, filled, row, choice.about, stated))
 
 
 def _only(prompt: Prompt, kept: Sequence[int]) -> Prompt:

@@ -1,6 +1,6 @@
 """Which relevant documents contradict each other in what the question asks for.
 
-Two documents disagree if their statements (see `relevance`) are about the question alike, and each holds a word that
+Two documents disagree if their statements (see `statements`) are about the question alike, and each holds a word that
 the other document does not, that the question does not, and that the model did not expect where it stands: another
 name, another number, not another way to put it. Knows nothing of what is true.
 """
@@ -13,8 +13,9 @@ from itertools import combinations
 
 from memograft.backbone import Backbone
 from memograft.memory.objective import exact_losses
-from memograft.memory.relevance import Statement, words
 from memograft.memory.rows import context_rows
+from memograft.memory.statements import Statement
+from memograft.memory.wording import words
 from memograft.prefill import Prefill
 from memograft.prompt import Prompt, Span, token_span
 
