@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from families import build
 from gguf_files import write
-from memograft import Engine
+from memograft import Engine, loading
 from memograft.loading import computes_in_bfloat16, load
 from test_engine import ask, generated
 
@@ -22,8 +23,18 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
     return tmp_path / "model"
 
 
-def can_compute_in(monkeypatch: pytest.MonkeyPatch, *flags: str, library: bool = True) -> None:
+@pytest.fixture(autouse=True)
+def _measured_anew() -> Iterator[None]:
+    """What a test makes of the CPU is not remembered."""
+    loading._is_faster.cache_clear()
+    yield
+    loading._is_faster.cache_clear()
+
+
+def can_compute_in(monkeypatch: pytest.MonkeyPatch, *flags: str, library: bool = True, faster: bool = True) -> None:
     """A CPU with these flags and no GPU, whatever the machine has: bfloat16 is emulated where it has to be."""
+    seconds = {torch.bfloat16: 1.0, torch.float32: 2.0 if faster else 0.5}
+    monkeypatch.setattr(loading, "_seconds", seconds.get)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: library)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -80,6 +91,15 @@ def test_the_dtype_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog
     caplog.set_level("INFO", "memograft")
     load(folder)
     assert caplog.messages == [f"{folder}: bfloat16 on cpu"]
+
+
+def test_a_cpu_that_has_the_flag_and_is_slower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    can_compute_in(monkeypatch, "avx512_bf16", faster=False)
+    assert load(folder)[0].dtype == torch.float32
+
+
+def test_both_are_measured() -> None:
+    assert all(0 < loading._seconds(dtype) < 10 for dtype in (torch.float32, torch.bfloat16))
 
 
 def test_a_torch_that_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
