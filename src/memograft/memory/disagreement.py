@@ -1,44 +1,44 @@
 """Which relevant documents contradict each other in what the question asks for.
 
-Two documents disagree if their statements (see `statements`) are about the question alike, and each holds a word that
-the other document does not, that the question does not, and that the model did not expect where it stands: another
-name, another number, not another way to put it. Knows nothing of what is true.
+Two documents disagree if a sentence of the one and a sentence of the other are rivals: either they are the documents'
+statements (see `statements`) and about the question alike; or they are twins, the same but for one run of words. And
+each holds a word that the other document does not and the question does not: another name, another number. In
+statements the model must not have expected either word, or it may be another way to put the same; of twins, one of the
+two. Knows nothing of what is true.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from difflib import SequenceMatcher
+from itertools import combinations, product
 
 from memograft.backbone import Backbone
 from memograft.memory.objective import exact_losses
 from memograft.memory.rows import context_rows
 from memograft.memory.statements import Statement
-from memograft.memory.wording import words
+from memograft.memory.wording import places, sentences, words
 from memograft.prefill import Prefill
 from memograft.prompt import Prompt, Span, token_span
 
 __all__ = ["disagreements"]
 
-# Chosen on the tuning split of tiny's world: see docs/method.md.
+# Chosen on the tuning splits of tiny's world and NQ-SWAP: see docs/method.md.
 ALIKE = 0.8  # of two statements' relevances, the smaller over the larger
+SAME = 0.5  # of the words of twins, more than this
 SURPRISE = 5.0  # nats of a word that the model did not expect
 
 
 @dataclass(frozen=True)
-class _Said:
-    """What a document says to the question.
+class _Rivals:
+    """A sentence of document a and one of document b that may contradict each other."""
 
-    Attributes:
-        relevance: of its statement.
-        nats: of each word of its statement.
-        document: all words of the document.
-    """
-
-    relevance: float
-    nats: dict[str, float]
-    document: set[str]
+    a: int
+    b: int
+    spans: tuple[Span, Span]
+    twins: bool
 
 
 def disagreements(
@@ -48,27 +48,46 @@ def disagreements(
 
     The prompt stands in this row of `filled`. No adapter may be active: the surprise is the base model's.
     """
-    marked = replace(prompt, spans=tuple(s.span for s in stated))
+    rivals = [*_alike(stated), *_twins(prompt)]
+    if not rivals:
+        return []
+    marked = replace(prompt, spans=tuple(span for r in rivals for span in r.spans))
     losses = exact_losses(backbone, context_rows(filled, row, marked))[0]
     nats: dict[int, float] = dict(zip(marked.context, losses.tolist(), strict=True))
-
-    def of_word(place: Span) -> float:
-        return sum((nats.get(t, 0.0) for t in range(*token_span(prompt.offsets, place))), 0.0)
-
-    said = [
-        _Said(s.relevance, {w: of_word(place) for w, place in words(prompt, s.span).items()}, set(words(prompt, span)))
-        for s, span in zip(stated, prompt.spans, strict=True)
-    ]
+    held = [set(words(prompt, span)) for span in prompt.spans]
     asked = set(words(prompt, prompt.question))
-    return [(a, b) for a, b in combinations(range(len(said)), 2) if _disagree(said[a], said[b], asked)]
+
+    def news(span: Span, other: int) -> float:
+        """Nats of the least expected word that neither the other document nor the question holds."""
+        new = (place for word, place in places(prompt, span) if word not in held[other] | asked)
+        return max((sum(nats.get(t, 0.0) for t in range(*token_span(prompt.offsets, p))) for p in new), default=0.0)
+
+    def disagree(rivals: _Rivals) -> bool:
+        low, high = sorted((news(rivals.spans[0], rivals.b), news(rivals.spans[1], rivals.a)))
+        return low > 0 and (high if rivals.twins else low) >= SURPRISE
+
+    return sorted({(r.a, r.b) for r in rivals if disagree(r)})
 
 
-def _disagree(a: _Said, b: _Said, asked: set[str]) -> bool:
-    low, high = sorted((a.relevance, b.relevance))
-    alike = low > 0 and low >= ALIKE * high
-    return alike and _news(a, b, asked) >= SURPRISE and _news(b, a, asked) >= SURPRISE
+def _alike(stated: Sequence[Statement]) -> Iterator[_Rivals]:
+    for (a, one), (b, other) in combinations(enumerate(stated), 2):
+        low, high = sorted((one.relevance, other.relevance))
+        if low > 0 and low >= ALIKE * high:
+            yield _Rivals(a, b, (one.span, other.span), twins=False)
 
 
-def _news(said: _Said, other: _Said, asked: set[str]) -> float:
-    """Nats of the least expected word that neither the other document nor the question holds."""
-    return max((nats for word, nats in said.nats.items() if word not in other.document | asked), default=0.0)
+def _twins(prompt: Prompt) -> Iterator[_Rivals]:
+    said = [[([w for w, _ in places(prompt, s)], s) for s in sentences(prompt, span)] for span in prompt.spans]
+    for a, b in combinations(range(len(said)), 2):
+        for (one, first), (other, second) in product(said[a], said[b]):
+            if _are_twins(one, other):
+                yield _Rivals(a, b, (first, second), twins=True)
+
+
+def _are_twins(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two sentences are the same but for one run of words, wherever and however often it stands."""
+    if (Counter(one) & Counter(other)).total() <= SAME * max(len(one), len(other)):
+        return False
+    matched = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    changes = {(*one[i:j], None, *other[k:m]) for tag, i, j, k, m in matched if tag != "equal"}
+    return len(changes) == 1 and None not in (next(iter(changes))[0], next(iter(changes))[-1])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from memograft.backbone import Backbone
 from memograft.memory.tails import Sight, Tails, before_documents
-from memograft.memory.wording import NOTHING, sentences
+from memograft.memory.wording import NOTHING, nearest
 from memograft.prefill import Prefill
 from memograft.prompt import Prompt, Span
 
@@ -37,7 +37,7 @@ def statements(
     """The statement of each of these documents of a prompt, which stands in this row of `filled`."""
     start = before_documents(prompt)
     nothing = Sight(0, (start, start), start)
-    by_document = [[Sight(0, s, prompt.spans[d][1]) for s in sentences(prompt, prompt.spans[d])] for d in documents]
+    by_document = [[Sight(0, s, prompt.spans[d][1]) for s in nearest(prompt, prompt.spans[d])] for d in documents]
     sights = [nothing, *(s for own in by_document for s in own)]
     losses = Tails(backbone, filled, [row], [prompt]).losses(sights)
     nats = {sight: float(found.sum()) for sight, found in zip(sights, losses, strict=True)}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from memograft.prompt import Prompt, Span, token_span
 
-__all__ = ["NOTHING", "nats_of", "places", "sentences", "stem", "words"]
+__all__ = ["NOTHING", "nats_of", "nearest", "places", "sentences", "stem", "words"]
 
 NOTHING = (0, 0)
-_SENTENCES = 4  # of a document that are looked at: those that share most with the question's words
+_SENTENCES = 4
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|[\u3002\uff01\uff1f]|\n|$)")  # and the full-width . ! ?
 _WORD = re.compile(r"\w+")
 
@@ -26,19 +26,23 @@ def words(prompt: Prompt, span: Span) -> dict[str, Span]:
 
 
 def sentences(prompt: Prompt, document: Span) -> list[Span]:
-    """The sentences of a document that share most with the question, as tokens of the prompt."""
+    """The sentences of a document, as tokens of the prompt."""
     found = _SENTENCE.finditer(prompt.text, *_characters(prompt, document))
-    spans = [token_span(prompt.offsets, m.span()) for m in found]
+    return [token_span(prompt.offsets, m.span()) for m in found]
+
+
+def nearest(prompt: Prompt, document: Span) -> list[Span]:
+    """The four sentences of a document that share most with the question; with no word in common the first ones."""
     asked = set(words(prompt, prompt.question))
 
-    def shared(span: Span) -> int:  # longer words say more; with no word in common the first sentences are taken
+    def shared(span: Span) -> int:  # longer words say more
         return sum(len(word) for word in asked & set(words(prompt, span)))
 
-    return sorted(spans, key=shared, reverse=True)[:_SENTENCES]
+    return sorted(sentences(prompt, document), key=shared, reverse=True)[:_SENTENCES]
 
 
 def stem(word: str) -> str:
-    """The word without its last two letters, if four are left: "wins" and "winner" are not told apart by more."""
+    """The word without its last two letters, as long as four are left: "invented" and "inventor" have the same."""
     return word[: max(4, len(word) - 2)]
 
 
