@@ -99,7 +99,6 @@ def evaluate(
             raise SettingsError(f"`--against` must be one of {list(methods)}, got {name!r}; add it with `--method`")
     if plot:
         plots.check(methods, sets_of(items), plot)
-    from memograft import FastMem
     from memograft.evaluation.metrics import summary, table
     from memograft.evaluation.provenance import provenance
     from memograft.evaluation.runner import run
@@ -111,7 +110,11 @@ def evaluate(
             items, skipped = _known(engine, questions, reading, folder, longest, ignore_case)
         _tell_skipped(skipped)
         records = run(engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case)
-        about = {"fingerprint": engine.fingerprint, **provenance(engine.model.device)}
+        about = {
+            "fingerprint": engine.fingerprint,
+            "default": asdict(engine.defaults),
+            **provenance(engine.model.device),
+        }
     results = summary(records, against)
     _warn_of_failures(records)
     label = Path(model).name if Path(model).exists() else model
@@ -134,7 +137,6 @@ def evaluate(
         "skipped": dict(skipped),
         "results": results,
         "settings": {name: method.settings() for name, method in methods.items()},
-        "default": asdict(FastMem()),
         "max_new_tokens": longest,
         "commits_of_the_answers": sorted({row["commit"] for row in rows}),
         **about,
