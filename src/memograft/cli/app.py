@@ -14,21 +14,26 @@ from memograft.cli.options import (
     STORE,
     ChunkOption,
     ConflictsOption,
+    ContextOption,
     ContrastOption,
+    FormatOption,
     GateOption,
     IndexKind,
     JsonOption,
+    LengthOption,
     ModelOption,
+    ProtocolOption,
+    QuestionsArgument,
     RankOption,
     RateOption,
     RelevanceOption,
+    SetsOption,
+    SettingsOption,
     Split,
     StepsOption,
     StoreOption,
 )
 from memograft.evaluation.methods import METHODS
-from memograft.evaluation.protocol import PROTOCOLS
-from memograft.evaluation.readers import CONTEXTS, FORMATS
 
 app = typer.Typer(
     help="Make a local Hugging Face model memorize the retrieved documents before it answers.",
@@ -121,6 +126,7 @@ def ask(
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
+    settings: SettingsOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
     html: Annotated[
@@ -134,7 +140,7 @@ def ask(
     if weight is not None and not datastore:
         raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
     given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
-    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank, "settings": settings}
     if memory_folder and (named := [f"--{n.replace('_', '-')}" for n, value in given.items() if value is not None]):
         raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
@@ -147,7 +153,7 @@ def ask(
             model=model,
             store=store,
             k=k,
-            memory=fast_mem(**given),
+            memory=fast_mem(given.pop("settings"), **given),
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,
@@ -170,6 +176,7 @@ def memorize(
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
+    settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Memorize files once and keep the memory, for `memograft ask --memory-folder`."""
@@ -177,10 +184,16 @@ def memorize(
         from memograft.cli.memorize import memorize as run
         from memograft.cli.models import fast_mem
 
-        settings = fast_mem(
-            relevance=relevance, gate=gate, contrast=contrast, steps=steps, learning_rate=learning_rate, rank=rank
+        memory = fast_mem(
+            settings,
+            relevance=relevance,
+            gate=gate,
+            contrast=contrast,
+            steps=steps,
+            learning_rate=learning_rate,
+            rank=rank,
         )
-        result |= run(paths, model=model, memory=settings, folder=out_folder, quiet=as_json)
+        result |= run(paths, model=model, memory=memory, folder=out_folder, quiet=as_json)
 
 
 @app.command()
@@ -195,6 +208,7 @@ def demo(
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
+    settings: SettingsOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Pages to retrieve for a question.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only this many of each kind of question.")] = None,
     as_json: JsonOption = False,
@@ -204,7 +218,8 @@ def demo(
         from memograft.cli.demo import demo as run
         from memograft.cli.models import fast_mem
 
-        settings = fast_mem(
+        memory = fast_mem(
+            settings,
             relevance=relevance,
             conflicts=conflicts,
             gate=gate,
@@ -213,7 +228,7 @@ def demo(
             learning_rate=learning_rate,
             rank=rank,
         )
-        outcomes, made = run(model=model, memory=settings, store=store, html=html, k=k, limit=limit, quiet=as_json)
+        outcomes, made = run(model=model, memory=memory, store=store, html=html, k=k, limit=limit, quiet=as_json)
         result |= made
         if not as_json:
             from memograft.cli.demo_table import conclusion, tables
@@ -226,28 +241,14 @@ def demo(
 
 @app.command("eval")
 def evaluate(
-    questions: Annotated[
-        str,
-        typer.Argument(
-            help='"world", which is bundled; a .json or .jsonl file of a public set or your own (.gz, .xz too); or an '
-            "id of the hub.",
-            metavar="world|FILE|ID",
-        ),
-    ],
+    questions: QuestionsArgument,
     model: ModelOption = "tiny",
-    format: Annotated[
-        str | None, typer.Option(help=f"Of the file: {', '.join(FORMATS)} or own; left out, seen by its fields.")
-    ] = None,
-    context: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Of a public set: {', '.join(CONTEXTS)}. May be repeated; left out, all that it can make."),
-    ] = None,
+    format: FormatOption = None,
+    context: ContextOption = None,
     split: Annotated[
         Split | None, typer.Option(help="Of the questions; left out, test, and all of a file of your own.")
     ] = None,
-    protocol: Annotated[
-        str, typer.Option(help=f"How to ask and to read answers: {' or '.join(PROTOCOLS)} (FastMem's own).")
-    ] = "plain",
+    protocol: ProtocolOption = "plain",
     every_swap: Annotated[
         bool, typer.Option("--every-swap", help="Ask all swaps of a question of NQ-SWAP, not one.")
     ] = False,
@@ -262,9 +263,12 @@ def evaluate(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4". May be repeated.'),
+        typer.Option(
+            help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4", or a file of '
+            "`memograft tune`. May be repeated."
+        ),
     ] = None,
-    sets: Annotated[list[str] | None, typer.Option(help="Only this set. May be repeated.")] = None,
+    sets: SetsOption = None,
     against: Annotated[
         list[str] | None, typer.Option(help="Differences to this method too, besides plain. May be repeated.")
     ] = None,
@@ -272,9 +276,7 @@ def evaluate(
         Path, typer.Option("--out", help="Folder of what is done; an interrupted run goes on from it.")
     ] = Path("runs/eval"),
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of an answer at most; left out, the protocol's: 40 if plain.")
-    ] = None,
+    max_new_tokens: LengthOption = None,
 ) -> None:
     """Ask many questions in several ways and count right answers. The last line of stdout is one JSON object."""
     with reporting(as_json=False) as result:
@@ -304,4 +306,55 @@ def evaluate(
         )
         result |= made
         typer.echo(table)
+        print_json(result)
+
+
+@app.command()
+def tune(
+    questions: QuestionsArgument,
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Write the settings to this .json file, or into this folder.")
+    ],
+    model: ModelOption = "tiny",
+    minutes: Annotated[
+        float, typer.Option(help="Of searching; plain, the default and the comparison are asked in any case.")
+    ] = 10,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Tries at most, the default among them; left out, until the time is up.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="Questions of each set, to tune and to report on.")] = 64,
+    format: FormatOption = None,
+    context: ContextOption = None,
+    protocol: ProtocolOption = "plain",
+    sets: SetsOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    folder: Annotated[Path, typer.Option(help="What is done is kept here; an interrupted search goes on from it.")] = (
+        Path("runs/tune")
+    ),
+    max_new_tokens: LengthOption = None,
+) -> None:
+    """Find settings that suit a model, and write them to a file for --settings or the model's folder.
+
+    They are chosen on the tuning split and reported on the test split. The last line of stdout is one JSON object.
+    """
+    with reporting(as_json=False) as result:
+        from memograft.cli.tune import tune as run
+
+        made, tables = run(
+            questions,
+            model=model,
+            format=format,
+            contexts=context or [],
+            n=n,
+            protocol=protocol,
+            sets=sets or [],
+            minutes=minutes,
+            trials=trials,
+            seed=seed,
+            folder=folder,
+            file=out_file,
+            max_new_tokens=max_new_tokens,
+        )
+        result |= made
+        typer.echo(tables)
         print_json(result)

@@ -99,7 +99,6 @@ def evaluate(
             raise SettingsError(f"`--against` must be one of {list(methods)}, got {name!r}; add it with `--method`")
     if plot:
         plots.check(methods, sets_of(items), plot)
-    from memograft import FastMem
     from memograft.evaluation.metrics import summary, table
     from memograft.evaluation.provenance import provenance
     from memograft.evaluation.runner import run
@@ -109,12 +108,16 @@ def evaluate(
         ignore_case = reading.format != WORLD
         if questions.only_known:
             items, skipped = _known(engine, questions, reading, folder, longest, ignore_case)
-        _tell_skipped(skipped)
+        tell_skipped(skipped)
         records = run(engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case)
-        about = {"fingerprint": engine.fingerprint, **provenance(engine.model.device)}
+        about = {
+            "fingerprint": engine.fingerprint,
+            "default": asdict(engine.defaults),
+            **provenance(engine.model.device),
+        }
     results = summary(records, against)
-    _warn_of_failures(records)
-    label = Path(model).name if Path(model).exists() else model
+    warn_of_failures(records)
+    label = label_of(model)
     asked = questions.name(reading)
     count = max(cell["n"] for by_set in results.values() for cell in by_set.values())
     if plot:
@@ -134,7 +137,6 @@ def evaluate(
         "skipped": dict(skipped),
         "results": results,
         "settings": {name: method.settings() for name, method in methods.items()},
-        "default": asdict(FastMem()),
         "max_new_tokens": longest,
         "commits_of_the_answers": sorted({row["commit"] for row in rows}),
         **about,
@@ -185,12 +187,19 @@ def _known(
     return items, +skipped
 
 
-def _tell_skipped(skipped: Mapping[str, int]) -> None:
+def label_of(model: str) -> str:
+    """What to call a model, wherever its folder lies."""
+    return Path(model).name if Path(model).exists() else model
+
+
+def tell_skipped(skipped: Mapping[str, int]) -> None:
+    """Say on stderr what was not asked, and why."""
     for reason, count in skipped.items():
         err().print(f"skipped: {count}: {reason}", markup=False, soft_wrap=True)
 
 
-def _warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+def warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+    """Say on stderr which cells hold errors, which count as wrong answers."""
     for method, by_set in records.items():
         for name, rows in by_set.items():
             failed = [row["error"] for row in rows if "error" in row]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,15 +48,18 @@ def load_engine(model: str) -> Engine:
             ) from error
 
 
-def fast_mem(**given: Any) -> FastMem:
-    """FastMem with its own defaults where an option was left out, which is None here; "none" is FastMem's None."""
+def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
+    """What a file of settings says, or FastMem's defaults, where an option was left out, which is None here.
+
+    "none" is FastMem's None.
+    """
     from memograft.memory.settings import FastMem
 
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name, value in settings.items():
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name, value in changes.items():
         if isinstance(value, str):  # an enum's member too
-            settings[name] = None if value == "none" else str(value)
-    return FastMem(**settings)
+            changes[name] = None if value == "none" else str(value)
+    return replace(FastMem.load(settings) if settings else FastMem(), **changes)
 
 
 def retrieve(store: Path, question: str, k: int) -> list[Hit]:

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from memograft.evaluation.protocol import PROTOCOLS
+from memograft.evaluation.readers import CONTEXTS, FORMATS
+
 STORE = Path(".memograft")
 
 
@@ -86,5 +89,36 @@ ConflictsOption = Annotated[
 ContrastOption = Annotated[
     float | None, typer.Option(callback=_not_negative, help="Push answers this far away from the base model's.")
 ]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="Memorize as this file of `memograft tune` or `FastMem.save` says; other options beside it count more.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Characters of a passage at most.")]
+
+# Of the commands that ask many questions.
+QuestionsArgument = Annotated[
+    str,
+    typer.Argument(
+        help='"world", which is bundled; a .json or .jsonl file of a public set or your own (.gz, .xz too); or an '
+        "id of the hub.",
+        metavar="world|FILE|ID",
+    ),
+]
+FormatOption = Annotated[
+    str | None, typer.Option(help=f"Of the file: {', '.join(FORMATS)} or own; left out, seen by its fields.")
+]
+ContextOption = Annotated[
+    list[str] | None,
+    typer.Option(help=f"Of a public set: {', '.join(CONTEXTS)}. May be repeated; left out, all that it can make."),
+]
+ProtocolOption = Annotated[
+    str, typer.Option(help=f"How to ask and to read answers: {' or '.join(PROTOCOLS)} (FastMem's own).")
+]
+SetsOption = Annotated[list[str] | None, typer.Option(help="Only this set. May be repeated.")]
+LengthOption = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of an answer at most; left out, the protocol's: 40 if plain.")
+]

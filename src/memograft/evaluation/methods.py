@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import memograft
@@ -107,11 +108,16 @@ class Method:
 def from_settings(text: str) -> Method:
     """Memorizing with FastMem's defaults but for what `text` says, e.g. "steps=4, learning_rate=1e-2, gate=support".
 
-    With "paper" as the first word the paper's recipe stands in for the defaults.
+    With "paper" as the first word the paper's recipe stands in for the defaults. A .json file, or a folder, is read by
+    `FastMem.load`.
 
     Raises:
-        SettingsError: a part of it is no setting of FastMem, or has a value that can never work.
+        SettingsError: a part of it is no setting of FastMem, or has a value that can never work; or the file is missing
+            or damaged.
     """
+    if text.endswith(".json") or Path(text).is_dir():
+        loaded = memograft.FastMem.load(text)
+        return Method(memory=lambda: loaded)
     known = [f.name for f in fields(memograft.FastMem)]
     first, *rest = parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text)]  # not inside brackets
     base = memograft.FastMem.paper if first == "paper" else memograft.FastMem

@@ -88,18 +88,22 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
     }
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summary in Markdown: accuracy or ROUGE-L, and in brackets the difference to plain with its interval."""
+def table(results: Mapping[str, Mapping[str, Any]], clean: bool = False) -> str:
+    """The summary in Markdown: accuracy or ROUGE-L, and in brackets the difference to plain with its interval.
+
+    With `clean` the share of clean answers stands in for accuracy.
+    """
     sets = list(next(iter(results.values())))
     lines = ["| method | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
     for method, by_set in results.items():
         cells = []
         for cell in by_set.values():
-            change = ""
-            if method != "plain" and "minus_plain" in cell:
-                low, high = cell["minus_plain_interval"]
-                change = f" ({cell['minus_plain']:+.3f} [{low:+.3f}, {high:+.3f}])"
-            cells.append(f"{cell[main_measure(cell)]:.3f}{change}")
+            change, as_clean = "", clean and "clean" in cell
+            minus = "clean_minus_plain" if as_clean else "minus_plain"
+            if method != "plain" and minus in cell:
+                low, high = cell[f"{minus}_interval"]
+                change = f" ({cell[minus]:+.3f} [{low:+.3f}, {high:+.3f}])"
+            cells.append(f"{cell['clean' if as_clean else main_measure(cell)]:.3f}{change}")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

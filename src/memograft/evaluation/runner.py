@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,9 +78,11 @@ def run(
         cells = []
         for name, method in methods.items():
             taught = {"examples": lessons.digest} if method.needs_examples else {}
+            auto = {"defaults": asdict(engine.defaults)} if method.memory else {}  # the model says what "auto" is
+            about = shared | taught | auto | {"settings": method.settings()}
             for questions in by_set:
                 method.check(questions, lessons)
-                cells.append(Cell(folder, name, questions, shared | taught | {"settings": method.settings()}))
+                cells.append(Cell(folder, name, questions, about))
         at, done = commit(), sum(len(cell.records) for cell in cells)
         with tqdm(total=len(items) * len(methods), initial=done, unit="q", disable=not progress) as bar:
             for cell in cells:

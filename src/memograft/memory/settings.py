@@ -126,7 +126,7 @@ class FastMem:
                 f"the model's memograft_config.json sets {unknown}, and FastMem has no such settings; remove them, or "
                 "write the file anew with `memograft tune`"
             )
-        values = {**AUTOMATIC, **(own or {})}
+        values = {**AUTOMATIC, **{n: v for n, v in (own or {}).items() if v != "auto"}}
         return replace(self, **{n: v for n, v in values.items() if getattr(self, n) == "auto"})
 
     @classmethod
