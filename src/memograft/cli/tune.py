@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from memograft.evaluation.tuning import Tuned
 
 _SHOWN = 5  # of the best trials
-_REPORTED = ("n", "accuracy", "rouge_l", "interval", "minus_plain", "minus_plain_interval")
-_REPORTED += ("clean", "clean_minus_plain", "clean_minus_plain_interval")
+_REPORTED = (
+    "n", "accuracy", "rouge_l", "interval", "minus_plain", "minus_plain_interval", "clean", "clean_minus_plain",
+    "clean_minus_plain_interval",
+)  # fmt: skip
 
 
 def tune(
@@ -56,6 +58,9 @@ def tune(
     from memograft.evaluation.runner import run
 
     search.check(minutes * 60, trials)
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     file.parent.mkdir(parents=True, exist_ok=True)
     tell_skipped(tuning.skipped)
     limits: dict[str, Any] = {"seconds": minutes * 60, "trials": trials, "seed": seed}
