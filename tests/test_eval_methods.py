@@ -50,7 +50,7 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
     memories = {name: r.memory for name, r in asked.items() if r.memory}
     wrong = memories.pop("irrelevant document memorized")
     assert isinstance(wrong, MemoryHandle)
-    assert (wrong.documents, wrong.settings) == (items[2].documents, FastMem())
+    assert (wrong.documents, wrong.settings) == (items[2].documents, tiny.defaults)
     assert memories == {
         "memorized": FastMem(),
         "memorized, support gate": FastMem(gate="support"),

@@ -107,7 +107,7 @@ def test_a_model_that_brings_nonsense_is_refused() -> None:
     )
     with pytest.raises(SettingsError, match=said):
         FastMem().resolved({"b": 1, "steps": 2, "a": 1})
-    with pytest.raises(SettingsError, match='`learning_rate` must be a positive number, "auto", got -1'):
+    with pytest.raises(SettingsError, match='`learning_rate` must be a positive number or "auto", got -1'):
         FastMem().resolved({"learning_rate": -1})
 
 

@@ -115,7 +115,7 @@ def from_settings(text: str) -> Method:
         SettingsError: a part of it is no setting of FastMem, or has a value that can never work; or the file is missing
             or damaged.
     """
-    if text.endswith(".json") or Path(text).is_dir():
+    if text and (text.endswith(".json") or Path(text).is_dir()):
         loaded = memograft.FastMem.load(text)
         return Method(memory=lambda: loaded)
     known = [f.name for f in fields(memograft.FastMem)]
