@@ -1,0 +1,41 @@
+"""Each table of a real model on a page is what its record says, and the record was made of a clean commit."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memograft.evaluation.metrics import table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def shown(page: str, marker: str) -> str:
+    """What stands between `<!-- marker -->` and `<!-- /marker -->`."""
+    found = re.search(rf"<!-- {marker} -->\n(.*?)\n<!-- /{marker} -->", (ROOT / page).read_text(encoding="utf-8"), re.S)
+    assert found, f"{page} has no table {marker}"
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "nqswap-test.json").read_text("utf-8"))
+    return made
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+def test_the_tables_of_nq_swap(page: str, record: dict[str, Any]) -> None:
+    assert shown(page, "nqswap") == table(record["results"])
+    assert shown(page, "nqswap-clean") == table(record["results"], clean=True)
+
+
+def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
+    assert record["n"] >= 300
+    assert record["split"] == "test"
+    assert record["commits_of_the_answers"] == [record["commit"]]
+    assert "dirty" not in record["commit"]
+    assert all(cell["failed"] == 0 for by_set in record["results"].values() for cell in by_set.values())
