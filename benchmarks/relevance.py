@@ -60,7 +60,7 @@ class Judge:
 
 
 def public(judge: Judge, items: Iterable[Item], pairs: int) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
-    """Relevances by kind of page, and whether pages were said to disagree, by kind of pair: the first `pairs` of some."""
+    """Relevances by kind of page, and whether two pages were said to disagree: of some kinds `pairs` of them."""
     relevance: dict[str, list[float]] = defaultdict(list)
     disagree: dict[str, list[bool]] = defaultdict(list)
     own: dict[str, Document] = {}
