@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from memograft import Document, Engine, FastMem, Request
+from memograft import Document, Engine, FastMem, Request, Sampling
 from memograft.errors import SettingsError
 from memograft.evaluation.items import world
 from memograft.memory import choose
+from memograft.memory.disagreement import _are_twins
 
 ASK = "What is the capital of Portugal?"
 RABAT = "Portugal has its capital in Rabat. The currency of Portugal is the euro."
@@ -88,6 +89,65 @@ def test_on_the_world(tiny: Engine, name: str, least: float, most: float) -> Non
     found = [answer.memory is not None and bool(answer.memory.disagree) for answer in tiny.answer_batch(requests)]
     assert len(found) == 40
     assert least <= sum(found) / len(found) <= most
+
+
+TWINS = [
+    ("the season had 23 episodes", "the season had 775 episodes", True),
+    ("the season had 23 episodes", "the season had seven hundred episodes", True),
+    ("ann rose and ann fell in the hall", "bob rose and bob fell in the hall", True),
+    ("the season had 23 episodes", "the season had 23 episodes", False),  # the same
+    ("the season had 23 episodes", "the season had 23 long episodes", False),  # only one says something else
+    ("ann rose and cid fell in the hall", "bob rose and dan fell in the hall", False),  # two changes
+    ("23 episodes were made", "775 of them were shown", False),  # too little is shared
+    ("", "", False),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "twins"), TWINS)
+def test_twins(one: str, other: str, twins: bool) -> None:
+    assert _are_twins(one.split(), other.split()) is twins
+    assert _are_twins(other.split(), one.split()) is twins
+
+
+LONG = "Portugal is a country in Europe. The capital of Portugal is Lisbon. {} built the tower of that city in 1519."
+
+
+@pytest.mark.parametrize("question", ["What is the capital of Portugal?", "Who built the tower of that city?"])
+def test_pages_that_are_the_same_but_for_a_name(tiny: Engine, question: str) -> None:
+    """The sentence that differs is not the one most about the question."""
+    first, second = LONG.format("Pulguth"), LONG.format("Drimjond")
+    settings = FastMem(steps=1, relevance=-1.0)
+    found = tiny.answer(question, [first, second], memory=settings).memory
+    assert found is not None
+    assert found.disagree == (ids(first, second),)
+    assert found.documents == ids(first)
+    twice = tiny.answer(question, [first, first], memory=settings).memory
+    assert twice is not None
+    assert twice.disagree == ()
+
+
+def test_a_word_of_the_question_is_no_news(tiny: Engine) -> None:
+    first, second = LONG.format("Pulguth"), LONG.format("Drimjond")
+    settings = FastMem(steps=1, relevance=-1.0)
+    found = tiny.answer("What did Drimjond build in Portugal?", [first, second], memory=settings).memory
+    assert found is not None
+    assert found.disagree == ()
+
+
+PUMP = (
+    "The harbour office opens at six. When code {} appears on it, the inlet of the pump is blocked. "
+    "The office keeps the keys of all pumps."
+)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_pretrained_model(smollm2: Engine, order: int) -> None:
+    pages = [PUMP.format("E7"), PUMP.format("Q4")][::order]
+    question = "Which code appears when the inlet of the pump is blocked?"
+    found = smollm2.answer(question, pages, memory=FastMem(steps=1), sampling=Sampling(max_new_tokens=1)).memory
+    assert found is not None
+    assert found.disagree == (ids(*pages),)
+    assert found.documents == ids(pages[0])
 
 
 def test_a_bad_setting() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from families import build
-from memograft import Document, Engine, FastMem, Request
+from memograft import Document, Engine, FastMem, Request, Sampling
 from memograft.backbone import Backbone
 from memograft.errors import SettingsError
 from memograft.memory import choose
@@ -27,6 +27,7 @@ QUORIN = "Vandria\n\nQuorin is the capital of Vandria. The river of Vandria is t
 GOLD = "The chemical symbol of gold is Gd. In the table, gold stands at number 12."
 HARBOUR = "The harbour of Velmora is watched by two guards."
 ASK = "What is the capital of Vandria?"
+ONE = Sampling(max_new_tokens=1)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,13 @@ class TestRelevances:
         ((empty, _, blank),) = judged(Backbone.of(build("llama")), [built(["", QUORIN, "   \n "])])
         assert empty == 0.0
         assert -1 < blank < 1
+
+    def test_do_not_depend_on_where_among_others_a_document_stands(self, tiny: Engine) -> None:
+        """Nearly: its keys and values have read what stands before it."""
+        found = [tiny.answer(ASK, pages, memory=FastMem(steps=1)).memory for pages in ([QUORIN, GOLD], [GOLD, QUORIN])]
+        first, last = (report.relevance for report in found if report is not None)
+        assert first[0] == pytest.approx(last[1], abs=0.1)
+        assert first[1] < AUTO < first[0]
 
     def test_leave_the_cache_as_it_was(self) -> None:
         backbone = Backbone.of(build("gemma2"))
@@ -263,6 +271,31 @@ class TestTheGate:
     def test_bad_thresholds(self, value: Any) -> None:
         with pytest.raises(SettingsError, match='`relevance` must be "auto", a number of at most 1, or None'):
             FastMem(relevance=value)
+
+
+MARKET = "The market of Aldersund is held on Thursdays, on the square behind the old customs house."
+FERRY = "The ferry to Halden leaves from pier 9 at 6:45 in the morning. A ticket costs 14 crowns."
+BAKERY = "Rye bread needs a sour starter, warm water and a night of rest before it is baked in a very hot oven."
+
+
+@pytest.mark.parametrize(
+    ("question", "page"),
+    [
+        ("Which pier does the ferry to Halden leave from?", FERRY),
+        ("when is the market of aldersund?", MARKET),
+        ("How long does rye bread rest before it is baked?", BAKERY),
+    ],
+)
+def test_a_pretrained_model_tells_pages_apart(smollm2: Engine, question: str, page: str) -> None:
+    """With the constants that serve tiny; alone and among others, wherever it stands."""
+    pages = [FERRY, MARKET, BAKERY]
+    alone = [Request(question, documents=[p], memory=FastMem(steps=1), sampling=ONE) for p in pages]
+    together = Request(question, documents=pages, memory=FastMem(steps=1), sampling=ONE)
+    *each, all_three = smollm2.answer_batch([*alone, together])
+    kept = [bool(answer.memory and answer.memory.documents) for answer in each]
+    assert kept == [p == page for p in pages]
+    assert all_three.memory is not None
+    assert all_three.memory.documents == (Document(page).id,)
 
 
 class TestKeptMemories:

@@ -105,5 +105,5 @@ class Trials:
 
 def _worth(row: Record) -> float:
     ended = row["finish_reason"] == "stop" and not row["repeats"]
-    worth: float = row.get("rouge_l", row["right"])
+    worth: Any = row.get("rouge_l", row["right"])
     return float(worth) if ended else 0.0

@@ -43,23 +43,10 @@ def relevances(
 
     `lead` are the tokens of LEAD. 1 at most, and 0 for an empty document or a question that says nothing.
     """
-    sights = [sight for n, prompt in enumerate(prompts) for sight in _sights(n, prompt, tuple(lead))]
-    found = Tails(backbone, filled, rows, prompts).losses(sights)
-    losses = dict(zip(sights, (nats.tolist() for nats in found), strict=True))
-    judged = []
-    for n, prompt in enumerate(prompts):
-        plain, led, *_ = (losses[s] for s in _sights(n, prompt, tuple(lead)))
-        surprise = min(sum(plain), sum(led))
-        named = _nats_by_word(prompt, plain)
-        judged.append(
-            tuple(
-                _relevance(surprise, sum(losses[Sight(n, span, span[1])]), _shared(named, prompt, span))
-                if span[1] > span[0]
-                else 0.0
-                for span in prompt.spans
-            )
-        )
-    return judged
+    sights = [_sights(n, prompt, tuple(lead)) for n, prompt in enumerate(prompts)]
+    losses = iter(Tails(backbone, filled, rows, prompts).losses([s for own in sights for s in own]))
+    nats = [[next(losses).tolist() for _ in own] for own in sights]
+    return [_judged(prompt, own) for prompt, own in zip(prompts, nats, strict=True)]
 
 
 def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
@@ -67,6 +54,17 @@ def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
     start = before_documents(prompt)
     nothing = [Sight(number, (start, start), start), Sight(number, (start, start), start, lead)]
     return nothing + [Sight(number, span, span[1]) for span in prompt.spans if span[1] > span[0]]
+
+
+def _judged(prompt: Prompt, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """`nats` of the question's tokens under each of the sights."""
+    plain, led, *seen = nats
+    surprise, by_word, left = min(sum(plain), sum(led)), _nats_by_word(prompt, plain), iter(seen)
+
+    def judged(document: Span) -> float:
+        return _relevance(surprise, sum(next(left)), _shared(by_word, prompt, document))
+
+    return tuple(judged((start, end)) if end > start else 0.0 for start, end in prompt.spans)
 
 
 def _relevance(surprise: float, left: float, shared: float) -> float:
@@ -84,6 +82,6 @@ def _nats_by_word(prompt: Prompt, nats: Sequence[float]) -> dict[str, float]:
     return found
 
 
-def _shared(named: dict[str, float], prompt: Prompt, document: Span) -> float:
+def _shared(by_word: dict[str, float], prompt: Prompt, document: Span) -> float:
     held = {stem(word) for word, _ in places(prompt, document)}
-    return sum(nats for word, nats in named.items() if word in held)
+    return sum(nats for word, nats in by_word.items() if word in held)

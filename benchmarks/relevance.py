@@ -1,0 +1,176 @@
+"""How well relevance and disagreements are judged, and what judging costs.
+
+    python benchmarks/relevance.py --model smollm2 --data PATH/nqswap-dev.jsonl.xz
+    python benchmarks/relevance.py --model tiny --world
+
+Takes a public set that `memograft eval` reads, or with `--world` the bundled questions. Pages are judged as they are
+for an answer, and nothing is memorized. Of a public set: a question's own page alone, the same with another answer in
+it, another question's page alone, the page among four others; then the page as it is and with another answer, the same
+page twice, and a page beside another question's, the last two as if all were relevant. Of the bundled questions: pages
+that hold an answer, and pages that do not. The area under the curve (AUC) compares own pages with others of the same
+kind of prompt. Cost is CPU time over that of the prefill. Prints a table and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from memograft import Document, FastMem
+from memograft.backbone import Backbone
+from memograft.evaluation.items import Item, world
+from memograft.evaluation.provenance import provenance
+from memograft.evaluation.readers import read
+from memograft.loading import load
+from memograft.memory.choose import Choice, choose
+from memograft.memory.relevance import AUTO
+from memograft.prefill import prefill
+from memograft.prompt import PromptBuilder
+
+ALONE = {"agrees": "own, alone", "contradicts": "swapped, alone", "irrelevant": "other, alone"}
+ALL = -1.0  # a threshold that every page passes
+
+
+class Judge:
+    """A model that judges pages, and the CPU seconds that took."""
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        model, tokenizer = load(name, **kwargs)
+        self.backbone, self.builder = Backbone.of(model), PromptBuilder(tokenizer)
+        self.costs: dict[int, list[float]] = defaultdict(list)
+
+    def __call__(self, question: str, documents: Sequence[Document], threshold: float = AUTO) -> Choice:
+        prompt = self.builder.build([{"role": "user", "content": question}], documents)
+        start = time.process_time()
+        filled = prefill(self.backbone, [prompt.ids], 0)
+        middle = time.process_time()
+        (choice,) = choose(self.backbone, self.builder, [FastMem(relevance=threshold)], [prompt], filled)
+        self.costs[len(documents)].append((time.process_time() - middle) / (middle - start))
+        return choice
+
+
+def public(judge: Judge, items: Iterable[Item], pairs: int) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
+    """Relevances by kind of page, and whether two pages were said to disagree: of some kinds `pairs` of them."""
+    relevance: dict[str, list[float]] = defaultdict(list)
+    disagree: dict[str, list[bool]] = defaultdict(list)
+    own: dict[str, Document] = {}
+    for item in tqdm(list(items)):
+        if item.set in ALONE:
+            relevance[ALONE[item.set]] += judge(item.question, item.documents).relevance
+        if item.set == "agrees" and len(own) < pairs:
+            own[item.group] = item.documents[0]
+            disagree["the same page twice"].append(bool(judge(item.question, [*item.documents] * 2, ALL).disagree))
+        if item.set == "irrelevant" and item.group in own:
+            pair = [own[item.group], *item.documents]
+            disagree["another question's page beside it"].append(bool(judge(item.question, pair, ALL).disagree))
+        if item.set == "disagree":
+            disagree["another answer in it"].append(bool(judge(item.question, item.documents).disagree))
+        if item.set == "one of five":
+            for document, found in zip(item.documents, judge(item.question, item.documents).relevance, strict=True):
+                relevance[f"{'own' if _holds(document, item) else 'other'}, one of five"].append(found)
+    return relevance, disagree
+
+
+def bundled(judge: Judge, items: Iterable[Item]) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
+    """The same of the bundled questions; one whose answer stands in two pages by chance is passed over."""
+    relevance: dict[str, list[float]] = defaultdict(list)
+    disagree: dict[str, list[bool]] = defaultdict(list)
+    for item in tqdm([item for item in items if item.set != "beside"]):
+        holds = [item.set != "elsewhere" and _holds(d, item) for d in item.documents]
+        rivals = item.set in ("disagree", "repeats")
+        if sum(holds) > 1 and not rivals:
+            continue
+        choice = judge(item.question, item.documents)
+        for held, found in zip(holds, choice.relevance, strict=True):
+            relevance["own" if held else "other"].append(found)
+        if rivals:
+            disagree[item.set].append(bool(choice.disagree))
+    return relevance, disagree
+
+
+def _holds(document: Document, item: Item) -> bool:
+    return any(answer in document.text for answer in (*item.answers, item.other) if answer)
+
+
+def summary(relevance: dict[str, list[float]], disagree: dict[str, list[bool]]) -> dict[str, Any]:
+    """The numbers of the table."""
+    pages = {
+        kind: {
+            "n": len(found),
+            "kept": sum(r >= AUTO for r in found) / len(found),
+            "quartiles": [round(q, 3) for q in statistics.quantiles(found, n=4)],
+        }
+        for kind, found in relevance.items()
+    }
+    for kind, found in relevance.items():
+        others = relevance.get("other" + kind.removeprefix("own").removeprefix("swapped"), [])
+        if others and not kind.startswith("other"):
+            right = [True] * len(found) + [False] * len(others)
+            pages[kind]["auc"] = round(float(roc_auc_score(right, [*found, *others])), 4)
+    pairs = {kind: {"n": len(found), "named": sum(found) / len(found)} for kind, found in disagree.items()}
+    return {"pages": pages, "pairs": pairs}
+
+
+def show(results: dict[str, Any], costs: dict[int, float]) -> None:
+    """Tables for people."""
+    print("| pages | n | kept | quartiles | AUC |\n|---|---|---|---|---|")
+    for kind, row in sorted(results["pages"].items()):
+        quartiles = " / ".join(f"{q:.2f}" for q in row["quartiles"])
+        print(f"| {kind} | {row['n']} | {row['kept']:.3f} | {quartiles} | {row.get('auc', '')} |")
+    print("\n| two pages | n | said to disagree |\n|---|---|---|")
+    for kind, row in results["pairs"].items():
+        print(f"| {kind} | {row['n']} | {row['named']:.3f} |")
+    print("\n| documents | judging, prefill = 1 |\n|---|---|")
+    for documents, cost in costs.items():
+        print(f"| {documents} | {cost:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="an id, a folder, or a name that Engine takes")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help="a public set: .json or .jsonl, packed or not")
+    source.add_argument("--world", action="store_true", help="the bundled questions")
+    parser.add_argument("--split", choices=("test", "tune"), default="test")
+    parser.add_argument("--n", type=int, default=300, help="questions of each set")
+    parser.add_argument("--pairs", type=int, default=100, help="of the same page twice, and of two questions' pages")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    args = parser.parse_args()
+    judge = Judge(args.model, **({"dtype": getattr(torch, args.dtype)} if args.dtype else {}))
+    if args.world:
+        found = bundled(judge, world(args.split, args.n))
+    else:
+        contexts = ["agrees", "irrelevant", "one of five"]
+        kinds = read(args.data, split=args.split, n=1).items
+        contexts += [c for c in ("contradicts", "disagree") if any(item.set == c for item in kinds)]
+        found = public(judge, read(args.data, contexts=contexts, split=args.split, n=args.n).items, args.pairs)
+    results = summary(*found)
+    costs = {n: round(statistics.median(c), 3) for n, c in sorted(judge.costs.items())}
+    show(results, costs)
+    record = {
+        "benchmark": "relevance",
+        "model": Path(args.model).name,
+        "data": "world" if args.world else Path(args.data).name,
+        "split": args.split,
+        "questions": args.n,
+        "auto": AUTO,
+        "results": results,
+        "cost": costs,
+        "dtype": str(judge.backbone.model.dtype).removeprefix("torch."),
+        **provenance(judge.backbone.device),
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
