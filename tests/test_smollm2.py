@@ -114,6 +114,14 @@ def test_everybody_shares_it_by_name(smollm2: Engine) -> None:
     assert smollm2.model.name_or_path == "smollm2"
 
 
+def test_its_name_is_not_asked_of_the_hub(smollm2: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *args, **_: asked.append(args))
+    with Engine.from_pretrained("smollm2") as engine:
+        assert engine.fingerprint == smollm2.fingerprint
+    assert not asked
+
+
 def test_the_command_line(smollm2: Engine, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "ferry.txt").write_text(PAGE)

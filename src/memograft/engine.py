@@ -28,7 +28,7 @@ from memograft.backbone import Backbone
 from memograft.decode import Row, decode, end_tokens
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.loading import BUNDLED, load
+from memograft.loading import BUNDLED, PACKAGED, load
 from memograft.memory.adapter import Adapter
 from memograft.memory.batch import make_memories
 from memograft.memory.handle import MemoryHandle, fingerprint
@@ -104,7 +104,7 @@ class Engine:
         `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, quantization_config, ...). Without them
         the model goes to the GPU if there is one; `loading.load` says in which dtype.
         """
-        defaults = of_model(name, BUNDLED, **kwargs)
+        defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
         model, tokenizer = load(name, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults)
 
