@@ -65,7 +65,10 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = run(file, "--method", "plain", "--out", tmp_path / "cells")
+    result = run(file, "--method", "plain", "--out", tmp_path / "cells", "--html", tmp_path / "report.html")
+    shown = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert question in shown
+    assert "mine.jsonl" in shown
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["questions"] == "mine.jsonl"
     cell = told["results"]["plain"]["all"]

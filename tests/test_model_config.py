@@ -103,7 +103,7 @@ def test_auto_is_what_the_model_brings_and_else_what_is_usual() -> None:
 
 def test_a_model_that_brings_nonsense_is_refused() -> None:
     said = (
-        r"the model's memograft_config.json sets \['a', 'b'\], and FastMem has no such settings; remove them, or write"
+        "a model's memograft_config.json may set learning_rate, target_kl, relevance, shortlist, got a, b, steps; rem"
     )
     with pytest.raises(SettingsError, match=said):
         FastMem().resolved({"b": 1, "steps": 2, "a": 1})
@@ -135,5 +135,5 @@ def test_an_engine_takes_what_the_models_folder_brings(tmp_path: Path) -> None:
     with Engine.from_pretrained(folder) as engine:
         assert engine.defaults == FastMem().resolved()
     write(folder / "memograft_config.json", {"rate": 1})
-    with pytest.raises(SettingsError, match=r"sets \['rate'\], and FastMem has no such settings"):
+    with pytest.raises(SettingsError, match=r"may set learning_rate, .*, got rate; remove"):
         Engine.from_pretrained(folder)

@@ -276,6 +276,7 @@ def evaluate(
         Path, typer.Option("--out", help="Folder of what is done; an interrupted run goes on from it.")
     ] = Path("runs/eval"),
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page: tables, intervals, answers side by side.")] = None,
     max_new_tokens: LengthOption = None,
 ) -> None:
     """Ask many questions in several ways and count right answers. The last line of stdout is one JSON object."""
@@ -302,6 +303,7 @@ def evaluate(
             against=against or [],
             folder=out_folder,
             plot=plot,
+            html=html,
             max_new_tokens=max_new_tokens,
         )
         result |= made

@@ -86,6 +86,7 @@ def evaluate(
     against: Sequence[str],
     folder: Path,
     plot: Path | None,
+    html: Path | None,
     max_new_tokens: int | None,
 ) -> tuple[dict[str, Any], str]:
     """(JSON values of the results and of where they come from, the table in Markdown)."""
@@ -126,7 +127,7 @@ def evaluate(
         plots.draw(plots.dots(results, ours), plot, title, [name for name in plots.COSTS if name in sets_of(items)])
         err().print(f"picture: {plot}", markup=False, soft_wrap=True)
     rows = [row for by_set in records.values() for cell in by_set.values() for row in cell]
-    return {
+    made = {
         "benchmark": "eval",
         "model": label,
         "questions": asked,
@@ -141,7 +142,13 @@ def evaluate(
         "commits_of_the_answers": sorted({row["commit"] for row in rows}),
         **about,
         "seconds": round(time.perf_counter() - began, 2),
-    }, table(results)
+    }
+    if html:
+        from memograft.evaluation import report
+
+        report.write(html, results, records, items, made)
+        err().print(f"page: {html}", markup=False, soft_wrap=True)
+    return made, table(results)
 
 
 def _methods(names: Sequence[str], settings: Sequence[str]) -> dict[str, Method]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,13 +118,12 @@ class FastMem:
         """With numbers for what is "auto": what the model brings (`own`, see `memograft.model_config`), or `AUTOMATIC`.
 
         Raises:
-            SettingsError: the model brings something that is no setting, or has a value that can never work.
+            SettingsError: the model brings something that is never "auto", or a value that can never work.
         """
-        known = {f.name for f in fields(self)}
-        if unknown := sorted(set(own or ()) - known):
+        if others := sorted(set(own or ()) - set(AUTOMATIC)):
             raise SettingsError(
-                f"the model's memograft_config.json sets {unknown}, and FastMem has no such settings; remove them, or "
-                "write the file anew with `memograft tune`"
+                f"a model's memograft_config.json may set {', '.join(AUTOMATIC)}, got {', '.join(others)}; remove "
+                "what is not among them, or write the file anew with `memograft tune`"
             )
         values = {**AUTOMATIC, **{n: v for n, v in (own or {}).items() if v != "auto"}}
         return replace(self, **{n: v for n, v in values.items() if getattr(self, n) == "auto"})
@@ -142,9 +141,9 @@ class FastMem:
             raise SettingsError(f"{path} holds something that is no setting of FastMem ({e}); write it anew") from e
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
-        """Write these settings to a file, or to a folder as memograft_config.json; a model's folder makes them its own.
+        """Write these settings to a file, or to a folder as memograft_config.json; `about` says where they come from.
 
-        A model's own settings stand in for what a request leaves at "auto". `about` says where they come from.
+        In a model's folder they stand in for what a request leaves at "auto", and may hold only such settings.
         """
         values = asdict(self)
         return model_config.write(path, {n: v for n, v in values.items() if v != getattr(FastMem(), n)}, about)
