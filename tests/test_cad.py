@@ -28,7 +28,7 @@ def naive(engine: Engine, request: Request, alpha: float, memory: Any = None) ->
     while len(tokens) < request.sampling.max_new_tokens:
         with applied(engine._backbone, adapters):
             own = engine.model(torch.tensor([ids + tokens])).logits[0, -1]
-        without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
+            without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
         tokens.append(int(((1 + alpha) * own - alpha * without).argmax()))
         if tokens[-1] == engine.model.generation_config.eos_token_id:
             return tokens[:-1]
@@ -63,17 +63,15 @@ def test_without_documents_or_alpha_it_changes_nothing(engine: Engine) -> None:
         assert engine.answer(request).token_ids == engine.answer(replace(request, processors=())).token_ids
 
 
-def test_it_and_a_memory_push_the_same_way(tiny: Engine) -> None:
-    page = "The capital of Australia is Lisbon."
-    ask = Request("What is the capital of Australia?", documents=[page], sampling=Sampling(16), logprobs=0)
+def test_it_pushes_towards_the_page(tiny: Engine) -> None:
+    page, question = "The capital of Australia is Lisbon.", "What is the capital of Australia?"
 
     def surprise(**changes: Any) -> float:
-        """Nats of the answer of the page, said by a row that must say it."""
-        return -tiny.choose("What is the capital of Australia?", [page, "Canberra."], [page], **changes).scores[0]
+        """Nats a token of the page's answer, said by a row that must say it."""
+        return -tiny.choose(question, [page, "Canberra."], [page], **changes).scores[0]
 
     assert surprise(processors=[Cad()]) < surprise()
-    assert surprise(processors=[Cad()], memory=FastMem()) < surprise(memory=FastMem())
-    assert "Lisbon" in tiny.answer(replace(ask, memory=FastMem(), processors=[Cad()])).text
+    assert "Lisbon" in tiny.answer(question, [page], memory=FastMem(), processors=[Cad()]).text
 
 
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), True, "much"])

@@ -157,3 +157,11 @@ def test_help_lists_the_methods_without_torch() -> None:
     code = "import sys, memograft.cli.app; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_a_choice_all_methods_are_asked(tmp_path: Path) -> None:
+    """Few-shot and RTD take their examples from the split that is not asked."""
+    said = run("world", "--split", "tune", "--n", "2", "--sets", "agrees", "--out", tmp_path, "--max-new-tokens", "4")
+    told = json.loads(said.stdout.splitlines()[-1])
+    assert list(told["results"]) == list(METHODS)
+    assert all(cell["agrees"]["failed"] == 0 for cell in told["results"].values())

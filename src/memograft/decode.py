@@ -85,7 +85,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each.
 
     Behind the rows, `prefill` holds an echo of each row that says `cad`, in their order: its prompt without documents.
-    An echo runs without an adapter and is made to say what its row says.
+    An echo runs through its row's adapter and is made to say what its row says.
     """
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
     echoed = [n for n, row in enumerate(rows) if row.cad is not None]

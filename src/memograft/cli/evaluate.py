@@ -13,15 +13,17 @@ from memograft.cli.console import err, warn
 from memograft.cli.models import load_engine
 from memograft.errors import SettingsError
 from memograft.evaluation import plots
-from memograft.evaluation.items import Item, sets_of, world
+from memograft.evaluation.items import SPLITS, Item, sets_of, world
 from memograft.evaluation.methods import METHODS, Method, from_settings
 from memograft.evaluation.protocol import protocol_of
 from memograft.evaluation.readers import Reading, read
+from memograft.page import template
 
 if TYPE_CHECKING:
     from memograft import Engine
 
 WORLD = "world"
+EXAMPLES = 64  # worked examples of each set for few-shot and RTD
 NOT_KNOWN = "the model does not answer it without a document"
 
 
@@ -93,13 +95,15 @@ def evaluate(
     reading, way = questions.read(), protocol_of(questions.protocol)
     items, skipped = reading.items, reading.skipped
     longest = max_new_tokens or max(way.max_new_tokens(item.task) for item in items)
-    methods = _methods(names, settings)
+    methods = _methods(names, settings, with_examples=reading.split in SPLITS)
     against = against or [name for name in ("plain, restricted",) if name in methods]
     for name in against:
         if name not in methods:
             raise SettingsError(f"`--against` must be one of {list(methods)}, got {name!r}; add it with `--method`")
     if plot:
         plots.check(methods, sets_of(items), plot)
+    if html:
+        template.check(html)
     from memograft.evaluation.metrics import summary, table
     from memograft.evaluation.provenance import provenance
     from memograft.evaluation.runner import run
@@ -110,7 +114,10 @@ def evaluate(
         if questions.only_known:
             items, skipped = _known(engine, questions, reading, folder, longest, ignore_case)
         tell_skipped(skipped)
-        records = run(engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case)
+        examples = _examples(questions, reading, methods)
+        records = run(
+            engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case, examples=examples
+        )
         about = {
             "fingerprint": engine.fingerprint,
             "default": asdict(engine.defaults),
@@ -151,13 +158,23 @@ def evaluate(
     return made, table(results)
 
 
-def _methods(names: Sequence[str], settings: Sequence[str]) -> dict[str, Method]:
-    """The methods asked for, "plain" before all others since they are compared with it."""
+def _methods(names: Sequence[str], settings: Sequence[str], with_examples: bool = True) -> dict[str, Method]:
+    """The methods asked for, "plain" before all others since they are compared with it; with none, all that can ask."""
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"`--method` must be one of {list(METHODS)}, got {name!r}; check the name")
-    chosen = list(METHODS) if not names and not settings else ["plain", *(n for n in names if n != "plain")]
+    chosen = ["plain", *(n for n in names if n != "plain")]
+    if not names and not settings:
+        chosen = [name for name, method in METHODS.items() if with_examples or not method.needs_examples]
     return {name: METHODS[name] for name in chosen} | {text: from_settings(text) for text in settings}
+
+
+def _examples(questions: Questions, reading: Reading, methods: Mapping[str, Method]) -> list[Item]:
+    """Worked examples for the methods that need some: of the split that is not asked; none where there is no split."""
+    if reading.split not in SPLITS or not any(method.needs_examples for method in methods.values()):
+        return []
+    other = "test" if reading.split == "tune" else "tune"
+    return replace(questions, split=other, n=EXAMPLES, only_known=()).read().items
 
 
 def _of_sets(items: Sequence[Item], sets: Sequence[str], option: str) -> list[Item]:

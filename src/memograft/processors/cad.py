@@ -2,9 +2,9 @@
 
     l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
 
-l are the row's logits after its memory and its rules; l_0 those of the base model for the same conversation without the
-documents, with the answer so far behind it. That conversation runs as a further row of the same batch (`Echoes` in
-`decode.py`), so that weights are read once for both.
+l are the row's logits after its memory and its rules; l_0 those of the same model, memory included, for the same
+conversation without the documents, with the answer so far behind it: what the memory changes anyway cancels out. That
+conversation runs as a further row of the same batch (an echo, see `decode.py`), so that weights are read once for both.
 """
 
 from __future__ import annotations
