@@ -1,8 +1,8 @@
 """Which relevant documents contradict each other in what the question asks for.
 
 Two documents disagree if a sentence of the one and a sentence of the other are rivals: either they are the documents'
-statements (see `statements`) and about the question alike; or they are twins, the same but for one run of words. And
-each holds a word that the other document does not and the question does not: another name, another number. In
+statements (see `statements`), about the question and alike so; or they are twins, the same but for one run of words.
+And each holds a word that the other document does not and the question does not: another name, another number. In
 statements the model must not have expected either word, or it may be another way to put the same; of twins, one of the
 two. Knows nothing of what is true.
 """
@@ -25,7 +25,8 @@ from memograft.prompt import Prompt, Span, token_span
 
 __all__ = ["disagreements"]
 
-# Chosen on the tuning splits of tiny's world and NQ-SWAP: see docs/method.md.
+# Chosen on the tuning splits of tiny's world, NQ-SWAP and SQuAD: see docs/method.md.
+ABOUT = 0.5  # a statement's relevance, at least: below it two pages may just be about two things of one kind
 ALIKE = 0.8  # of two statements' relevances, the smaller over the larger
 SAME = 0.5  # of the words of twins, more than this
 SURPRISE = 5.0  # nats of a word that the model did not expect
@@ -72,7 +73,7 @@ def disagreements(
 def _alike(stated: Sequence[Statement]) -> Iterator[_Rivals]:
     for (a, one), (b, other) in combinations(enumerate(stated), 2):
         low, high = sorted((one.relevance, other.relevance))
-        if low > 0 and low >= ALIKE * high:
+        if low >= max(ABOUT, ALIKE * high):
             yield _Rivals(a, b, (one.span, other.span), twins=False)
 
 
