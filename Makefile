@@ -11,7 +11,7 @@ DISTRIBUTIONS := integrations/langchain integrations/llama-index
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # The lower bounds of pyproject.toml; everything else is what pip makes of them. torch stays as pinned: the newest on
 # PyPI brings gigabytes of CUDA. What the pinned environment holds beside them does not count.
-OLDEST := transformers==5.6.0 peft==0.20.0
+OLDEST := transformers==5.18.0 peft==0.20.0
 
 .PHONY: demo test test-newest test-oldest test-everywhere check bench clean
 
