@@ -188,6 +188,9 @@ class _LoRA:
     @contextmanager
     def held(self, rows: Tensor) -> Iterator[None]:
         """Inside, the adapters of these rows (B,) stay as they are, whatever an optimiser does to the leaves."""
+        if not bool(rows.any()):
+            yield
+            return
         before = [leaf.detach().clone() for leaf in self.leaves]
         yield
         with torch.no_grad():
