@@ -6,9 +6,11 @@ searched from disk. The formula is in `processors/rtd.py`, the folder's format i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -62,7 +64,7 @@ class Datastore:
         self._dead = self._find_dead()
         self._indexes: dict[int, KeyIndex] = {}
         self._lines: list[bytes] | None = None
-        self._temporary = weakref.finalize(self, shutil.rmtree, folder, True) if owned else None
+        self._temporary = weakref.finalize(self, _remove, folder) if owned else None
 
     @classmethod
     def build(
@@ -377,3 +379,13 @@ class Datastore:
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a temporary folder; garbage may be collected inside an event loop, which must not wait for the disk."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        threading.Thread(target=shutil.rmtree, args=(folder, True), name="memograft-remove").start()

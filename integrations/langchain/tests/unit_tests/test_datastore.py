@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,19 +128,38 @@ def test_callers_with_other_datastores_share_a_batch(
 async def test_opening_a_folder_never_blocks_the_loop(tmp_path: Path, france: Datastore) -> None:
     chat = ChatMemograft(model="tiny", max_tokens=24, datastore=france.save(tmp_path / "a"))
     llm = MemograftLLM(model="tiny", max_tokens=24, datastore=str(france.save(tmp_path / "b")))
-    other, streamed = france.save(tmp_path / "c"), france.save(tmp_path / "d")
+    other, streamed, known = france.save(tmp_path / "c"), france.save(tmp_path / "d"), france.ids()
     with blockbuster_ctx():
         whole = await chat.ainvoke(OTHER_QUESTION)
-        assert said(whole) == france.ids()
+        assert said(whole) == known
         assert "".join([c.text async for c in chat.astream(OTHER_QUESTION, datastore=streamed)]) == OTHER_KNOWN
         answers = await chat.abatch([OTHER_QUESTION] * 3, datastore=other)
-        assert [said(answer) for answer in answers] == [france.ids()] * 3
+        assert [said(answer) for answer in answers] == [known] * 3
         assert await llm.ainvoke(OTHER_QUESTION) == OTHER_KNOWN
         assert "".join([c async for c in llm.astream(OTHER_QUESTION, datastore=other)]) == OTHER_KNOWN
         store = await chat.abuild_datastore([(DRENNIA, GORVALD)], progress=False)
         assert await chat.aadd_to_datastore(store, [(VELMORA, TORSTAD)], progress=False) == 1
         assert (await chat.ainvoke(VELMORA, datastore=sure(store))).text == TORSTAD
         assert isinstance((await chat.ainvoke(VELMORA, datastore=store)).content, list)
+
+
+async def test_a_temporary_datastore_dropped_in_a_loop_never_blocks_it() -> None:
+    def drop() -> Path:
+        cycle: list[Any] = [built([(VELMORA, TORSTAD)])]
+        cycle.append(cycle)  # only the garbage collector finds it
+        return cycle[0].path
+
+    gc.disable()  # until the loop runs it
+    try:
+        folder = await asyncio.to_thread(drop)
+        assert folder.exists()
+        with blockbuster_ctx():
+            gc.collect()
+    finally:
+        gc.enable()
+    for removal in [thread for thread in threading.enumerate() if thread.name == "memograft-remove"]:
+        await asyncio.to_thread(removal.join)
+    assert not folder.exists()
 
 
 def test_structured_output_and_forced_calls_with_a_datastore(velmora: Datastore) -> None:
