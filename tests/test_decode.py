@@ -16,7 +16,9 @@ from memograft.decode import Row, _Gumbel, _sampler, decode
 from memograft.prefill import prefill
 from test_engine import FACTS, ask, generated, prompt_ids
 
-GATED = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, gate="support")
+GATED = FastMem(
+    steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None, gate="support"
+)
 RULED = [GATED, replace(GATED, gate=None, contrast=0.5)]
 
 

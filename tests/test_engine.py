@@ -70,7 +70,7 @@ def test_mixed_batches_equal_single_runs(make_engine: Any, family: str) -> None:
     strong = (
         None
         if family in ROUTED
-        else FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+        else FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
     )
     requests = [
         ask(documents=FACTS),

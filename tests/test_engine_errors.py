@@ -17,7 +17,7 @@ from memograft.memory import batch as memory_batch
 from test_decode import Say
 from test_engine import FACTS, ask, generated
 
-MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, fallback=False)
 
 
 @contextmanager
@@ -96,7 +96,16 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
         return real(backbone, rows, settings, **options)
 
     monkeypatch.setattr(memory_batch, "memorize", tight)
-    memory = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, template=template)  # type: ignore[arg-type]
+    memory = FastMem(
+        steps=2,
+        learning_rate=0.05,
+        rank=4,
+        target_kl=None,
+        max_kl=1e9,
+        fallback=False,
+        relevance=None,
+        template=template,
+    )  # type: ignore[arg-type]
     requests = [ask(documents=FACTS, memory=memory), ask(documents=["Numbers are 1, 2."], memory=memory)]
     large, small = engine.answer_batch(requests)
     assert large.memory is not None

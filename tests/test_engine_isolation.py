@@ -11,7 +11,7 @@ import torch
 from memograft import Answer, Engine, FastMem, Request, Sampling
 from test_engine import prompt_ids
 
-STRONG = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+STRONG = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
 CITIES = ["Paris", "Rome", "Oslo", "Bergen", "Velmora", "Lima", "Cairo", "Quito"]
 
 
@@ -73,7 +73,18 @@ def test_others_who_use_the_model_see_the_base_model(make_engine: Any) -> None:
                     wrong.append(repr(e))
 
     request = contradicting(
-        0, 1, FastMem(steps=20, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, gate="support")
+        0,
+        1,
+        FastMem(
+            steps=20,
+            learning_rate=0.05,
+            rank=4,
+            target_kl=None,
+            max_kl=1e9,
+            fallback=False,
+            relevance=None,
+            gate="support",
+        ),
     )
     alone = engine.answer(request)
     watcher = threading.Thread(target=look)

@@ -19,7 +19,7 @@ from memograft.errors import RequestCancelledError
 from memograft.memory import fastmem
 from test_engine import FACTS, ask, generated, prompt_ids
 
-LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ MEMORIES = {
     "lora": Case(LORA),
     "down": Case(replace(LORA, targets="down")),
     "full": Case(replace(LORA, adapter="full", learning_rate=0.01)),
-    "paper": Case(FastMem.paper(steps=3, learning_rate=0.01, target_kl=None, max_kl=1e9)),
+    "paper": Case(FastMem.paper(steps=3, learning_rate=0.01, target_kl=None, max_kl=1e9, fallback=False)),
     "assistant": Case(replace(LORA, template="assistant")),
     "gated": Case(replace(LORA, gate="support")),
     "contrasted": Case(replace(LORA, contrast=0.5)),

@@ -23,7 +23,7 @@ from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsErro
 from memograft.memory.adapter import applied, stack
 from test_engine import FACTS, ask, prompt_ids
 
-LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
 FULL = replace(LORA, adapter="full", learning_rate=0.01)
 SAMPLING = Sampling(10)
 

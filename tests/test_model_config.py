@@ -72,7 +72,8 @@ def test_what_a_model_brings_is_looked_for_beside_its_weights(tmp_path: Path) ->
     model_config.write(tmp_path, {"steps": 3})
     assert model_config.of_model(tmp_path, BUNDLED) == {"steps": 3}
     assert model_config.of_model(str(tmp_path / "model.gguf"), BUNDLED) == {"steps": 3}
-    assert model_config.of_model("tiny", BUNDLED) == {"learning_rate": 4e-3, "target_kl": None, "shortlist": None}
+    own = {"learning_rate": 4e-3, "target_kl": None, "max_kl": 10.0, "shortlist": None}
+    assert model_config.of_model("tiny", BUNDLED) == own
     assert model_config.of_model("nobody/nothing", BUNDLED, local_files_only=True) == {}
 
 
@@ -97,14 +98,12 @@ def test_auto_is_what_the_model_brings_and_else_what_is_usual() -> None:
     assert asdict(FastMem().resolved()) == asdict(FastMem()) | AUTOMATIC
     own = {"learning_rate": 3e-3, "target_kl": None, "relevance": "auto"}
     assert FastMem().resolved(own) == FastMem(**{**AUTOMATIC, "learning_rate": 3e-3, "target_kl": None})
-    given = FastMem(learning_rate=1e-4, target_kl=2.0, relevance=None, shortlist=7)
+    given = FastMem(learning_rate=1e-4, target_kl=2.0, relevance=None, shortlist=7, max_kl=3.0)
     assert given.resolved(own) == given, "what a request says counts"
 
 
 def test_a_model_that_brings_nonsense_is_refused() -> None:
-    said = (
-        "a model's memograft_config.json may set learning_rate, target_kl, relevance, shortlist, got a, b, steps; rem"
-    )
+    said = "json may set learning_rate, target_kl, relevance, shortlist, max_kl, got a, b, steps; remove what is not"
     with pytest.raises(SettingsError, match=said):
         FastMem().resolved({"b": 1, "steps": 2, "a": 1})
     with pytest.raises(SettingsError, match='`learning_rate` must be a positive number or "auto", got -1'):

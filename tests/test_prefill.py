@@ -11,7 +11,7 @@ from families import FAMILIES, build
 from memograft.backbone import Backbone, cache_name, cache_of
 from memograft.documents import Document
 from memograft.memory.rows import context_rows, gather, merge
-from memograft.prefill import prefill, prefill_prefix
+from memograft.prefill import prefill, prefill_prefix, repeated
 from memograft.prompt import PromptBuilder
 from test_backbone import assert_same, state
 from tokenizers_ import make
@@ -84,6 +84,21 @@ def test_a_prefix_gives_what_the_whole_prompt_gives_and_is_not_written_to(family
             close(out.logits[0, -1], parts.model(input_ids=torch.tensor([head + tail])).logits[0, -1])
     assert torch.equal(prefix.kv_cache.layers[0].keys, keys)
     assert prefix.kv_cache.get_seq_length() == len(head)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_once_more_are_the_same_rows_and_leave_the_first_batch_alone(family: str) -> None:
+    parts = backbone(family)
+    filled = prefill(parts, prompts(5, 90, 40), pad_id=0)
+    more = repeated(filled, [2, 0])
+    assert filled.kv_cache is not None
+    assert more.kv_cache is not None
+    for layer, own in zip(more.kv_cache.layers, filled.kv_cache.layers, strict=True):
+        assert len(own.keys) == 3
+        for a, b in ((layer.keys, own.keys), (layer.values, own.values)):
+            assert torch.equal(a, b[[0, 1, 2, 2, 0]])
+    assert torch.equal(more.ids, filled.ids[[0, 1, 2, 2, 0]])
+    assert torch.equal(more.mask, filled.mask[[0, 1, 2, 2, 0]])
 
 
 def test_a_prompt_of_one_token_has_nothing_to_prefill() -> None:

@@ -49,7 +49,7 @@ def engine(model: Any) -> Engine:
 def test_a_lora_memorizes_on_a_quantised_model(engine: Engine, tmp_path: Path) -> None:
     sampling = Sampling(max_new_tokens=8)
     plain = engine.answer("Who?", [PAGE], sampling=sampling)
-    settings = FastMem(learning_rate=2e-2, target_kl=None, relevance=None)
+    settings = FastMem(learning_rate=2e-2, target_kl=None, max_kl=10.0, relevance=None)
     memorized = engine.answer("Who?", [PAGE], memory=settings, sampling=sampling)
     assert memorized.memory is not None
     assert not memorized.memory.rolled_back

@@ -20,7 +20,7 @@ EXAMPLES = [
     (["The book is blue."], "Which colour?", "It is blue and green."),
     ([{"role": "system", "content": "Say."}, {"role": "user", "content": "Numbers?"}], "1, 2, 3, 45"),
 ]
-STRONG = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+STRONG = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
 FAMILIES = ["llama", "gpt2", "opt", "gemma2", "falcon", "mixtral"]
 
 

@@ -27,7 +27,7 @@ def test_the_distribution_of_the_first_token(make_engine: Any, family: str) -> N
 
 
 def test_it_is_after_memory_and_processors_and_before_sampling(engine: Engine) -> None:
-    memory = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None)
+    memory = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
     request = ask(documents=FACTS, memory=memory)
     said = engine.answer(Request("Who wrote it?", documents=FACTS, memory=memory, logprobs=5, sampling=Sampling(1)))
     logp = engine.next_token_logprobs(request)

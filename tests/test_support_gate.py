@@ -14,7 +14,9 @@ from memograft.memory.adapter import applied, stack
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz !#$%&()*+ éüßñœ 🙂 0123456789"
 FACTS = ["The capital of France is Paris, and the river is the Seine.", LETTERS]
-STRONG = FastMem(steps=4, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, relevance=None, gate="support")
+STRONG = FastMem(
+    steps=4, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None, gate="support"
+)
 BOTH = replace(STRONG, contrast=0.5)
 CONTRAST = replace(BOTH, gate=None)
 

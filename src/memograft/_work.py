@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from memograft._queue import Job
 from memograft._tokens import Tokens
 from memograft.backbone import Backbone
@@ -49,6 +51,7 @@ class Work:
         self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
         self.json: JsonSchema | None = None
         self.tap: Tap | None = None
+        self._spared = False  # its fallback, for want of memory
         self.said: list[int] = []  # a batch that is tried again goes on where it broke off
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
@@ -83,6 +86,19 @@ class Work:
         """Alpha of context-aware decoding; None where nothing would come of it."""
         alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
         return alpha if alpha and self.documents else None
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether the base model's answer may replace that of the memory, once there is one."""
+        # Processors of the request's own may count their calls.
+        return not self._spared and self.settings is not None and self.settings.fallback and not self.processors
+
+    def spares(self, error: Exception) -> bool:
+        """After the error that ended it: whether there is something that it can do without, next time."""
+        if not isinstance(error, torch.OutOfMemoryError) or not self.has_fallback:
+            return False
+        self._spared = True
+        return True
 
     @property
     def prompt(self) -> Prompt:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from memograft import scoring
 from memograft._details import answer_of
+from memograft._fallback import plain_beside
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
 from memograft._tokens import Tokens
@@ -37,7 +38,7 @@ from memograft.memory.rows import gather
 from memograft.memory.settings import FastMem
 from memograft.model_config import of_model
 from memograft.overflow import fit
-from memograft.prefill import Prefix, prefill, prefill_behind, prefill_prefix
+from memograft.prefill import Prefix, prefill, prefill_behind, prefill_prefix, repeated
 from memograft.processors.tap import Tap
 from memograft.prompt import PromptBuilder
 from memograft.request import Answer, Request, Sampling
@@ -290,7 +291,7 @@ class Engine:
             error = e
         else:
             return
-        if len(jobs) == 1:
+        if len(jobs) == 1 and not jobs[0].payload.spares(error):
             jobs[0].fail(error)
             return
         traceback.clear_frames(error.__traceback__)  # what the batch held in memory may be what was missing
@@ -328,13 +329,18 @@ class Engine:
         clock.append(time.perf_counter())
 
         # 4. Decode, over the same cache. 5. Answer: each row as soon as it ends, whatever its neighbours still say.
-        rows = []
-        for job, (adapter, report) in zip(jobs, memories, strict=True):
-            rows.append(self._row(job, adapter))
-            rows[-1].on_end = self._finish(job, report, filled.cached, clock)
+        rows, beside = [], {}  # beside: what the base model says itself, by the place of the request
+        for n, (job, (adapter, report)) in enumerate(zip(jobs, memories, strict=True)):
+            rows.append(row := self._row(job, adapter))
+            row.on_end = finish = self._finish(job, report, filled.cached, clock)
+            if adapter is not None and job.on_text is None and works[n].has_fallback:
+                beside[n] = plain_beside(row, self._prompts.decode, finish)
+        if beside:
+            filled = repeated(filled, list(beside))
+            works.extend(works[n] for n in beside)
         if echoes := [work.echo.ids for work in works if work.echo is not None]:
-            filled = prefill_behind(self._backbone, filled, [p.ids for p in prompts], echoes, self._pad_id)
-        decode(self._backbone, filled, rows, self._prompts.tokenizer)
+            filled = prefill_behind(self._backbone, filled, [w.prompt.ids for w in works], echoes, self._pad_id)
+        decode(self._backbone, filled, [*rows, *beside.values()], self._prompts.tokenizer)
 
     def _row(self, job: Job, adapter: Adapter | None) -> Row:
         work: Work = job.payload
@@ -355,12 +361,13 @@ class Engine:
 
     def _finish(
         self, job: Job, report: MemoryReport | None, cached: int, clock: Sequence[float]
-    ) -> Callable[[Row], None]:
-        """What makes the job's answer of its finished row."""
+    ) -> Callable[..., None]:
+        """What makes the job's answer of its finished row, and of the reason for it if that is the base model's."""
 
-        def finish(row: Row) -> None:
+        def finish(row: Row, reason: str | None = None) -> None:
+            said = report if report is None or reason is None else replace(report, rolled_back=True, reason=reason)
             try:
-                job.succeed(answer_of(job, row, self._prompts, report, cached, clock))
+                job.succeed(answer_of(job, row, self._prompts, said, cached, clock))
             except Exception as e:
                 job.fail(e)
 

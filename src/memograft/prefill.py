@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from transformers import Cache
 
 from memograft.backbone import Backbone, cache_name, cache_of
 
-__all__ = ["Prefill", "Prefix", "prefill", "prefill_behind", "prefill_prefix", "run"]
+__all__ = ["Prefill", "Prefix", "prefill", "prefill_behind", "prefill_prefix", "repeated", "run"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,23 @@ def prefill_behind(
     return _join(filled, prefill(backbone, more, pad_id))
 
 
+def repeated(filled: Prefill, rows: Sequence[int]) -> Prefill:
+    """One batch for decoding: the rows of `filled`, and behind them some of these rows once more."""
+    index = torch.tensor([*range(len(filled.ids)), *rows], device=filled.ids.device)
+    cache = _own_layers(filled.kv_cache)
+    if cache is not None:
+        cache.reorder_cache(index)  # a selection with repetitions
+    return replace(filled, ids=filled.ids[index], mask=filled.mask[index], kv_cache=cache)
+
+
+def _own_layers(cache: Cache | None) -> Cache | None:
+    """The same keys and values in a cache of its own, whose layers can be given others."""
+    own = copy.copy(cache)
+    if own is not None:
+        own.layers = [copy.copy(layer) for layer in own.layers]
+    return own
+
+
 def _join(above: Prefill, below: Prefill) -> Prefill:
     """The rows of both, the shorter padded on the left."""
     length = max(above.ids.shape[1], below.ids.shape[1])
@@ -107,10 +124,9 @@ def _join(above: Prefill, below: Prefill) -> Prefill:
     def left(part: Prefill, tensor: Tensor) -> Tensor:
         return functional.pad(tensor, (length - part.ids.shape[1], 0))
 
-    cache = copy.copy(above.kv_cache)
+    cache = _own_layers(above.kv_cache)
     assert cache is not None
     assert below.kv_cache is not None
-    cache.layers = [copy.copy(layer) for layer in cache.layers]
     for layer, other in zip(cache.layers, below.kv_cache.layers, strict=True):
         for name in ("keys", "values"):
             pair = ((above, getattr(layer, name)), (below, getattr(other, name)))

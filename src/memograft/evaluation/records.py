@@ -10,6 +10,7 @@ from memograft.evaluation import scores
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import Item
 from memograft.evaluation.protocol import protocol_of
+from memograft.repetition import repeats
 
 if TYPE_CHECKING:
     from memograft import Answer
@@ -44,7 +45,7 @@ def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record
         "new_tokens": answer.usage.completion_tokens if answer else 0,
         "chars": len(text),
         "finish_reason": answer.finish_reason if answer else None,
-        "repeats": scores.repeats(text),
+        "repeats": repeats(text),
         "recites": scores.recites(text, [d.text for d in item.documents]),
     }
     made["clean"] = made["right"] and made["finish_reason"] == "stop" and not made["repeats"]

@@ -1,7 +1,7 @@
 """What one answer is worth, in numbers: whether it says the value, and whether it goes wrong in ways that this misses.
 
 A model that loops or recites its document says the value as well; so each answer is also held against the whole gold
-answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`repeats`, `recites`).
+answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`recites`, and `memograft.repetition`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from functools import cache
 from typing import Any
 
 from memograft.errors import MissingExtraError
+from memograft.repetition import words_of
 
-__all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "repeats", "rouge_l", "says"]
-
-_WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
-_REPEATED = 0.2  # share of an answer's word trigrams beyond which it repeats itself
+__all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "rouge_l", "says"]
 
 
 def says(text: str, value: str, ignore_case: bool = False) -> bool:
@@ -65,26 +63,14 @@ def f1(text: str, answers: Sequence[str]) -> float:
     return max(_f1(normalised(text).split(), normalised(answer).split()) for answer in answers)
 
 
-def repeats(text: str) -> bool:
-    """Whether more than a fifth of the text's word trigrams occur at least twice.
-
-    >>> repeats("Rinse the pump. Rinse the pump. Rinse the pump."), repeats("The pump is blocked, so rinse the pump.")
-    (True, False)
-    """
-    words = _words(text)
-    counts = Counter(zip(words, words[1:], words[2:], strict=False))
-    again = sum(count for count in counts.values() if count > 1)
-    return again > _REPEATED * sum(counts.values())
-
-
 def recites(text: str, documents: Sequence[str]) -> int:
     """Words of the longest run of the text's words that stands in one of the documents too; case is ignored.
 
     >>> recites("E7 means that the pump is blocked.", ["The pump is blocked. Rinse it."])
     4
     """
-    words = _words(text)
-    matchers = (SequenceMatcher(None, words, _words(document), autojunk=False) for document in documents)
+    words = words_of(text)
+    matchers = (SequenceMatcher(None, words, words_of(document), autojunk=False) for document in documents)
     return max((matcher.find_longest_match().size for matcher in matchers), default=0)
 
 
@@ -115,10 +101,6 @@ def _scorer() -> Any:
             'summaries are scored by rouge-score, which is not installed; run pip install "memograft[eval]"'
         ) from error
     return RougeScorer(["rougeL"], use_stemmer=True)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
 
 
 def _f1(said: Sequence[str], wanted: Sequence[str]) -> float:

@@ -74,6 +74,7 @@ def memorize(
     started = time.perf_counter()
     names = _targets(backbone, settings)
     assert settings.shortlist != "auto"
+    assert settings.max_kl != "auto"
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
     weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
     losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)

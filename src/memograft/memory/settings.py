@@ -17,8 +17,15 @@ from memograft.memory.relevance import AUTO
 __all__ = ["AUTOMATIC", "FastMem"]
 
 # What "auto" stands for where the model brings nothing of its own. Step and target were chosen on the tuning split of
-# NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): a small move, beyond which only reciting grows.
-AUTOMATIC: Mapping[str, Any] = {"learning_rate": 1e-3, "target_kl": 0.25, "relevance": AUTO, "shortlist": 1024}
+# NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): a small move, beyond which only reciting grows. A memory without
+# a target that came as far as `max_kl` loops more than the model does.
+AUTOMATIC: Mapping[str, Any] = {
+    "learning_rate": 1e-3,
+    "target_kl": 0.25,
+    "relevance": AUTO,
+    "shortlist": 1024,
+    "max_kl": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,10 @@ class FastMem:
             one is memorized; see `memograft.memory.disagreement`. None memorizes them all (paper). Ours.
         shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
             (paper). "auto": see `AUTOMATIC`.
-        max_kl: nats per token; a memory that moved the model further is rolled back.
+        max_kl: nats per token; a memory that moved the model further is rolled back. "auto": see `AUTOMATIC`.
+        fallback: decode the base model's own answer beside the memorized one, as a further row of the batch, and give
+            that where the memorized one repeats itself or does not end, and the base model's does neither. Not where
+            the answer is streamed, or follows a schema or logits processors of the request's own. Ours.
         weight_decay: of AdamW (paper, as it really ran: 0.01).
         clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
         betas: of AdamW.
@@ -70,7 +80,8 @@ class FastMem:
     relevance: float | Literal["auto"] | None = "auto"
     conflicts: Literal["first"] | None = "first"
     shortlist: int | Literal["auto"] | None = "auto"
-    max_kl: float = 10.0
+    max_kl: float | Literal["auto"] = "auto"
+    fallback: bool = True
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -86,7 +97,12 @@ class FastMem:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-        for name, others in {"learning_rate": ("auto",), "target_kl": ("auto", None), "max_kl": (), "eps": ()}.items():
+        for name, others in {
+            "learning_rate": ("auto",),
+            "target_kl": ("auto", None),
+            "max_kl": ("auto",),
+            "eps": (),
+        }.items():
             value = getattr(self, name)
             if value not in others and not (_is_number(value) and value > 0):
                 raise SettingsError(f"`{name}` must be a positive number{_or(others)}, got {value!r}")
@@ -105,6 +121,8 @@ class FastMem:
             )
         if self.shortlist not in ("auto", None) and (not isinstance(self.shortlist, int) or self.shortlist < 2):
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
+        if not isinstance(self.fallback, bool):
+            raise SettingsError(f"`fallback` must be True or False, got {self.fallback!r}")
         if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
             raise SettingsError(f"`betas` must be two numbers of at least 0 and below 1, got {self.betas!r}")
         object.__setattr__(self, "betas", tuple(self.betas))  # settings are keys of dicts, and JSON has lists only
@@ -161,6 +179,8 @@ class FastMem:
             "relevance": None,
             "conflicts": None,
             "shortlist": None,
+            "max_kl": 10.0,
+            "fallback": False,
             "weight_decay": 0.01,
             "clip_norm": 1.0,
         }
