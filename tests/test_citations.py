@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -79,12 +78,6 @@ def test_nothing_is_cited_for_what_shows_nothing() -> None:
     assert not said((" ", {"here": 0.9})).citations
     assert not said(("", {"here": 0.9})).citations
     assert not said(("Paris", {}), ("!", {})).citations
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Engine]:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
 
 
 def test_tiny_cites_where_its_answer_came_from(tiny: Engine) -> None:

@@ -19,12 +19,6 @@ SPANISH = "The main language of Portugal is Spanish."
 GOLD = "The chemical symbol of gold is Gd."
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
-
-
 def report(engine: Engine, documents: list[str], **settings: Any) -> Any:
     return engine.answer(ASK, documents, memory=FastMem(steps=1, **settings)).memory
 

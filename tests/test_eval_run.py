@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from counting import Counting
 from memograft import Document, Engine, FastMem
 from memograft.errors import SettingsError
 from memograft.evaluation import runner
 from memograft.evaluation.items import Item, world
 from memograft.evaluation.methods import METHODS, Method
 from memograft.evaluation.runner import run
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Engine]:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +26,6 @@ def items() -> list[Item]:
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "BATCH", 2)
-
-
-class Counting:
-    """An engine that counts the questions it is asked, and is interrupted after `patience` of them."""
-
-    def __init__(self, engine: Engine, patience: int = 10**9) -> None:
-        self._engine, self._patience, self.asked = engine, patience, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def answer_batch(self, requests: Any, **options: Any) -> Any:
-        if self.asked >= self._patience:
-            raise KeyboardInterrupt
-        self.asked += len(requests)
-        return self._engine.answer_batch(requests, **options)
 
 
 PLAIN = {"plain": METHODS["plain"]}

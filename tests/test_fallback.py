@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from families import FAMILIES, ROUTED
 from memograft import Cad, Engine, FastMem, Request, Sampling
 from memograft._fallback import plain_beside
 from memograft.decode import Row
 from memograft.errors import SettingsError
 from memograft.memory.adapter import Adapter
+from memograft.repetition import repeats
 from test_engine import FACTS
 from test_engine_errors import out_of_memory
 
@@ -53,6 +55,19 @@ def test_what_does_not_end_is_answered_by_the_base_model(make_engine: Any, famil
                 "the memorized answer did not end within 24 tokens, the base model's does not: try a smaller "
                 "`target_kl`"
             )
+
+
+# Random Gemmas say nothing but a control token: no string of their answer can end it.
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - ROUTED - {"gemma2", "gemma3_text"}))
+@pytest.mark.parametrize("memory", [STRONG, FastMem(relevance=None)], ids=["strong", "default"])
+def test_no_answer_goes_wrong_where_the_base_models_does_not(make_engine: Any, family: str, memory: FastMem) -> None:
+    engine = make_engine(family)
+    plain = asked(engine)
+    requests = [plain, replace(plain, question="Why?", messages=()), replace(plain, documents=FACTS[:1])]
+    memorized = [replace(request, memory=memory) for request in requests]
+    for without, answer in zip(engine.answer_batch(requests), engine.answer_batch(memorized), strict=True):
+        wrong = [a.finish_reason == "length" or repeats(a.text) for a in (without, answer)]
+        assert wrong in ([False, False], [True, False], [True, True])
 
 
 @pytest.mark.parametrize("processors", [[], [lambda _, scores: scores]], ids=["stream", "processors"])

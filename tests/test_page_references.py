@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
@@ -201,12 +200,6 @@ def test_a_place_that_cannot_be_found_is_not_invented() -> None:
         answer = Answer("x", (1,), "stop", Usage(1, 0, 1), None, Timings(0, 0, 0), references=(token,))
         (entry,) = page.references_of(answer, tokenizer).pieces[0].entries
         assert (entry.before, entry.token, entry.after) == ("two", "", "")
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Engine]:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
 
 
 def test_every_entry_of_a_real_answer_is_marked_where_it_says(tiny: Engine) -> None:

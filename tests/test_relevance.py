@@ -30,12 +30,6 @@ ASK = "What is the capital of Vandria?"
 ONE = Sampling(max_new_tokens=1)
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
-
-
 def built(
     documents: list[str], question: str = ASK, kind: str = "bpe", before: Sequence[str] = (), **kwargs: Any
 ) -> Prompt:

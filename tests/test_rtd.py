@@ -27,12 +27,6 @@ CAPITALS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Engine]:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
-
-
 @pytest.fixture
 def store(engine: Engine) -> Iterator[Datastore]:
     with Datastore.build(engine, EXAMPLES, progress=False) as built:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,6 @@ SHOWN = ("plain", "memorized")
 TODAY = "world-test-today.json"  # measured with the defaults of today; the others are records of older versions
 SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree")
 SAMPLE = 48
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[Engine]:
-    with Engine.from_pretrained("tiny") as engine:
-        yield engine
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from counting import Counting
 from memograft import Engine, FastMem
 from memograft.cli.app import app
 from memograft.errors import MissingExtraError, SettingsError
@@ -31,22 +32,6 @@ def items() -> list[Item]:
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "BATCH", 2)
-
-
-class Counting:
-    """An engine that counts the questions it is asked, and is interrupted after `patience` of them."""
-
-    def __init__(self, engine: Engine, patience: int = 10**9) -> None:
-        self._engine, self._patience, self.asked = engine, patience, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def answer_batch(self, requests: Any, **options: Any) -> Any:
-        if self.asked >= self._patience:
-            raise KeyboardInterrupt
-        self.asked += len(requests)
-        return self._engine.answer_batch(requests, **options)
 
 
 def rows(*answers: str) -> list[dict[str, Any]]:
