@@ -73,7 +73,9 @@ def run(
         "versions": versions(),
         "records": VERSION,
     }
-    by_set = [[item for item in items if item.set == name] for name in sets_of(items)]
+    # Prompts of one length share a batch without padding; the records are put back into the order of the questions.
+    by_set = [sorted((item for item in items if item.set == name), key=_length) for name in sets_of(items)]
+    place = {id(item): n for n, item in enumerate(items)}
     with closing(Lessons(engine, examples, items)) as lessons:
         cells = []
         for name, method in methods.items():
@@ -92,8 +94,13 @@ def run(
                     _fill(cell, bar, at, partial(_ask, engine, method, lessons, cell.items, sampling, ignore_case))
     found: Records = {name: {} for name in methods}
     for cell in cells:
-        found[cell.method][cell.items[0].set] = cell.records
+        records = zip(cell.items, cell.records, strict=True)
+        found[cell.method][cell.items[0].set] = [r for _, r in sorted(records, key=lambda pair: place[id(pair[0])])]
     return found
+
+
+def _length(item: Item) -> int:
+    return sum(len(document.text) for document in item.documents)
 
 
 def _fill(cell: Cell, bar: tqdm[Any], at: str, ask: Callable[[range], list[Record]]) -> None:
