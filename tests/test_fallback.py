@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from families import FAMILIES, ROUTED
-from memograft import Cad, Engine, FastMem, Request, Sampling
+from memograft import Cad, Datastore, Engine, FastMem, Request, Rtd, Sampling
 from memograft._fallback import plain_beside
 from memograft.decode import Row
 from memograft.errors import SettingsError
@@ -20,6 +20,7 @@ from test_engine_errors import out_of_memory
 
 STRONG = FastMem(steps=3, learning_rate=0.2, rank=4, target_kl=None, max_kl=1e9, relevance=None)
 WORDS = "rinse the pump and then turn the machine off again before water comes out of it".split()
+GIVEN = ", so the base model's was given; try a smaller `target_kl`"
 LOOP = ["rinse", "the", "pump"] * 5
 
 
@@ -51,10 +52,7 @@ def test_what_does_not_end_is_answered_by_the_base_model(make_engine: Any, famil
         for answer in (alone, beside):
             assert answer.memory is not None
             assert answer.memory.rolled_back
-            assert answer.memory.reason == (
-                "the memorized answer did not end within 24 tokens, the base model's does not: try a smaller "
-                "`target_kl`"
-            )
+            assert answer.memory.reason == f"the memorized answer did not end within 24 tokens{GIVEN}"
 
 
 # Random Gemmas say nothing but a control token: no string of their answer can end it.
@@ -83,6 +81,17 @@ def test_what_cannot_be_taken_back_or_asked_twice_stays(engine: Engine, processo
         assert stream.answer is not None
         assert stream.answer.memory is not None
         assert not stream.answer.memory.rolled_back
+
+
+def test_a_datastore_steers_both(engine: Engine) -> None:
+    """What moved each token is told of the answer that is given."""
+    with Datastore.build(engine, [("Who wrote it?", "A sailor from Bergen.")], progress=False) as store:
+        plain = asked(engine, processors=[Rtd(store, weight=0.1, gate=None)])
+        expected, answer = engine.answer(plain), engine.answer(replace(plain, memory=STRONG))
+        assert answer.memory is not None
+        assert answer.memory.rolled_back
+        assert answer.references
+        assert (answer.token_ids, answer.references) == (expected.token_ids, expected.references)
 
 
 def test_where_both_go_wrong_the_memorized_answer_stays(engine: Engine) -> None:
@@ -131,16 +140,20 @@ def ends(row: list[str], row_ends: str, plain: list[str], plain_ends: str, first
         (LOOP, "stop", LOOP, "stop", None),
         (LOOP, "length", WORDS, "length", None),
         (WORDS, "length", LOOP, "stop", None),
-        (LOOP, "stop", WORDS, "stop", "repeats itself"),
+        (LOOP, "stop", WORDS, "stop", "repeated itself"),
         (WORDS, "length", WORDS, "stop", "did not end within 16 tokens"),
         (LOOP, "length", WORDS, "stop", "did not end within 15 tokens"),
     ],
 )
 def test_who_is_chosen(row: Any, row_ends: str, plain: Any, plain_ends: str, reason: str | None, first: str) -> None:
     (chosen,) = ends(row, row_ends, plain, plain_ends, first)
-    said = None if reason is None else f"the memorized answer {reason}, the base model's does not: try a smaller"
+    said = (
+        None
+        if reason is None
+        else f"the memorized answer {reason}, so the base model's was given; try a smaller `target_kl`"
+    )
     assert chosen[0] == ("memorized" if reason is None else "plain")
-    assert (chosen[1] is None) if said is None else chosen[1].startswith(said)
+    assert chosen[1] == said
 
 
 def test_far_beyond_the_base_models_answer_it_need_not_go_on() -> None:

@@ -39,13 +39,13 @@ def plain_beside(row: Row, decode: Decode, finish: Finish) -> Row:
     def fault(of: Row) -> str | None:
         if of.finish_reason == "length":
             return f"did not end within {len(of.tokens)} tokens"
-        return "repeats itself" if repeats(decode(of.tokens)) else None
+        return "repeated itself" if repeats(decode(of.tokens)) else None
 
     def decide() -> None:
         wrong = fault(row)
         assert wrong is not None
         if plain.error is None and fault(plain) is None:
-            settle(plain, f"the memorized answer {wrong}, the base model's does not: try a smaller `target_kl`")
+            settle(plain, f"the memorized answer {wrong}, so the base model's was given; try a smaller `target_kl`")
         else:
             settle(row)
 
