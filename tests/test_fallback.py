@@ -86,7 +86,7 @@ def test_what_cannot_be_taken_back_or_asked_twice_stays(engine: Engine, processo
 def test_a_datastore_steers_both(engine: Engine) -> None:
     """What moved each token is told of the answer that is given."""
     with Datastore.build(engine, [("Who wrote it?", "A sailor from Bergen.")], progress=False) as store:
-        plain = asked(engine, processors=[Rtd(store, weight=0.1, gate=None)])
+        plain = asked(engine, processors=[Rtd(store, weight=0.01, gate=None)])
         expected, answer = engine.answer(plain), engine.answer(replace(plain, memory=STRONG))
         assert answer.memory is not None
         assert answer.memory.rolled_back
