@@ -6,13 +6,10 @@ searched from disk. The formula is in `processors/rtd.py`, the folder's format i
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import tempfile
 import threading
 import time
-import weakref
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from memograft.reference.examples import Example, alike, checked, source_line
 from memograft.reference.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
 from memograft.reference.index import KeyIndex, Neighbours, check_kind, load, train
 from memograft.reference.keys import check_place, learn
+from memograft.reference.temporary import goes_with, new_folder
 from memograft.request import Source
 from memograft.store.checks import check_count
 from memograft.store.locks import ReadWriteLock, WriterLock
@@ -60,11 +58,12 @@ class Datastore:
     def __init__(self, folder: Path, lock: WriterLock | None, header: Header, *, read_only: bool, owned: bool) -> None:
         self._folder, self._writer, self._read_only = folder, lock, read_only
         self._lock = ReadWriteLock()
+        self._one_writer = threading.RLock()  # one thread at a time appends, deletes, compacts or closes
         self._files = Files(folder, header)
         self._dead = self._find_dead()
         self._indexes: dict[int, KeyIndex] = {}
         self._lines: list[bytes] | None = None
-        self._temporary = weakref.finalize(self, _remove, folder) if owned else None
+        self._temporary = goes_with(self, folder) if owned else None
 
     @classmethod
     def build(
@@ -100,7 +99,7 @@ class Datastore:
         check_kind(index)
         check_place(place)
         if path is None:
-            folder, lock = Path(tempfile.mkdtemp(prefix="memograft-")), None
+            folder, lock = new_folder(), None
         else:
             folder = Path(path)
             lock = claim_folder(folder, read_only=False)
@@ -173,17 +172,21 @@ class Datastore:
         batch_size: int = 16,
         progress: bool = True,
     ) -> int:
-        """Learn examples whose ids are not in it yet; returns how many.
+        """Learn examples whose ids are not in it yet; returns how many. Other threads that change it wait.
 
         What was done until a second before a crash or an error survives it; the same call again does the rest.
         """
-        from tqdm import tqdm
-
-        self._check_writable()
         check_count("batch_size", batch_size)
         if stride is not None:
             check_count("stride", stride)
-        self.check(engine.fingerprint)
+        with self._one_writer:
+            self._check_writable()
+            self.check(engine.fingerprint)
+            return self._add(engine, examples, stride, batch_size, progress)
+
+    def _add(self, engine: Any, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool) -> int:
+        from tqdm import tqdm
+
         queue, added, last = self._new(checked(examples)), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
         try:
@@ -208,6 +211,10 @@ class Datastore:
 
     def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
         """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
+        with self._one_writer:
+            self._extend(entries, sources)
+
+    def _extend(self, entries: Entries, sources: Sequence[Source]) -> None:
         self._check_writable()
         if twice := sorted({source.id for source in sources} & set(self.ids())):
             raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out")
@@ -218,25 +225,27 @@ class Datastore:
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
-        self._check_writable()
         wanted = set(ids)
-        gone = [number for number, source in self._sources() if source["id"] in wanted]
-        if gone:
-            with self._lock.writing():
-                self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
-                self._dead = self._find_dead()
-            self._finish(progress=False)
+        with self._one_writer:
+            self._check_writable()
+            gone = [number for number, source in self._sources() if source["id"] in wanted]
+            if gone:
+                with self._lock.writing():
+                    self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
+                    self._dead = self._find_dead()
+                self._finish(progress=False)
         return len(gone)
 
     def compact(self, *, progress: bool = True) -> None:
         """Write the living entries into new files and remove the old ones."""
-        self._check_writable()
-        if self._dead is not None:
-            count = self._files.rewrite(~self._dead)
-            with self._lock.writing():
-                self._files.commit(generation=self.header.generation + 1, entries=count, indexes={})
-                self._dead, self._indexes = self._find_dead(), {}
-        self._finish(progress)
+        with self._one_writer:
+            self._check_writable()
+            if self._dead is not None:
+                count = self._files.rewrite(~self._dead)
+                with self._lock.writing():
+                    self._files.commit(generation=self.header.generation + 1, entries=count, indexes={})
+                    self._dead, self._indexes = self._find_dead(), {}
+            self._finish(progress)
 
     def save(self, path: str | Path) -> Path:
         """Copy it to a folder that does not exist yet; the header last, so that half a copy is none. Returns it."""
@@ -303,13 +312,14 @@ class Datastore:
             self.prepare(heads)
 
     def close(self) -> None:
-        """Let the next writer in; a temporary datastore is gone."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-        self._read_only = True
-        if self._temporary is not None:
-            self._temporary()
+        """Let the next writer in; a temporary datastore is gone. Waits for a thread that is changing it."""
+        with self._one_writer:
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+            self._read_only = True
+            if self._temporary is not None:
+                self._temporary()
 
     def __enter__(self) -> Datastore:
         return self
@@ -379,13 +389,3 @@ class Datastore:
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
-
-
-def _remove(folder: Path) -> None:
-    """Delete a temporary folder; garbage may be collected inside an event loop, which must not wait for the disk."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        threading.Thread(target=shutil.rmtree, args=(folder, True), name="memograft-remove").start()

@@ -7,6 +7,7 @@ dies, so it can never be left behind. Neither knows what it protects.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class WriterLock:
                 "a store on disk needs POSIX file locks, which this system lacks; leave `path` out for a store in "
                 "memory, or run under Linux, macOS or WSL"
             ) from error
+        self._owner = os.getpid()
         self._file = open(file, "a", encoding="utf-8")  # noqa: SIM115 - held open on purpose: closing releases it
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,5 +84,9 @@ class WriterLock:
             ) from error
 
     def release(self) -> None:
-        """Let the next writer in."""
+        """Let the next writer in, even while a forked child has the file open too."""
+        import fcntl
+
+        if os.getpid() == self._owner and not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

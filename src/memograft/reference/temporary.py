@@ -1,0 +1,35 @@
+"""Folders that go with the object they were made for, and are no other process's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+__all__ = ["goes_with", "new_folder"]
+
+
+def new_folder() -> Path:
+    """An empty folder among the system's temporary ones."""
+    return Path(tempfile.mkdtemp(prefix="memograft-"))
+
+
+def goes_with(owner: object, folder: Path) -> weakref.finalize[Any, Any]:
+    """Delete the folder with its owner, at the interpreter's exit, or when this is called; not in a forked child."""
+    return weakref.finalize(owner, _remove, folder, os.getpid())
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() != process:
+        return
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:  # garbage may be collected inside an event loop, which must not wait for the disk
+        threading.Thread(target=shutil.rmtree, args=(folder, True), name="memograft-remove").start()
