@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from forks import in_a_fork
 from memograft import Datastore, Engine, VectorStore
 from memograft.errors import StoreLockedError
 from memograft.store.locks import WriterLock
@@ -19,32 +17,6 @@ from test_datastore import new, synthetic
 from test_rtd_reference import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-def in_a_fork(call: Callable[[], object], seconds: float = 60.0) -> int:
-    """The exit code of a child that makes the call and ends as a script does; 99 where it does not end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what is tried here
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            call()
-            code = 0
-        finally:
-            import atexit
-
-            atexit._run_exitfuncs()
-            os._exit(code)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return 99
 
 
 def test_what_threads_add_at_the_same_time_is_all_there(tmp_path: Path) -> None:

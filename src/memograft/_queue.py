@@ -6,6 +6,7 @@ nothing of what a job does.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -97,16 +98,33 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one batch after the other in a thread of its own, started with the first job."""
+    """Runs jobs one batch after the other in a thread of its own, started with the first job.
 
-    def __init__(self, run: Callable[[list[Job]], None], max_batch: int) -> None:
+    Args:
+        run: works on a batch.
+        max_batch: jobs in one at most.
+        in_fork: called before the first job in a process that was forked from its own; what it raises, `submit` does.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Job]], None], max_batch: int, in_fork: Callable[[], None] = lambda: None
+    ) -> None:
         self._run = weakref.WeakMethod(run)  # the thread must not keep an engine alive that nobody else holds
-        self._max_batch = max_batch
+        self._max_batch, self._in_fork = max_batch, in_fork
+        self._closed = self._forked = False
+        self._begin()
+        _workers.add(self)
+
+    def _begin(self) -> None:
         self._queue: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closed = False
         self._running: Sequence[Job] = ()
+
+    def begin_anew(self) -> None:
+        """In a forked child: its thread, and whoever waited for it, are the parent's; a lock may be held for ever."""
+        self._forked = True
+        self._begin()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; those of one call enter together.
@@ -117,6 +135,8 @@ class Worker:
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed and takes no requests; make a new one")
+            if self._forked and self._thread is None:
+                self._in_fork()
             self._queue.put(jobs)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="memograft", daemon=True)
@@ -185,3 +205,15 @@ class Worker:
             self._running = ()
         for job in batch:
             job.fail(EngineClosedError("the engine ended before this request was answered; hold on to it meanwhile"))
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for worker in list(_workers):
+        worker.begin_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -13,7 +13,7 @@ from memograft._queue import Job
 from memograft._tokens import Tokens
 from memograft.backbone import Backbone
 from memograft.documents import Document
-from memograft.errors import SettingsError
+from memograft.errors import EngineClosedError, SettingsError
 from memograft.memory.handle import MemoryHandle
 from memograft.memory.settings import FastMem
 from memograft.overflow import Fitted, fit
@@ -28,7 +28,7 @@ from memograft.processors.tap import Tap
 from memograft.prompt import Prompt, PromptBuilder
 from memograft.request import Request, Sampling
 
-__all__ = ["Documents", "Work", "as_request", "check", "groups", "resolved"]
+__all__ = ["Documents", "Work", "as_request", "check", "check_fork", "groups", "resolved"]
 
 Documents = Iterable[Document | str | Mapping[str, Any]]
 
@@ -169,6 +169,20 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
         raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
     for processor in batch:
         processor.check(fingerprint)
+
+
+def check_fork(device: torch.device) -> None:
+    """Make the model's device usable in a process that was forked from the model's own.
+
+    Raises:
+        EngineClosedError: it is a GPU.
+    """
+    if device.type != "cpu":
+        raise EngineClosedError(
+            f"this engine's model is on {device}, which a forked process cannot use; start processes with the method "
+            '"spawn", or make the engine in the child'
+        )
+    torch.set_num_threads(1)  # OpenMP's other threads are the parent's: here they would be waited for for ever
 
 
 def groups(jobs: Sequence[Job]) -> list[list[Job]]:

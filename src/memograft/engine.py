@@ -2,8 +2,7 @@
 
     prompt ──> prefill ──> memorize ──> decode ──> answer
 
-Requests of any number of threads and tasks meet in one queue and run as mixed batches on one thread, which alone
-touches the model; each row of a batch has its own memory.
+Requests of all threads and tasks run as mixed batches on one thread; each row of a batch has its own memory.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -24,7 +24,7 @@ from memograft._fallback import plain_beside
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
 from memograft._tokens import Tokens
-from memograft._work import Documents, Work, as_request, check, groups, resolved
+from memograft._work import Documents, Work, as_request, check, check_fork, groups, resolved
 from memograft.backbone import Backbone
 from memograft.decode import Row, decode, end_tokens
 from memograft.documents import Document, as_documents
@@ -93,7 +93,7 @@ class Engine:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
-        self._worker = Worker(self._run, max_batch)
+        self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
 
     @classmethod

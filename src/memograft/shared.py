@@ -5,6 +5,7 @@ read the same folder. Knows no framework.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import weakref
 from collections.abc import Mapping
@@ -63,3 +64,14 @@ def shared_datastore(path: str | Path) -> Datastore:
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
     """The same for equal settings; what is no JSON value counts by its type and `repr`."""
     return json.dumps([str(model), settings], sort_keys=True, default=lambda value: f"{type(value).__name__}:{value!r}")
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held a lock; it is not here to let it go."""
+    global _lock
+    _lock = threading.Lock()
+    _loading.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

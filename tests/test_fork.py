@@ -1,0 +1,85 @@
+"""An engine in a process that was forked from its own: it answers there too, or says why it cannot."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from forks import in_a_fork
+from memograft import Engine, FastMem, Request, shared, shared_engine
+from memograft._work import check_fork
+from memograft.errors import EngineClosedError
+from test_engine import FACTS
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+ASKED = Request("What is the capital of France?", documents=["The capital of France is Lyon."], memory=FastMem())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """More than one, whatever the suite runs with: it is OpenMP's others that a child has not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_child_answers_as_its_parent_does(tiny: Engine, two_threads: None) -> None:
+    text = tiny.answer(ASKED).text
+    weights = torch.randn(2000, 2000)
+    (weights @ weights).sum()  # surely in parallel
+
+    def child() -> None:
+        assert tiny.answer(ASKED).text == text
+        assert "".join(tiny.stream(replace(ASKED, memory=None)))
+        assert len(tiny.memorize(FACTS[:1]).documents) == 1
+        assert [a.text for a in tiny.answer_batch([ASKED, ASKED])] == [text] * 2
+        tiny.close()
+
+    assert in_a_fork(child) == 0
+    assert tiny.answer(ASKED).text == text
+
+
+def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine, two_threads: None) -> None:
+    """What the parent is doing goes on there, and is no business of the child's; neither hangs."""
+    stream = tiny.stream(ASKED)
+    first = next(stream)
+    assert in_a_fork(lambda: None) == 0
+    assert in_a_fork(lambda: tiny.answer(ASKED)) == 0
+    assert first + "".join(stream) == tiny.answer(ASKED).text
+
+
+def test_locks_that_are_held_while_a_process_forks_are_free_in_the_child(two_threads: None) -> None:
+    taken, go = threading.Event(), threading.Event()
+    engine = shared_engine("tiny")
+
+    def hold() -> None:
+        with engine._worker._lock, shared._lock:
+            taken.set()
+            go.wait()
+
+    def child() -> None:
+        assert shared_engine("tiny") is engine
+        assert engine.answer(ASKED).text
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait()
+    try:
+        assert in_a_fork(child) == 0
+    finally:
+        go.set()
+        holder.join()
+
+
+def test_a_model_on_a_gpu_is_refused_by_name(two_threads: None) -> None:
+    check_fork(torch.device("cpu"))
+    assert torch.get_num_threads() == 1
+    with pytest.raises(EngineClosedError, match=r"is on cuda:0, which a forked process cannot use; start processes"):
+        check_fork(torch.device("cuda", 0))
