@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -21,19 +22,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 ASKED = Request("What is the capital of France?", documents=["The capital of France is Lyon."], memory=FastMem())
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """More than one, whatever the suite runs with: it is OpenMP's others that a child has not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_child_answers_as_its_parent_does(tiny: Engine, two_threads: None) -> None:
+def test_a_child_answers_as_its_parent_does(tiny: Engine) -> None:
     text = tiny.answer(ASKED).text
-    weights = torch.randn(2000, 2000)
-    (weights @ weights).sum()  # surely in parallel
 
     def child() -> None:
         assert tiny.answer(ASKED).text == text
@@ -46,7 +36,31 @@ def test_a_child_answers_as_its_parent_does(tiny: Engine, two_threads: None) -> 
     assert tiny.answer(ASKED).text == text
 
 
-def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine, two_threads: None) -> None:
+def test_a_child_of_a_process_that_computes_with_many_threads() -> None:
+    """OpenMP's other threads are not in the child: whoever waits for them waits for ever."""
+    script = """
+import os, torch
+from memograft import Engine
+engine = Engine.from_pretrained("tiny")
+weights = torch.randn(2000, 2000)
+weights = weights @ weights
+text = engine.answer("What is the capital of France?").text
+if not (child := os.fork()):
+    os._exit(engine.answer("What is the capital of France?").text != text or torch.get_num_threads() != 1)
+print(torch.get_num_threads(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert run.stdout == "2 0\n"
+
+
+def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine) -> None:
     """What the parent is doing goes on there, and is no business of the child's; neither hangs."""
     stream = tiny.stream(ASKED)
     first = next(stream)
@@ -55,7 +69,7 @@ def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine, two_threa
     assert first + "".join(stream) == tiny.answer(ASKED).text
 
 
-def test_locks_that_are_held_while_a_process_forks_are_free_in_the_child(two_threads: None) -> None:
+def test_locks_that_are_held_while_a_process_forks_are_free_in_the_child() -> None:
     taken, go = threading.Event(), threading.Event()
     engine = shared_engine("tiny")
 
@@ -78,8 +92,6 @@ def test_locks_that_are_held_while_a_process_forks_are_free_in_the_child(two_thr
         holder.join()
 
 
-def test_a_model_on_a_gpu_is_refused_by_name(two_threads: None) -> None:
-    check_fork(torch.device("cpu"))
-    assert torch.get_num_threads() == 1
+def test_a_model_on_a_gpu_is_refused_by_name() -> None:
     with pytest.raises(EngineClosedError, match=r"is on cuda:0, which a forked process cannot use; start processes"):
         check_fork(torch.device("cuda", 0))
