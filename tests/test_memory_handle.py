@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from families import FAMILIES, build
 from memograft import Document, Engine, FastMem, MemoryHandle, Request, Sampling
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError
+from memograft.memory import publish
 from memograft.memory.adapter import applied, stack
 from test_engine import FACTS, ask, prompt_ids
 
@@ -169,6 +170,19 @@ class TestOnDisk:
         assert engine.load_memory(saved[1]).id == other.id
         assert [p.name for p in saved[1].parent.iterdir()] == ["memory"], "something was left behind"
 
+    def test_what_else_stands_in_the_folder_stays_and_a_link_stays_a_link(self, engine: Engine, saved: Any) -> None:
+        (saved[1] / "README.md").write_text("my notes")
+        (saved[1] / "more").mkdir()
+        (saved[1] / "more" / "notes").write_text("others")
+        link = saved[1].with_name("link")
+        link.symlink_to(saved[1])
+        other = engine.memorize(FACTS, LORA)
+        other.save(link)
+        assert link.is_symlink()
+        assert engine.load_memory(saved[1]).id == engine.load_memory(link).id == other.id
+        assert (saved[1] / "README.md").read_text() == "my notes"
+        assert (saved[1] / "more" / "notes").read_text() == "others"
+
     @pytest.mark.parametrize("failing", [1, 2])
     def test_a_failing_move_leaves_the_old_one(
         self, engine: Engine, saved: Any, failing: int, monkeypatch: Any
@@ -183,6 +197,7 @@ class TestOnDisk:
 
         other = engine.memorize(FACTS, LORA)
         with monkeypatch.context() as patch:
+            patch.setattr(publish, "_exchanged", lambda *_: False)  # as where a system cannot
             patch.setattr(os, "replace", replace_)
             with pytest.raises(OSError, match="No space left"):
                 other.save(saved[1])

@@ -8,9 +8,6 @@ memograft.json               model fingerprint, settings, documents, report
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 
 from memograft.errors import MemoryFormatError
 from memograft.memory.adapter import Adapter
+from memograft.memory.publish import published, recover
 
 _FORMAT = 1
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
@@ -26,7 +24,7 @@ _PREFIX = "base_model.model."
 
 
 def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: str, *, fan_in_fan_out: bool) -> Path:
-    """Write the folder beside its place, then move it there. What was there stays whole if anything fails."""
+    """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -38,9 +36,7 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
         raise MemoryFormatError(
             f"the documents' metadata must be JSON to be saved, but: {e}; convert it to text"
         ) from e
-    draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
-    try:
+    with published(path) as draft:
         tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
         tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / _WEIGHTS, {"format": "pt"})
@@ -54,9 +50,6 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
             inference_mode=True,
         ).save_pretrained(str(draft))
         (draft / ABOUT).write_text(text, encoding="utf-8")
-        _move(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return path
 
 
@@ -69,6 +62,7 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    recover(path)
     for name in (ABOUT, _WEIGHTS, _CONFIG):
         if not (path / name).is_file():
             raise MemoryFormatError(f"a memory needs {name}, and {path} has none; was it saved with MemoryHandle.save?")
@@ -94,27 +88,3 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
 def damaged(path: Path, cause: Exception) -> MemoryFormatError:
     """The error for a file that cannot be read, named."""
     return MemoryFormatError(f"{path} is damaged ({cause}); save the memory again, or restore the file")
-
-
-def _move(draft: Path, path: Path) -> None:
-    for file in (*draft.iterdir(), draft):
-        _sync(file)
-    old = draft.with_name(f"{draft.name}-old")
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(draft, path)
-    except OSError:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
