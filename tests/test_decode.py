@@ -53,6 +53,18 @@ def test_greedy_needs_no_sampler_and_unseeded_noise_differs() -> None:
     assert not torch.equal(_Gumbel(None)(None, scores), _Gumbel(None)(None, scores))
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-38, 5e-324])
+def test_next_to_no_temperature_is_greedy(engine: Engine, temperature: float) -> None:
+    request = ask(sampling=Sampling(8, temperature=temperature, seed=1))
+    assert engine.answer(request).token_ids == engine.answer(ask(n=8)).token_ids
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e10, 1e300])
+def test_a_timeout_of_centuries_is_none(engine: Engine, timeout: float) -> None:
+    assert engine.answer(ask(n=3, timeout=timeout)).token_ids
+    assert list(engine.stream(ask(n=3, timeout=timeout)))
+
+
 def test_a_seed_repeats_an_answer_whatever_else_is_in_the_batch(engine: Engine) -> None:
     warm = [ask(sampling=Sampling(12, temperature=1.0, seed=seed)) for seed in range(6)]
     warm += [ask(sampling=Sampling(12, temperature=1.0, seed=6), documents=FACTS, memory=m) for m in RULED]

@@ -133,6 +133,16 @@ def test_a_batch_that_fails_is_tried_again_from_the_start(engine: Engine) -> Non
     ("schema", "message"),
     [
         ({"type": "objekt"}, "holds what cannot be kept: .*objekt"),
+        ({"$ref": "#"}, "refers to itself with no way out, so no JSON keeps it; give it one"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "refers to itself with no way out"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+            "is more than can be kept .*; use fewer properties, or levels that end",
+        ),
+        (
+            {"type": "object", "properties": {f"p{n}": {"type": "integer"} for n in range(5000)}},
+            "is more than can be kept .*max is 2000.*; use fewer properties",
+        ),
         ({"type": "string", "pattern": "("}, "holds what cannot be kept"),
         ({"type": "array", "uniqueItems": True}, "holds what cannot be kept: .*uniqueItems"),
         ({"const": object()}, "cannot be read: Object of type object"),

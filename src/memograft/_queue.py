@@ -43,6 +43,8 @@ class Job:
         timeout: float | None = None,
     ) -> None:
         self.payload, self.call, self.on_text = payload, call, on_text
+        if timeout is not None and timeout > threading.TIMEOUT_MAX / 2:  # centuries, which no lock can wait for
+            timeout = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.future: Future[Any] = Future()
         self._emitted = ""

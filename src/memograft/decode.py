@@ -32,6 +32,8 @@ from memograft.request import Sampling
 
 __all__ = ["Row", "decode", "end_tokens"]
 
+_GREEDY = 1e-6  # temperatures below it only overflow
+
 
 @dataclass
 class Row:
@@ -234,7 +236,7 @@ def _note(row: Row, logprobs: Tensor, choice: int) -> None:
 
 
 def _sampler(sampling: Sampling) -> list[Any]:
-    if sampling.temperature == 0:
+    if sampling.temperature < _GREEDY:
         return []
     chain: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-__all__ = ["repeats", "words_of"]
+__all__ = ["WORD", "repeats", "words_of"]
 
-_WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
+WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
 _REPEATED = 0.2  # share of a text's word trigrams beyond which it repeats itself
 
 
@@ -25,4 +25,4 @@ def repeats(text: str) -> bool:
 
 def words_of(text: str) -> list[str]:
     """The words of a text, in lower case."""
-    return _WORD.findall(text.lower())
+    return WORD.findall(text.lower())

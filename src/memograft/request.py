@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from memograft.documents import Document, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
+from memograft.repetition import WORD
 
 if TYPE_CHECKING:
     from memograft.memory.handle import MemoryHandle
@@ -33,7 +33,6 @@ __all__ = [
 _MOST_LOGPROBS = 20
 _CITED = 0.1  # probability of a token that must have come from the datastore for a source to be cited
 _BETWEEN = 2  # tokens that are nobody's within one citation
-_WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,24 @@ class Sampling:
     def __post_init__(self) -> None:
         if not _whole(self.max_new_tokens) or self.max_new_tokens < 1:
             raise SettingsError(f"`max_new_tokens` must be a whole number of at least 1, got {self.max_new_tokens!r}")
-        if not 0 <= self.temperature < math.inf:
+        if not (_number(self.temperature) and 0 <= self.temperature < math.inf):
             raise SettingsError(f"`temperature` must be 0 (greedy) or more, got {self.temperature!r}")
-        if not 0 < self.top_p <= 1:
+        if not (_number(self.top_p) and 0 < self.top_p <= 1):
             raise SettingsError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}")
         if self.top_k is not None and (not _whole(self.top_k) or self.top_k < 1):
             raise SettingsError(f"`top_k` must be at least 1, or None for all tokens, got {self.top_k!r}")
         if self.seed is not None and not (_whole(self.seed) and -(2**63) <= self.seed < 2**63):
             raise SettingsError(f"`seed` must be a whole number or None, got {self.seed!r}")
+        if not isinstance(self.stop, Iterable):
+            raise SettingsError(f"`stop` must be a string or a list of strings, got {self.stop!r}; leave it out")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(s, str) and s for s in stop):
             raise SettingsError(f"`stop` must hold strings that are not empty, got {list(stop)!r}; leave it out")
         object.__setattr__(self, "stop", stop)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _whole(value: object) -> bool:
@@ -147,7 +152,7 @@ class Request:
             raise SettingsError(f"`logprobs` must be 0 to {_MOST_LOGPROBS}, or None, got {self.logprobs!r}")
         if self.overflow not in ("error", "drop", "truncate"):
             raise SettingsError(f'`overflow` must be "error", "drop" or "truncate", got {self.overflow!r}')
-        if self.timeout is not None and not self.timeout > 0:
+        if self.timeout is not None and not (_number(self.timeout) and self.timeout > 0):
             raise SettingsError(f"`timeout` must be a positive number of seconds or None, got {self.timeout!r}")
         object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
         object.__setattr__(self, "documents", as_documents(self.documents))
@@ -324,7 +329,7 @@ class Answer:
         for source, first, last in runs:
             tokens = self.references[first : last + 1]
             start, end = tokens[0].start, tokens[-1].end
-            if any(start <= word.start() and word.end() <= end for word in _WORD.finditer(self.text)):
+            if any(start <= word.start() and word.end() <= end for word in WORD.finditer(self.text)):
                 stretch = self.text[start:end]
                 start += len(stretch) - len(stretch.lstrip())
                 given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]

@@ -86,7 +86,7 @@ class VectorStore:
         progress: bool = True,
     ) -> None:
         check_count("batch_size", batch_size)
-        settings = IndexSettings(index) if isinstance(index, str) else index
+        settings = index if index is None or isinstance(index, IndexSettings) else IndexSettings(index)
         self._folder = None if path is None else Path(path)
         self._read_only = read_only
         self._batch_size = batch_size

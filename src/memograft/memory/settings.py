@@ -123,7 +123,8 @@ class FastMem:
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
         if not isinstance(self.fallback, bool):
             raise SettingsError(f"`fallback` must be True or False, got {self.fallback!r}")
-        if len(self.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
+        two = isinstance(self.betas, Sequence) and len(self.betas) == 2
+        if not two or not all(_is_number(b) and 0 <= b < 1 for b in self.betas):
             raise SettingsError(f"`betas` must be two numbers of at least 0 and below 1, got {self.betas!r}")
         object.__setattr__(self, "betas", tuple(self.betas))  # settings are keys of dicts, and JSON has lists only
 

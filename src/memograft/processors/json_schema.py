@@ -157,14 +157,21 @@ class JsonSchema:
     def _shortest(self, matcher: Any, before: Tensor) -> int:
         """Tokens until a matcher, which is used up, is at an end, if all ends as soon as it can; 0 if none is found."""
         for count in range(_MOST):
-            if matcher.is_stopped() or matcher.is_accepting():
+            if matcher.is_accepting() or (matcher.is_stopped() and count):
                 return count
-            allowed = self._allowed(matcher)
+            allowed = self._allowed(matcher)  # this is what finds out that there is nothing to say
+            if matcher.is_stopped():
+                raise SettingsError(
+                    "`json_schema` refers to itself without a way out, so no JSON keeps it; give it one"
+                )
             token = int(self._next(matcher, allowed, before).int().argmax())
             before = allowed
             if not matcher.consume_token(token):
+                said = matcher.get_error().strip().partition("\n")[0]
                 raise SettingsError(
-                    "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
+                    f"`json_schema` is more than can be kept ({said}); use fewer properties, or levels that end"
+                    if "limit" in said or "max is" in said
+                    else "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
         return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
 
