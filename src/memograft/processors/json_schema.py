@@ -161,9 +161,7 @@ class JsonSchema:
                 return count
             allowed = self._allowed(matcher)  # this is what finds out that there is nothing to say
             if matcher.is_stopped():
-                raise SettingsError(
-                    "`json_schema` refers to itself without a way out, so no JSON keeps it; give it one"
-                )
+                raise SettingsError("`json_schema` refers to itself with no way out, so no JSON keeps it; give it one")
             token = int(self._next(matcher, allowed, before).int().argmax())
             before = allowed
             if not matcher.consume_token(token):
