@@ -39,3 +39,14 @@ def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
     assert record["commits_of_the_answers"] == [record["commit"]]
     assert "dirty" not in record["commit"]
     assert all(cell["failed"] == 0 for by_set in record["results"].values() for cell in by_set.values())
+
+
+@pytest.mark.parametrize(
+    ("marker", "name"), [("five", "one-of-five"), ("known", "known-elsewhere"), ("squad", "squad")]
+)
+def test_the_other_sets(marker: str, name: str) -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / f"{name}-test.json").read_text("utf-8"))
+    assert shown("docs/method.md", marker) == table(made["results"])
+    assert made["split"] == "test"
+    assert made["commits_of_the_answers"] == [made["commit"]]
+    assert "dirty" not in made["commit"]
