@@ -42,7 +42,8 @@ def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "name"), [("five", "one-of-five"), ("known", "known-elsewhere"), ("squad", "squad")]
+    ("marker", "name"),
+    [("five", "one-of-five"), ("known", "known-elsewhere"), ("squad", "squad"), ("memotrap", "memotrap")],
 )
 def test_the_other_sets(marker: str, name: str) -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / f"{name}-test.json").read_text("utf-8"))
