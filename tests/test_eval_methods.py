@@ -191,7 +191,7 @@ def test_settings_from_a_string() -> None:
         ("steps=4,steps=5", "`steps` must be set once, got it twice in 'steps=4,steps=5'; leave one out"),
         ("steps=4.5", "`steps` must be a whole number of at least 1, got 4.5"),
         ("gate=nonsense", "`gate` must be one of"),
-        ("betas=1", "settings must have values of the right kind, got 'betas=1'"),
+        ("betas=1", "`betas` must be two numbers of at least 0 and below 1, got 1"),
     ],
 )
 def test_settings_that_are_wrong(text: str, said: str) -> None:

@@ -323,6 +323,7 @@ def test_routed_experts_are_refused_and_quantised_weights_for_the_full_adapter()
         ({"betas": (0.9,)}, "`betas` must be two numbers"),
         ({"betas": None}, "`betas` must be two numbers"),
         ({"betas": 0.9}, "`betas` must be two numbers"),
+        ({"seed": "x"}, "`seed` must be a whole number, got 'x'"),
         ({"fallback": None}, "`fallback` must be True or False"),
         ({"adapter": "dora"}, r"`adapter` must be one of \('lora', 'full'\), got 'dora'"),
         ({"targets": "up"}, "`targets` must be one of"),

@@ -131,10 +131,7 @@ def from_settings(text: str) -> Method:
         if name in changes:
             raise SettingsError(f"`{name}` must be set once, got it twice in {text!r}; leave one out")
         changes[name] = _value(value)
-    try:
-        settings = base(**changes)
-    except TypeError as error:
-        raise SettingsError(f"settings must have values of the right kind, got {text!r} ({error}); mend it") from error
+    settings = base(**changes)
     return Method(memory=lambda: settings)
 
 

@@ -121,6 +121,8 @@ class FastMem:
             )
         if self.shortlist not in ("auto", None) and (not isinstance(self.shortlist, int) or self.shortlist < 2):
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
+        if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise SettingsError(f"`seed` must be a whole number, got {self.seed!r}")
         if not isinstance(self.fallback, bool):
             raise SettingsError(f"`fallback` must be True or False, got {self.fallback!r}")
         two = isinstance(self.betas, Sequence) and len(self.betas) == 2
