@@ -6,6 +6,7 @@ nothing of what a job does.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
@@ -151,11 +152,7 @@ class Worker:
 
     def close(self) -> None:
         """Finish what runs, fail what waits, end the thread."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._queue.put(None)
-            thread = self._thread
+        thread = self._end()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -163,7 +160,20 @@ class Worker:
         """Give up what runs, then `close`: for an engine that nobody holds, and at the interpreter's exit."""
         for job in self._running:
             job.cancel()
-        self.close()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.close()
+        else:  # garbage may be collected inside an event loop, which must not wait for the thread
+            self._end()
+
+    def _end(self) -> threading.Thread | None:
+        """Take no more jobs, and let the thread end; returns it."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+            return self._thread
 
     def _loop(self) -> None:
         pending: list[Job] = []

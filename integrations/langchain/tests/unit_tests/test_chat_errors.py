@@ -84,7 +84,7 @@ def test_arguments_nobody_knows_are_refused_by_name(chat: ChatMemograft) -> None
     ("given", "message"),
     [
         ({"temperature": -1}, "`temperature` must be 0"),
-        ({"temperature": "hot"}, "a setting has a value of the wrong type"),
+        ({"temperature": "hot"}, r"`temperature` must be 0 \(greedy\) or more, got 'hot'"),
         ({"max_tokens": 0}, "`max_new_tokens`|`max_tokens` must be a whole number"),
         ({"top_p": 2.0}, "`top_p` must be above 0"),
         ({"seed": 1.5}, "`seed` must be a whole number"),

@@ -151,6 +151,7 @@ async def test_a_temporary_datastore_dropped_in_a_loop_never_blocks_it() -> None
 
     gc.disable()  # until the loop runs it
     try:
+        await asyncio.to_thread(gc.collect)  # what other tests have left
         folder = await asyncio.to_thread(drop)
         assert folder.exists()
         with blockbuster_ctx():
@@ -160,6 +161,26 @@ async def test_a_temporary_datastore_dropped_in_a_loop_never_blocks_it() -> None
     for removal in [thread for thread in threading.enumerate() if thread.name == "memograft-remove"]:
         await asyncio.to_thread(removal.join)
     assert not folder.exists()
+
+
+async def test_an_engine_dropped_in_a_loop_never_blocks_it() -> None:
+    def drop() -> threading.Thread:
+        engine = Engine.from_pretrained("tiny")
+        engine.answer("Hello!")
+        cycle: list[Any] = [engine]
+        cycle.append(cycle)
+        thread: threading.Thread = engine._worker._thread  # type: ignore[assignment]
+        return thread
+
+    gc.disable()
+    try:
+        await asyncio.to_thread(gc.collect)
+        thread = await asyncio.to_thread(drop)
+        with blockbuster_ctx():
+            gc.collect()
+    finally:
+        gc.enable()
+    await asyncio.to_thread(thread.join)
 
 
 def test_structured_output_and_forced_calls_with_a_datastore(velmora: Datastore) -> None:
