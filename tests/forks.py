@@ -1,4 +1,4 @@
-"""Calls in a forked child, which ends as a script does: its exit functions run."""
+"""Forks: a child that makes a call and ends as a script does, with its exit functions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ import warnings
 from collections.abc import Callable
 
 
+def fork() -> int:
+    """`os.fork`, which warns from Python 3.12 on where there are threads: forking beside them is what is tried."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_a_fork(call: Callable[[], object]) -> int:
     """The exit code of a child that makes the call. A child that hangs is waited for until the test's time is up."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads is what is tried here
-        child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:

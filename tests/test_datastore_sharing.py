@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from forks import in_a_fork
+from forks import fork, in_a_fork
 from memograft import Datastore, Engine, VectorStore
 from memograft.errors import StoreLockedError
 from memograft.store.locks import WriterLock
@@ -62,7 +62,7 @@ def test_a_child_that_ends_leaves_the_temporary_one_to_its_parent(engine: Engine
 def test_close_lets_the_next_writer_in_while_a_child_lives(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path / "writer.lock")
     read, write = os.pipe()
-    child = os.fork()
+    child = fork()
     if child == 0:
         os.close(write)
         os.read(read, 1)  # holds the file open until the parent has tried

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forks import fork
 from memograft import Engine
 from memograft.memory import publish
 from test_engine import FACTS
@@ -28,7 +29,7 @@ def killed(save: Callable[[Callable[[], None]], None], step: int) -> bool:
         os.write(waits, b".")
         os.read(goes_on, 1)
 
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:

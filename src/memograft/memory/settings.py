@@ -17,8 +17,8 @@ from memograft.memory.relevance import AUTO
 __all__ = ["AUTOMATIC", "FastMem"]
 
 # What "auto" stands for where the model brings nothing of its own. Step and target were chosen on the tuning split of
-# NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): a small move, beyond which only reciting grows. A memory without
-# a target that came as far as `max_kl` loops more than the model does.
+# NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): a small move, beyond which only reciting grows. `max_kl` is four
+# times the target: it is for memories that have none.
 AUTOMATIC: Mapping[str, Any] = {
     "learning_rate": 1e-3,
     "target_kl": 0.25,
