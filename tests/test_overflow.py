@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from memograft import prompt
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
 from memograft.overflow import Fitted, fit
@@ -132,3 +133,40 @@ def test_cut_is_shorter_by_so_many_tokens(kind: str) -> None:
         left = len(builder.tokenizer(short, add_special_tokens=False)["input_ids"])
         assert left <= max(0, whole - max(tokens, 1)) + 1
     assert builder.cut(text, whole) == builder.cut("", 1) == ""
+
+
+ENDLESS = {"words": "The river of Paris is the Seine. " * 8_000, "letters": "qx" * 100_000}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
+@pytest.mark.parametrize("overflow", ["drop", "truncate"])
+def test_of_an_endless_document_only_the_beginning_is_read(
+    text: str, overflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = (Document("The river of Paris is the Seine."), Document(text, id="endless"))
+    read: list[int] = []
+    encode = PromptBuilder._encode_piece
+    with monkeypatch.context() as counted:
+        counted.setattr(
+            PromptBuilder, "_encode_piece", lambda *args, **kw: read.append(len(args[1])) or encode(*args, **kw)
+        )
+        kept = fitted(300, overflow, documents)
+    assert sum(read) < len(text) / 2
+    assert (kept.dropped, kept.truncated) == ((documents[1:], ()) if overflow == "drop" else ((), documents[1:]))
+    monkeypatch.setattr(prompt, "_CHUNK", 10**9)
+    assert kept == fitted(300, overflow, documents)  # as if all of it had been read
+
+
+def test_the_error_of_what_is_endless_says_that_it_was_not_counted_to_the_end() -> None:
+    with pytest.raises(PromptTooLongError, match=r"its 1 documents has more than \d+ tokens, and 292 fit.*pass fewer"):
+        fitted(300, "error", (Document(ENDLESS["words"]),))
+    question = ENDLESS["letters"] + " Who wrote it?"
+    request = Request(question, query="Who wrote it?", overflow="drop", sampling=Sampling(8))
+    with pytest.raises(PromptTooLongError, match=r"its 0 documents has more than \d+ tokens, .*shorten the messages"):
+        fit(BUILDER, request, DOCUMENTS, 300)
+
+
+def test_a_document_that_just_fits_is_read_to_its_end() -> None:
+    documents = (Document(ENDLESS["words"][:60_000]),)
+    kept = fitted(length(documents) + 8, "error", documents)
+    assert kept.prompt.documents == documents

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
-from memograft.prompt import Prompt, PromptBuilder
+from memograft.prompt import Message, Prompt, PromptBuilder
 from memograft.request import Request
 
 __all__ = ["Fitted", "fit"]
@@ -37,17 +37,21 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
         enough.
     """
     limit = window - min(request.sampling.max_new_tokens, max(1, window // 8))
-    kept = list(documents)
+    # What is too long by far is not read to its end: a million characters would hold up every other request.
+    messages = [_begun(builder, m, 2 * limit) for m in request.messages]
+    kept = [replace(d, text=builder.head(d.text, 2 * limit)) for d in documents]
+    endless = messages != list(request.messages)
     dropped: list[Document] = []
     truncated: list[Document] = []
     while True:
-        prompt = builder.build(request.messages, kept, request.tools, request.query)
+        prompt = builder.build(messages, kept, request.tools, None if endless else request.query)
         excess = len(prompt.ids) - limit
         if excess <= 0:
             return Fitted(prompt, tuple(reversed(dropped)), tuple(truncated))
         if request.overflow == "error" or not kept:
+            more = endless or kept != list(documents[: len(kept)])
             raise PromptTooLongError(
-                _message(len(prompt.ids), limit, window, len(kept)), tokens=len(prompt.ids), limit=limit
+                _message(len(prompt.ids), limit, window, len(kept), more=more), tokens=len(prompt.ids), limit=limit
             )
         if surplus := _surely_too_many(prompt, excess):
             dropped += reversed(documents[len(kept) - surplus : len(kept)])
@@ -64,6 +68,11 @@ def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...
             truncated = []
 
 
+def _begun(builder: PromptBuilder, message: Message, tokens: int) -> Message:
+    content = message.get("content")
+    return {**message, "content": builder.head(content, tokens)} if isinstance(content, str) else message
+
+
 def _surely_too_many(prompt: Prompt, excess: int) -> int:
     """How many of the last documents cannot stay, besides one more: thousands are not left out one by one."""
     ends = list(accumulate((end for _, end in prompt.spans), max))  # an empty document has no place of its own
@@ -75,13 +84,13 @@ def _surely_too_many(prompt: Prompt, excess: int) -> int:
     return len(ends) - count
 
 
-def _message(tokens: int, limit: int, window: int, documents: int) -> str:
+def _message(tokens: int, limit: int, window: int, documents: int, *, more: bool) -> str:
     way_out = (
         'pass fewer or shorter documents, or overflow="drop" or "truncate"'
         if documents
         else "shorten the messages, or use a model with a longer window"
     )
     return (
-        f"the prompt with its {documents} documents has {tokens} tokens, and {limit} fit "
+        f"the prompt with its {documents} documents has {'more than ' if more else ''}{tokens} tokens, and {limit} fit "
         f"({window} positions less the room for an answer); {way_out}"
     )

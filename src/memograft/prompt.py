@@ -31,6 +31,8 @@ __all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 
+_CHUNK = 8192  # characters
+
 
 def render_documents(texts: Sequence[str], question: str) -> str:
     """How documents stand in a user turn, where the chat template has no place of its own for them."""
@@ -167,6 +169,17 @@ class PromptBuilder:
         keep = len(offsets) - max(tokens, 1)
         # The first token to go starts here; one character may have several tokens, and all of them go.
         return text[: min(offsets[keep][0], len(text) - 1)].rstrip() if keep > 0 else ""
+
+    def head(self, text: str, tokens: int) -> str:
+        """`text`, or where it has more than `tokens` tokens a beginning that has; not much more than that is read."""
+        start = count = 0
+        while start + _CHUNK < len(text):
+            count += len(self._encode_piece(_clean(text[start : start + _CHUNK]), follows=start > 0)[0])
+            start += _CHUNK
+            # Where chunks meet, a word has more tokens than it has in the text: count anew before it is believed.
+            if count > tokens and len(self._encode_piece(_clean(text[:start]), follows=False)[0]) > tokens:
+                return text[:start]
+        return text
 
     def continued(self, text: str) -> tuple[int, ...]:
         """The tokens of plain text that stands behind other text."""
