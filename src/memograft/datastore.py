@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memograft._process import OfOneProcess
 from memograft.errors import (
     ModelMismatchError,
     SettingsError,
@@ -41,7 +42,7 @@ _COMMIT = 1.0  # seconds of work that a crash may cost
 _UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
 
 
-class Datastore:
+class Datastore(OfOneProcess, instead="open its folder in each process: Datastore.open(...)"):
     """Entries (hidden state, next token, source, position). Make one with `build` or `open`.
 
     Any number of threads may search it; one writer at a time, in this process and in others.

@@ -21,6 +21,7 @@ from torch import Tensor
 from memograft import scoring
 from memograft._details import answer_of
 from memograft._fallback import plain_beside
+from memograft._process import OfOneProcess
 from memograft._queue import Job, Worker
 from memograft._stream import AsyncStream, Stream, TextSoFar, wait
 from memograft._tokens import Tokens
@@ -49,7 +50,7 @@ __all__ = ["Engine"]
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_pretrained(...)"):
     """Answers questions with documents, plainly or after memorizing them.
 
     Args:
@@ -81,9 +82,7 @@ class Engine:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
         if max_length is not None and max_length < 2:
-            raise SettingsError(
-                f"`max_length` must be at least 2 tokens, or None for the model's own, got {max_length}"
-            )
+            raise SettingsError(f"`max_length` must be None or at least 2 tokens, got {max_length}")
         self._own = dict(defaults or {})
         self.defaults = FastMem().resolved(self._own)
         self._backbone = Backbone.of(model)

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from memograft._process import OfOneProcess
 from memograft.documents import Document, as_documents
 from memograft.embedders import Embedder
 from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
@@ -44,7 +45,7 @@ _PAGE = 256  # documents per step of an iteration
 logger = logging.getLogger(__name__)
 
 
-class VectorStore:
+class VectorStore(OfOneProcess, instead="open its folder in each process: VectorStore.open(...)"):
     """Passages that can be searched by meaning and by metadata.
 
     Every method may be called from any thread. Searches run side by side and wait only while a write commits. Of
