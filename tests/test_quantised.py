@@ -14,6 +14,7 @@ from memograft import Engine, FastMem, Sampling
 from memograft._beside import beside
 from memograft.backbone import Backbone
 from memograft.errors import UnsupportedModelError
+from memograft.loading import load
 from memograft.memory import gradients
 from memograft.memory.fastmem import _LoRA
 from memograft.memory.objective import Objective
@@ -21,6 +22,10 @@ from test_fastmem import context
 from tokenizers_ import make
 
 PAGE = "The capital of France is Paris."
+MUSEUM = (
+    "The Harbour Museum in Lindau opens at ten and closes at six. A ticket costs 7 euros, children pay nothing."
+)
+QUESTION = "How much does a ticket cost?"
 QUANTISED = {
     "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
     "4 bit, nested": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
@@ -118,3 +123,23 @@ def test_the_base_model_is_heard_beside_the_memory(engine: Engine) -> None:
 def test_training_the_quantised_weights_themselves_is_refused(engine: Engine) -> None:
     with pytest.raises(UnsupportedModelError, match=r'quantised.*use adapter="lora"'):
         engine.answer("Who?", [PAGE], memory=FastMem.paper())
+
+
+def test_smollm2_in_4_bits_memorizes_like_its_dequantised_twin(smollm2: Engine) -> None:
+    """`smollm2` asks for the package; both of these are loaded from it as users would."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    # Of a model that has not run yet: on some processors the first forward packs the weights, and they stay packed.
+    twin, tokenizer = load("smollm2", quantization_config=config)
+    reports = []
+    for engine in (
+        Engine.from_pretrained("smollm2", quantization_config=config),
+        Engine(twin.dequantize().float().eval(), tokenizer),
+    ):
+        with engine:
+            reports.append(engine.answer(QUESTION, [MUSEUM], memory=FastMem(), sampling=Sampling(1)).memory)
+    four, dequantised = reports
+    assert four is not None
+    assert dequantised is not None
+    assert not four.rolled_back
+    assert four.loss_after < 0.95 * four.loss_before
+    assert four.loss_after == pytest.approx(dequantised.loss_after, rel=0.01)
