@@ -22,9 +22,7 @@ from test_fastmem import context
 from tokenizers_ import make
 
 PAGE = "The capital of France is Paris."
-MUSEUM = (
-    "The Harbour Museum in Lindau opens at ten and closes at six. A ticket costs 7 euros, children pay nothing."
-)
+MUSEUM = "The Harbour Museum in Lindau opens at ten and closes at six. A ticket costs 7 euros, children pay nothing."
 QUESTION = "How much does a ticket cost?"
 QUANTISED = {
     "4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),

@@ -43,11 +43,26 @@ def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("marker", "name"),
-    [("five", "one-of-five"), ("known", "known-elsewhere"), ("squad", "squad"), ("memotrap", "memotrap")],
+    [
+        ("five", "one-of-five"),
+        ("known", "known-elsewhere"),
+        ("squad", "squad"),
+        ("memotrap", "memotrap"),
+        ("uncalibrated", "world-uncalibrated"),
+    ],
 )
 def test_the_other_sets(marker: str, name: str) -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / f"{name}-test.json").read_text("utf-8"))
     assert shown("docs/method.md", marker) == table(made["results"])
     assert made["split"] == "test"
     assert made["commits_of_the_answers"] == [made["commit"]]
+    assert "dirty" not in made["commit"]
+
+
+def test_the_table_of_relevance() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "relevance-test.json").read_text("utf-8"))
+    pages = sorted(made["results"]["pages"].items())
+    rows = [f"| {kind} | {row['n']} | {row['kept']:.3f} | {row.get('auc', '')} |" for kind, row in pages]
+    assert shown("docs/method.md", "relevance").splitlines()[2:] == rows
+    assert made["split"] == "test"
     assert "dirty" not in made["commit"]

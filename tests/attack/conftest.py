@@ -1,0 +1,33 @@
+"""Attacks draw their numbers from a seed, and say what they tried; `make soak` repeats them with other seeds.
+
+MEMOGRAFT_SEED: the seed, 0 if left out. MEMOGRAFT_TALLY: a file that gets a JSON line for each attack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SEED = os.environ.get("MEMOGRAFT_SEED", "0")
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Of its own for each attack and seed."""
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """What was tried, by name."""
+    tried: Counter[str] = Counter()
+    yield tried
+    if path := os.environ.get("MEMOGRAFT_TALLY"):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"attack": request.node.name, "seed": SEED, **tried}) + "\n")

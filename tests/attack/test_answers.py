@@ -1,0 +1,83 @@
+"""Many answers at once, of every kind and with some given up: each is what it is when it is asked for alone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from memograft import Cad, Datastore, Engine, FastMem, Request, Rtd, Sampling
+from memograft.errors import RequestTimeoutError
+from memograft.evaluation.items import world
+
+THREADS, QUESTIONS, ANSWERS = 8, 40, 240
+SCHEMA = {"type": "object", "properties": {"answer": {"type": "string", "maxLength": 20}}, "required": ["answer"]}
+
+
+def requests(engine: Engine, datastore: Datastore, rng: random.Random) -> list[Request]:
+    """Questions of the bundled world, each in another way; their documents contradict each other."""
+    items = [item for item in world("test", QUESTIONS) if item.set in ("contradicts", "agrees", "one of five")]
+    handle = engine.memorize(items[0].documents)
+    made = []
+    for item in rng.sample(items, QUESTIONS):
+        plain = Request(item.question, documents=item.documents, sampling=Sampling(max_new_tokens=12))
+        sampled = replace(plain.sampling, temperature=0.8, seed=rng.randrange(2**32))
+        more: dict[str, Any] = rng.choice(
+            [
+                {},
+                {"memory": FastMem()},
+                {"memory": FastMem(adapter="full", steps=2, learning_rate=1e-3)},
+                {"memory": FastMem(gate="support")},
+                {"memory": FastMem(contrast=0.5)},
+                {"memory": handle, "documents": handle.documents},
+                {"memory": FastMem(), "sampling": sampled},
+                {"sampling": sampled},
+                {"processors": [Cad(0.5)]},
+                {"memory": FastMem(), "processors": [Rtd(datastore, weight=0.5)]},
+                {"json_schema": SCHEMA, "sampling": Sampling(max_new_tokens=40)},
+            ]
+        )
+        made.append(replace(plain, **more))
+    return made
+
+
+@pytest.mark.timeout(600)
+def test_answers_do_not_depend_on_who_else_asks(tiny: Engine, rng: random.Random, tally: Counter[str]) -> None:
+    with Datastore.build(tiny, [("What is the capital of France?", "It is Lyon.")], progress=False) as datastore:
+        asked = requests(tiny, datastore, rng)
+        alone = [tiny.answer(request).text for request in asked]
+        assert len(set(alone)) > QUESTIONS / 2
+
+        def attack(job: tuple[int, str]) -> str | None:
+            n, way = job
+            request = asked[n]
+            if way == "answer":
+                return tiny.answer(request).text
+            if way == "timeout":
+                try:
+                    return tiny.answer(replace(request, timeout=0.05)).text
+                except RequestTimeoutError:
+                    return None
+            with tiny.stream(request) as stream:
+                if way == "stream":
+                    text = "".join(stream)
+                    # A stream has no fallback: what it says is compared only where there is none to be had.
+                    return text if request.memory is None else None
+                next(stream, None)  # and given up
+                return None
+
+        ways = rng.choices(["answer", "stream", "give up", "timeout"], [12, 3, 3, 2], k=ANSWERS)
+        jobs = [(rng.randrange(QUESTIONS), way) for way in ways]
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(attack, jobs))
+    wrong = [
+        (asked[n], way, text, alone[n])
+        for (n, way), text in zip(jobs, found, strict=True)
+        if text not in (None, alone[n])
+    ]
+    tally.update(answers=sum(text is not None for text in found), given_up=sum(text is None for text in found))
+    assert not wrong, f"{len(wrong)} of {ANSWERS}, such as {wrong[0]}"
