@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # PyPI brings gigabytes of CUDA. What the pinned environment holds beside them does not count.
 OLDEST := transformers==5.18.0 peft==0.20.0
 
-.PHONY: demo test test-newest test-oldest test-everywhere check bench clean
+.PHONY: demo test test-newest test-oldest test-everywhere soak check bench clean
 
 demo: $(READY)
 	$(BIN)/memograft demo --html demo.html
@@ -54,6 +54,10 @@ check: $(ALL)
 	cd integrations/langchain && $(BIN)/mypy
 	cd integrations/llama-index && $(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
+
+# An hour of tests/attack, each round with other seeds; goes on where it was interrupted.
+soak: $(READY)
+	$(BIN)/python benchmarks/soak.py
 
 bench: $(READY)
 	$(BIN)/memograft eval world

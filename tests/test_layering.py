@@ -84,7 +84,7 @@ def test_not_in_the_source(pattern: str, why: str) -> None:
     assert not relative(files), why
 
 
-PATIENT = ("gates", "test_layering", "test_stream", "test_datastore_crash", "test_vector_store_crash")  # reviewed
+PATIENT = ("gates", "test_layering", "test_stream", "test_datastore_kills", "test_vector_store_kills")  # reviewed
 
 
 @pytest.mark.parametrize(

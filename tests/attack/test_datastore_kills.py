@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from memograft.reference.files import Files
 from test_datastore import contents
 from tokenizers_ import make
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 EXAMPLES = [(f"What is number {n}?", f"It is {n * 7} and {n % 5} of the book.") for n in range(400)]
 
 
@@ -55,7 +57,7 @@ def child(folder: str, most: int) -> None:
 
 
 def start(folder: Path, most: int = 0) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder), str(most)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -78,16 +80,19 @@ def values(store: Datastore) -> dict[str, Any]:
     return {id: [(position, value) for position, value, _ in entries] for id, entries in contents(store).items()}
 
 
-def test_a_build_that_is_killed_goes_on_without_doubles(tmp_path: Path, expected: dict[str, Any]) -> None:
+def test_a_build_that_is_killed_goes_on_without_doubles(
+    tmp_path: Path, expected: dict[str, Any], rng: random.Random, tally: Counter[str]
+) -> None:
     sizes = []
-    for commits, delay in ((5, 0.0), (7, 0.003), (9, 0.007), (6, 0.02)):
+    for _ in range(4):
         process = start(tmp_path)
         assert process.stdout is not None
-        for _ in range(commits):
+        for _ in range(rng.randrange(5, 10)):
             assert process.stdout.readline() == "commit\n"
-        time.sleep(delay)  # somewhere in what it does between two
+        time.sleep(rng.uniform(0, 0.02))  # somewhere in what it does between two
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
+        tally.update(kills=1)
         with Datastore.open(tmp_path) as store:
             kept = values(store)
             assert len(store.ids()) == len(set(store.ids()))
@@ -103,9 +108,12 @@ def test_a_build_that_is_killed_goes_on_without_doubles(tmp_path: Path, expected
         assert store.header.calibration["entries"] == len(store)
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path, expected: dict[str, Any]) -> None:
-    process = start(tmp_path, most=200_000)
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, expected: dict[str, Any], rng: random.Random, tally: Counter[str]
+) -> None:
+    process = start(tmp_path, most=rng.randrange(100_000, 200_000))
     out, err = process.communicate(timeout=60)
+    tally.update(full_disks=1)
     assert "could not be written ([Errno 27] File too large); its" in out, err
     assert "entries are safe, so free some space and repeat the call" in out
     with Datastore.open(tmp_path, read_only=True) as store:

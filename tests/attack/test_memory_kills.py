@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def killed(save: Callable[[Callable[[], None]], None], step: int) -> bool:
 
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_kill_loses_nothing_and_leaves_nothing(
-    engine: Engine, tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
     """Killed before and after everything that is moved, removed or flushed."""
     handles = [engine.memorize(FACTS[:1], LORA), engine.memorize(FACTS, LORA)]
@@ -78,6 +79,7 @@ def test_a_kill_loses_nothing_and_leaves_nothing(
 
     step = 0
     while killed(save, step := step + 1):
+        tally.update(kills=1)
         if step % 2:  # half of the time whoever reads finds what is left, half of the time whoever writes
             assert engine.load_memory(path).id in ids
         tell[0] = lambda: None
