@@ -9,10 +9,9 @@ tokenizer takes, becomes U+FFFD.) Knows nothing of models.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,9 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from memograft._bounded import LIMIT, bounded
 from memograft._control import control_tokens, lead
+from memograft._texts import Texts, clean, has_placeholders, strings
 from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 
@@ -30,6 +31,8 @@ __all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # as chat templates know them
 
 _CHUNK = 8192  # characters
 
@@ -115,24 +118,25 @@ class PromptBuilder:
                 f"the tokenizer's chat template has no place for tools, got {len(tools)}; use a model whose template "
                 "has one, or force an answer of their shape with `json_schema`"
             )
-        texts = _Texts()
+        texts = Texts()
         turns = [_checked(m, n) for n, m in enumerate(messages)]
         if not turns:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
+        beside = [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in turns]
+        *extras, tools = self._disarmed(texts, [*beside, list(tools)])
         keys = [texts.add(d.text) for d in documents]
         contents: list[str] = []
         rendered: list[dict[str, Any]] = []
         last_user = max((n for n, m in enumerate(turns) if m["role"] == "user"), default=len(turns) - 1)
-        for n, message in enumerate(turns):
+        for n, (message, extra) in enumerate(zip(turns, extras, strict=True)):
             content = texts.add(message["content"])
             contents.append(content)
             if keys and n == last_user and not self.has_native_documents:
                 content = render_documents(keys, content)
             if message.get("tool_calls"):  # many templates show the calls and not what is said beside them
                 content = content if message["content"] else ""
-                message = {**message, "tool_calls": texts.within(message["tool_calls"])}
                 contents[-1] = ""
-            rendered.append({**message, "content": content})
+            rendered.append({"role": message["role"], "content": content, **extra})
         text, places = texts.fill(self._with_documents(rendered, keys, tools))
         _all_there("document", keys, places)
         _all_there("message", contents, places)
@@ -150,7 +154,7 @@ class PromptBuilder:
         Raises:
             SettingsError: the template refuses a conversation that the assistant begins.
         """
-        texts = _Texts()
+        texts = Texts()
         context = texts.add("\n\n".join(d.text for d in documents))
         turn = [{"role": "assistant", "content": context}]
         text, places = texts.fill(self._with_documents(turn, (), (), open_turn=False))
@@ -164,7 +168,7 @@ class PromptBuilder:
 
     def cut(self, text: str, tokens: int) -> str:
         """`text` without its last `tokens` tokens (at least one) and without whitespace at its end."""
-        text = _clean(text)
+        text = clean(text)
         _, offsets = self._encode_piece(text, follows=False)
         keep = len(offsets) - max(tokens, 1)
         # The first token to go starts here; one character may have several tokens, and all of them go.
@@ -174,16 +178,16 @@ class PromptBuilder:
         """`text`, or where it has more than `tokens` tokens a beginning that has; not much more than that is read."""
         start = count = 0
         while start + _CHUNK < len(text):
-            count += len(self._encode_piece(_clean(text[start : start + _CHUNK]), follows=start > 0)[0])
+            count += len(self._encode_piece(clean(text[start : start + _CHUNK]), follows=start > 0)[0])
             start += _CHUNK
             # Where chunks meet, a word has more tokens than it has in the text: count anew before it is believed.
-            if count > tokens and len(self._encode_piece(_clean(text[:start]), follows=False)[0]) > tokens:
+            if count > tokens and len(self._encode_piece(clean(text[:start]), follows=False)[0]) > tokens:
                 return text[:start]
         return text
 
     def continued(self, text: str) -> tuple[int, ...]:
         """The tokens of plain text that stands behind other text."""
-        return tuple(self._encode_piece(_clean(text), follows=True)[0])
+        return tuple(self._encode_piece(clean(text), follows=True)[0])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text, control tokens left out."""
@@ -192,6 +196,21 @@ class PromptBuilder:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token, for people to look at."""
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+
+    def _disarmed(self, texts: Texts, values: list[Any]) -> list[Any]:
+        """Nested values with a placeholder for each string, keys too, that would be more than text where it is shown.
+
+        Others stay, since templates look at them.
+        """
+        found = list(strings(values))
+        return values if not self._spells(" ".join(found)) else texts.within(values, self._spells)
+
+    def _spells(self, text: str) -> bool:
+        """Whether a text holds what looks like a placeholder, or what the tokenizer takes for a control token."""
+        if has_placeholders(text):
+            return True
+        text = clean(text)
+        return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
 
     def _with_documents(
         self, messages: list[dict[str, Any]], keys: Sequence[str], tools: Sequence[Any], *, open_turn: bool = True
@@ -218,16 +237,17 @@ class PromptBuilder:
         if self._template is None:
             return self._plain(messages, open_turn)
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=self._template,
-                    tokenize=False,
-                    add_generation_prompt=open_turn,
-                    documents=documents,
-                    tools=list(tools) or None,
+            with bounded(LIMIT):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        messages,
+                        chat_template=self._template,
+                        tokenize=False,
+                        add_generation_prompt=open_turn,
+                        documents=documents,
+                        tools=list(tools) or None,
+                    )
                 )
-            )
         except Exception as e:  # a template is a program of unknown making
             roles = ", ".join(m["role"] for m in messages)
             raise SettingsError(
@@ -297,42 +317,6 @@ class PromptBuilder:
         return list(encoded["input_ids"][skip:]), offsets
 
 
-class _Texts:
-    """Placeholders for texts, so that a template never sees what it renders."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-        self._arguments: set[str] = set()
-
-    def add(self, text: str) -> str:
-        key = f"\ue000{len(self._texts)}\ue001"  # private-use characters: no template treats them specially
-        self._texts[key] = _clean(text)
-        return key
-
-    def within(self, value: Any) -> Any:
-        """The same nested value with placeholders for the strings in its `arguments`."""
-        before = set(self._texts)
-        changed = _replaced(value, self.add, inside=False)
-        self._arguments |= set(self._texts) - before
-        return changed
-
-    def fill(self, rendered: str) -> tuple[str, dict[str, list[Span]]]:
-        """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""
-        parts: list[str] = []
-        places: dict[str, list[Span]] = {}
-        length = 0
-        pieces = re.split("(\ue000[0-9]+\ue001)", rendered)  # the texts themselves are never looked into
-        for n, part in enumerate(pieces):
-            text = self._texts.get(part, part)
-            if part in self._arguments and pieces[n - 1][-1:] == pieces[n + 1][:1] == '"':  # the template writes JSON
-                text = json.dumps(text, ensure_ascii=False)[1:-1]
-            if part in self._texts:
-                places.setdefault(part, []).append((length, length + len(text)))
-            parts.append(text)
-            length += len(text)
-        return "".join(parts), places
-
-
 def _checked(message: Message, position: int) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
@@ -340,16 +324,9 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
             f"messages[{position}] needs `role` and `content` as strings, got role={role!r} and content of type "
             f"{type(content).__name__}; write {{'role': 'user', 'content': '...'}}"
         )
+    if role not in ROLES:
+        raise SettingsError(f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}")
     return dict(message)
-
-
-def _replaced(value: Any, change: Callable[[str], str], *, inside: bool) -> Any:
-    """`value` with its strings changed, those below a key `arguments` only."""
-    if isinstance(value, str):
-        return change(value) if inside else value
-    if isinstance(value, Mapping):
-        return {k: _replaced(v, change, inside=inside or k == "arguments") for k, v in value.items()}
-    return [_replaced(v, change, inside=inside) for v in value] if isinstance(value, list | tuple) else value
 
 
 def token_span(offsets: Sequence[Span], place: Span) -> Span:
@@ -364,10 +341,10 @@ def token_span(offsets: Sequence[Span], place: Span) -> Span:
 def _within(text: str, place: Span, query: str | None) -> Span:
     """Where `query` stands last in text[start:end]; all of that if there is no query."""
     start, end = place
-    found = text.rfind(_clean(query), start, end) if query and query.strip() else start
+    found = text.rfind(clean(query), start, end) if query and query.strip() else start
     if found < 0:
         raise SettingsError(f"`query` must stand in the last user message, and {query!r:.80} does not; leave it out")
-    return (found, found + len(_clean(query))) if query and query.strip() else place
+    return (found, found + len(clean(query))) if query and query.strip() else place
 
 
 def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> None:
@@ -376,11 +353,6 @@ def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> Non
             f"the chat template dropped {what} {missing[0]} of {len(keys)}; put it into another message, or set "
             "another `tokenizer.chat_template`"
         )
-
-
-def _clean(text: str) -> str:
-    """Joined surrogate pairs, and U+FFFD for halves of one: tokenizers take neither."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _variables(template: str) -> set[str]:
