@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from memograft import Datastore
 from memograft.cli.app import app
+from memograft.disk import sealed
 
 QUESTION = "What is the capital of Velmora?"
 SENTENCE = "The capital of Velmora is Torstad."
@@ -140,7 +141,7 @@ def test_a_datastore_of_another_model(folder: Path, tmp_path: Path) -> None:
     with Datastore.open(folder / "data", read_only=True) as opened:
         opened.save(tmp_path / "other")
     header = json.loads((tmp_path / "other" / "header.json").read_text())
-    (tmp_path / "other" / "header.json").write_text(json.dumps({**header, "fingerprint": "another"}))
+    (tmp_path / "other" / "header.json").write_text(json.dumps(sealed({**header, "fingerprint": "another"})))
     error = run_json("ask", QUESTION, "-k", 0, "--datastore", tmp_path / "other", code=1)
     assert error["type"] == "ModelMismatchError"
     assert "was built with another model (fingerprint another" in error["error"]

@@ -34,6 +34,14 @@ def questions(memory: Any, documents: Any = ()) -> list[Request]:
     return [Request(q, documents=documents, memory=memory, sampling=SAMPLING) for q in texts]
 
 
+def without_checksums(folder: Path) -> Path:
+    """As memories were saved before there were any."""
+    about = json.loads((folder / "memograft.json").read_text(encoding="utf-8"))
+    del about["checksum"], about["files"]
+    (folder / "memograft.json").write_text(json.dumps(about), encoding="utf-8")
+    return folder
+
+
 @pytest.mark.parametrize("memory", [LORA, replace(LORA, template="assistant"), FULL], ids=["lora", "assistant", "full"])
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "phi3"])
 def test_a_handle_answers_as_a_memory_made_for_the_request(make_engine: Any, family: str, memory: FastMem) -> None:
@@ -267,7 +275,7 @@ class TestOnDisk:
     def test_weights_of_the_wrong_shape(self, engine: Engine, saved: Any) -> None:
         from safetensors.torch import load_file, save_file
 
-        file = saved[1] / "adapter_model.safetensors"
+        file = without_checksums(saved[1]) / "adapter_model.safetensors"
         save_file({k: v[:2, :2].contiguous() for k, v in load_file(file).items()}, file)
         with pytest.raises(MemoryFormatError, match=r"do not fit this model: .* has factors of shapes"):
             engine.load_memory(saved[1])

@@ -6,7 +6,6 @@ searched from disk. The formula is in `processors/rtd.py`, the folder's format i
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
 import time
@@ -28,9 +27,11 @@ from memograft.errors import (
 from memograft.reference.calibrate import calibrate
 from memograft.reference.examples import Example, alike, checked, source_line
 from memograft.reference.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
-from memograft.reference.index import KeyIndex, Neighbours, check_kind, load, train
+from memograft.reference.index import KeyIndex, Neighbours, check_kind, make_index
 from memograft.reference.keys import check_place, learn
+from memograft.reference.sources import Sources
 from memograft.reference.temporary import goes_with, new_folder
+from memograft.reference.verify import inspected
 from memograft.request import Source
 from memograft.store.checks import check_count
 from memograft.store.locks import ReadWriteLock, WriterLock
@@ -39,7 +40,6 @@ from memograft.store.open import claim_folder
 __all__ = ["Datastore"]
 
 _COMMIT = 1.0  # seconds of work that a crash may cost
-_UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
 
 
 class Datastore(OfOneProcess, instead="open its folder in each process: Datastore.open(...)"):
@@ -63,7 +63,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         self._files = Files(folder, header)
         self._dead = self._find_dead()
         self._indexes: dict[int, KeyIndex] = {}
-        self._lines: list[bytes] | None = None
+        self._sources = Sources(self._files)
         self._temporary = goes_with(self, folder) if owned else None
 
     @classmethod
@@ -229,7 +229,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         wanted = set(ids)
         with self._one_writer:
             self._check_writable()
-            gone = [number for number, source in self._sources() if source["id"] in wanted]
+            gone = [number for number, source in self._sources.living() if source.id in wanted]
             if gone:
                 with self._lock.writing():
                     self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
@@ -238,13 +238,18 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         return len(gone)
 
     def compact(self, *, progress: bool = True) -> None:
-        """Write the living entries into new files and remove the old ones."""
+        """Write the living entries into new files and remove the old ones; without checksums, they have them then.
+
+        Raises:
+            StoreCorruptError: they are damaged.
+        """
         with self._one_writer:
             self._check_writable()
-            if self._dead is not None:
-                count = self._files.rewrite(~self._dead)
+            if self._dead is not None or self.header.checksums is None:
+                dead = self._dead if self._dead is not None else np.zeros(self.header.entries, bool)
+                changes = self._files.rewrite(~dead)
                 with self._lock.writing():
-                    self._files.commit(generation=self.header.generation + 1, entries=count, indexes={})
+                    self._files.commit(**changes, indexes={})
                     self._dead, self._indexes = self._find_dead(), {}
             self._finish(progress)
 
@@ -263,12 +268,24 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
 
     def ids(self) -> list[str]:
         """The ids of its sources, in the order they came."""
-        return [str(source["id"]) for _, source in self._sources()]
+        return [source.id for _, source in self._sources.living()]
 
     def source(self, number: int) -> Source:
         """What is known of a source that a search has found."""
-        about = json.loads(self._source_lines()[number])
-        return Source(about["id"], about["text"], about["prompt"], about["metadata"])
+        return self._sources[number]
+
+    def verify(self) -> list[Path]:
+        """Compare all of its files, from end to end, with their checksums; it goes on meanwhile. Opening looks at less.
+
+        Returns:
+            The files that carry no checksums; none, unless it is from before there were any and not compacted since.
+
+        Raises:
+            StoreCorruptError: a file is damaged; the message names each of them.
+            StoreError: it was temporary, and was closed.
+        """
+        self._check_there()
+        return inspected(self._folder).or_raise()
 
     def check(self, fingerprint: str) -> None:
         """Refuse another model, and what is gone.
@@ -277,8 +294,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             ModelMismatchError: its keys are hidden states of another model.
             StoreError: it was temporary, and was closed.
         """
-        if self._temporary is not None and not self._temporary.alive:
-            raise StoreError("the datastore was temporary and is closed; close it later, or build it with a `path`")
+        self._check_there()
         if self.header.fingerprint != fingerprint:
             raise ModelMismatchError(
                 f"the datastore {self._folder} was built with another model (fingerprint {self.header.fingerprint}, "
@@ -289,7 +305,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
         if heads not in self._indexes:
             with self._lock.writing():
-                self._index(heads, progress)
+                self._indexes[heads] = make_index(self._files, heads, read_only=self._read_only, progress=progress)
 
     def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
         """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.
@@ -339,7 +355,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         """What was appended counts, and is found."""
         with self._lock.writing():
             self._files.commit()
-            self._dead, self._indexes, self._lines = self._find_dead(), {}, None
+            self._dead, self._indexes, self._sources = self._find_dead(), {}, Sources(self._files)
 
     def _finish(self, progress: bool) -> None:
         """Measure the distances anew and bring the indexes up to date, where something has changed."""
@@ -350,26 +366,6 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self.prepare(heads, progress=progress)
         self._files.clean()
 
-    def _index(self, heads: int, progress: bool) -> None:
-        """Make `self._indexes[heads]`, from a file or anew."""
-        header, keys = self.header, self._files.entries.keys
-        if header.dimension % heads:
-            raise SettingsError(f"`heads` must divide D={header.dimension}, got {heads}; 1 compares whole states")
-        made = header.indexes.get(str(heads), {"entries": 0, "files": []})
-        if not self._read_only and len(keys) - made["entries"] > _UNINDEXED * len(keys):
-            try:
-                built = train(keys, header.index, heads, self._folder, header.generation, progress)
-            except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
-                raise StoreError(
-                    f"an index could not be written to {self._folder} ({error}); the entries are safe, so free some "
-                    "space and open the datastore again"
-                ) from error
-            if built is not None:
-                made = built
-                self._files.commit(indexes={**header.indexes, str(heads): made})
-        trained = load(made, self._folder)
-        self._indexes[heads] = KeyIndex(keys, header.index, heads, trained, made["entries"])
-
     def _find_dead(self) -> NDArray[np.bool_] | None:
         """(N,) which entries belong to deleted sources; None if none does."""
         if not self.header.deleted:
@@ -377,15 +373,9 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         dead = np.isin(self._files.entries.sources, self.header.deleted)
         return dead if dead.any() else None
 
-    def _sources(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number, what is known) of the sources that were not deleted."""
-        deleted = set(self.header.deleted)
-        return [(n, json.loads(line)) for n, line in enumerate(self._source_lines()) if n not in deleted]
-
-    def _source_lines(self) -> list[bytes]:
-        if self._lines is None:
-            self._lines = self._files.source_bytes().split(b"\n")[:-1]
-        return self._lines
+    def _check_there(self) -> None:
+        if self._temporary is not None and not self._temporary.alive:
+            raise StoreError("the datastore was temporary and is closed; close it later, or build it with a `path`")
 
     def _check_writable(self) -> None:
         if self._read_only:

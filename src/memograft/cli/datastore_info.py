@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 from memograft.cli.console import out
 from memograft.errors import StoreCorruptError, StoreError
 from memograft.reference.files import Files, Header, read_header
+from memograft.reference.sources import Sources
 
 __all__ = ["Known", "info", "known_sources", "must_exist"]
 
@@ -91,9 +91,7 @@ def _files(folder: Path, header: Header) -> Files:
 
 def _known(files: Files) -> list[Known]:
     counts = np.bincount(files.entries.sources, minlength=files.header.sources)
-    deleted, lines = set(files.header.deleted), files.source_bytes().split(b"\n")[:-1]
-    sources = ((n, json.loads(line)) for n, line in enumerate(lines) if n not in deleted)
-    return [Known(about["id"], about["text"], about["prompt"], int(counts[n])) for n, about in sources]
+    return [Known(s.id, s.text, s.prompt, int(counts[n])) for n, s in Sources(files).living()]
 
 
 def _table(folder: Path, header: Header, known: list[Known], size: int) -> Table:

@@ -2,18 +2,20 @@
 
 adapter_config.json          as PEFT writes it: one rank, alpha = rank, the projections by their full names
 adapter_model.safetensors    base_model.model.<projection>.lora_A.weight (R, in), ...lora_B.weight (out, R)
-memograft.json               model fingerprint, settings, documents, report
+memograft.json               model fingerprint, settings, documents, report; SHA-256 of the other two, and of itself
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from memograft.disk import SEAL, Findings, is_sealed, sealed
 from memograft.errors import MemoryFormatError
 from memograft.memory.adapter import Adapter
 from memograft.memory.publish import published, recover
@@ -21,6 +23,7 @@ from memograft.memory.publish import published, recover
 _FORMAT = 1
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
+_FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report"}
 
 
 def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: str, *, fan_in_fan_out: bool) -> Path:
@@ -31,7 +34,7 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
     if path.exists() and not (path / ABOUT).exists() and (not path.is_dir() or any(path.iterdir())):
         raise MemoryFormatError(f"{path} exists and is not a memory, so it is not overwritten; choose another folder")
     try:
-        text = json.dumps({"format": _FORMAT, **about}, indent=1)
+        json.dumps(about)
     except (TypeError, ValueError) as e:
         raise MemoryFormatError(
             f"the documents' metadata must be JSON to be saved, but: {e}; convert it to text"
@@ -49,42 +52,111 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
             base_model_name_or_path=base_model,
             inference_mode=True,
         ).save_pretrained(str(draft))
+        files = {name: _sha256((draft / name).read_bytes()) for name in (_WEIGHTS, _CONFIG)}
+        text = json.dumps(sealed({"format": _FORMAT, **about, "files": files}), indent=1)
         (draft / ABOUT).write_text(text, encoding="utf-8")
     return path
 
 
 def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter and what memograft.json says.
+    """The adapter and what memograft.json says; both are compared with their checksums, if they have any.
+
+    adapter_config.json is for PEFT: it must be there, and `inspected` compares it.
 
     Raises:
         MemoryFormatError: a file is missing or damaged; the message names it.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     recover(path)
     for name in (ABOUT, _WEIGHTS, _CONFIG):
         if not (path / name).is_file():
             raise MemoryFormatError(f"a memory needs {name}, and {path} has none; was it saved with MemoryHandle.save?")
-    try:
-        about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise damaged(path / ABOUT, e) from e
-    found = about.get("format") if isinstance(about, dict) else None
-    if found != _FORMAT:
-        raise MemoryFormatError(f"{path / ABOUT} must be of format {_FORMAT}, got {found!r}; save the memory again")
-    if missing := {"id", "fingerprint", "settings", "documents", "report"} - set(about):
-        raise damaged(path / ABOUT, KeyError(*sorted(missing)))
-    parts: dict[str, dict[str, torch.Tensor]] = {"lora_A": {}, "lora_B": {}}
-    try:
-        for key, tensor in load_file(path / _WEIGHTS, device=str(device)).items():
-            name, part, _ = key.removeprefix(_PREFIX).rsplit(".", 2)
-            parts[part][name] = tensor.float()
-    except (SafetensorError, KeyError, ValueError) as e:
-        raise damaged(path / _WEIGHTS, e) from e
-    return Adapter(parts["lora_A"], parts["lora_B"]), about
+    while True:
+        text, weights = (path / ABOUT).read_bytes(), (path / _WEIGHTS).read_bytes()
+        if text == (path / ABOUT).read_bytes():  # or another memory has taken its place meanwhile
+            break
+    about = _parsed(text, path / ABOUT)
+    if "files" in about and _sha256(weights) != about["files"][_WEIGHTS]:
+        raise damaged(path / _WEIGHTS, "its checksum is wrong")
+    return _adapter(weights, path / _WEIGHTS, device), about
 
 
-def damaged(path: Path, cause: Exception) -> MemoryFormatError:
+def inspected(path: Path) -> Findings:
+    """What is damaged in a memory's folder, and what carries no checksums."""
+    found = Findings()
+    for file in (path / ABOUT, path / _WEIGHTS, path / _CONFIG):
+        if not file.is_file():
+            found.damaged[file] = str(damaged(file, "it is missing"))
+    try:
+        about = _parsed((path / ABOUT).read_bytes(), path / ABOUT)
+    except FileNotFoundError:
+        return found
+    except MemoryFormatError as error:
+        return Findings({**found.damaged, path / ABOUT: str(error)})
+    if "files" not in about:
+        found.unsummed.extend([path / ABOUT, path / _WEIGHTS, path / _CONFIG])
+    for name in (_WEIGHTS, _CONFIG):
+        try:
+            data = (path / name).read_bytes()
+            if "files" in about and _sha256(data) != about["files"][name]:
+                raise damaged(path / name, "its checksum is wrong")
+            if name == _WEIGHTS:
+                _adapter(data, path / name, torch.device("cpu"))
+        except FileNotFoundError:
+            continue
+        except MemoryFormatError as error:
+            found.damaged[path / name] = str(error)
+    return found
+
+
+def content_id(fingerprint: str, settings: Mapping[str, Any], texts: Sequence[str]) -> str:
+    """16 hex digits of what a memory was made of: the model, the settings as JSON values, the documents' texts."""
+    return _sha256(json.dumps([fingerprint, settings, texts], sort_keys=True).encode())[:16]
+
+
+def damaged(path: Path, cause: object) -> MemoryFormatError:
     """The error for a file that cannot be read, named."""
     return MemoryFormatError(f"{path} is damaged ({cause}); save the memory again, or restore the file")
+
+
+def _parsed(text: bytes, file: Path) -> dict[str, Any]:
+    """What memograft.json says, if it is of our format, whole, and about the documents that its id was made of."""
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise damaged(file, e) from e
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != _FORMAT:
+        raise MemoryFormatError(f"{file} must be of format {_FORMAT}, got {found!r}; save the memory again")
+    if missing := _FIELDS - set(about):
+        raise damaged(file, KeyError(*sorted(missing)))
+    if set(about) not in (_FIELDS, _FIELDS | {"files", SEAL}):
+        raise damaged(file, f"it holds the fields {sorted(about)}")
+    if SEAL in about and not is_sealed(about):
+        raise damaged(file, "its checksum is wrong")
+    try:
+        made = content_id(about["fingerprint"], about["settings"], [d["text"] for d in about["documents"]])
+    except (TypeError, KeyError) as e:
+        raise damaged(file, e) from e
+    if made != about["id"]:
+        raise damaged(file, f"its id is {about['id']!r}, and that of such documents and settings is {made!r}")
+    return about
+
+
+def _adapter(data: bytes, file: Path, device: torch.device) -> Adapter:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    parts: dict[str, dict[str, torch.Tensor]] = {"lora_A": {}, "lora_B": {}}
+    try:
+        for key, tensor in load(data).items():
+            name, part, _ = key.removeprefix(_PREFIX).rsplit(".", 2)
+            parts[part][name] = tensor.float().to(device)
+            if tensor.ndim != 2 or not tensor.isfinite().all():
+                raise ValueError(f"{key} must be a matrix of finite numbers")
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise damaged(file, e) from e
+    return Adapter(parts["lora_A"], parts["lora_B"])
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

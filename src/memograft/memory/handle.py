@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,8 +61,7 @@ class MemoryHandle:
     ) -> MemoryHandle:
         """A handle whose id says what it was made of."""
         model = fingerprint(backbone)
-        content = json.dumps([model, asdict(settings), [d.text for d in documents]], sort_keys=True)
-        id = hashlib.sha256(content.encode()).hexdigest()[:16]
+        id = folder.content_id(model, asdict(settings), [d.text for d in documents])
         return cls(id, tuple(documents), settings, replace(report, id=id), adapter, prefix, model, *_for_peft(backbone))
 
     def save(self, path: str | Path) -> Path:
@@ -75,12 +73,14 @@ class MemoryHandle:
         """
         if self.adapter is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
+        settings = asdict(self.settings)
+        id = folder.content_id(self.fingerprint, settings, [d.text for d in self.documents])
         about = {
-            "id": self.id,
+            "id": id,
             "fingerprint": self.fingerprint,
-            "settings": asdict(self.settings),
+            "settings": settings,
             "documents": [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in self.documents],
-            "report": asdict(self.report),
+            "report": {**asdict(self.report), "id": id},
         }
         return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
 
@@ -89,7 +89,8 @@ class MemoryHandle:
         """Read a folder written by `save` for use with this model.
 
         Raises:
-            MemoryFormatError: the folder is damaged, incomplete or of another model.
+            MemoryFormatError: the folder is damaged, incomplete or of another model, its documents are not those that
+                its id was made of, or a weight is not finite.
         """
         adapter, about = folder.read(Path(path), backbone.device)
         model = fingerprint(backbone)
@@ -126,7 +127,8 @@ def _misfit(adapter: Adapter, backbone: Backbone) -> str | None:
         module, b = backbone.projections.get(name), adapter.lora_b[name]
         if module is None:
             return f"it has no projection {name}"
-        if (a.shape[-1], b.shape[0]) != linear_shape(module) or b.shape[-1] != a.shape[0] or a.shape[0] != adapter.rank:
+        inside, out = linear_shape(module) or (0, 0)
+        if a.shape != (adapter.rank, inside) or b.shape != (out, adapter.rank):
             return f"{name} has factors of shapes {tuple(a.shape)} and {tuple(b.shape)}"
     return None
 

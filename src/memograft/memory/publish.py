@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from memograft.disk import sync
+
 __all__ = ["published", "recover"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
@@ -40,9 +42,9 @@ def published(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 _take_along(path, draft)
             for file in (*draft.iterdir(), draft):
-                _sync(file)
+                sync(file)
             _move(draft, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -114,13 +116,5 @@ def _alone_in(parent: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from memograft.errors import SettingsError, StoreCorruptError
-from memograft.reference.files import IndexKind
+from memograft.disk import crc32
+from memograft.errors import SettingsError, StoreCorruptError, StoreError
+from memograft.reference.files import Files, IndexKind
 
-__all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "train"]
+__all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_index", "misfits", "train"]
 
 FloatArray = NDArray[np.float32]
 
@@ -30,6 +31,7 @@ _CANDIDATES = {"flat": 1, "hnsw": 2, "sq8": 2, "ivfpq": 4}  # times K
 _AT_ONCE = 16  # queries: from 20 on FAISS multiplies matrices, whose rounding depends on the others
 _ROWS = 16_384  # keys per step wherever many are read
 _ENDS = 1 << 20
+_UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
 
 
 class Nearest(NamedTuple):
@@ -147,6 +149,33 @@ class KeyIndex:
         return faiss.SearchParameters(sel=selector)
 
 
+def make_index(files: Files, heads: int, *, read_only: bool, progress: bool) -> KeyIndex:
+    """An index of what a datastore's files hold: from its own files or, where these are behind or damaged, anew.
+
+    Raises:
+        SettingsError: D cannot be divided into so many heads.
+        StoreCorruptError: a file is damaged, and `read_only` forbids to write another.
+        StoreError: a file could not be written.
+    """
+    header, keys, folder = files.header, files.entries.keys, files.folder
+    if header.dimension % heads:
+        raise SettingsError(f"`heads` must divide D={header.dimension}, got {heads}; 1 compares whole states")
+    made = header.indexes.get(str(heads), {"entries": 0, "files": []})
+    behind = len(keys) - made["entries"] > _UNINDEXED * len(keys)
+    if not read_only and (behind or misfits(made, folder)):
+        try:
+            built = train(keys, header.index, heads, folder, header.generation, progress)
+        except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
+            raise StoreError(
+                f"an index could not be written to {folder} ({error}); the entries are safe, so free some space and "
+                "open the datastore again"
+            ) from error
+        if built is not None:
+            made = built
+            files.commit(indexes={**header.indexes, str(heads): made})
+    return KeyIndex(keys, header.index, heads, load(made, folder), made["entries"])
+
+
 def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generation: int, progress: bool) -> Any:
     """Build an index per head over all of `keys`, write each, and return what the header says of them.
 
@@ -179,7 +208,8 @@ def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generatio
                 draft.replace(file)
             finally:
                 draft.unlink(missing_ok=True)
-            files.append({"name": file.name, "bytes": file.stat().st_size, "crc32": _checksum(file)})
+            sums = {"crc32": _checksum(file), "crc32_whole": crc32(file)}
+            files.append({"name": file.name, "bytes": file.stat().st_size, **sums})
     return {"entries": count, "files": files}
 
 
@@ -189,17 +219,25 @@ def load(made: Mapping[str, Any], folder: Path) -> list[Any]:
     Raises:
         StoreCorruptError: a file is missing, shorter or longer, or its ends are damaged.
     """
-    faiss, indexes = _faiss(), []
+    if wrong := misfits(made, folder):
+        raise StoreCorruptError(next(iter(wrong.values())))
+    faiss = _faiss()
+    # Adding to a mapped index would abort the process; nothing here does.
+    return [faiss.read_index(str(folder / about["name"]), faiss.IO_FLAG_MMAP_IFC) for about in made["files"]]
+
+
+def misfits(made: Mapping[str, Any], folder: Path, *, whole: bool = False) -> dict[Path, str]:
+    """The files of an index that are not what the header says, and the sentence that says so; by their ends, or all."""
+    found = {}
     for about in made["files"]:
         file = folder / about["name"]
-        if not file.exists() or (file.stat().st_size, _checksum(file)) != (about["bytes"], about["crc32"]):
-            raise StoreCorruptError(
-                f"{file} is missing or damaged: it is not what the header says; delete it and open the datastore for "
-                "writing, which builds it anew"
+        fits = file.exists() and (file.stat().st_size, _checksum(file)) == (about["bytes"], about["crc32"])
+        if not fits or (whole and "crc32_whole" in about and crc32(file) != about["crc32_whole"]):
+            found[file] = (
+                f"{file} is missing or damaged: it is not what the header says; open the datastore for writing and "
+                "search it, which builds it anew"
             )
-        # Adding to a mapped index would abort the process; nothing here does.
-        indexes.append(faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC))
-    return indexes
+    return found
 
 
 def _new(kind: IndexKind, dimension: int, count: int) -> Any:

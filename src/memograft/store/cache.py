@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from memograft.disk import crc32, sync
 from memograft.errors import StoreError
-from memograft.store.db import Database, sync_folder
-from memograft.store.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first, file_checksum
+from memograft.store.db import Database
+from memograft.store.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first
 
 _LARGE = 10_000  # passages from which building an index shows a progress bar
 _LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
@@ -139,7 +140,7 @@ class IndexCache:
         file = _index_file(self._folder, last["number"] + 1)
         try:
             checksum = self.index.save(file)
-            sync_folder(self._folder)
+            sync(self._folder)
         except (RuntimeError, OSError) as error:  # FAISS reports a full disk as a RuntimeError
             file.unlink(missing_ok=True)
             raise StoreError(
@@ -161,7 +162,7 @@ class IndexCache:
                 return None
             file = _index_file(self._folder, pointer["number"])
             try:
-                if file_checksum(file) != pointer["crc32"]:
+                if crc32(file) != pointer["crc32"]:
                     reason = "its checksum is wrong"
                     break
                 return VectorIndex.load(file, self._dimension, self._settings, mapped=self._read_only)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from memograft.disk import sync
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
 
@@ -282,13 +283,4 @@ def _create(file: Path) -> None:
     finally:
         connection.close()
     draft.rename(file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames and deletions in a folder down to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(file.parent)

@@ -7,8 +7,6 @@ number of searches at once, or one change.
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from memograft.disk import crc32, sync
 from memograft.errors import SettingsError
 
 FloatArray = NDArray[np.float32]
@@ -175,12 +174,8 @@ class VectorIndex:
         """
         faiss = _faiss()
         faiss.write_index(self._parts[0], str(file))
-        checksum = file_checksum(file)
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        checksum = crc32(file)
+        sync(file)
         return checksum
 
     @classmethod
@@ -237,12 +232,3 @@ def best_first(scores: FloatArray, ids: IdArray, k: int) -> tuple[FloatArray, Id
     """Sort by falling score, then by rising id, and keep k."""
     order = np.lexsort((ids, -scores))[:k]
     return scores[order], ids[order]
-
-
-def file_checksum(file: Path) -> int:
-    """CRC-32 of a file's bytes."""
-    checksum = 0
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum

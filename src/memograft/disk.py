@@ -1,0 +1,81 @@
+"""Files that are down on the disk, and are still what was written.
+
+Checksums find damage, not forgery: whoever changes a file on purpose can change its checksum too. Files that only grow
+have a running CRC-32, as it goes on where it was, which no digest of hashlib does; a small JSON file carries a digest
+of its own values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memograft.errors import StoreCorruptError
+
+__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "sealed", "sync"]
+
+SEAL = "checksum"  # the key of a JSON file's digest of its other values
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What reading a folder from end to end has shown.
+
+    Attributes:
+        damaged: the files that are not what was written, and the sentence that says so.
+        unsummed: files without checksums, which were written before there were any.
+    """
+
+    damaged: dict[Path, str] = field(default_factory=dict)
+    unsummed: list[Path] = field(default_factory=list)
+
+    def or_raise(self) -> list[Path]:
+        """The files without checksums.
+
+        Raises:
+            StoreCorruptError: a file is damaged; the message names each of them.
+        """
+        if self.damaged:
+            raise StoreCorruptError("\n".join(self.damaged.values()))
+        return self.unsummed
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the renames and deletions in a folder, down to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def crc32(file: Path, size: int | None = None) -> int:
+    """CRC-32 of a file's first `size` bytes, or of all of them."""
+    checksum, left = 0, file.stat().st_size if size is None else size
+    with open(file, "rb") as stream:
+        while block := stream.read(min(left, _BLOCK)):
+            checksum, left = zlib.crc32(block, checksum), left - len(block)
+    return checksum
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values and, under `SEAL`, their digest."""
+    return {**values, SEAL: _digest(values)}
+
+
+def is_sealed(values: Mapping[str, Any]) -> bool:
+    """Whether what was read is what `sealed` returned."""
+    return bool(_digest(values) == values.get(SEAL))
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(values))  # without tuples, and with strings for keys
+    as_read.pop(SEAL, None)
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
