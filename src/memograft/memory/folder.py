@@ -121,7 +121,7 @@ def damaged(path: Path, cause: object) -> MemoryFormatError:
 def _parsed(text: bytes, file: Path) -> dict[str, Any]:
     """What memograft.json says, if it is of our format, whole, and about the documents that its id was made of."""
     try:
-        about = json.loads(text)
+        about: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise damaged(file, e) from e
     found = about.get("format") if isinstance(about, dict) else None

@@ -2,7 +2,8 @@
 
 Rows go in and out as plain values: ids, texts, JSON strings, (N, D) float32 arrays. Every passage has a `seq`, an
 int64 that is never used twice (AUTOINCREMENT), so a replaced passage is a new seq and whatever was derived from seqs
-can be brought up to date by comparing sets of them. WAL with synchronous=FULL: a commit that returned survives a
+can be brought up to date by comparing sets of them. Texts and vectors are compared with their checksums whenever they
+are read, see `store/sums.py`. WAL with synchronous=FULL: a commit that returned survives a
 crash or a power cut. Knows nothing of FAISS, embedders or filters.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import sqlite3
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,19 +25,29 @@ from numpy.typing import NDArray
 from memograft.disk import sync
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
+from memograft.store import sums
 
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
 _FORMAT = 1
-_SCHEMA = f"""
+_SETTINGS = {  # what they hold
+    "embedder": {"fingerprint", "dimension", "config"},
+    "index": None,
+    "index_file": {"number", "crc32", "settings"},
+}
+_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # of a text, which SQLite reports as an error of the query
+_GIVEN = "(SELECT value FROM json_each(?))"
+_TABLES = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passages (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, metadata TEXT NOT NULL
 );
 -- apart from the passages, so that a filter over all the metadata does not page through the vectors
 CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+"""
+_SCHEMA = f"""{_TABLES}{sums.TABLE};
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_FORMAT};
 """
@@ -98,6 +110,7 @@ class Database:
             if not read_only:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = FULL")
+            sums.have_table(connection, read_only)
         except BaseException:
             connection.close()
             raise
@@ -111,6 +124,8 @@ class Database:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != _FORMAT:
             self.refuse(f"its format is {version} and this Memograft reads format {_FORMAT}")
+        if not sums.is_schema(connection, _TABLES):
+            self.refuse("it is damaged (its tables are not those of a store)")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             self.refuse(f"it is damaged ({verdict.splitlines()[-1]})")
@@ -135,7 +150,7 @@ class Database:
             yield
         except sqlite3.Error as error:
             code = _code(error)
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith(_DAMAGE):
                 raise StoreCorruptError(
                     f"{self.file} is damaged or not a store ({error}); restore it from a backup, or choose another "
                     "folder and add the documents again"
@@ -178,16 +193,26 @@ class Database:
 
     def settings(self) -> dict[str, Any]:
         """Return every setting."""
+        with self._mutex, self._errors():
+            found = dict(self._connection.execute("SELECT key, value FROM settings"))
+            if found.pop(sums.KEY, None) not in (None, sums.of_settings(self._connection)):
+                self.refuse("its settings are damaged (their checksum is wrong)")
         try:
-            return {key: json.loads(value) for key, value in self.rows("SELECT key, value FROM settings")}
-        except ValueError as error:
+            settings = {key: json.loads(value) for key, value in found.items()}
+        except (ValueError, TypeError, RecursionError) as error:
             self.refuse(f"its settings are damaged ({error})")
+        for key, value in settings.items():
+            if not isinstance(value, dict) or key not in _SETTINGS or _SETTINGS[key] not in (None, set(value)):
+                self.refuse(f"its settings are damaged (there is no {key!r} of this form)")
+        return settings
 
     def set(self, **settings: Any) -> None:
         """Store JSON-able settings."""
         with self.transaction() as connection:
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+            seal = [sums.KEY, sums.of_settings(connection)]
+            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", seal)
 
     # passages ---------------------------------------------------------------------------------------------------
 
@@ -205,6 +230,8 @@ class Database:
                 seq = connection.execute(sql, [row.id, row.text, row.metadata]).lastrowid
                 assert seq is not None  # an INSERT always has one
                 connection.execute("INSERT INTO vectors VALUES (?, ?)", [seq, row.vector])
+                passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
+                connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, passage, zlib.crc32(row.vector)])
                 new.append(seq)
         return gone, new
 
@@ -227,22 +254,39 @@ class Database:
 
     def documents(self, seqs: Sequence[int]) -> dict[int, Document]:
         """Return the documents by seq, without those that are gone."""
-        condition = "seq IN (SELECT value FROM json_each(?))"
-        sql = f"SELECT seq, text, id, metadata FROM passages WHERE {condition} ORDER BY seq"
-        found = self.rows(sql, [json.dumps([int(seq) for seq in seqs])])
-        try:
-            return {seq: Document(text, id, json.loads(metadata)) for seq, text, id, metadata in found}
-        except ValueError as error:
-            self.refuse(f"its metadata is damaged ({error})")
+        found = {}
+        for seq, id, text, metadata, checksum in self.passages(seqs):
+            if checksum is not None and checksum != sums.of_passage(id, text, metadata):
+                self.refuse(f"it is damaged (passage {id.decode(errors='replace')!r} is not what was stored)")
+            try:
+                found[seq] = Document(text.decode(), id.decode(), json.loads(metadata))
+            except (ValueError, RecursionError) as error:
+                self.refuse(f"it is damaged (a passage's text or metadata: {error})")
+        return found
+
+    def passages(self, seqs: Sequence[int]) -> list[tuple[int, bytes, bytes, bytes, int | None]]:
+        """Return (seq, id, text, metadata, checksum if there is one), whatever their bytes, without those gone."""
+        fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
+        sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {_GIVEN}"
+        return self.rows(f"{sql} ORDER BY seq", [json.dumps([int(seq) for seq in seqs])])
 
     def vectors(self, seqs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Yield (seqs, (N, D) vectors) in steps, in the order of ascending seqs, without those that are gone."""
         for start in range(0, len(seqs), VECTORS_AT_ONCE):
-            wanted = json.dumps(seqs[start : start + VECTORS_AT_ONCE].tolist())
-            sql = "SELECT seq, vector FROM vectors WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
-            if found := self.rows(sql, [wanted]):
-                matrix = np.frombuffer(b"".join(blob for _, blob in found), np.float32)
-                yield np.array([seq for seq, _ in found], np.int64), matrix.reshape(len(found), -1)
+            if found := self.blobs(seqs[start : start + VECTORS_AT_ONCE].tolist()):
+                for seq, blob, checksum in found:
+                    if checksum is not None and checksum != zlib.crc32(blob):
+                        self.refuse(f"it is damaged (the vector of passage number {seq} is not what was stored)")
+                matrix = np.frombuffer(b"".join(blob for _, blob, _ in found), np.float32)
+                yield np.array([seq for seq, *_ in found], np.int64), matrix.reshape(len(found), -1)
+
+    def blobs(self, seqs: Sequence[int]) -> list[tuple[int, bytes, int | None]]:
+        """Return (seq, vector, checksum if there is one), without those that are gone."""
+        sql = f"""
+            SELECT seq, CAST(vectors.vector AS BLOB), checksums.vector FROM vectors LEFT JOIN checksums USING (seq)
+            WHERE seq IN {_GIVEN} ORDER BY seq
+        """
+        return self.rows(sql, [json.dumps(seqs)])
 
     def data_version(self) -> int:
         """Return a number that changes when another process has committed."""
@@ -270,6 +314,7 @@ def _code(error: sqlite3.Error) -> int:
 def _delete(connection: sqlite3.Connection, seq: int) -> None:
     connection.execute("DELETE FROM passages WHERE seq = ?", [seq])
     connection.execute("DELETE FROM vectors WHERE seq = ?", [seq])
+    connection.execute("DELETE FROM checksums WHERE seq = ?", [seq])
 
 
 def _create(file: Path) -> None:

@@ -62,7 +62,10 @@ def _config_of(embedder: Embedder) -> dict[str, Any]:
 def settled_index(database: Database, wanted: IndexSettings | None, read_only: bool) -> IndexSettings:
     """Return the settings to search with: those wanted, else the store's, else the defaults; a writer keeps them."""
     stored = database.settings().get("index")
-    settings = wanted or (IndexSettings(**stored) if stored else IndexSettings())
+    try:
+        settings = wanted or IndexSettings(**(stored or {}))
+    except (TypeError, SettingsError) as error:
+        database.refuse(f"its settings are damaged ({error})")
     if not read_only and stored != asdict(settings):
         database.set(index=asdict(settings))
     return settings
