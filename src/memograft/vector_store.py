@@ -21,7 +21,6 @@ from memograft._process import OfOneProcess
 from memograft.documents import Document, as_documents
 from memograft.embedders import Embedder
 from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
-from memograft.store.cache import IndexCache
 from memograft.store.checks import (
     check_count,
     check_share,
@@ -31,12 +30,13 @@ from memograft.store.checks import (
     embedded,
     embedded_query,
 )
-from memograft.store.db import FILE_NAME, Database, Row
+from memograft.store.db import FILE_NAME, Row
 from memograft.store.filters import compile_filter
 from memograft.store.index import FloatArray, IndexKind, IndexSettings
 from memograft.store.locks import ReadWriteLock
-from memograft.store.open import claim_folder, settled_embedder, settled_index
+from memograft.store.open import opened
 from memograft.store.search import Hit, Searcher
+from memograft.store.verify import compared, inspected
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]
 
@@ -95,29 +95,10 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         self._closed = False
         self._one_writer = threading.RLock()
         self._lock = ReadWriteLock()
-        self._writer_lock = claim_folder(self._folder, read_only)
-        try:
-            self._database = Database(self._folder, read_only)
-            try:
-                self._embedder = settled_embedder(self._database, embedder, read_only)
-                self._database.check_vectors(self._embedder.dimension)
-                settings = settled_index(self._database, settings, read_only)
-                self._cache = IndexCache(
-                    self._database,
-                    self._folder,
-                    self._embedder.dimension,
-                    settings,
-                    read_only=read_only,
-                    progress=progress,
-                )
-                self._search = Searcher(self._database, self._cache, self._lock)
-            except BaseException:
-                self._database.close()
-                raise
-        except BaseException:
-            if self._writer_lock:
-                self._writer_lock.release()
-            raise
+        self._writer_lock, self._database, self._embedder, self._cache = opened(
+            self._folder, embedder, settings, read_only=read_only, progress=progress
+        )
+        self._search = Searcher(self._database, self._cache, self._lock)
 
     @classmethod
     def open(cls, path: str | Path, embedder: Embedder | None = None, read_only: bool = False) -> VectorStore:
@@ -222,6 +203,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     def compact(self) -> int:
         """Rebuild the index (and train "ivf" anew), shrink the files, persist; return how many dead vectors that freed.
 
+        What was stored before there were checksums has them then.
+
         Raises:
             StoreReadOnlyError, StoreError: as `add`; shrinking needs as much free disk as the store takes.
         """
@@ -230,6 +213,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             dead = self._cache.index.dead
             self._rebuild()
             with self._lock.writing():
+                self._database.sum_up()
                 self._database.shrink()
                 self._cache.persist()
         return dead
@@ -330,6 +314,22 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         self._require_open()
         unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
         return [Hit(*found) for found in self._search.varied(unit, k, max(k, fetch_k), lambda_mult, where)]
+
+    def verify(self) -> list[Path]:
+        """Read all files from end to end and compare them with their checksums; searches and writes go on meanwhile.
+
+        Opening looks for pages that make no sense, and each text and vector is compared when it is read.
+
+        Returns:
+            The files in which something has no checksum: none, unless it is from before there were any, and was not
+            compacted since.
+
+        Raises:
+            StoreCorruptError: a file is damaged; the message names each of them.
+            StoreError: the store is closed.
+        """
+        self._require_open()
+        return (compared(self._database) if self._folder is None else inspected(self._folder)).or_raise()
 
     @property
     def embedder(self) -> Embedder:

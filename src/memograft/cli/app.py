@@ -197,6 +197,20 @@ def memorize(
 
 
 @app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A saved memory, a datastore or a vector store.", metavar="FOLDER")],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a folder with its checksums, from end to end. A line for each damaged file; any makes the exit code 1."""
+    with reporting(as_json) as result:
+        from memograft.cli.check import check as run
+
+        result |= run(folder, quiet=as_json)
+    if result["damaged"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     html: Annotated[Path | None, typer.Option(help="Write a page that shows what each token lost in surprise.")] = None,
     store: Annotated[Path | None, typer.Option(help="Keep the demo's vector store here; left out, in memory.")] = None,

@@ -137,7 +137,7 @@ class IndexCache:
         if self._folder is None or self._saved:
             return
         last = self._database.settings().get("index_file", {"number": 0})
-        file = _index_file(self._folder, last["number"] + 1)
+        file = index_file(self._folder, last["number"] + 1)
         try:
             checksum = self.index.save(file)
             sync(self._folder)
@@ -160,7 +160,7 @@ class IndexCache:
             pointer: dict[str, Any] | None = self._database.settings().get("index_file")
             if self._folder is None or pointer is None or pointer["settings"] != asdict(self._settings):
                 return None
-            file = _index_file(self._folder, pointer["number"])
+            file = index_file(self._folder, pointer["number"])
             try:
                 if crc32(file) != pointer["crc32"]:
                     reason = "its checksum is wrong"
@@ -175,5 +175,6 @@ class IndexCache:
         return None
 
 
-def _index_file(folder: Path, number: int) -> Path:
+def index_file(folder: Path, number: int) -> Path:
+    """The index file of that number, as the database's settings name it."""
     return folder / f"vectors-{number}.faiss"

@@ -193,13 +193,12 @@ class Database:
 
     def settings(self) -> dict[str, Any]:
         """Return every setting."""
-        with self._mutex, self._errors():
-            found = dict(self._connection.execute("SELECT key, value FROM settings"))
-            if found.pop(sums.KEY, None) not in (None, sums.of_settings(self._connection)):
-                self.refuse("its settings are damaged (their checksum is wrong)")
+        rows = self.rows("SELECT key, value FROM settings")
         try:
-            settings = {key: json.loads(value) for key, value in found.items()}
-        except (ValueError, TypeError, RecursionError) as error:
+            if dict(rows).get(sums.KEY) not in (None, sums.of_settings(rows)):
+                self.refuse("its settings are damaged (their checksum is wrong)")
+            settings = {key: json.loads(value) for key, value in rows if key != sums.KEY}
+        except (TypeError, ValueError, RecursionError) as error:
             self.refuse(f"its settings are damaged ({error})")
         for key, value in settings.items():
             if not isinstance(value, dict) or key not in _SETTINGS or _SETTINGS[key] not in (None, set(value)):
@@ -211,8 +210,8 @@ class Database:
         with self.transaction() as connection:
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
-            seal = [sums.KEY, sums.of_settings(connection)]
-            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", seal)
+            seal = sums.of_settings(connection.execute("SELECT key, value FROM settings"))
+            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [sums.KEY, seal])
 
     # passages ---------------------------------------------------------------------------------------------------
 
@@ -240,6 +239,18 @@ class Database:
         with self.transaction() as connection:
             for seq in seqs:
                 _delete(connection, seq)
+
+    def sum_up(self) -> None:
+        """Give checksums to what was stored before there were any."""
+        with self.transaction() as connection:
+            without = self.seqs("seq NOT IN (SELECT seq FROM checksums)").tolist()
+            for start in range(0, len(without), VECTORS_AT_ONCE):
+                page = without[start : start + VECTORS_AT_ONCE]
+                for (seq, id, text, metadata, _), (_, blob, _) in zip(
+                    self.passages(page), self.blobs(page), strict=True
+                ):
+                    sum = sums.of_passage(id, text, metadata)
+                    connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, sum, zlib.crc32(blob)])
 
     def seqs(self, condition: str = "1", parameters: Sequence[Any] = ()) -> NDArray[np.int64]:
         """Return the seqs of the passages that meet an SQL condition, ascending."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from memograft.embedders import Embedder, LexicalEmbedder, embedder_from_config
 from memograft.errors import EmbedderMismatchError, SettingsError, StoreCorruptError, StoreError
+from memograft.store.cache import IndexCache
 from memograft.store.db import Database
 from memograft.store.index import IndexSettings
 from memograft.store.locks import WriterLock
@@ -30,6 +31,33 @@ def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
         raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
     except OSError as error:
         raise StoreError(f"{folder} cannot be written ({error}); pass a folder that can") from error
+
+
+def opened(
+    folder: Path | None,
+    embedder: Embedder | None,
+    index: IndexSettings | None,
+    *,
+    read_only: bool,
+    progress: bool,
+) -> tuple[WriterLock | None, Database, Embedder, IndexCache]:
+    """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
+    lock = claim_folder(folder, read_only)
+    try:
+        database = Database(folder, read_only)
+        try:
+            embedder = settled_embedder(database, embedder, read_only)
+            database.check_vectors(embedder.dimension)
+            settings = settled_index(database, index, read_only)
+            cache = IndexCache(database, folder, embedder.dimension, settings, read_only=read_only, progress=progress)
+        except BaseException:
+            database.close()
+            raise
+    except BaseException:
+        if lock:
+            lock.release()
+        raise
+    return lock, database, embedder, cache
 
 
 def settled_embedder(database: Database, embedder: Embedder | None, read_only: bool) -> Embedder:

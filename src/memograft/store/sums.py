@@ -1,13 +1,15 @@
 """Checksums of a store's passages, vectors and settings: CRC-32, beside them in the database.
 
 SQLite finds pages that make no sense; a byte of a text or a vector that became another byte makes sense to it. A store
-from before there were any gets the table when it is opened for writing: what is added from then on has checksums.
+from before there were any gets the table when it is opened for writing: what is added from then on has checksums, and
+all of it once it is compacted.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Iterable
 from functools import cache
 
 KEY = "checksum"  # of the settings, among them
@@ -21,10 +23,9 @@ def of_passage(id: bytes, text: bytes, metadata: bytes) -> int:
     return zlib.crc32(b"\0".join((id, text, metadata)))
 
 
-def of_settings(connection: sqlite3.Connection) -> str:
-    """The checksum of the settings as they stand in the database."""
-    rows = connection.execute("SELECT key, value FROM settings WHERE key <> ? ORDER BY key", [KEY]).fetchall()
-    return str(zlib.crc32(repr(rows).encode()))
+def of_settings(rows: Iterable[tuple[str, str]]) -> str:
+    """The checksum of the settings, keys and values as they stand in the database, but for its own."""
+    return str(zlib.crc32(repr(sorted(row for row in rows if row[0] != KEY)).encode()))
 
 
 def have_table(connection: sqlite3.Connection, read_only: bool) -> None:

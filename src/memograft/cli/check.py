@@ -1,0 +1,66 @@
+"""`memograft check`: a saved memory, a datastore or a vector store, read from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from memograft.cli.console import out
+from memograft.disk import Findings
+from memograft.errors import StoreError
+
+__all__ = ["check"]
+
+_KINDS = {  # what only such a folder has
+    "memory": ("memograft.json", "adapter_model.safetensors", "adapter_config.json"),
+    "datastore": ("header.json", "sources.jsonl"),
+    "vector store": ("passages.sqlite3", "vectors-*.faiss"),
+}
+
+
+def check(folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """Print what is damaged in a folder unless `quiet`, and return it as JSON values.
+
+    Raises:
+        StoreError: it is none of these, or a store that another program keeps to itself.
+    """
+    kind = next((kind for kind, files in _KINDS.items() if any(any(folder.glob(file)) for file in files)), None)
+    if kind is None:
+        raise StoreError(
+            f"{folder} must be a saved memory, a datastore or a vector store, and has the files of none; check the path"
+        )
+    found = _inspected(kind, folder)
+    if not quiet:
+        for message in found.damaged.values():
+            out().print(Text(message), soft_wrap=True)
+        if not found.damaged:
+            out().print(Text(f"{folder}: a {kind}, {_said(found)}"), soft_wrap=True)
+    return {
+        "folder": str(folder),
+        "kind": kind,
+        "damaged": {str(file): message for file, message in found.damaged.items()},
+        "without_checksums": [str(file) for file in found.unsummed],
+    }
+
+
+def _inspected(kind: str, folder: Path) -> Findings:
+    if kind == "memory":
+        from memograft.memory.folder import inspected as memory
+
+        return memory(folder)
+    if kind == "datastore":
+        from memograft.reference.verify import inspected as datastore
+
+        return datastore(folder)
+    from memograft.store.verify import inspected as vector_store
+
+    return vector_store(folder)
+
+
+def _said(found: Findings) -> str:
+    if not found.unsummed:
+        return "nothing is damaged"
+    files = ", ".join(file.name for file in found.unsummed)
+    return f"from before there were checksums: {files} could not be compared; compact it, or save the memory again"
