@@ -148,9 +148,10 @@ class Database:
         """Turn SQLite's errors into ours."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes what is damaged
             code = _code(error)
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or str(error).startswith(_DAMAGE):
+            damage = isinstance(error, UnicodeDecodeError) or str(error).startswith(_DAMAGE)
+            if damage or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise StoreCorruptError(
                     f"{self.file} is damaged or not a store ({error}); restore it from a backup, or choose another "
                     "folder and add the documents again"
@@ -317,7 +318,7 @@ def _connect(target: str) -> sqlite3.Connection:
     return connection
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     """Return SQLite's primary result code; the upper bits only refine it."""
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
 
