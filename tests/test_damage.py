@@ -300,6 +300,16 @@ def test_a_text_or_a_vector_that_changed_is_not_served(copy: Path) -> None:
     assert "passage '4' is not what was stored" in run("check", folder, code=1)[0]
 
 
+def test_a_type_of_a_column_that_changed_is_refused(copy: Path) -> None:
+    """SQLite takes any word for a type, compares ids as numbers then, and finds none of them."""
+    file = copy / "vector store" / "passages.sqlite3"
+    data = file.read_bytes()
+    assert data.count(b"id TEXT NOT NULL UNIQUE") == 1
+    file.write_bytes(data.replace(b"id TEXT NOT NULL UNIQUE", b"id TEXP NOT NULL UNIQUE"))
+    with pytest.raises(StoreCorruptError, match="its tables are not those of a store"):
+        VectorStore.open(file.parent)
+
+
 def test_settings_that_changed_are_refused(copy: Path) -> None:
     folder = sql(copy / "vector store", """UPDATE settings SET value = '{"kind": "ivf"}' WHERE key = 'index'""")
     with pytest.raises(StoreCorruptError, match=r"its settings are damaged \(their checksum is wrong"):
