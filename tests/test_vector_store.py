@@ -15,6 +15,7 @@ from memograft.store.index import VectorIndex
 from memograft.store.locks import ReadWriteLock
 from memograft.store.search import mmr_order
 from memograft.vector_store import IndexSettings, VectorStore
+from gates import until
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 
 # contents ---------------------------------------------------------------------------------------------------------
@@ -285,14 +286,18 @@ def test_a_waiting_writer_goes_before_new_readers() -> None:
         with lock.writing():
             order.append("writer")
 
+    def writer_waits() -> bool:
+        if free := lock._gate.acquire(blocking=False):
+            lock._gate.release()
+        return not free
+
     def read() -> None:
         with lock.reading():
             order.append("reader")
 
     writer = threading.Thread(target=write)
     writer.start()
-    while not lock._waiting_writers:
-        pass
+    until(writer_waits)
     reader = threading.Thread(target=read)
     reader.start()
     reader.join(0.05)

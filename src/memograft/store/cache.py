@@ -69,8 +69,10 @@ class IndexCache:
         return self._behind or (self._read_only and self._database.data_version() != self._seen)
 
     def catch_up(self) -> None:
-        """Bring the index up to the database."""
-        self._seen = self._database.data_version()
+        """Bring the index up to the database; cut off in the middle, it is due again."""
+        seen = self._database.data_version()
+        if not self.index.is_whole:
+            self.replace(self.build())
         live = self._database.seqs()
         known = self.index.ids()
         gone, new = np.setdiff1d(known, live), np.setdiff1d(live, known)
@@ -79,7 +81,7 @@ class IndexCache:
         for seqs, vectors in self._database.vectors(new):
             self.index.add(seqs, vectors)
         self._saved = self._saved and not len(new)
-        self._behind = False
+        self._seen, self._behind = seen, False
 
     def expect(self) -> None:
         """Say that a commit is coming: until `apply` has followed it, searches catch up first."""

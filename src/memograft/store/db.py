@@ -12,10 +12,10 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, St
 
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
+
+T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
 _FORMAT = 1
@@ -51,6 +53,9 @@ class Row(NamedTuple):
 
 class Database:
     """An open database; its methods may be called from any thread.
+
+    A transaction is a `with` on the mutex and the connection, which commits or, whatever comes between, rolls back.
+    Both are of C, so that no interrupt leaves either behind (see `locks.ReadWriteLock`).
 
     Args:
         folder: the store's folder, which exists; None keeps everything in memory.
@@ -150,18 +155,11 @@ class Database:
                 ) from error
             raise StoreError(f"{self.file} cannot be used ({error}); check its path and permissions") from error
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, on the disk when the block has ended."""
-        with self._mutex, self._errors():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has already ended it
-                    self._connection.execute("ROLLBACK")
-                raise
+    def at_once(self, read: Callable[[], T]) -> T:
+        """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN")
+            return read()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Run one query to its end."""
@@ -184,7 +182,8 @@ class Database:
 
     def set(self, **settings: Any) -> None:
         """Store JSON-able settings."""
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
@@ -194,7 +193,8 @@ class Database:
         """Replace or insert passages by id; return (the seqs that are gone, the new seqs in the order of `rows`)."""
         gone: list[int] = []
         new: list[int] = []
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             for row in rows:
                 old = connection.execute("SELECT seq FROM passages WHERE id = ?", [row.id]).fetchone()
                 if old:
@@ -209,7 +209,8 @@ class Database:
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Delete passages."""
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             for seq in seqs:
                 _delete(connection, seq)
 
