@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from gates import until
 from memograft.documents import Document
 from memograft.embedders import LexicalEmbedder
 from memograft.errors import SettingsError
@@ -15,7 +16,6 @@ from memograft.store.index import VectorIndex
 from memograft.store.locks import ReadWriteLock
 from memograft.store.search import mmr_order
 from memograft.vector_store import IndexSettings, VectorStore
-from gates import until
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 
 # contents ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from memograft.request import Source
 from memograft.store.checks import check_count
 from memograft.store.locks import ReadWriteLock, WriterLock
 from memograft.store.open import claim_folder
+from memograft.store.progress import progress_bar
 
 __all__ = ["Datastore"]
 
@@ -185,12 +186,10 @@ class Datastore:
             return self._add(engine, examples, stride, batch_size, progress)
 
     def _add(self, engine: Any, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool) -> int:
-        from tqdm import tqdm
-
         queue, added, last = self._new(checked(examples)), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
         try:
-            with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
+            with progress_bar(total, "Learning", "example", progress) as bar:
                 for batch in alike(queue, batch_size):
                     for entries in learn(engine, batch, self.header.place, stride, batch_size):
                         self._files.append(entries)

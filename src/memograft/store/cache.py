@@ -19,6 +19,7 @@ import numpy as np
 from memograft.errors import StoreError
 from memograft.store.db import Database, sync_folder
 from memograft.store.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first, file_checksum
+from memograft.store.progress import progress_bar
 
 _LARGE = 10_000  # passages from which building an index shows a progress bar
 _LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
@@ -101,12 +102,9 @@ class IndexCache:
 
     def build(self) -> VectorIndex:
         """Return a new index made from the vectors in the database."""
-        from tqdm import tqdm
-
         seqs = self._database.seqs()
         index = VectorIndex(self._dimension, self._settings, len(seqs))
-        off = None if self._progress and len(seqs) >= _LARGE else True  # None: only on a terminal
-        with tqdm(total=len(seqs), desc="Indexing", unit="passage", disable=off) as bar:
+        with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
             if not index.is_trained:
                 bar.set_postfix_str("training")
                 step = -(-len(seqs) // index.training_size())

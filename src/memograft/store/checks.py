@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.embedders import Embedder, unit_rows
 from memograft.errors import SettingsError
+from memograft.store.progress import progress_bar
 
 FloatArray = NDArray[np.float32]
 
@@ -88,11 +89,8 @@ def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> Float
 
 def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bool) -> FloatArray:
     """Return the (N, D) unit vectors of N >= 1 texts, `batch_size` at a time."""
-    from tqdm import tqdm
-
-    off = None if progress and len(texts) >= _LARGE else True  # None: only on a terminal
     parts = []
-    with tqdm(total=len(texts), desc="Embedding", unit="passage", disable=off) as bar:
+    with progress_bar(len(texts), "Embedding", "passage", progress and len(texts) >= _LARGE) as bar:
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             vectors = embedder.embed_documents(batch)
