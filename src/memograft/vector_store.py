@@ -30,7 +30,7 @@ from memograft.store.checks import (
     embedded,
     embedded_query,
 )
-from memograft.store.db import FILE_NAME, Database, Row
+from memograft.store.db import FILE_NAME, Database, Row, is_there
 from memograft.store.filters import compile_filter
 from memograft.store.index import FloatArray, IndexKind, IndexSettings
 from memograft.store.locks import ReadWriteLock
@@ -47,9 +47,10 @@ logger = logging.getLogger(__name__)
 class VectorStore:
     """Passages that can be searched by meaning and by metadata.
 
-    Every method may be called from any thread. Searches run side by side and wait only while a write commits. Of
-    several processes one may write; any number may open the store read-only, and they see each commit of the writer at
-    their next call.
+    Every method may be called from any thread, and interrupted (Ctrl-C) at any point: a write is then there or not.
+    Searches run side by side and wait only while a write commits; each sees one state of the store. Of several
+    processes one may write; any number may open the store read-only, and they see each commit of the writer at their
+    next call. A forked child opens a store on disk again, and has its own copy of one in memory.
 
     Args:
         embedder: turns text into vectors; left out, the one the store was built with, or `LexicalEmbedder()` for a new
@@ -117,7 +118,7 @@ class VectorStore:
         Raises:
             StoreError: there is no store at `path`; otherwise as the class.
         """
-        if not (Path(path) / FILE_NAME).exists():
+        if not is_there(Path(path) / FILE_NAME):
             raise StoreError(f"{path} holds no store; create it with VectorStore(path=...), or check the path")
         return cls(embedder, path, read_only=read_only)
 

@@ -91,12 +91,15 @@ def read_header(folder: Path) -> Header | None:
 
     Raises:
         StoreCorruptError: it is damaged, or of another format.
+        StoreError: it cannot be read.
     """
     file = folder / HEADER
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _unreadable(file, error) from error
     except ValueError as error:
         raise _damaged(file, str(error)) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
@@ -119,6 +122,7 @@ class Files:
 
     Raises:
         StoreCorruptError: a file is missing or shorter than the header says.
+        StoreError: one cannot be read.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
@@ -126,8 +130,11 @@ class Files:
         self._pending = self._whole = header  # with what was appended; the second in whole examples only
         if sys.byteorder != "little":
             raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
-        self.entries = self._map()
-        self._check(SOURCES, header.sources_bytes)
+        try:
+            self.entries = self._map()
+            self._check(SOURCES, header.sources_bytes)
+        except OSError as error:
+            raise _unreadable(folder, error) from error
 
     def append(self, entries: Entries) -> None:
         """Write entries behind those there are. Their source numbers count from the next source on.
@@ -211,8 +218,11 @@ class Files:
         """The lines of sources.jsonl that count."""
         if not self.header.sources_bytes:
             return b""
-        with open(self.folder / SOURCES, "rb") as stream:
-            return stream.read(self.header.sources_bytes)
+        try:
+            with open(self.folder / SOURCES, "rb") as stream:
+                return stream.read(self.header.sources_bytes)
+        except OSError as error:
+            raise _unreadable(self.folder / SOURCES, error) from error
 
     @staticmethod
     def names(header: Header) -> list[str]:
@@ -253,6 +263,10 @@ class Files:
                 f"{self.folder} could not be written ({error}); its {self.header.entries} entries are safe, so free "
                 "some space and repeat the call: it goes on where it was"
             ) from error
+
+
+def _unreadable(file: Path, error: OSError) -> StoreError:
+    return StoreError(f"{file} cannot be read ({error}); check its path and permissions")
 
 
 def _damaged(file: Path, reason: str) -> StoreCorruptError:

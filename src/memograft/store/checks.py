@@ -50,6 +50,8 @@ def checked_metadata(document: Document, position: int, *, needs_text: bool = Tr
             raise SettingsError(
                 f"the {name} of {where} must be Unicode text, and has lone surrogates; decode it with errors='replace'"
             )
+    if "\0" in document.id:
+        raise SettingsError(f"the id of {where} must not hold NUL, where SQLite's filters end a text; leave it out")
     if not isinstance(document.metadata, Mapping):
         raise SettingsError(f"the metadata of {where} must be a mapping, got {document.metadata!r}; use a dict")
     parts = [_checked_entry(key, value, where) for key, value in document.metadata.items()]

@@ -74,7 +74,7 @@ class Database:
                 self._connection = _connect(":memory:")
                 self._connection.executescript(_SCHEMA)
             else:
-                if not self.file.exists():
+                if not is_there(self.file):
                     self._make(self.file, read_only)
                 self._connection = self._opened(self.file, read_only)
 
@@ -154,6 +154,10 @@ class Database:
                     "try again"
                 ) from error
             raise StoreError(f"{self.file} cannot be used ({error}); check its path and permissions") from error
+        except OSError as error:
+            raise StoreError(
+                f"{self.file} could not be made ({error}); check its path, permissions and the free space"
+            ) from error
 
     def at_once(self, read: Callable[[], T]) -> T:
         """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
@@ -253,6 +257,18 @@ class Database:
         with self._mutex, self._errors():
             self._connection.execute("VACUUM")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def is_there(file: Path) -> bool:
+    """Whether a store's file is there.
+
+    Raises:
+        StoreError: the system does not say: one may not look into the folder, or the path is too long.
+    """
+    try:
+        return file.exists()
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error}); check its path and permissions") from error
 
 
 def _connect(target: str) -> sqlite3.Connection:

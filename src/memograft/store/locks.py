@@ -104,6 +104,18 @@ class WriterLock:
             self._file.close()
             raise
 
+    def check(self) -> None:
+        """Refuse a fork of the process that holds it.
+
+        Raises:
+            StoreLockedError: this is one.
+        """
+        if os.getpid() != self._owner:
+            raise StoreLockedError(
+                f"{Path(self._file.name).parent} is written by the process {self._owner}, which opened it, and "
+                f"{os.getpid()} is a fork of it; write there, or close it there and open it here"
+            )
+
     def release(self) -> None:
         """Let the next writer in, even while a forked child has the file open too."""
         import fcntl

@@ -82,7 +82,7 @@ def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
         return WriterLock(folder / "writer.lock")
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a path with NUL
         raise StoreError(f"{folder} cannot be written ({error}); pass a folder that can") from error
 
 
