@@ -59,6 +59,21 @@ def test_a_child_that_ends_leaves_the_temporary_one_to_its_parent(engine: Engine
     assert not store.path.exists()
 
 
+def test_a_fork_may_not_write_to_its_parents_store(tmp_path: Path) -> None:
+    with new(tmp_path / "store", "flat") as store:
+        store.extend(*synthetic(40, sources=4, prefix="old"))
+
+        def child() -> None:
+            assert store.nearest(np.zeros((1, 16), np.float32), 5).values.shape == (1, 1, 5)
+            with pytest.raises(StoreLockedError, match=rf"written by the process {parent}, .* is a fork of it; write"):
+                store.extend(*synthetic(30, sources=3, prefix="new"))
+
+        parent = os.getpid()
+        assert in_a_fork(child) == 0
+        store.extend(*synthetic(30, sources=3, prefix="new"))
+        assert len(store) == 70
+
+
 def test_close_lets_the_next_writer_in_while_a_child_lives(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path / "writer.lock")
     read, write = os.pipe()

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from gates import until
 from memograft.documents import Document
 from memograft.embedders import LexicalEmbedder
 from memograft.errors import SettingsError
@@ -285,14 +286,18 @@ def test_a_waiting_writer_goes_before_new_readers() -> None:
         with lock.writing():
             order.append("writer")
 
+    def writer_waits() -> bool:
+        if free := lock._gate.acquire(blocking=False):
+            lock._gate.release()
+        return not free
+
     def read() -> None:
         with lock.reading():
             order.append("reader")
 
     writer = threading.Thread(target=write)
     writer.start()
-    while not lock._waiting_writers:
-        pass
+    until(writer_waits)
     reader = threading.Thread(target=read)
     reader.start()
     reader.join(0.05)

@@ -34,8 +34,10 @@ from memograft.reference.temporary import goes_with, new_folder
 from memograft.reference.verify import inspected
 from memograft.request import Source
 from memograft.store.checks import check_count
+from memograft.store.db import is_there
 from memograft.store.locks import ReadWriteLock, WriterLock
 from memograft.store.open import claim_folder
+from memograft.store.progress import progress_bar
 
 __all__ = ["Datastore"]
 
@@ -134,7 +136,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             StoreError: there is no datastore.
         """
         folder = Path(path)
-        if not (folder / HEADER).is_file():
+        if not is_there(folder / HEADER):
             raise StoreError(f"{folder} holds no datastore ({HEADER} is missing); make one with Datastore.build")
         lock = claim_folder(folder, read_only)
         try:
@@ -186,12 +188,10 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             return self._add(engine, examples, stride, batch_size, progress)
 
     def _add(self, engine: Any, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool) -> int:
-        from tqdm import tqdm
-
         queue, added, last = self._new(checked(examples)), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
         try:
-            with tqdm(total=total, desc="Learning", unit="example", disable=None if progress else True) as bar:
+            with progress_bar(total, "Learning", "example", progress) as bar:
                 for batch in alike(queue, batch_size):
                     for entries in learn(engine, batch, self.header.place, stride, batch_size):
                         self._files.append(entries)
@@ -256,13 +256,16 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def save(self, path: str | Path) -> Path:
         """Copy it to a folder that does not exist yet; the header last, so that half a copy is none. Returns it."""
         target = Path(path)
-        if target.exists() and any(target.iterdir()):
+        if is_there(target) and target.is_dir() and any(target.iterdir()):
             raise SettingsError(f"{target} is not empty, so it is not overwritten; choose another folder")
         with self._lock.reading():
-            target.mkdir(parents=True, exist_ok=True)
-            for file in self._folder.iterdir():
-                if file.name not in (HEADER, "writer.lock"):
-                    shutil.copy2(file, target / file.name)
+            try:
+                target.mkdir(parents=True, exist_ok=True)
+                for file in self._folder.iterdir():
+                    if file.name not in (HEADER, "writer.lock"):
+                        shutil.copy2(file, target / file.name)
+            except OSError as error:
+                raise StoreError(f"{self._folder} could not be copied ({error}); choose another folder") from error
             Files(target, self.header).commit()
         return target
 
@@ -380,3 +383,5 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def _check_writable(self) -> None:
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
+        if self._writer is not None:
+            self._writer.check()

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from memograft._process import OfOneProcess
 from memograft.documents import Document, as_documents
 from memograft.embedders import Embedder
-from memograft.errors import SettingsError, StoreError, StoreReadOnlyError
+from memograft.errors import SettingsError, StoreError
 from memograft.store.checks import (
     check_count,
     check_share,
@@ -30,7 +30,7 @@ from memograft.store.checks import (
     embedded,
     embedded_query,
 )
-from memograft.store.db import FILE_NAME, Row
+from memograft.store.db import FILE_NAME, Row, is_there
 from memograft.store.filters import compile_filter
 from memograft.store.index import FloatArray, IndexKind, IndexSettings
 from memograft.store.locks import ReadWriteLock
@@ -48,9 +48,10 @@ logger = logging.getLogger(__name__)
 class VectorStore(OfOneProcess, instead="open its folder in each process: VectorStore.open(...)"):
     """Passages that can be searched by meaning and by metadata.
 
-    Every method may be called from any thread. Searches run side by side and wait only while a write commits. Of
-    several processes one may write; any number may open the store read-only, and they see each commit of the writer at
-    their next call.
+    Every method may be called from any thread, and interrupted (Ctrl-C) at any point: a write is then there or not.
+    Searches run side by side and wait only while a write commits; each sees one state of the store. Of several
+    processes one may write; any number may open the store read-only, and they see each commit of the writer at their
+    next call. A forked child opens a store on disk again, and has its own copy of one in memory.
 
     Args:
         embedder: turns text into vectors; left out, the one the store was built with, or `LexicalEmbedder()` for a new
@@ -88,15 +89,13 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     ) -> None:
         check_count("batch_size", batch_size)
         settings = index if index is None or isinstance(index, IndexSettings) else IndexSettings(index)
-        self._folder = None if path is None else Path(path)
-        self._read_only = read_only
+        folder = None if path is None else Path(path)
         self._batch_size = batch_size
         self._progress = progress
-        self._closed = False
         self._one_writer = threading.RLock()
         self._lock = ReadWriteLock()
-        self._writer_lock, self._database, self._embedder, self._cache = opened(
-            self._folder, embedder, settings, read_only=read_only, progress=progress
+        self._access, self._database, self._embedder, self._cache = opened(
+            folder, embedder, settings, read_only=read_only, progress=progress
         )
         self._search = Searcher(self._database, self._cache, self._lock)
 
@@ -107,7 +106,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         Raises:
             StoreError: there is no store at `path`; otherwise as the class.
         """
-        if not (Path(path) / FILE_NAME).exists():
+        if not is_there(Path(path) / FILE_NAME):
             raise StoreError(f"{path} holds no store; create it with VectorStore(path=...), or check the path")
         return cls(embedder, path, read_only=read_only)
 
@@ -135,7 +134,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk is full, or the store is closed.
         """
-        self._require_writable()
+        self._access.require_writable()
         items = as_documents(documents)
         metadata = [checked_metadata(document, i, needs_text=vectors is None) for i, document in enumerate(items)]
         last = {document.id: position for position, document in enumerate(items)}
@@ -151,7 +150,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         ]
         with self._one_writer:
             with self._lock.writing():
-                self._require_writable()
+                self._access.require_writable()
                 self._cache.expect()
                 gone, new = self._database.upsert(rows)
                 self._cache.apply(gone, new, units)
@@ -166,7 +165,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             FilterError: `where` is not well formed.
             StoreReadOnlyError, StoreError: as `add`.
         """
-        self._require_writable()
+        self._access.require_writable()
         if (ids is None) == (where is None):
             raise SettingsError(
                 f"`delete` takes either `ids` or `where`, got {'neither' if ids is None else 'both'}; where={{}} "
@@ -176,7 +175,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         wanted = checked_ids(ids) if ids is not None else []
         with self._one_writer:
             with self._lock.writing():
-                self._require_writable()
+                self._access.require_writable()
                 if ids is None:
                     gone = self._database.seqs(condition, parameters).tolist()
                 else:
@@ -208,7 +207,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         Raises:
             StoreReadOnlyError, StoreError: as `add`; shrinking needs as much free disk as the store takes.
         """
-        self._require_writable()
+        self._access.require_writable()
         with self._one_writer:
             dead = self._cache.index.dead
             self._rebuild()
@@ -225,25 +224,23 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk is full (nothing is lost), or the store is closed.
         """
-        self._require_writable()
+        self._access.require_writable()
         with self._one_writer, self._lock.reading():
             self._cache.persist()
 
     def close(self) -> None:
         """Persist and close. A second call does nothing; should the index file not be writable, a log line says so."""
+        if self._access.inherited:  # it is the parent's to close
+            return
         with self._one_writer, self._lock.writing():
-            if self._closed:
-                return
-            self._closed = True
             try:
-                if not self._read_only:
+                if not (self._access.closed or self._access.read_only):
                     self._cache.persist()
             except StoreError as error:
                 logger.warning("the store closes without its index file and will rebuild it: %s", error)
-            finally:
+            finally:  # in full even after a call that was cut off here
                 self._database.close()
-                if self._writer_lock:
-                    self._writer_lock.release()
+                self._access.close()
 
     def __enter__(self) -> Self:
         return self
@@ -311,7 +308,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         check_count("fetch_k", fetch_k)
         check_count("k", k)
         check_share("lambda_mult", lambda_mult)
-        self._require_open()
+        self._access.require_open()
         unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
         return [Hit(*found) for found in self._search.varied(unit, k, max(k, fetch_k), lambda_mult, where)]
 
@@ -328,8 +325,9 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             StoreCorruptError: a file is damaged; the message names each of them.
             StoreError: the store is closed.
         """
-        self._require_open()
-        return (compared(self._database) if self._folder is None else inspected(self._folder)).or_raise()
+        self._access.require_open()
+        file = self._database.file
+        return (inspected(file.parent) if file else compared(self._database)).or_raise()
 
     @property
     def embedder(self) -> Embedder:
@@ -338,15 +336,12 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
     def get(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in their order, skipping ids that are not there."""
-        with self._lock.reading():
-            self._require_open()
-            seqs = [seq for seq in self._database.seqs_of_ids(checked_ids(ids)) if seq is not None]
-            documents = self._database.documents(seqs)
-        return [documents[seq] for seq in seqs if seq in documents]
+        self._access.require_open()
+        return self._search.documents(checked_ids(ids))
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:
         """Return the (N, D) unit vectors of the documents with these ids, as `get` returns the documents."""
-        self._require_open()
+        self._access.require_open()
         return self._search.vectors(checked_ids(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
@@ -356,8 +351,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             FilterError: `where` is not well formed.
         """
         condition, parameters = compile_filter(where)
+        self._access.require_open()
         with self._lock.reading():
-            self._require_open()
             return int(self._database.rows(f"SELECT count(*) FROM passages WHERE {condition}", parameters)[0][0])
 
     def __len__(self) -> int:
@@ -374,27 +369,16 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             FilterError: `where` is not well formed.
         """
         condition, parameters = compile_filter(where)
+        self._access.require_open()
         with self._lock.reading():
-            self._require_open()
             seqs = self._database.seqs(condition, parameters)
         for start in range(0, len(seqs), _PAGE):
+            self._access.require_open()
             with self._lock.reading():
-                self._require_open()
                 page = self._database.documents(seqs[start : start + _PAGE].tolist())
             yield from page.values()
 
     def _nearest(self, vector: FloatArray, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
         check_count("k", k)
-        self._require_open()
+        self._access.require_open()
         return [Hit(document, score) for _, document, score in self._search.nearest(vector, k, where)]
-
-    # checks -----------------------------------------------------------------------------------------------------
-
-    def _require_open(self) -> None:
-        if self._closed:
-            raise StoreError(f"the store {self._folder or 'in memory'} is closed; open it again")
-
-    def _require_writable(self) -> None:
-        self._require_open()
-        if self._read_only:
-            raise StoreReadOnlyError(f"{self._folder} is open with read_only=True; open it without to change it")

@@ -109,12 +109,15 @@ def read_header(folder: Path) -> Header | None:
 
     Raises:
         StoreCorruptError: it is damaged, or of another format.
+        StoreError: it cannot be read.
     """
     file = folder / HEADER
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise unreadable(file, error) from error
     except (ValueError, RecursionError) as error:
         raise damaged(file, str(error)) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
@@ -154,6 +157,7 @@ class Files:
     Raises:
         StoreCorruptError: a file is missing or shorter than the header says, or one of the small arrays is damaged;
             the keys are only looked at by `reference/verify.py`.
+        StoreError: one cannot be read.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
@@ -161,9 +165,12 @@ class Files:
         self._pending = self._whole = header  # with what was appended; the second in whole examples only
         if sys.byteorder != "little":
             raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
-        for name, size, _ in counted(header):
-            check_size(folder / name, size)
-        self.entries = self._map()
+        try:
+            for name, size, _ in counted(header):
+                check_size(folder / name, size)
+            self.entries = self._map()
+        except OSError as error:
+            raise unreadable(folder, error) from error
         for name in _SMALL:
             self.compare(name)
         numbers = self.entries.sources
@@ -269,12 +276,16 @@ class Files:
 
         Raises:
             StoreCorruptError: they are damaged.
+            StoreError: they cannot be read.
         """
         header, file = self.header, self.folder / SOURCES
         if not header.sources_bytes:
             return []
-        with open(file, "rb") as stream:
-            text = stream.read(header.sources_bytes)
+        try:
+            with open(file, "rb") as stream:
+                text = stream.read(header.sources_bytes)
+        except OSError as error:
+            raise unreadable(file, error) from error
         if header.checksums is not None and zlib.crc32(text) != header.checksums[_LINES]:
             raise damaged(file, "its checksum is wrong")
         lines = text.split(b"\n")[:-1]
@@ -335,6 +346,11 @@ def check_size(file: Path, size: int) -> None:
     found = file.stat().st_size if file.exists() else 0
     if found < size:
         raise damaged(file, f"it must have {size} bytes and has {found}")
+
+
+def unreadable(file: Path, error: OSError) -> StoreError:
+    """The error for a file or folder that the system does not let us read."""
+    return StoreError(f"{file} cannot be read ({error}); check its path and permissions")
 
 
 def damaged(file: Path, reason: str) -> StoreCorruptError:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from memograft.disk import crc32
 from memograft.errors import SettingsError, StoreCorruptError, StoreError
 from memograft.reference.files import Files, IndexKind
+from memograft.store.progress import progress_bar
 
 __all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_index", "misfits", "train"]
 
@@ -184,15 +185,13 @@ def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generatio
     Raises:
         OSError, RuntimeError: a file could not be written.
     """
-    from tqdm import tqdm
-
     if kind == "flat" or len(keys) < _LEAST[kind]:
         return None
     faiss, files = _faiss(), []
     count, dimension = keys.shape
     slices = keys.reshape(count, heads, -1)
     sample = slice(None, None, max(1, count // 100_000))
-    with tqdm(total=count * heads, desc="Indexing", unit="entry", disable=None if progress else True) as bar:
+    with progress_bar(count * heads, "Indexing", "entry", progress) as bar:
         for head in range(heads):
             index = _new(kind, dimension // heads, count)
             bar.set_postfix_str("training")

@@ -20,6 +20,7 @@ from memograft.disk import crc32, sync
 from memograft.errors import StoreError
 from memograft.store.db import Database
 from memograft.store.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first
+from memograft.store.progress import progress_bar
 
 _LARGE = 10_000  # passages from which building an index shows a progress bar
 _LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
@@ -70,8 +71,10 @@ class IndexCache:
         return self._behind or (self._read_only and self._database.data_version() != self._seen)
 
     def catch_up(self) -> None:
-        """Bring the index up to the database."""
-        self._seen = self._database.data_version()
+        """Bring the index up to the database; cut off in the middle, it is due again."""
+        seen = self._database.data_version()
+        if not self.index.is_whole:
+            self.replace(self.build())
         live = self._database.seqs()
         known = self.index.ids()
         gone, new = np.setdiff1d(known, live), np.setdiff1d(live, known)
@@ -80,7 +83,7 @@ class IndexCache:
         for seqs, vectors in self._database.vectors(new):
             self.index.add(seqs, vectors)
         self._saved = self._saved and not len(new)
-        self._behind = False
+        self._seen, self._behind = seen, False
 
     def expect(self) -> None:
         """Say that a commit is coming: until `apply` has followed it, searches catch up first."""
@@ -100,12 +103,9 @@ class IndexCache:
 
     def build(self) -> VectorIndex:
         """Return a new index made from the vectors in the database."""
-        from tqdm import tqdm
-
         seqs = self._database.seqs()
         index = VectorIndex(self._dimension, self._settings, len(seqs))
-        off = None if self._progress and len(seqs) >= _LARGE else True  # None: only on a terminal
-        with tqdm(total=len(seqs), desc="Indexing", unit="passage", disable=off) as bar:
+        with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
             if not index.is_trained:
                 bar.set_postfix_str("training")
                 step = -(-len(seqs) // index.training_size())

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.embedders import Embedder, unit_rows
 from memograft.errors import SettingsError
+from memograft.store.progress import progress_bar
 
 FloatArray = NDArray[np.float32]
 
@@ -49,6 +50,8 @@ def checked_metadata(document: Document, position: int, *, needs_text: bool = Tr
             raise SettingsError(
                 f"the {name} of {where} must be Unicode text, and has lone surrogates; decode it with errors='replace'"
             )
+    if "\0" in document.id:
+        raise SettingsError(f"the id of {where} must not hold NUL, where SQLite's filters end a text; leave it out")
     if not isinstance(document.metadata, Mapping):
         raise SettingsError(f"the metadata of {where} must be a mapping, got {document.metadata!r}; use a dict")
     parts = [_checked_entry(key, value, where) for key, value in document.metadata.items()]
@@ -88,11 +91,8 @@ def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> Float
 
 def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bool) -> FloatArray:
     """Return the (N, D) unit vectors of N >= 1 texts, `batch_size` at a time."""
-    from tqdm import tqdm
-
-    off = None if progress and len(texts) >= _LARGE else True  # None: only on a terminal
     parts = []
-    with tqdm(total=len(texts), desc="Embedding", unit="passage", disable=off) as bar:
+    with progress_bar(len(texts), "Embedding", "passage", progress and len(texts) >= _LARGE) as bar:
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
             vectors = embedder.embed_documents(batch)

@@ -14,10 +14,10 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from memograft.store import sums
 
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
+
+T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
 _FORMAT = 1
@@ -65,6 +67,9 @@ class Row(NamedTuple):
 class Database:
     """An open database; its methods may be called from any thread.
 
+    A transaction is a `with` on the mutex and the connection, which commits or, whatever comes between, rolls back.
+    Both are of C, so that no interrupt leaves either behind (see `locks.ReadWriteLock`).
+
     Args:
         folder: the store's folder, which exists; None keeps everything in memory.
         read_only: never write, and see what a writer in another process commits.
@@ -82,7 +87,7 @@ class Database:
                 self._connection = _connect(":memory:")
                 self._connection.executescript(_SCHEMA)
             else:
-                if not self.file.exists():
+                if not is_there(self.file):
                     self._make(self.file, read_only)
                 self._connection = self._opened(self.file, read_only)
 
@@ -166,19 +171,16 @@ class Database:
                     "try again"
                 ) from error
             raise StoreError(f"{self.file} cannot be used ({error}); check its path and permissions") from error
+        except OSError as error:
+            raise StoreError(
+                f"{self.file} could not be made ({error}); check its path, permissions and the free space"
+            ) from error
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, on the disk when the block has ended."""
-        with self._mutex, self._errors():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has already ended it
-                    self._connection.execute("ROLLBACK")
-                raise
+    def at_once(self, read: Callable[[], T]) -> T:
+        """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN")
+            return read()
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Run one query to its end."""
@@ -208,7 +210,8 @@ class Database:
 
     def set(self, **settings: Any) -> None:
         """Store JSON-able settings."""
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
             seal = sums.of_settings(connection.execute("SELECT key, value FROM settings"))
@@ -220,7 +223,8 @@ class Database:
         """Replace or insert passages by id; return (the seqs that are gone, the new seqs in the order of `rows`)."""
         gone: list[int] = []
         new: list[int] = []
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             for row in rows:
                 old = connection.execute("SELECT seq FROM passages WHERE id = ?", [row.id]).fetchone()
                 if old:
@@ -237,13 +241,15 @@ class Database:
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Delete passages."""
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             for seq in seqs:
                 _delete(connection, seq)
 
     def sum_up(self) -> None:
         """Give checksums to what was stored before there were any."""
-        with self.transaction() as connection:
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
             without = self.seqs("seq NOT IN (SELECT seq FROM checksums)").tolist()
             for start in range(0, len(without), VECTORS_AT_ONCE):
                 page = without[start : start + VECTORS_AT_ONCE]
@@ -309,6 +315,18 @@ class Database:
         with self._mutex, self._errors():
             self._connection.execute("VACUUM")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def is_there(file: Path) -> bool:
+    """Whether a store's file is there.
+
+    Raises:
+        StoreError: the system does not say: one may not look into the folder, or the path is too long.
+    """
+    try:
+        return file.exists()
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error}); check its path and permissions") from error
 
 
 def _connect(target: str) -> sqlite3.Connection:

@@ -81,6 +81,7 @@ class VectorIndex:
         self._dimension = dimension
         own = _new_index(dimension, IndexSettings() if mapped is not None else settings, count)
         self._parts = [own] if mapped is None else [own, mapped]
+        self.is_whole = True  # else `add` was cut off: vectors may be there without their ids, so build it anew
         self._dead: set[int] = set()
         self._alive: Any = None  # the FAISS selector that leaves the dead out; None while there are none
 
@@ -126,7 +127,9 @@ class VectorIndex:
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
         """Add (N, D) unit vectors under N ids that were never used before."""
         if len(ids):
+            self.is_whole = False
             self._parts[0].add_with_ids(np.ascontiguousarray(vectors), ids)
+            self.is_whole = True
 
     def remove(self, ids: Iterable[int]) -> None:
         """Keep these ids, all of them held, out of every later search."""
@@ -134,8 +137,9 @@ class VectorIndex:
         self._dead.update(ids)
         if self._dead:
             dead = faiss.IDSelectorBatch(np.fromiter(self._dead, np.int64, len(self._dead)))
-            self._alive = faiss.IDSelectorNot(dead)
-            self._alive.keep = dead  # FAISS holds a bare pointer to it
+            alive = faiss.IDSelectorNot(dead)
+            alive.keep = dead  # FAISS holds a bare pointer to it
+            self._alive = alive
 
     def search(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
         """Return the cosines and ids of up to k neighbours of (D,), best first; `among` limits the ids looked at.

@@ -9,52 +9,70 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from memograft.errors import StoreError, StoreLockedError
 
 
 class ReadWriteLock:
-    """Many readers or one writer. A waiting writer goes before new readers, so it cannot starve. Not re-entrant."""
+    """Many readers or one writer. A waiting writer goes before new readers, so it cannot starve. Not re-entrant.
+
+    Python may raise KeyboardInterrupt after any call and at the start of any function, and so between a lock's
+    `acquire` and the `try` behind it, or in an `__exit__` before its first line; but not while a lock of C takes itself
+    for a `with` and lets itself go. Hence what `reading` and `writing` hold is let go by such a lock's own `__exit__`.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._readers = 0
-        self._writing = False
-        self._waiting_writers = 0
+        self._gate = threading.RLock()  # held by a writer all the time, by a reader while it enters
+        self._readers: list[threading.Lock] = []  # each held by a reader until it has finished
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> _Reading:
         """Hold the lock together with other readers."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._writing and not self._waiting_writers)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._readers -= 1
-                self._changed.notify_all()
+        return _Reading(self)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> _Writing:
         """Hold the lock alone."""
-        with self._changed:
-            self._waiting_writers += 1
-            try:
-                self._changed.wait_for(lambda: not self._writing and not self._readers)
-                self._writing = True
-            finally:
-                self._waiting_writers -= 1
-                self._changed.notify_all()
+        return _Writing(self)
+
+
+class _Reading:
+    __slots__ = ("__exit__", "_lock", "_mine")
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock = lock
+        self._mine = threading.Lock()
+        self.__exit__ = self._mine.__exit__
+
+    def __enter__(self) -> None:
+        self._mine.acquire()  # nobody else knows it yet
         try:
-            yield
-        finally:
-            with self._changed:
-                self._writing = False
-                self._changed.notify_all()
+            with self._lock._gate:
+                self._lock._readers = [reader for reader in self._lock._readers if reader.locked()]
+                self._lock._readers.append(self._mine)
+        except BaseException:
+            self._mine.release()
+            raise
+
+
+class _Writing:
+    __slots__ = ("__exit__", "_lock")
+
+    def __init__(self, lock: ReadWriteLock) -> None:
+        self._lock = lock
+        self.__exit__ = lock._gate.__exit__
+
+    def __enter__(self) -> None:
+        try:
+            self._lock._gate.acquire()
+            for reader in self._lock._readers:
+                with reader:  # wait until it has finished
+                    pass
+        except BaseException:
+            try:  # noqa: SIM105 - contextlib.suppress is of Python, so an interrupt could come before the release
+                self._lock._gate.release()
+            except RuntimeError:  # it was another thread's, and we were waiting for it
+                pass
+            raise
 
 
 class WriterLock:
@@ -82,6 +100,21 @@ class WriterLock:
                 f"one writer at a time may open a store, and {file.parent} has one already; close it there, or open "
                 "this one with read_only=True"
             ) from error
+        except BaseException:
+            self._file.close()
+            raise
+
+    def check(self) -> None:
+        """Refuse a fork of the process that holds it.
+
+        Raises:
+            StoreLockedError: this is one.
+        """
+        if os.getpid() != self._owner:
+            raise StoreLockedError(
+                f"{Path(self._file.name).parent} is written by the process {self._owner}, which opened it, and "
+                f"{os.getpid()} is a fork of it; write there, or close it there and open it here"
+            )
 
     def release(self) -> None:
         """Let the next writer in, even while a forked child has the file open too."""

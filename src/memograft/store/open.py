@@ -1,4 +1,4 @@
-"""What a store settles when it opens: who may write, which embedder, which index.
+"""What a store settles when it opens: who may write, which embedder, which index; and until when it may be used.
 
 What was decided when the store was new is kept in the database's settings `embedder` and `index`.
 """
@@ -6,16 +6,70 @@ What was decided when the store was new is kept in the database's settings `embe
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memograft.embedders import Embedder, LexicalEmbedder, embedder_from_config
-from memograft.errors import EmbedderMismatchError, SettingsError, StoreCorruptError, StoreError
+from memograft.errors import (
+    EmbedderMismatchError,
+    SettingsError,
+    StoreCorruptError,
+    StoreError,
+    StoreReadOnlyError,
+)
 from memograft.store.cache import IndexCache
 from memograft.store.db import Database
 from memograft.store.index import IndexSettings
 from memograft.store.locks import WriterLock
+
+
+class Access:
+    """The right to use an open store, and to write to it: from construction until `close`, in this process.
+
+    Args:
+        folder: the store's folder, made if it is to be written; None for a store in memory.
+        read_only: do not write.
+
+    Raises:
+        StoreLockedError: another writer has the store open.
+        StoreError, SettingsError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path | None, read_only: bool) -> None:
+        self.read_only, self.closed = read_only, False
+        self._folder = folder
+        self._process = os.getpid()
+        self._lock = claim_folder(folder, read_only)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a fork of the process that opened the store, which is on disk; one in memory was copied."""
+        return self._folder is not None and os.getpid() != self._process
+
+    def require_open(self) -> None:
+        """Refuse to use a store that is closed, or another process's."""
+        if self.inherited:  # SQLite's connections must not be used across a fork, and the index would not follow
+            raise StoreError(
+                f"a store is used by the process that opened it, and {self._folder} was opened by the process "
+                f"{self._process}, of which {os.getpid()} is a fork; open it again in the fork, with read_only=True "
+                "while the other one may write"
+            )
+        if self.closed:
+            raise StoreError(f"the store {self._folder or 'in memory'} is closed; open it again")
+
+    def require_writable(self) -> None:
+        """Refuse to write to a store that is read-only, or not to be used at all."""
+        self.require_open()
+        if self.read_only:
+            raise StoreReadOnlyError(f"{self._folder} is open with read_only=True; open it without to change it")
+
+    def close(self) -> None:
+        """Let the next writer in. A second call does nothing."""
+        self.closed = True
+        if self._lock:
+            self._lock.release()
 
 
 def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
@@ -29,7 +83,7 @@ def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
         return WriterLock(folder / "writer.lock")
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a path with NUL
         raise StoreError(f"{folder} cannot be written ({error}); pass a folder that can") from error
 
 
@@ -40,9 +94,9 @@ def opened(
     *,
     read_only: bool,
     progress: bool,
-) -> tuple[WriterLock | None, Database, Embedder, IndexCache]:
+) -> tuple[Access, Database, Embedder, IndexCache]:
     """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
-    lock = claim_folder(folder, read_only)
+    access = Access(folder, read_only)
     try:
         database = Database(folder, read_only)
         try:
@@ -54,10 +108,9 @@ def opened(
             database.close()
             raise
     except BaseException:
-        if lock:
-            lock.release()
+        access.close()
         raise
-    return lock, database, embedder, cache
+    return access, database, embedder, cache
 
 
 def settled_embedder(database: Database, embedder: Embedder | None, read_only: bool) -> Embedder:

@@ -1,14 +1,15 @@
 """How a store finds passages: filter in SQLite, neighbours in FAISS, documents in SQLite again.
 
 `Searcher.nearest` takes a unit vector (D,) and gives documents with cosines; `mmr_order` picks varied ones. Writes
-nothing but what brings a stale index up to date, and knows nothing of embedders.
+nothing but what brings a stale index up to date, and knows nothing of embedders. What one call gives is of one state
+of the store, however busy a writer in another process is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,11 @@ from memograft.documents import Document
 from memograft.store.cache import IndexCache
 from memograft.store.db import Database
 from memograft.store.filtered import FilterCache
-from memograft.store.filters import compile_filter
+from memograft.store.filters import Condition, compile_filter
 from memograft.store.index import EXACT_BELOW, FloatArray, IdArray
 from memograft.store.locks import ReadWriteLock
 
-_TRIES = 3  # searches of a read-only store while a writer elsewhere deletes what was just found
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,29 @@ class Searcher:
 
     def nearest(self, vector: FloatArray, k: int, where: Mapping[str, Any] | None) -> list[tuple[int, Document, float]]:
         """Return (seq, document, cosine) of the k passages closest to the unit vector (D,), best first."""
-        condition, parameters = compile_filter(where)
-        for _ in range(_TRIES):
-            with self._lock.reading():
-                stale = self._cache.is_stale()
-            if stale:
-                with self._lock.writing():
-                    self._cache.catch_up()
-            with self._lock.reading():
-                among = self._filtered.seqs(condition, parameters, self._cache.deletions) if where else None
-                scores, seqs = self._find(vector, k, among)
-                documents = self._database.documents(seqs.tolist())
-            if len(documents) == len(seqs):
-                break
+        condition = _condition(where)
+        return self._in_one_state(lambda: self._nearest(vector, k, condition))
+
+    def _in_one_state(self, read: Callable[[], T]) -> T:
+        """Call `read` with an index and a database that say the same until it has ended."""
+        with self._lock.reading():
+            if not self._cache.is_stale():
+                found = read()
+                if not self._cache.is_stale():  # no other process has committed meanwhile
+                    return found
+        with self._lock.writing():
+            return self._database.at_once(lambda: self._caught_up(read))
+
+    def _caught_up(self, read: Callable[[], T]) -> T:
+        self._cache.catch_up()
+        return read()
+
+    def _nearest(self, vector: FloatArray, k: int, condition: Condition | None) -> list[tuple[int, Document, float]]:
+        among = None if condition is None else self._filtered.seqs(*condition, self._cache.deletions)
+        scores, seqs = self._find(vector, k, among)
+        documents = self._database.documents(seqs.tolist())
         found = zip(seqs.tolist(), scores.clip(-1, 1).tolist(), strict=True)  # float32 rounds past 1
+        # None is missing in one state of the store, and what was read from two is not used.
         return [(seq, documents[seq], score) for seq, score in found if seq in documents]
 
     def _find(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
@@ -78,26 +88,48 @@ class Searcher:
         self, vector: FloatArray, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
     ) -> list[tuple[Document, float]]:
         """Return (document, cosine) of k of the `fetch_k` nearest, by `mmr_order`."""
-        hits = {seq: (document, score) for seq, document, score in self.nearest(vector, fetch_k, where)}
-        seqs, vectors = self._vectors(list(hits))
-        order = mmr_order(np.array([hits[seq][1] for seq in seqs]), vectors, k, lambda_mult)
-        return [hits[seqs[position]] for position in order]
+        condition = _condition(where)
+
+        def read() -> tuple[list[tuple[int, Document, float]], FloatArray]:
+            hits = sorted(self._nearest(vector, fetch_k, condition), key=lambda hit: hit[0])
+            return hits, self._vectors(np.array([seq for seq, _, _ in hits], np.int64))
+
+        hits, vectors = self._in_one_state(read)
+        order = mmr_order(np.array([score for _, _, score in hits]), vectors, k, lambda_mult)
+        return [hits[position][1:] for position in order]
+
+    def documents(self, ids: Sequence[str]) -> list[Document]:
+        """Return the documents with these ids, in this order, without those that are not there."""
+
+        def read() -> list[Document]:
+            seqs = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
+            documents = self._database.documents(seqs)
+            return [documents[seq] for seq in seqs]
+
+        with self._lock.reading():
+            return self._database.at_once(read)
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:
         """Return the (N, D) unit vectors of these passages, in this order, without those that are not there."""
-        with self._lock.reading():
-            wanted = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
-        seqs, vectors = self._vectors(wanted)
-        places = {seq: place for place, seq in enumerate(seqs)}
-        return np.asarray(vectors[[places[seq] for seq in wanted if seq in places]], np.float32)
 
-    def _vectors(self, seqs: list[int]) -> tuple[list[int], FloatArray]:
-        """Return (seqs, (N, D) unit vectors) of those of these passages that are still there, by ascending seq."""
+        def read() -> FloatArray:
+            seqs = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
+            ascending, places = np.unique(np.array(seqs, np.int64), return_inverse=True)
+            return self._vectors(ascending)[places]
+
         with self._lock.reading():
-            parts = list(self._database.vectors(np.array(sorted(seqs), np.int64)))
-        if not parts:
-            return [], np.zeros((0, 0), np.float32)
-        return np.concatenate([part for part, _ in parts]).tolist(), np.concatenate([rows for _, rows in parts])
+            return self._database.at_once(read)
+
+    def _vectors(self, seqs: IdArray) -> FloatArray:
+        """Return the (N, D) unit vectors of N passages that are there, given in ascending order."""
+        parts = [rows for _, rows in self._database.vectors(seqs)]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def _condition(where: Mapping[str, Any] | None) -> Condition | None:
+    """Return a filter as SQL; None where it lets everything through."""
+    condition = compile_filter(where)
+    return condition if where else None
 
 
 def mmr_order(relevance: NDArray[np.float64], vectors: FloatArray, k: int, lambda_mult: float) -> list[int]:
