@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -85,7 +86,7 @@ CALLS = {
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one while a generator is collected
 @pytest.mark.parametrize("name", CALLS)
-def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str) -> None:
+def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str, tally: Counter[str]) -> None:
     before = {document.id: document for document in FIRST}
     after = dict(before)
     if name == "add":
@@ -108,6 +109,7 @@ def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str) -> Non
         assert len(store) == len(kept) + 1
         if not reached:
             break
+        tally.update(interrupts=1)
     assert at > 20
     store.close()
     with open_store(tmp_path, "hnsw") as again:
@@ -153,15 +155,16 @@ def child(folder: Path, seed: int) -> None:
     print(cut_off)
 
 
-def test_signals_at_any_time(tmp_path: Path) -> None:
+def test_signals_at_any_time(tmp_path: Path, rng: random.Random, tally: Counter[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, str(tmp_path), "7"],
+        [sys.executable, "-W", "ignore", __file__, str(tmp_path), str(rng.randrange(2**32))],
         env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
+    tally.update(interrupts=int(run.stdout))
     assert int(run.stdout) > 50
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,8 +90,10 @@ SAYS: dict[str, Callable[[Engine, Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", SAYS)
-def test_a_byte_that_flips_is_named_or_harmless(engine: Engine, copy: Path, kind: str) -> None:
-    folder, rng = copy / kind, random.Random(0)
+def test_a_byte_that_flips_is_named_or_harmless(
+    engine: Engine, copy: Path, kind: str, rng: random.Random, tally: Counter[str]
+) -> None:
+    folder = copy / kind
     truth = SAYS[kind](engine, folder)
     assert check(folder, quiet=True)["damaged"] == {}
     named = 0
@@ -109,6 +112,7 @@ def test_a_byte_that_flips_is_named_or_harmless(engine: Engine, copy: Path, kind
                 if not file.name.startswith(("keys-", "adapter_config")):
                     assert said in (None, truth), (file.name, place, mask)
             named += bool(damaged)
+            tally.update(flips=1, named=bool(damaged))
     assert named > FLIPS, "nothing was damaged, so nothing is proved"
 
 
