@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from forks import in_a_fork
-from memograft import Datastore, VectorStore, shared_datastore
-from memograft.errors import StoreError
+from memograft import Datastore, Engine, FastMem, VectorStore, shared_datastore
+from memograft.errors import MemoryFormatError, SettingsError, StoreError
 from test_datastore import new, synthetic
 
 CALLS: dict[str, Callable[[Path], object]] = {
@@ -67,3 +67,17 @@ def test_a_copy_that_cannot_be_written(tmp_path: Path, target: str) -> None:
         with pytest.raises(StoreError, match=rf"{target}.* cannot be read|could not be copied .*{target}") as caught:
             store.save(tmp_path / target)
     assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(("path", "why"), [("x" * 300, "File name too long"), ("a\0b", "no path holds NUL")])
+def test_memories_and_settings_say_it_too(engine: Engine, tmp_path: Path, path: str, why: str) -> None:
+    handle = engine.memorize(["The capital of France is Lyon."])
+    for error, what, call in (
+        (MemoryFormatError, "written", handle.save),
+        (MemoryFormatError, "read", engine.load_memory),
+        (SettingsError, "written", FastMem().save),
+        (SettingsError, "read", FastMem.load),
+    ):
+        with pytest.raises(error, match=rf"cannot be {what} \({why}\); pass a path that can") as caught:
+            call(tmp_path / path)
+        assert isinstance(caught.value.__cause__, OSError)

@@ -11,14 +11,15 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memograft.errors import StoreCorruptError
+from memograft.errors import MemograftError, StoreCorruptError
 
-__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "sealed", "sync"]
+__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "sealed", "sync", "told"]
 
 SEAL = "checksum"  # the key of a JSON file's digest of its other values
 _BLOCK = 2**20
@@ -54,6 +55,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def told(path: str | Path, error: type[MemograftError], what: str) -> Iterator[None]:
+    """Raise what the system refuses about a path as an error of ours; `what` is what could not be done, in words."""
+    try:
+        if "\0" in str(path):
+            raise OSError("no path holds NUL")
+        yield
+    except OSError as e:
+        raise error(f"{str(path)!r} cannot be {what} ({e.strerror or e}); pass a path that can") from e
 
 
 def crc32(file: Path, size: int | None = None) -> int:

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from memograft.disk import told
 from memograft.errors import SettingsError
 
 __all__ = ["NAME", "of_model", "read", "write"]
@@ -29,8 +30,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: there is none, or it is not such a file.
     """
-    path = Path(path)
-    path = path / NAME if path.is_dir() else path
+    path = _file(path, "read")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
@@ -47,17 +47,26 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def write(path: str | Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> Path:
-    """Write the file, or one of the usual name into a folder; whole or not at all."""
-    path = Path(path)
-    path = path / NAME if path.is_dir() else path
+    """Write the file, or one of the usual name into a folder; whole or not at all.
+
+    Raises:
+        SettingsError: it cannot be written there.
+    """
+    path = _file(path, "written")
     draft = path.with_name(f".{path.name}-{os.getpid()}")
     content = {"format": _FORMAT, "fastmem": dict(settings), "about": dict(about or {})}
-    try:
-        draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with told(path, SettingsError, "written"):
+        try:
+            draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
     return path
+
+
+def _file(path: str | Path, what: str) -> Path:
+    with told(path, SettingsError, what):
+        return Path(path) / NAME if Path(path).is_dir() else Path(path)
 
 
 def of_model(name: str | Path, bundled: Mapping[str, str], **kwargs: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report"}
 def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: str, *, fan_in_fan_out: bool) -> Path:
     """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`."""
     from peft import LoraConfig
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     if path.exists() and not (path / ABOUT).exists() and (not path.is_dir() or any(path.iterdir())):
         raise MemoryFormatError(f"{path} exists and is not a memory, so it is not overwritten; choose another folder")
@@ -42,7 +42,8 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
     with published(path) as draft:
         tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
         tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft / _WEIGHTS, {"format": "pt"})
+        weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
+        (draft / _WEIGHTS).write_bytes(weights)
         LoraConfig(
             r=adapter.rank,
             lora_alpha=adapter.rank,

@@ -12,6 +12,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from memograft.backbone import Backbone, linear_shape
+from memograft.disk import told
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError
 from memograft.memory import folder
@@ -68,8 +69,8 @@ class MemoryHandle:
         """Write a PEFT LoRA folder with a memograft.json beside it; whole or not at all. Returns the folder.
 
         Raises:
-            MemoryFormatError: there are no weights to save, the folder holds something else, or a document's metadata
-                is not JSON.
+            MemoryFormatError: there are no weights to save, the folder holds something else or cannot be written, or a
+                document's metadata is not JSON.
         """
         if self.adapter is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
@@ -82,7 +83,8 @@ class MemoryHandle:
             "documents": [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in self.documents],
             "report": {**asdict(self.report), "id": id},
         }
-        return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
+        with told(path, MemoryFormatError, "written"):
+            return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> MemoryHandle:
@@ -92,7 +94,8 @@ class MemoryHandle:
             MemoryFormatError: the folder is damaged, incomplete or of another model, its documents are not those that
                 its id was made of, or a weight is not finite.
         """
-        adapter, about = folder.read(Path(path), backbone.device)
+        with told(path, MemoryFormatError, "read"):
+            adapter, about = folder.read(Path(path), backbone.device)
         model = fingerprint(backbone)
         if about["fingerprint"] != model:
             raise MemoryFormatError(
