@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from forks import fork, in_a_fork
 from memograft import Datastore, Engine, VectorStore
 from memograft.errors import StoreLockedError
+from memograft.reference.files import Entries, Files
 from memograft.store.locks import WriterLock
-from test_datastore import new, synthetic
+from test_datastore import assert_alike, contents, new, synthetic
 from test_rtd_reference import EXAMPLES
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -48,6 +50,27 @@ def test_threads_that_learn_the_same_examples_learn_them_once(engine: Engine, tm
         with ThreadPoolExecutor(4) as pool:
             added = [pool.submit(store.add, engine, EXAMPLES, progress=False) for _ in range(4)]
         assert sum(job.result() for job in added) == len(EXAMPLES) == len(store.ids())
+
+
+def test_an_interrupt_keeps_what_was_learned_and_doubles_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, calls = Files.append, count()
+
+    def cut_off(files: Files, entries: Entries) -> None:
+        append(files, entries)
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+
+    with Datastore.build(engine, [], path=tmp_path / "store", progress=False) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(Files, "append", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                store.add(engine, EXAMPLES, batch_size=1, progress=False)
+        assert len(store.ids()) == 1
+        assert store.add(engine, EXAMPLES, progress=False) == len(EXAMPLES) - 1
+        with Datastore.build(engine, EXAMPLES, progress=False) as at_once:
+            assert_alike(store, contents(at_once))
 
 
 def test_a_child_that_ends_leaves_the_temporary_one_to_its_parent(engine: Engine) -> None:

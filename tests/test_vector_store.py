@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 
+import faiss
 import numpy as np
 import pytest
 
@@ -260,6 +261,31 @@ def test_a_write_that_the_index_could_not_take_is_caught_up(monkeypatch) -> None
         patch.setattr(VectorIndex, "add", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
         assert store.add([Document("3 text", "id1", {"n": 3})]) == ["id1"]
     assert sorted(found(store.search("3", k=10))) == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_an_index_that_was_cut_off_in_the_middle_of_a_write_is_built_anew(tmp_path, monkeypatch, kind) -> None:
+    """FAISS looks for signals too, and then holds vectors whose ids it has not noted: all later ones would shift."""
+
+    def cut_off(index, vectors, ids):
+        index.index.add(vectors)
+        raise RuntimeError("computation interrupted")
+
+    def check(store: VectorStore, most: int) -> None:
+        assert [found(store.search(str(n), k=1)) for n in range(1, most + 1)] == [[n] for n in range(1, most + 1)]
+
+    with VectorStore(NumberEmbedder(), tmp_path, index=kind) as store:
+        store.add(numbered([1, 2]))
+        with monkeypatch.context() as patch:
+            patch.setattr(faiss.IndexIDMap, "add_with_ids", cut_off)
+            store.add(numbered([3, 4]))
+        store.add(numbered([5, 6]))
+        check(store, 6)
+        with monkeypatch.context() as patch:
+            patch.setattr(faiss.IndexIDMap, "add_with_ids", cut_off)
+            store.add(numbered([7]))
+    with VectorStore(NumberEmbedder(), tmp_path) as store:
+        check(store, 7)
 
 
 @pytest.mark.parametrize("read", [lambda s: s.search("1"), lambda s: s.get(["id1"]), len, lambda s: next(iter(s))])

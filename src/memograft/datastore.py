@@ -201,7 +201,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                     if time.monotonic() - last >= _COMMIT:
                         self._commit()
                         last = time.monotonic()
-        except Exception as error:
+        except BaseException as error:
             self._files.forget()  # of the batch that holds the culprit
             if not isinstance(error, StoreError):  # which could not be written
                 self._commit()

@@ -59,6 +59,7 @@ class IndexCache:
         self._seen = database.data_version()
         self.deletions = 0  # times that passages were deleted
         self._behind = False  # a commit has not reached the index
+        self._gap = False  # nor had one before the commit that `apply` follows
         self._saved = False  # the file holds what the index holds
         loaded = self._load()
         self.index = loaded or self.build()
@@ -87,12 +88,14 @@ class IndexCache:
 
     def expect(self) -> None:
         """Say that a commit is coming: until `apply` has followed it, searches catch up first."""
-        self._behind = True
+        self._gap, self._behind = self._behind, True
 
     def apply(self, gone: Sequence[int], new: Sequence[int], vectors: FloatArray) -> None:
         """Follow a commit of this process. What fails here is no failure of the commit: the next search catches up."""
         self.deletions += bool(gone)
         self._saved = self._saved and not new  # deletions alone are seen again when the file is loaded
+        if self._gap:
+            return
         try:
             self.index.remove(gone)
             self.index.add(np.array(new, np.int64), vectors)
@@ -129,12 +132,12 @@ class IndexCache:
         return best_first(scores, found, k)
 
     def persist(self) -> None:
-        """Write the index file, unless it is up to date.
+        """Write the index file, unless it is up to date or the index is to be built anew.
 
         Raises:
             StoreError: the file could not be written; nothing is lost, the old one or none stays in use.
         """
-        if self._folder is None or self._saved:
+        if self._folder is None or self._saved or not self.index.is_whole:
             return
         last = self._database.settings().get("index_file", {"number": 0})
         file = index_file(self._folder, last["number"] + 1)
