@@ -206,10 +206,9 @@ class PromptBuilder:
         return values if not self._spells(" ".join(found)) else texts.within(values, self._spells)
 
     def _spells(self, text: str) -> bool:
-        """Whether a text holds what looks like a placeholder, or what the tokenizer takes for a control token."""
-        if has_placeholders(text):
+        """Whether a text holds a placeholder, what the tokenizer takes for a control token, or what it does not take."""
+        if has_placeholders(text) or clean(text) != text:
             return True
-        text = clean(text)
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
 
     def _with_documents(
@@ -325,7 +324,9 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
             f"{type(content).__name__}; write {{'role': 'user', 'content': '...'}}"
         )
     if role not in ROLES:
-        raise SettingsError(f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}")
+        raise SettingsError(
+            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; say it as one of them"
+        )
     return dict(message)
 
 
