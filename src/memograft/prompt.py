@@ -206,7 +206,7 @@ class PromptBuilder:
         return values if not self._spells(" ".join(found)) else texts.within(values, self._spells)
 
     def _spells(self, text: str) -> bool:
-        """Whether a text holds a placeholder, what the tokenizer takes for a control token, or what it does not take."""
+        """Whether a text holds a placeholder, what the tokenizer takes for a control token, or half a character."""
         if has_placeholders(text) or clean(text) != text:
             return True
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
