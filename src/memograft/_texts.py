@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from memograft.errors import SettingsError
@@ -32,16 +32,16 @@ class Texts:
         self._texts[key] = clean(text)
         return key
 
-    def within(self, value: Any, hides: Callable[[str], bool]) -> Any:
-        """The same nested value with placeholders for the strings that `hides` is true of, keys too."""
+    def within(self, value: Any, hidden: Container[str]) -> Any:
+        """The same nested value with placeholders for the strings that are to be hidden, keys too."""
         if isinstance(value, str):
-            if not hides(value):
+            if value not in hidden:
                 return value
             self._json.add(key := self.add(value))
             return key
         if isinstance(value, Mapping):
-            return {self.within(k, hides): self.within(v, hides) for k, v in value.items()}
-        return [self.within(v, hides) for v in value] if isinstance(value, list | tuple) else value
+            return {self.within(k, hidden): self.within(v, hidden) for k, v in value.items()}
+        return [self.within(v, hidden) for v in value] if isinstance(value, list | tuple) else value
 
     def fill(self, rendered: str) -> tuple[str, dict[str, list[tuple[int, int]]]]:
         """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""

@@ -211,12 +211,11 @@ class PromptBuilder:
         Such a string holds a control token, or a part of one that a template may complete: Qwen3-Coder's shows the keys
         of a tool between < and >. Others stay, and so do words that the template itself knows, as it may look at them.
         """
-        some = self._spells(" ".join(strings(values)))
-
-        def hides(text: str) -> bool:
-            return (some and self._spells(text)) or (text not in self._words and self._fragments.include(text))
-
-        return texts.within(values, hides)  # type: ignore[no-any-return]
+        found = dict.fromkeys(strings(values))
+        hidden = {text for text in found if text not in self._words and self._fragments.include(text)}
+        if self._spells(" ".join(found)):
+            hidden |= {text for text in found if self._spells(text)}
+        return texts.within(values, hidden)  # type: ignore[no-any-return]
 
     def _spells(self, text: str) -> bool:
         """Whether a text holds what the tokenizer takes for a control token."""
