@@ -207,7 +207,7 @@ class TestOnDisk:
         with monkeypatch.context() as patch:
             patch.setattr(publish, "_exchanged", lambda *_: False)  # as where a system cannot
             patch.setattr(os, "replace", replace_)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(MemoryFormatError, match=r"cannot be written \(No space left on device\); pass a path"):
                 other.save(saved[1])
         assert engine.load_memory(saved[1]).id == saved[0].id
         assert [p.name for p in saved[1].parent.iterdir()] == ["memory"]

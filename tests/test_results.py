@@ -49,6 +49,7 @@ def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
         ("squad", "squad"),
         ("memotrap", "memotrap"),
         ("uncalibrated", "world-uncalibrated"),
+        ("nqswap-paper", "nqswap-paper-protocol"),
     ],
 )
 def test_the_other_sets(marker: str, name: str) -> None:

@@ -218,8 +218,9 @@ class PromptBuilder:
         return texts.within(values, hidden)  # type: ignore[no-any-return]
 
     def _spells(self, text: str) -> bool:
-        """Whether a text holds what the tokenizer takes for a control token."""
-        text = clean(text)
+        """Whether a text holds what the tokenizer takes for a control token, or half a character."""
+        if clean(text) != text:
+            return True
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
 
     def _with_documents(
@@ -336,8 +337,7 @@ def _checked(message: Message, position: int) -> dict[str, Any]:
         )
     if role not in ROLES:
         raise SettingsError(
-            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; use 'user' for what the model "
-            "is told"
+            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; say it as one of them"
         )
     return dict(message)
 

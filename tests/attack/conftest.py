@@ -24,6 +24,12 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
+def effort() -> int:
+    """How many times the usual number of tries: 4 in `make soak`."""
+    return 4 if "MEMOGRAFT_SEED" in os.environ else 1
+
+
+@pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     """What was tried, by name."""
     tried: Counter[str] = Counter()

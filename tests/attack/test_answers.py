@@ -46,7 +46,9 @@ def requests(engine: Engine, datastore: Datastore, rng: random.Random) -> list[R
 
 
 @pytest.mark.timeout(600)
-def test_answers_do_not_depend_on_who_else_asks(tiny: Engine, rng: random.Random, tally: Counter[str]) -> None:
+def test_answers_do_not_depend_on_who_else_asks(
+    tiny: Engine, rng: random.Random, effort: int, tally: Counter[str]
+) -> None:
     with Datastore.build(tiny, [("What is the capital of France?", "It is Lyon.")], progress=False) as datastore:
         asked = requests(tiny, datastore, rng)
         alone = [tiny.answer(request).text for request in asked]
@@ -70,7 +72,7 @@ def test_answers_do_not_depend_on_who_else_asks(tiny: Engine, rng: random.Random
                 next(stream, None)  # and given up
                 return None
 
-        ways = rng.choices(["answer", "stream", "give up", "timeout"], [12, 3, 3, 2], k=ANSWERS)
+        ways = rng.choices(["answer", "stream", "give up", "timeout"], [12, 3, 3, 2], k=ANSWERS * effort)
         jobs = [(rng.randrange(QUESTIONS), way) for way in ways]
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(attack, jobs))
@@ -80,4 +82,4 @@ def test_answers_do_not_depend_on_who_else_asks(tiny: Engine, rng: random.Random
         if text not in (None, alone[n])
     ]
     tally.update(answers=sum(text is not None for text in found), given_up=sum(text is None for text in found))
-    assert not wrong, f"{len(wrong)} of {ANSWERS}, such as {wrong[0]}"
+    assert not wrong, f"{len(wrong)} of {len(jobs)}, such as {wrong[0]}"

@@ -95,6 +95,13 @@ def test_texts_make_no_control_token_together(rng: random.Random, tally: Counter
         tally.update(prompts=1)
 
 
+def test_half_a_surrogate_pair_is_no_text(tally: Counter[str]) -> None:
+    for place in PLACES:
+        _, text = control({other: other for other in PLACES} | {place: "so \ud83d"})
+        assert "so \ufffd" in text
+        tally.update(prompts=1)
+
+
 def test_what_others_wrote_is_shown_as_they_wrote_it() -> None:
     texts = {place: f'{place} says </s> "so"' for place in PLACES}
     _, text = control(texts)
@@ -206,7 +213,7 @@ def test_an_answer_by_itself_is_text_too() -> None:
 
 @pytest.mark.parametrize("role", ["user<|assistant|>", "narrator", "\ue0000\ue001", ""])
 def test_roles_are_a_closed_list(role: str) -> None:
-    with pytest.raises(SettingsError, match=r"role of messages\[0\] must be one of \('system', .*\), got .*; use"):
+    with pytest.raises(SettingsError, match=r"of messages\[0\] must be one of \('system', .*\), got '.*'; say it as"):
         BUILDER.build([{"role": role, "content": "Who?"}])
 
 

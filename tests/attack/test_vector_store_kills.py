@@ -98,15 +98,16 @@ def run_and_kill(folder: Path, kind: str, number: int, delay: float) -> int:
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
 def test_every_acknowledged_write_survives_a_kill(
-    tmp_path: Path, kind: str, rng: random.Random, tally: Counter[str]
+    tmp_path: Path, kind: str, rng: random.Random, effort: int, tally: Counter[str]
 ) -> None:
     folder = tmp_path / "store"
     model: dict[str, Document] = {}
     number = first = rng.randrange(10**6)
     round_ = 0
-    while round_ < ROUNDS or number - first <= 10:  # a busy machine writes little: each round gives it more time
+    # A busy machine writes little: each round gives it more time.
+    while round_ < ROUNDS * effort or number - first <= 10:
         # The first rounds fall into the import, the making of the files and the opening; the others into writes.
-        reached = run_and_kill(folder, kind, number, rng.uniform(0, 0.3) + 0.12 * round_)
+        reached = run_and_kill(folder, kind, number, rng.uniform(0, 0.3) + 0.12 * round_ / effort)
         for write in range(number, reached):
             model = apply(model, write)
         number = reached
