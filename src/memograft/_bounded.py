@@ -10,13 +10,19 @@ from typing import Any
 
 __all__ = ["LIMIT", "bounded"]
 
-LIMIT = 2_000_000  # lines of a template; a conversation of ten thousand messages takes some hundred thousand
+LIMIT = 2_000_000  # a conversation of ten thousand messages and a hundred tools takes six hundred thousand
 _TEMPLATE = "<template>"  # what Jinja calls the file of a template that was compiled from a string
+
+
+class _Endless(BaseException):
+    """No Exception: Jinja, which computes constants beforehand, would go on after one, and Python traces no further."""
 
 
 @contextmanager
 def bounded(limit: int) -> Iterator[None]:
-    """Inside, and in this thread, templates may run so many lines together. A debugger that is at work counts none.
+    """Inside, and in this thread, so many steps may be done: lines of templates, and calls of whatever is in Python.
+
+    Calls count since Jinja's own functions have loops. A debugger that is at work counts nothing.
 
     Raises:
         RuntimeError: there were more.
@@ -26,19 +32,18 @@ def bounded(limit: int) -> Iterator[None]:
         return
     left = limit
 
-    def line(_frame: FrameType, event: str, _argument: Any) -> Any:
+    def step(frame: FrameType, event: str, _argument: Any) -> Any:
         nonlocal left
-        if event == "line":
+        if event in ("call", "line"):
             left -= 1
             if left < 0:
-                raise RuntimeError(f"it has not ended after {limit} lines")
-        return line
+                raise _Endless
+        return step if frame.f_code.co_filename == _TEMPLATE else None
 
-    def call(frame: FrameType, _event: str, _argument: Any) -> Any:
-        return line if frame.f_code.co_filename == _TEMPLATE else None
-
-    sys.settrace(call)
+    sys.settrace(step)
     try:
         yield
+    except _Endless:
+        raise RuntimeError(f"it has not ended after {limit} steps") from None
     finally:
         sys.settrace(None)

@@ -10,7 +10,7 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.prompt import Prompt, PromptBuilder
 
-__all__ = ["continuation", "raw"]
+__all__ = ["continuation"]
 
 
 def continuation(
@@ -33,10 +33,4 @@ def continuation(
     if whole.ids[:count] == prompt.ids and whole.text.startswith(prompt.text) and 0 <= at <= start + 8:
         end = bisect_left(whole.offsets, at + len(answer.strip()), key=lambda span: span[0])
         return prompt, whole.ids[count:end]
-    return prompt, raw(builder, answer)
-
-
-def raw(builder: PromptBuilder, text: str) -> tuple[int, ...]:
-    """Token ids of a text by itself; what looks like a control token in it is text."""
-    encoded = builder.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-    return tuple(encoded["input_ids"])
+    return prompt, builder.plain(answer)

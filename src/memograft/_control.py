@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 from memograft.errors import SettingsError
 
-__all__ = ["control_tokens", "lead"]
+__all__ = ["Fragments", "control_tokens", "lead"]
 
 _MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
@@ -30,6 +32,28 @@ def control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
         if t.special or t.content in template or _MARKUP.fullmatch(t.content)
     }
     return {token: id for token, id in (special | added).items() if token.strip(" \t\r\n\u2581")}
+
+
+class Fragments:
+    """What control tokens are spelt of; widths and cases are folded, as a tokenizer's normaliser may do."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        folded = [_folded(token) for token in tokens]
+        self._tokens = "\n".join(folded)
+        self._starts = {token[:n] for token in folded for n in range(1, len(token))}
+        self._ends = {token[-n:] for token in folded for n in range(1, len(token))}
+        self._longest = max(map(len, folded), default=0)
+
+    def include(self, text: str) -> bool:
+        """Whether a text could become a part of a control token by what comes to stand before or behind it."""
+        text = _folded(text)
+        lengths = range(1, min(self._longest, len(text) + 1))
+        joins = any(text[:n] in self._ends or text[-n:] in self._starts for n in lengths)
+        return bool(text) and (joins or text in self._tokens)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
 def lead(tokenizer: Any) -> str:

@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
-__all__ = ["Texts", "clean", "has_placeholders", "strings"]
+from memograft.errors import SettingsError
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: no template treats them specially
+__all__ = ["Texts", "clean", "strings"]
+
+_DEEPEST = 100  # levels of a nested value
 
 
 class Texts:
-    """Placeholders, and the texts that they stand for."""
+    """Placeholders, and the texts that they stand for.
+
+    A placeholder is a number that no text can know. Digits stay what they are in whatever a template makes of a string:
+    JSON of ASCII, Python's repr, upper case.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
         self._json: set[str] = set()
+        self._mark = f"{secrets.randbelow(9 * 10**15) + 10**15}"
 
     def add(self, text: str) -> str:
-        key = f"{_OPEN}{len(self._texts)}{_CLOSE}"
+        key = f"{self._mark}{len(self._texts):08}"
         self._texts[key] = clean(text)
         return key
 
-    def within(self, value: Any, spells: Callable[[str], bool]) -> Any:
-        """The same nested value with placeholders for the strings that `spells` is true of."""
+    def within(self, value: Any, hidden: Container[str]) -> Any:
+        """The same nested value with placeholders for the strings that are to be hidden, keys too."""
         if isinstance(value, str):
-            if not spells(value):
+            if value not in hidden:
                 return value
             self._json.add(key := self.add(value))
             return key
         if isinstance(value, Mapping):
-            return {self.within(k, spells): self.within(v, spells) for k, v in value.items()}
-        return [self.within(v, spells) for v in value] if isinstance(value, list | tuple) else value
+            return {self.within(k, hidden): self.within(v, hidden) for k, v in value.items()}
+        return [self.within(v, hidden) for v in value] if isinstance(value, list | tuple) else value
 
     def fill(self, rendered: str) -> tuple[str, dict[str, list[tuple[int, int]]]]:
         """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""
         parts: list[str] = []
         places: dict[str, list[tuple[int, int]]] = {}
         length = 0
-        pieces = re.split(f"({_OPEN}[0-9]+{_CLOSE})", rendered)  # the texts themselves are never looked into
+        pieces = re.split(f"({self._mark}[0-9]{{8}})", rendered)  # the texts themselves are never looked into
         for n, part in enumerate(pieces):
             text = self._texts.get(part, part)
             if part in self._json and pieces[n - 1][-1:] == pieces[n + 1][:1] == '"':  # the template writes JSON
@@ -52,22 +60,38 @@ class Texts:
         return "".join(parts), places
 
 
-def has_placeholders(text: str) -> bool:
-    """Whether a text holds what a placeholder begins or ends with."""
-    return _OPEN in text or _CLOSE in text
+def strings(value: Any, depth: int = 0) -> Iterator[str]:
+    """The strings of a nested value, keys too.
 
-
-def strings(value: Any) -> Iterator[str]:
-    """The strings of a nested value, keys too."""
+    Raises:
+        SettingsError: it holds what JSON cannot (transformers shows a template the fields of some objects), or is
+            nested too deeply.
+    """
+    if depth > _DEEPEST:
+        raise SettingsError(
+            f"tools and messages may be nested {_DEEPEST} levels deep, got more, or something that holds itself; "
+            "flatten it"
+        )
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from strings(key)
-            yield from strings(inner)
+            if isinstance(key, tuple):
+                raise _not_json(key)
+            yield from strings(key, depth + 1)
+            yield from strings(inner, depth + 1)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from strings(inner)
+            yield from strings(inner, depth + 1)
+    elif value is not None and not isinstance(value, int | float):
+        raise _not_json(value)
+
+
+def _not_json(value: Any) -> SettingsError:
+    return SettingsError(
+        "tools and messages may hold what JSON can (text, numbers, booleans, None, lists, and mappings of text), got "
+        f"{type(value).__name__}; convert it"
+    )
 
 
 def clean(text: str) -> str:

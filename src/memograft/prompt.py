@@ -18,11 +18,12 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from memograft._bounded import LIMIT, bounded
-from memograft._control import control_tokens, lead
-from memograft._texts import Texts, clean, has_placeholders, strings
+from memograft._control import Fragments, control_tokens, lead
+from memograft._texts import Texts, clean, strings
 from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 
@@ -35,6 +36,7 @@ Span = tuple[int, int]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # as chat templates know them
 
 _CHUNK = 8192  # characters
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # transformers' own tags
 
 
 def render_documents(texts: Sequence[str], question: str) -> str:
@@ -85,7 +87,8 @@ class PromptBuilder:
         self._control = control_tokens(tokenizer, self._template or "")
         self._lead = lead(tokenizer)
         self.tokenizer = copy.deepcopy(tokenizer)
-        self._variables = _variables(self._template) if self._template is not None else set()
+        self._variables, self._words = _read(self._template or "")
+        self._fragments = Fragments(self._control)
 
     @property
     def has_native_documents(self) -> bool:
@@ -189,6 +192,11 @@ class PromptBuilder:
         """The tokens of plain text that stands behind other text."""
         return tuple(self._encode_piece(clean(text), follows=True)[0])
 
+    def plain(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text by itself; what looks like a control token in it is text."""
+        text = clean(text)
+        return tuple(self._encode(text, {"": [(0, len(text))]})[0])
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids -> text, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -198,16 +206,20 @@ class PromptBuilder:
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
 
     def _disarmed(self, texts: Texts, values: list[Any]) -> list[Any]:
-        """Nested values with a placeholder for each string, keys too, that would be more than text where it is shown.
+        """Nested values with a placeholder for each string, keys too, that could be more than text where it is shown.
 
-        Others stay, since templates look at them.
+        Such a string holds a control token, or a part of one that a template may complete: Qwen3-Coder's shows the keys
+        of a tool between < and >. Others stay, and so do words that the template itself knows, as it may look at them.
         """
-        found = list(strings(values))
-        return values if not self._spells(" ".join(found)) else texts.within(values, self._spells)
+        found = dict.fromkeys(strings(values))
+        hidden = {text for text in found if text not in self._words and self._fragments.include(text)}
+        if self._spells(" ".join(found)):
+            hidden |= {text for text in found if self._spells(text)}
+        return texts.within(values, hidden)  # type: ignore[no-any-return]
 
     def _spells(self, text: str) -> bool:
-        """Whether a text holds a placeholder, what the tokenizer takes for a control token, or half a character."""
-        if has_placeholders(text) or clean(text) != text:
+        """Whether a text holds what the tokenizer takes for a control token, or half a character."""
+        if clean(text) != text:
             return True
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
 
@@ -356,9 +368,15 @@ def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> Non
         )
 
 
-def _variables(template: str) -> set[str]:
+def _read(template: str) -> tuple[set[str], set[str]]:
+    """The variables of a template, and the words in its code: those that it may compare a text with, or look up."""
     env = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        return jinja2.meta.find_undeclared_variables(env.parse(template))
-    except jinja2.TemplateSyntaxError:  # {% generation %} and other tags only transformers knows
-        return {"documents"} if re.search(r"\bdocuments\b", template) else set()
+        with bounded(LIMIT):  # Jinja computes constants
+            tree = env.parse(_GENERATION.sub("", template))
+            variables = jinja2.meta.find_undeclared_variables(tree)
+    except (jinja2.TemplateSyntaxError, RuntimeError):  # further tags that only transformers knows; no end
+        return ({"documents"} if re.search(r"\bdocuments\b", template) else set()), set()
+    constants = (node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
+    attributes = (node.attr for node in tree.find_all(jinja2.nodes.Getattr))
+    return variables, {w for w in (*constants, *attributes) if w.isidentifier()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from memograft._continuation import continuation, raw
+from memograft._continuation import continuation
 from memograft.documents import Document, as_documents
 from memograft.errors import PromptTooLongError, SettingsError
 from memograft.prompt import PromptBuilder
@@ -143,7 +143,7 @@ def encode(
         return [Learned(ids, len(prompt.ids))]
     bos = builder.tokenizer.bos_token_id
     lead = () if bos is None else (int(bos),)
-    ids = (*lead, *raw(builder, example.source.text))
+    ids = (*lead, *builder.plain(example.source.text))
     step = min(stride or window // 2, window - 1)
     found, done = [], max(1, len(lead))
     while done < len(ids):
