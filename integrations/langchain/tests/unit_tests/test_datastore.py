@@ -106,6 +106,14 @@ def test_a_folder_is_opened_on_first_use_and_anew_when_it_has_changed(chat: Chat
     assert shared_datastore(folder) is again  # the chat holds it
 
 
+def about(content: list[Any]) -> list[Any]:
+    """Content to compare with, but for the last bits of probabilities, which depend on who shares the batch."""
+    content = copy.deepcopy(content)
+    for annotation in [a for block in content if isinstance(block, dict) for a in block.get("annotations", [])]:
+        annotation["extras"]["probability"] = pytest.approx(annotation["extras"]["probability"], abs=1e-4)
+    return content
+
+
 def test_callers_with_other_datastores_share_a_batch(
     chat: ChatMemograft, velmora: Datastore, drennia: Datastore
 ) -> None:
@@ -120,7 +128,7 @@ def test_callers_with_other_datastores_share_a_batch(
     assert [a.text for a in answers[:2]] == [TORSTAD, GORVALD]
     assert TORSTAD not in answers[2].text
     assert answers[3].text == chat.invoke(UNRELATED).text
-    assert [a.content for a in answers[4:8]] == [a.content for a in answers[:4]]
+    assert [a.content for a in answers[4:8]] == [about(a.content) for a in answers[:4]]
     assert len({a.response_metadata["memograft"]["milliseconds"]["prefill"] for a in answers}) <= 3
     assert [a.text for a in chat.batch([VELMORA, UNRELATED], datastore=v)] == [TORSTAD, answers[3].text]
 
