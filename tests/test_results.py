@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +68,15 @@ def test_the_table_of_relevance() -> None:
     rows = [f"| {kind} | {row['n']} | {row['kept']:.3f} | {row.get('auc', '')} |" for kind, row in pages]
     assert shown("docs/method.md", "relevance").splitlines()[2:] == rows
     assert made["split"] == "test"
+    assert "dirty" not in made["commit"]
+
+
+def test_the_table_of_the_soak() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "soak.json").read_text("utf-8"))
+    tried: Counter[str] = Counter()
+    for counts in made["results"].values():
+        tried.update(counts)
+    rows = [f"| {what.replace('_', ' ')} | {tried[what]} |" for what in sorted(tried)]
+    assert shown("docs/reliability.md", "soak").splitlines()[2:] == rows
+    assert made["failed"] == []
     assert "dirty" not in made["commit"]
