@@ -212,6 +212,8 @@ class PromptBuilder:
         of a tool between < and >. Others stay, and so do words that the template itself knows, as it may look at them.
         """
         found = dict.fromkeys(strings(values))
+        if not found:
+            return values
         hidden = {text for text in found if text not in self._words and self._fragments.include(text)}
         if self._spells(" ".join(found)):
             hidden |= {text for text in found if self._spells(text)}
