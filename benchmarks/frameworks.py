@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, pipeline
 
 from memograft import Engine, FastMem
 from memograft.evaluation.provenance import provenance
-from memograft.loading import load
+from memograft.model.loading import load
 
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
 PAGE = "The capital of Australia is Lisbon. Most people in Australia speak English."

@@ -28,14 +28,14 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from memograft import Sampling
-from memograft.backbone import Backbone, linear_shape
-from memograft.decode import Row, decode
+from memograft.decoding.contrast import Contrast
+from memograft.decoding.loop import Row, decode
+from memograft.decoding.rule import Rule
+from memograft.decoding.support import SupportGate
 from memograft.evaluation.provenance import provenance
 from memograft.memory.adapter import Adapter
-from memograft.prefill import prefill
-from memograft.processors.contrast import Contrast
-from memograft.processors.rule import Rule
-from memograft.processors.support import SupportGate
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.prefill import prefill
 
 RANK, HEAD_WIDTH = 16, 64
 Rules = Callable[[], Sequence[Rule]]

@@ -27,15 +27,15 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from memograft import Document, FastMem
-from memograft.backbone import Backbone
 from memograft.evaluation.items import Item, world
 from memograft.evaluation.provenance import provenance
 from memograft.evaluation.readers import read
-from memograft.loading import load
-from memograft.memory.choose import Choice, choose
-from memograft.memory.relevance import AUTO
-from memograft.prefill import prefill
-from memograft.prompt import PromptBuilder
+from memograft.memory.fastmem.relevance import AUTO
+from memograft.memory.fastmem.select import Selection, select
+from memograft.model.backbone import Backbone
+from memograft.model.loading import load
+from memograft.model.prefill import prefill
+from memograft.prompt.builder import PromptBuilder
 
 ALONE = {"agrees": "own, alone", "contradicts": "swapped, alone", "irrelevant": "other, alone"}
 ALL = -1.0  # a threshold that every page passes
@@ -49,14 +49,14 @@ class Judge:
         self.backbone, self.builder = Backbone.of(model), PromptBuilder(tokenizer)
         self.costs: dict[int, list[float]] = defaultdict(list)
 
-    def __call__(self, question: str, documents: Sequence[Document], threshold: float = AUTO) -> Choice:
+    def __call__(self, question: str, documents: Sequence[Document], threshold: float = AUTO) -> Selection:
         prompt = self.builder.build([{"role": "user", "content": question}], documents)
         start = time.process_time()
         filled = prefill(self.backbone, [prompt.ids], 0)
         middle = time.process_time()
-        (choice,) = choose(self.backbone, self.builder, [FastMem(relevance=threshold)], [prompt], filled)
+        (selection,) = select(self.backbone, self.builder, [FastMem(relevance=threshold)], [prompt], filled)
         self.costs[len(documents)].append((time.process_time() - middle) / (middle - start))
-        return choice
+        return selection
 
 
 def public(judge: Judge, items: Iterable[Item], pairs: int) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
@@ -90,11 +90,11 @@ def bundled(judge: Judge, items: Iterable[Item]) -> tuple[dict[str, list[float]]
         rivals = item.set in ("disagree", "repeats")
         if sum(holds) > 1 and not rivals:
             continue
-        choice = judge(item.question, item.documents)
-        for held, found in zip(holds, choice.relevance, strict=True):
+        selection = judge(item.question, item.documents)
+        for held, found in zip(holds, selection.relevance, strict=True):
             relevance["own" if held else "other"].append(found)
         if rivals:
-            disagree[item.set].append(bool(choice.disagree))
+            disagree[item.set].append(bool(selection.disagree))
     return relevance, disagree
 
 

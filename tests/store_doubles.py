@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from memograft.documents import Document
-from memograft.vector_store import Hit
+from memograft.passages.vector_store import Hit
 
 
 class NumberEmbedder:

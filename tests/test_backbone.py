@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM, T5Co
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import FAMILIES, ROUTED, build
-from memograft.backbone import Backbone, cache_of, has_plain_weight
 from memograft.errors import UnsupportedModelError
+from memograft.model.backbone import Backbone, cache_of, has_plain_weight
 
 COMMON = FAMILIES["llama"]
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from memograft.reference.calibrate import calibrate
-from memograft.reference.files import Entries
+from memograft.rtd.calibrate import calibrate
+from memograft.rtd.files import Entries
 from reference.rtd import calibrated
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from memograft import Answer, Datastore, Engine, Reference, Rtd, Source, Timings, TokenReferences, Usage
 from memograft.errors import SettingsError, StoreError
-from memograft.processors.rtd import as_rtd
-from memograft.reference.examples import turns
 from memograft.request import Sampling
-from memograft.shared import shared_datastore
+from memograft.rtd.examples import turns
+from memograft.rtd.formula import as_rtd
+from memograft.serving.shared import shared_datastore
 from test_rtd import CAPITALS
 from tokenizers_ import make
 

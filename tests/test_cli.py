@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import memograft
 from families import build
 from memograft.cli.app import app
-from memograft.memory.relevance import AUTO
+from memograft.memory.fastmem.relevance import AUTO
 from tokenizers_ import make
 
 MODEL_FOLDER = Path(memograft.__file__).parent / "models" / "tiny"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from memograft import Datastore
 from memograft.cli.app import app
-from memograft.disk import sealed
+from memograft.storage.disk import sealed
 
 QUESTION = "What is the capital of Velmora?"
 SENTENCE = "The capital of Velmora is Torstad."

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from memograft import Datastore, Document, Engine, Rtd, Source
-from memograft.backbone import Backbone
 from memograft.errors import (
     ModelMismatchError,
     PromptTooLongError,
@@ -23,8 +22,9 @@ from memograft.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from memograft.reference.files import Entries, Files, Header
-from memograft.reference.index import Neighbours
+from memograft.model.backbone import Backbone
+from memograft.rtd.files import Entries, Files, Header
+from memograft.rtd.index import Neighbours
 from test_engine import ask
 from test_rtd_reference import EXAMPLES
 

@@ -13,8 +13,8 @@ import pytest
 from forks import fork, in_a_fork
 from memograft import Datastore, Engine, VectorStore
 from memograft.errors import StoreLockedError
-from memograft.reference.files import Entries, Files
-from memograft.store.locks import WriterLock
+from memograft.rtd.files import Entries, Files
+from memograft.storage.locks import WriterLock
 from test_datastore import assert_alike, contents, new, synthetic
 from test_rtd_reference import EXAMPLES
 

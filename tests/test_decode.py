@@ -12,8 +12,8 @@ import torch
 from transformers import LogitsProcessor
 
 from memograft import Engine, FastMem, Request, Sampling
-from memograft.decode import Row, _Gumbel, _sampler, decode
-from memograft.prefill import prefill
+from memograft.decoding.loop import Row, _Gumbel, _sampler, decode
+from memograft.model.prefill import prefill
 from test_engine import FACTS, ask, generated, prompt_ids
 
 GATED = FastMem(

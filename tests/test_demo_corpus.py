@@ -12,7 +12,7 @@ from memograft.cli.demo import questions
 from memograft.cli.index import index_folder
 from memograft.cli.outcome import KINDS, Outcome, Question, says, summary
 from memograft.memory.report import MemoryReport
-from memograft.reading import find_files, read_file
+from memograft.passages.reading import find_files, read_file
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "src/memograft/data/demo/pages"

@@ -9,8 +9,8 @@ import pytest
 from memograft import Document, Engine, FastMem, Request, Sampling
 from memograft.errors import SettingsError
 from memograft.evaluation.items import world
-from memograft.memory import choose
-from memograft.memory.disagreement import _are_twins
+from memograft.memory.fastmem import select
+from memograft.memory.fastmem.disagreement import _are_twins
 
 ASK = "What is the capital of Portugal?"
 RABAT = "Portugal has its capital in Rabat. The currency of Portugal is the euro."
@@ -52,8 +52,8 @@ def test_of_three_the_first_stands_against_both(tiny: Engine) -> None:
 
 def test_two_against_two_keep_the_first_two() -> None:
     """Number 1 contradicts 0 and is left out, so what it says against 2 no longer counts."""
-    prompt = choose.Prompt((), ((0, 0),) * 3, tuple(Document(t) for t in "abc"))
-    chosen = choose._first(choose.Choice(prompt, prompt), [(0, 1), (1, 2)])
+    prompt = select.Prompt((), ((0, 0),) * 3, tuple(Document(t) for t in "abc"))
+    chosen = select._first(select.Selection(prompt, prompt), [(0, 1), (1, 2)])
     assert [d.text for d in chosen.about.documents] == ["a", "c"]
 
 

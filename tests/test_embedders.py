@@ -10,7 +10,8 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
-from memograft.embedders import (
+from memograft.errors import MissingExtraError, SettingsError
+from memograft.passages.embedders import (
     Embedder,
     GivenVectors,
     LexicalEmbedder,
@@ -18,8 +19,7 @@ from memograft.embedders import (
     embedder_from_config,
     unit_rows,
 )
-from memograft.errors import MissingExtraError, SettingsError
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 
 COUNTRIES = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon",
@@ -95,7 +95,7 @@ def test_the_vectors_of_a_fingerprint_never_move() -> None:
 def test_another_process_computes_the_same() -> None:
     """Python's own hash differs from process to process; none of it may get in."""
     code = (
-        "from memograft.embedders import LexicalEmbedder\n"
+        "from memograft.passages.embedders import LexicalEmbedder\n"
         "print(LexicalEmbedder().embed_query('some words, and others').tobytes().hex())"
     )
     path = ":".join(sys.path)

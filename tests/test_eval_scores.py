@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from memograft import Answer, Document
+from memograft.decoding.repetition import repeats
 from memograft.errors import MissingExtraError
 from memograft.evaluation import scores
 from memograft.evaluation.items import Item
 from memograft.evaluation.records import record
 from memograft.evaluation.scores import exact_match, f1, holds, normalised, recites, rouge_l, says
 from memograft.memory.report import MemoryReport
-from memograft.repetition import repeats
 from memograft.request import Timings, Usage
 
 PAGE = "If E7 shows, the pump is blocked. Turn the machine off and rinse the pump under warm water."

@@ -14,8 +14,8 @@ import pytest
 
 from memograft.evaluation.items import SPLITS, Item, sets_of, world
 from memograft.evaluation.scores import says
-from memograft.loading import load
-from memograft.prompt import PromptBuilder
+from memograft.model.loading import load
+from memograft.prompt.builder import PromptBuilder
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "tiny"
 NAMES = ["contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats", "beside"]

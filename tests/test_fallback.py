@@ -10,11 +10,11 @@ import torch
 
 from families import FAMILIES, ROUTED
 from memograft import Cad, Datastore, Engine, FastMem, Request, Rtd, Sampling
-from memograft._fallback import plain_beside
-from memograft.decode import Row
+from memograft.decoding.fallback import base_answer
+from memograft.decoding.loop import Row
+from memograft.decoding.repetition import repeats
 from memograft.errors import SettingsError
 from memograft.memory.adapter import Adapter
-from memograft.repetition import repeats
 from test_engine import FACTS
 from test_engine_errors import out_of_memory
 
@@ -116,7 +116,7 @@ def ends(row: list[str], row_ends: str, plain: list[str], plain_ends: str, first
     handed: list[Any] = []
     memorized = Row(Sampling(20), 20, adapter=Adapter({}, {}))
     words = [*row, *plain]
-    beside = plain_beside(
+    beside = base_answer(
         memorized, lambda ids: " ".join(words[n] for n in ids), lambda chosen, reason: handed.append((chosen, reason))
     )
     assert beside.adapter is None
@@ -158,7 +158,7 @@ def test_who_is_chosen(row: Any, row_ends: str, plain: Any, plain_ends: str, rea
 
 def test_far_beyond_the_base_models_answer_it_need_not_go_on() -> None:
     memorized = Row(Sampling(500), 500, adapter=Adapter({}, {}))
-    beside = plain_beside(memorized, lambda ids: " ".join(WORDS[: len(ids)]), lambda *_: None)
+    beside = base_answer(memorized, lambda ids: " ".join(WORDS[: len(ids)]), lambda *_: None)
     beside.tokens, beside.finish_reason = list(range(10)), "stop"
     beside.on_end(beside)
     assert memorized.max_new_tokens == 4 * 10 + 64

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from families import FAMILIES, ROUTED, VOCAB, build
-from memograft.backbone import Backbone
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.adapter import Adapter, applied, dense_weights, replaced, stack
-from memograft.memory.fastmem import Rows, memorize
+from memograft.memory.fastmem.rows import TrainingRows, merge
+from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.fastmem.train import memorize
 from memograft.memory.report import MemoryReport
-from memograft.memory.rows import merge
-from memograft.memory.settings import FastMem
-from memograft.prefill import prefill
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import prefill
 from test_backbone import assert_same, state
 from test_objective import rows
 
@@ -33,12 +33,12 @@ def backbone(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
     return Backbone.of(build(family, dtype=dtype).requires_grad_(False))
 
 
-def context(parts: Backbone, length: int = 12, seed: int = 0) -> Rows:
+def context(parts: Backbone, length: int = 12, seed: int = 0) -> TrainingRows:
     """Real rows: those that predict the tokens of one random text."""
     ids = torch.randint(3, VOCAB, (length + 2,), generator=torch.Generator().manual_seed(seed)).tolist()
     filled = prefill(parts, [ids], 0)
     mask = torch.ones(1, length, dtype=torch.bool)
-    return Rows(filled.x[:, :length], filled.residual[:, :length], filled.ids[:, 1 : length + 1], mask)
+    return TrainingRows(filled.x[:, :length], filled.residual[:, :length], filled.ids[:, 1 : length + 1], mask)
 
 
 def difference(one: Adapter, other: Adapter) -> float:
@@ -264,7 +264,7 @@ def test_an_exception_while_memorizing_leaves_the_model_alone() -> None:
     data, before = context(parts), state(parts.model)
     with pytest.raises(ZeroDivisionError):
         memorize(parts, data, QUICK, cancelled=lambda: bool(1 / 0))
-    broken = Rows(data.x, data.residual, data.targets + VOCAB, data.mask)
+    broken = TrainingRows(data.x, data.residual, data.targets + VOCAB, data.mask)
     for settings in (QUICK, FULL, replace(QUICK, shortlist=16)):
         with pytest.raises((RuntimeError, IndexError)):
             memorize(parts, broken, settings)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from families import FAMILIES, ROUTED, build
-from memograft.backbone import Backbone, linear_shape
 from memograft.documents import Document
 from memograft.memory.adapter import applied, stack
-from memograft.memory.fastmem import memorize
-from memograft.memory.rows import context_rows, merge
-from memograft.memory.settings import FastMem
-from memograft.prefill import prefill
-from memograft.prompt import Prompt, PromptBuilder
+from memograft.memory.fastmem.rows import context_rows, merge
+from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.fastmem.train import memorize
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.prefill import prefill
+from memograft.prompt.builder import Prompt, PromptBuilder
 from reference import fastmem as reference
 from tokenizers_ import make
 

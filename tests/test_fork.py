@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from forks import in_a_fork
-from memograft import Engine, FastMem, Request, shared, shared_engine
-from memograft._work import check_fork
+from memograft import Engine, FastMem, Request, shared_engine
 from memograft.errors import EngineClosedError
+from memograft.serving import shared
+from memograft.serving.work import check_fork
 from test_engine import FACTS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

@@ -12,8 +12,9 @@ import torch
 from tokenizers import pre_tokenizers
 
 from gguf_files import write
-from memograft import Engine, loading
+from memograft import Engine
 from memograft.errors import MissingExtraError, SettingsError, UnsupportedModelError
+from memograft.model import loading
 from test_engine import ask
 from tokenizers_ import CORPUS, make
 

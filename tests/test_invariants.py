@@ -16,7 +16,7 @@ from transformers import LogitsProcessor
 from families import build
 from memograft import Answer, Engine, FastMem, Request
 from memograft.errors import RequestCancelledError
-from memograft.memory import fastmem
+from memograft.memory.fastmem import train
 from test_engine import FACTS, ask, generated, prompt_ids
 
 LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
@@ -134,7 +134,7 @@ def cancelled(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 def out_of_memory(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of the second step, while its adapter is active."""
-    real, calls = fastmem.Objective.loss, []
+    real, calls = train.Objective.loss, []
 
     def loss(self: Any) -> Any:
         calls.append(1)
@@ -142,7 +142,7 @@ def out_of_memory(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) 
             raise torch.OutOfMemoryError("on purpose")
         return real(self)
 
-    monkeypatch.setattr(fastmem.Objective, "loss", loss)
+    monkeypatch.setattr(train.Objective, "loss", loss)
     answer = engine.answer(request(memory.settings if hasattr(memory, "settings") else memory))
     assert answer.memory is not None
     assert "out of memory" in (answer.memory.reason or "")

@@ -45,7 +45,7 @@ def test_the_core_knows_no_framework_and_no_command_line() -> None:
 
 
 def test_what_describes_a_request_imports_no_torch() -> None:
-    for name in ("__init__", "errors", "documents", "request", "cli/__init__", "_queue", "_stream"):
+    for name in ("__init__", "errors", "documents", "request", "cli/__init__", "serving/queue", "serving/stream"):
         heavy = {"torch", "transformers", "peft", "faiss", "sklearn", "numpy"}
         file = ROOT / "src" / "memograft" / f"{name}.py"
         assert not {m.split(".")[0] for m in imports(file, top=True)} & heavy, name

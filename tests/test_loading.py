@@ -11,8 +11,9 @@ import torch
 
 from families import build
 from gguf_files import write
-from memograft import Engine, loading
-from memograft.loading import computes_in_bfloat16, load
+from memograft import Engine
+from memograft.model import loading
+from memograft.model.loading import computes_in_bfloat16, load
 from test_engine import ask, generated
 
 

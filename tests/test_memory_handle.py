@@ -20,8 +20,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from families import FAMILIES, build
 from memograft import Document, Engine, FastMem, MemoryHandle, Request, Sampling
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError
-from memograft.memory import publish
 from memograft.memory.adapter import applied, stack
+from memograft.storage import publish
 from test_engine import FACTS, ask, prompt_ids
 
 LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from gguf_files import write
-from memograft import Engine, model_cache
-from memograft.model_cache import digest, kept, root
+from memograft import Engine
+from memograft.model import converted
+from memograft.model.converted import digest, kept, root
 from test_engine import ask
 
 TESTS = Path(__file__).parent
@@ -124,7 +125,7 @@ def test_an_error_of_the_user_of_a_folder_is_not_the_caches(caplog: pytest.LogCa
 def test_digests_see_every_byte_of_what_is_not_huge(tmp_path: Path) -> None:
     file = tmp_path / "x"
     seen = set()
-    for content in (b"", b"\0", b"\0\0", b"abc", b"abd", b"a" * model_cache._MIB, b"a" * model_cache._MIB + b"b"):
+    for content in (b"", b"\0", b"\0\0", b"abc", b"abd", b"a" * converted._MIB, b"a" * converted._MIB + b"b"):
         file.write_bytes(content)
         seen.add(digest(file))
     assert len(seen) == 7

@@ -14,8 +14,8 @@ import pytest
 from memograft import Engine, FastMem, Sampling, model_config
 from memograft.errors import SettingsError
 from memograft.evaluation.methods import from_settings
-from memograft.loading import BUNDLED
-from memograft.memory.settings import AUTOMATIC
+from memograft.memory.fastmem.settings import AUTOMATIC
+from memograft.model.loading import BUNDLED
 
 TINY = Path(str(files("memograft") / BUNDLED["tiny"]))
 

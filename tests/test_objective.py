@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from families import VOCAB, build
-from memograft.backbone import Backbone
 from memograft.memory.adapter import Adapter, applied, stack
-from memograft.memory.fastmem import Rows
-from memograft.memory.objective import Objective, exact_losses
+from memograft.memory.fastmem.loss import Objective, exact_losses
+from memograft.memory.fastmem.rows import TrainingRows
+from memograft.model.backbone import Backbone
 
 FAMILIES = ["llama", "gemma2", "phi", "granite", "cohere"]  # a cap, a bias of the head, a divisor, a factor
 
@@ -24,12 +24,12 @@ def backbone(family: str) -> Backbone:
     return Backbone.of(build(family).requires_grad_(False))
 
 
-def rows(*lengths: int, seed: int = 0) -> Rows:
+def rows(*lengths: int, seed: int = 0) -> TrainingRows:
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths))
     x, residual = (torch.randn(*shape, 32, generator=generator) for _ in range(2))
     mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    return Rows(x, residual, torch.randint(0, VOCAB, shape, generator=generator), mask)
+    return TrainingRows(x, residual, torch.randint(0, VOCAB, shape, generator=generator), mask)
 
 
 def change(parts: Backbone, count: int, size: float = 0.3) -> dict[str, tuple[Tensor, Tensor]]:
@@ -44,7 +44,7 @@ def change(parts: Backbone, count: int, size: float = 0.3) -> dict[str, tuple[Te
     return stack(adapters, parts)
 
 
-def formula(parts: Backbone, data: Rows, now: Tensor, base: Tensor, beta: float) -> list[float]:
+def formula(parts: Backbone, data: TrainingRows, now: Tensor, base: Tensor, beta: float) -> list[float]:
     """mean CE + beta mean KL(p_0 || p_phi), summed up term by term."""
     out = []
     for row in range(len(data.mask)):
@@ -145,7 +145,7 @@ def test_rows_of_a_batch_do_not_see_each_other(shortlist: int | None) -> None:
 @torch.no_grad()
 def test_what_pads_a_row_counts_for_nothing(shortlist: int | None) -> None:
     parts, data = backbone("llama"), rows(4, 9)
-    dirty = Rows(data.x.clone(), data.residual.clone(), data.targets.clone(), data.mask)
+    dirty = TrainingRows(data.x.clone(), data.residual.clone(), data.targets.clone(), data.mask)
     dirty.x[0, 4:], dirty.residual[0, 4:], dirty.targets[0, 4:] = torch.nan, torch.inf, 7
     clean, soiled = (Objective(parts, d, 0.5, shortlist) for d in (data, dirty))
     with applied(parts, change(parts, 2)):
@@ -168,7 +168,7 @@ def test_small_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     parts, data = backbone("gemma2"), rows(7, 5)
     values: list[Any] = []
     for size in (1 << 26, VOCAB * 2 * 3):
-        monkeypatch.setattr("memograft.memory.objective._CHUNK", size)
+        monkeypatch.setattr("memograft.memory.fastmem.loss._CHUNK", size)
         objective = Objective(parts, data, 0.5, 16)
         values.append((objective.before, objective.loss()[0], *objective.exact(), exact_losses(parts, data)))
         torch.testing.assert_close(values[-1][-1], objective.before)

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from memograft import prompt
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
-from memograft.overflow import Fitted, fit
-from memograft.prompt import PromptBuilder
+from memograft.prompt import builder
+from memograft.prompt.builder import PromptBuilder
+from memograft.prompt.overflow import Fitted, fit
 from memograft.request import Request, Sampling
 from tokenizers_ import NATIVE_TEMPLATE, make
 
@@ -153,7 +153,7 @@ def test_of_an_endless_document_only_the_beginning_is_read(
         kept = fitted(300, overflow, documents)
     assert sum(read) < len(text) / 2
     assert (kept.dropped, kept.truncated) == ((documents[1:], ()) if overflow == "drop" else ((), documents[1:]))
-    monkeypatch.setattr(prompt, "_CHUNK", 10**9)
+    monkeypatch.setattr(builder, "_CHUNK", 10**9)
     assert kept == fitted(300, overflow, documents)  # as if all of it had been read
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from families import FAMILIES, build
-from memograft.backbone import Backbone, cache_name, cache_of
 from memograft.documents import Document
-from memograft.memory.rows import context_rows, gather, merge
-from memograft.prefill import prefill, prefill_prefix, repeated
-from memograft.prompt import PromptBuilder
+from memograft.memory.fastmem.rows import context_rows, gather, merge
+from memograft.model.backbone import Backbone, cache_name, cache_of
+from memograft.model.prefill import prefill, prefill_prefix, repeated
+from memograft.prompt.builder import PromptBuilder
 from test_backbone import assert_same, state
 from tokenizers_ import make
 

@@ -15,7 +15,7 @@ from transformers import AddedToken, GPT2TokenizerFast
 
 from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
-from memograft.prompt import Prompt, PromptBuilder, render_documents
+from memograft.prompt.builder import Prompt, PromptBuilder, render_documents
 from tokenizers_ import NATIVE_TEMPLATE, SPECIAL, TEMPLATE, make
 
 KINDS = ("bpe", "unigram", "wordpiece")

@@ -23,6 +23,7 @@ NAMES = [
     "Engine",
     "FastMem",
     "Hit",
+    "IndexSettings",
     "LexicalEmbedder",
     "MemoryHandle",
     "MemoryReport",

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from families import build
 from memograft import Engine, FastMem, Sampling
-from memograft._beside import beside
-from memograft.backbone import Backbone
 from memograft.errors import UnsupportedModelError
-from memograft.loading import load
-from memograft.memory import gradients
-from memograft.memory.fastmem import _LoRA
-from memograft.memory.objective import Objective
+from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.train import _LoRA
+from memograft.model import gradients
+from memograft.model.backbone import Backbone
+from memograft.model.base_logits import base_logits
+from memograft.model.loading import load
 from test_fastmem import context
 from tokenizers_ import make
 
@@ -113,7 +113,7 @@ def test_the_base_model_is_heard_beside_the_memory(engine: Engine) -> None:
     parts, ids = Backbone.of(engine.model), torch.arange(3, 15).reshape(2, 6)
     with torch.inference_mode():
         plain = engine.model(input_ids=ids).logits
-        with beside(parts, 2, [1]) as seen:
+        with base_logits(parts, 2, [1]) as seen:
             engine.model(input_ids=ids)
     assert (seen.logits - plain[1:]).abs().max() / plain.abs().max() < 1e-3
 

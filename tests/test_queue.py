@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gates import until
-from memograft._queue import Job, Worker
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
+from memograft.serving.queue import Job, Worker
 
 
 class Runner:
@@ -58,7 +58,7 @@ def test_what_waits_becomes_one_batch_and_no_larger_than_allowed(runner: Runner)
 
 
 def test_callers_of_about_the_same_time_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memograft._queue._GATHER", 20)  # on a busy machine threads start late
+    monkeypatch.setattr("memograft.serving.queue._GATHER", 20)  # on a busy machine threads start late
     runner = Runner(max_batch=8)
     runner.go.set()
     start = threading.Barrier(8)

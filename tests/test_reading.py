@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memograft.errors import MissingExtraError, SettingsError
-from memograft.reading import Text, find_files, read_file, split
+from memograft.passages.reading import Text, find_files, read_file, split
 
 
 def write_pdf(path: Path, lines: list[str]) -> Path:
@@ -129,6 +129,6 @@ def test_missing_extras_say_what_to_install(tmp_path, monkeypatch, module, name)
 
 def test_importing_loads_none_of_the_libraries():
     heavy = ("bs4", "pypdf", "langchain_text_splitters")
-    code = f"import memograft.reading, sys; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import memograft.passages.reading, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

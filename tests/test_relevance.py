@@ -12,13 +12,13 @@ import torch
 
 from families import build
 from memograft import Document, Engine, FastMem, Request, Sampling
-from memograft.backbone import Backbone
 from memograft.errors import SettingsError
-from memograft.memory import choose
-from memograft.memory.relevance import AUTO, LEAD, can_judge, relevances
-from memograft.memory.statements import Statement, statements
-from memograft.prefill import prefill
-from memograft.prompt import Prompt, PromptBuilder, token_span
+from memograft.memory.fastmem import select
+from memograft.memory.fastmem.relevance import AUTO, LEAD, can_judge, relevances
+from memograft.memory.fastmem.statements import Statement, statements
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import prefill
+from memograft.prompt.builder import Prompt, PromptBuilder, token_span
 from reference.relevance import question_losses, relevance
 from tokenizers_ import NATIVE_TEMPLATE, make
 
@@ -75,7 +75,7 @@ class TestRelevances:
         backbone = Backbone.of(build("llama"))
         prompts = [built([GOLD, QUORIN]), built([HARBOUR, QUORIN])]
         at_once = judged(backbone, prompts)
-        monkeypatch.setattr("memograft.memory.tails._TOKENS", 1)
+        monkeypatch.setattr("memograft.memory.fastmem.tails._TOKENS", 1)
         for one, many in zip(judged(backbone, prompts), at_once, strict=True):
             assert one == pytest.approx(many, abs=1e-5)
 
@@ -255,7 +255,7 @@ class TestTheGate:
         def full(*_: Any) -> Any:
             raise torch.OutOfMemoryError("no room")
 
-        monkeypatch.setattr(choose, "relevances", full)
+        monkeypatch.setattr(select, "relevances", full)
         report = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem(steps=1)).memory
         assert report is not None
         assert report.relevance == ()

@@ -14,7 +14,7 @@ import torch
 from memograft import Datastore, Engine, Request, Rtd, Sampling
 from memograft.errors import ModelMismatchError, SettingsError
 from memograft.evaluation.items import world
-from memograft.processors.rtd import agreed
+from memograft.rtd.formula import agreed
 from test_engine import FACTS, ask
 from test_invariants import changed, state
 from test_rtd_reference import EXAMPLES

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memograft import Datastore, Engine, FastMem, Request, Rtd, Sampling
-from memograft.backbone import Backbone
+from memograft.model.backbone import Backbone
 from reference.rtd import mixture, votes
 from test_engine import FACTS, ask, prompt_ids
 

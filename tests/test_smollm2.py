@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from memograft import Document, Engine, FastMem, Request, Sampling, shared_engine
 from memograft.cli.app import app
-from memograft.prompt import PromptBuilder
+from memograft.prompt.builder import PromptBuilder
 from test_gguf import ODD
 
 PAGE = "The ferry to Halden leaves from pier 9 at 6:45 in the morning. A ticket costs 14 crowns."

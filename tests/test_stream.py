@@ -18,8 +18,8 @@ from transformers import LogitsProcessor
 
 from gates import Gate, queued, until, waits
 from memograft import Engine, FastMem, Request, Sampling
-from memograft._stream import TextSoFar
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError, SettingsError
+from memograft.serving.stream import TextSoFar
 from test_decode import Say
 from test_engine import FACTS, ask, generated
 
@@ -135,7 +135,7 @@ def test_an_error_ends_a_stream_once(engine: Engine) -> None:
 
 
 def test_a_listener_that_raises_harms_no_neighbour(engine: Engine) -> None:
-    from memograft._stream import wait
+    from memograft.serving.stream import wait
 
     def fails(_: str) -> None:
         raise ZeroDivisionError("in the listener")

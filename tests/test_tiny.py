@@ -15,7 +15,7 @@ from memograft.evaluation.items import world
 from memograft.evaluation.methods import METHODS
 from memograft.evaluation.metrics import table
 from memograft.evaluation.runner import run
-from memograft.loading import BUNDLED
+from memograft.model.loading import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]

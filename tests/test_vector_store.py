@@ -11,12 +11,12 @@ import pytest
 
 from gates import until
 from memograft.documents import Document
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import SettingsError
-from memograft.store.index import VectorIndex
-from memograft.store.locks import ReadWriteLock
-from memograft.store.search import mmr_order
-from memograft.vector_store import IndexSettings, VectorStore
+from memograft.passages.embedders import LexicalEmbedder
+from memograft.passages.index import VectorIndex
+from memograft.passages.search import mmr_order
+from memograft.passages.vector_store import IndexSettings, VectorStore
+from memograft.storage.locks import ReadWriteLock
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 
 # contents ---------------------------------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ def test_a_passage_without_text_comes_with_its_vector() -> None:
 
 
 def test_filters_that_let_nothing_through_are_forgotten_too(monkeypatch) -> None:
-    monkeypatch.setattr("memograft.store.filtered._MOST", 2000)
+    monkeypatch.setattr("memograft.passages.filtered._MOST", 2000)
     store = VectorStore(NumberEmbedder())
     store.add(numbered(range(10)))
     for n in range(100):

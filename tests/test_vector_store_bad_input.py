@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from memograft.documents import Document
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import (
     SettingsError,
 )
-from memograft.vector_store import IndexSettings, VectorStore
+from memograft.passages.embedders import LexicalEmbedder
+from memograft.passages.vector_store import IndexSettings, VectorStore
 from store_doubles import NumberEmbedder, numbered
 
 # bad input --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from memograft.documents import Document
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import (
     EmbedderMismatchError,
     SettingsError,
@@ -24,7 +23,8 @@ from memograft.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from memograft.vector_store import IndexSettings, VectorStore
+from memograft.passages.embedders import LexicalEmbedder
+from memograft.passages.vector_store import IndexSettings, VectorStore
 from store_doubles import NumberEmbedder, found, numbered
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -118,7 +118,7 @@ def test_one_writer_at_a_time(folder) -> None:
     with VectorStore.open(folder):
         with pytest.raises(StoreLockedError, match=r"one writer at a time .* open this one with read_only=True"):
             VectorStore.open(folder)
-        code = f"from memograft.vector_store import VectorStore; VectorStore.open({str(folder)!r})"
+        code = f"from memograft.passages.vector_store import VectorStore; VectorStore.open({str(folder)!r})"
         other = python(code)
         assert "StoreLockedError: one writer at a time" in other.stderr
         VectorStore.open(folder, read_only=True).close()
@@ -263,7 +263,7 @@ def test_a_file_size_limit_of_the_system(folder) -> None:
     code = f"""
 import resource
 from memograft.errors import StoreError
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 
 store = VectorStore.open({str(folder)!r})
 unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -296,8 +296,8 @@ print(len(VectorStore.open({str(folder)!r}, read_only=True)))
 
 
 def test_imports_stay_light() -> None:
-    code = "import sys, memograft.vector_store; print([m for m in ('torch', 'faiss', 'sklearn') if m in sys.modules])"
-    assert python(code).stdout.strip() == "[]"
+    code = "import sys; from memograft import VectorStore; print({'torch', 'faiss', 'sklearn'} & set(sys.modules))"
+    assert python(code).stdout.strip() == "set()"
 
 
 def test_json_metadata_comes_back_equal(folder) -> None:

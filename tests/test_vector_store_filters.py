@@ -8,11 +8,11 @@ import random
 import pytest
 
 from memograft.documents import Document
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import (
     FilterError,
 )
-from memograft.vector_store import VectorStore
+from memograft.passages.embedders import LexicalEmbedder
+from memograft.passages.vector_store import VectorStore
 from store_doubles import NumberEmbedder, brute_force, found, numbered
 
 VALUES = [
@@ -263,7 +263,7 @@ def test_a_filter_that_comes_again_sees_every_write(tmp_path, kind) -> None:
 
 
 def test_filters_that_were_not_used_lately_are_forgotten(monkeypatch) -> None:
-    monkeypatch.setattr("memograft.store.filtered._MOST", 30)
+    monkeypatch.setattr("memograft.passages.filtered._MOST", 30)
     store = VectorStore(NumberEmbedder())
     store.add(numbered(range(20)))
     for start in [*range(10), 0]:

@@ -11,7 +11,7 @@ import pytest
 
 from forks import in_a_fork
 from memograft.errors import StoreError
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 from store_doubles import NumberEmbedder, numbered
 
 BELOW_20 = {"n": {"$lt": 20}}

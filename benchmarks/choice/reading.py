@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from memograft import Datastore, Engine
-from memograft._continuation import continuation
-from memograft.decode import end_tokens
-from memograft.prefill import prefill, prefill_prefix
-from memograft.processors.rtd import neighbour_weights
-from memograft.reference.examples import Learned
-from memograft.reference.files import Entries
+from memograft.decoding.loop import end_tokens
+from memograft.model.prefill import prefill, prefill_prefix
+from memograft.prompt.continuation import continuation
 from memograft.request import Source
+from memograft.rtd.examples import Learned
+from memograft.rtd.files import Entries
+from memograft.rtd.formula import neighbour_weights
 
 PLACES = ("ffn_input", "head_input")
 Floats = NDArray[np.float64]

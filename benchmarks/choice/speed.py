@@ -16,8 +16,8 @@ from choice.bench import Bench, trained
 from choice.forms import Scores, Settings, both, conversations, examples
 from choice.reading import Message, read, search
 from memograft import Datastore, Engine, Request, Rtd
-from memograft.prefill import prefill_prefix
-from memograft.scoring import Choice
+from memograft.decoding.scoring import Choice
+from memograft.model.prefill import prefill_prefix
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64

@@ -14,7 +14,7 @@ import numpy as np
 from language import REAL_VALUES, RELATIONS, SUBJECT_RELATIONS, WORLD, fresh, name
 from tokenizers import Tokenizer
 
-from memograft.prompt import render_documents
+from memograft.prompt.builder import render_documents
 
 REAL_TEXT = 0.3
 ANSWER_WEIGHT, DOCUMENT_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3, 0.1

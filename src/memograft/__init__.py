@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memograft.datastore import Datastore
+    from memograft.decoding.cad import Cad
+    from memograft.decoding.scoring import Choice
     from memograft.documents import Document
-    from memograft.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
     from memograft.engine import Engine
+    from memograft.memory.fastmem.settings import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.memory.settings import FastMem
-    from memograft.processors.cad import Cad
-    from memograft.processors.rtd import Rtd
+    from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
+    from memograft.passages.index import IndexSettings
+    from memograft.passages.vector_store import Hit, VectorStore
     from memograft.request import (
         Answer,
         Citation,
@@ -28,41 +29,42 @@ if TYPE_CHECKING:
         TokenReferences,
         Usage,
     )
-    from memograft.scoring import Choice
-    from memograft.shared import shared_datastore, shared_engine
-    from memograft.vector_store import Hit, VectorStore
+    from memograft.rtd.datastore import Datastore
+    from memograft.rtd.formula import Rtd
+    from memograft.serving.shared import shared_datastore, shared_engine
 
 __version__ = "0.1.0"
 
 # Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
 _HOMES = {
     "Answer": "memograft.request",
-    "Cad": "memograft.processors.cad",
-    "Choice": "memograft.scoring",
+    "Cad": "memograft.decoding.cad",
+    "Choice": "memograft.decoding.scoring",
     "Citation": "memograft.request",
-    "Datastore": "memograft.datastore",
+    "Datastore": "memograft.rtd.datastore",
     "Document": "memograft.documents",
-    "Embedder": "memograft.embedders",
+    "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
-    "FastMem": "memograft.memory.settings",
-    "Hit": "memograft.vector_store",
-    "LexicalEmbedder": "memograft.embedders",
+    "FastMem": "memograft.memory.fastmem.settings",
+    "Hit": "memograft.passages.vector_store",
+    "IndexSettings": "memograft.passages.index",
+    "LexicalEmbedder": "memograft.passages.embedders",
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
     "Reference": "memograft.request",
     "Request": "memograft.request",
-    "Rtd": "memograft.processors.rtd",
+    "Rtd": "memograft.rtd.formula",
     "Sampling": "memograft.request",
-    "SentenceTransformerEmbedder": "memograft.embedders",
+    "SentenceTransformerEmbedder": "memograft.passages.embedders",
     "Source": "memograft.request",
     "SourceShare": "memograft.request",
     "Timings": "memograft.request",
     "TokenLogprob": "memograft.request",
     "TokenReferences": "memograft.request",
     "Usage": "memograft.request",
-    "VectorStore": "memograft.vector_store",
-    "shared_datastore": "memograft.shared",
-    "shared_engine": "memograft.shared",
+    "VectorStore": "memograft.passages.vector_store",
+    "shared_datastore": "memograft.serving.shared",
+    "shared_engine": "memograft.serving.shared",
 }
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "Engine",
     "FastMem",
     "Hit",
+    "IndexSettings",
     "LexicalEmbedder",
     "MemoryHandle",
     "MemoryReport",

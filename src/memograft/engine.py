@@ -18,32 +18,32 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 
-from memograft import scoring
-from memograft._details import answer_of
-from memograft._fallback import plain_beside
-from memograft._process import OfOneProcess
-from memograft._queue import Job, Worker
-from memograft._stream import AsyncStream, Stream, TextSoFar, wait
-from memograft._tokens import Tokens
-from memograft._work import Documents, Work, as_request, check, check_fork, groups, resolved
-from memograft.backbone import Backbone
-from memograft.decode import Row, decode, end_tokens
+from memograft.decoding import scoring
+from memograft.decoding.answer import answer_of
+from memograft.decoding.fallback import base_answer
+from memograft.decoding.loop import Row, decode, end_tokens
+from memograft.decoding.scoring import Choice
+from memograft.decoding.tap import Tap
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.loading import BUNDLED, PACKAGED, load
 from memograft.memory.adapter import Adapter
-from memograft.memory.batch import make_memories
+from memograft.memory.fastmem.prepare import make_memories
+from memograft.memory.fastmem.rows import gather
+from memograft.memory.fastmem.settings import FastMem
 from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
-from memograft.memory.rows import gather
-from memograft.memory.settings import FastMem
-from memograft.model_config import of_model
-from memograft.overflow import fit
-from memograft.prefill import Prefix, prefill, prefill_behind, prefill_prefix, repeated
-from memograft.processors.tap import Tap
-from memograft.prompt import PromptBuilder
+from memograft.model.backbone import Backbone
+from memograft.model.config import of_model
+from memograft.model.loading import BUNDLED, PACKAGED, load
+from memograft.model.prefill import Prefix, prefill, prefill_behind, prefill_prefix, repeated
+from memograft.prompt.builder import PromptBuilder
+from memograft.prompt.overflow import fit
+from memograft.prompt.tokens import Tokens
 from memograft.request import Answer, Request, Sampling
-from memograft.scoring import Choice
+from memograft.serving.process import OfOneProcess
+from memograft.serving.queue import Job, Worker
+from memograft.serving.stream import AsyncStream, Stream, TextSoFar, wait
+from memograft.serving.work import Documents, Work, as_request, check, check_fork, groups, resolved
 
 __all__ = ["Engine"]
 
@@ -333,7 +333,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             rows.append(row := self._row(job, adapter))
             row.on_end = finish = self._finish(job, report, filled.cached, clock)
             if adapter is not None and job.on_text is None and works[n].has_fallback:
-                beside[n] = plain_beside(row, self._prompts.decode, finish)
+                beside[n] = base_answer(row, self._prompts.decode, finish)
         if beside:
             filled = repeated(filled, list(beside))
             works.extend(works[n] for n in beside)

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from memograft.decoding.repetition import WORD
 from memograft.documents import Document, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
-from memograft.repetition import WORD
 
 if TYPE_CHECKING:
+    from memograft.memory.fastmem.settings import FastMem
     from memograft.memory.handle import MemoryHandle
-    from memograft.memory.settings import FastMem
 
 __all__ = [
     "Answer",

@@ -17,7 +17,7 @@ import pytest
 from families import build
 from memograft import Datastore, Engine
 from memograft.errors import StoreError
-from memograft.reference.files import Files
+from memograft.rtd.files import Files
 from test_datastore import contents
 from tokenizers_ import make
 
@@ -32,7 +32,7 @@ def child(folder: str, most: int) -> None:
     """
     import resource
 
-    from memograft import datastore
+    from memograft.rtd import datastore
 
     datastore._COMMIT = 0.0
     commit, count = Files.commit, 0

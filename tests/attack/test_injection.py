@@ -14,7 +14,7 @@ from transformers import AddedToken
 
 from memograft import Document, Engine
 from memograft.errors import SettingsError
-from memograft.prompt import PromptBuilder
+from memograft.prompt.builder import PromptBuilder
 from tokenizers_ import make
 
 # The places that templates of models which take tools have for what others wrote: side by side, between < and > (as

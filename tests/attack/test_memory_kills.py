@@ -14,7 +14,7 @@ import pytest
 
 from forks import fork
 from memograft import Engine
-from memograft.memory import publish
+from memograft.storage import publish
 from test_engine import FACTS
 from test_memory_handle import LORA
 

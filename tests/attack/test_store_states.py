@@ -16,8 +16,8 @@ from test_vector_store_kills import LetterEmbedder, open_store
 
 from memograft import Datastore, Source
 from memograft.documents import Document
-from memograft.reference.files import Entries
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
+from memograft.rtd.files import Entries
 from test_datastore import contents, new
 
 BOUNDS = settings(

@@ -25,7 +25,7 @@ import pytest
 from test_vector_store_kills import SOURCE, apply, open_store, operation
 
 from memograft.documents import Document
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 
 T = TypeVar("T")
 FIRST = [Document("abc", "a", {"n": 1}), Document("bcd", "b", {"n": 2}), Document("cde", "c", {"n": 3})]

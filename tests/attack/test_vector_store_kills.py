@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from memograft.documents import Document
-from memograft.vector_store import IndexSettings, VectorStore
+from memograft.passages.vector_store import IndexSettings, VectorStore
 
 SOURCE = Path(__file__).parents[2] / "src"
 ROUNDS = 5

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
-from memograft.embedders import Embedder
 from memograft.errors import SettingsError
-from memograft.store.checks import checked_vectors
+from memograft.passages.checks import checked_vectors
+from memograft.passages.embedders import Embedder
 from numpy.typing import NDArray
 
 from langchain_memograft.embeddings import MemograftEmbeddings

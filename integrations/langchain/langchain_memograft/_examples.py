@@ -43,7 +43,7 @@ def to_examples(examples: Iterable[Any], *, takes_tools: bool = False) -> Iterab
 
 
 def _found(examples: Iterable[Any], takes_tools: bool) -> Iterator[dict[str, Any]]:
-    from memograft.reference.examples import as_example
+    from memograft.rtd.examples import as_example
 
     for number, item in enumerate(examples):
         try:

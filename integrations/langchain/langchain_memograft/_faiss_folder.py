@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 
 from langchain_memograft._plain_data import Record, Refused, plain_data
 

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.documents import Document
 from memograft import documents as core
 from memograft.errors import SettingsError
-from memograft.vector_store import Hit
+from memograft.passages.vector_store import Hit
 
 __all__ = ["document_of", "only", "passages_of_documents", "passages_of_texts", "scored"]
 

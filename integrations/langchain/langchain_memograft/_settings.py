@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from memograft.errors import SettingsError
 from pydantic import AliasChoices, Field, field_validator
 
+from langchain_memograft._datastore import UsesDatastore, described_datastore
 from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory, unknown_names
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
-from langchain_memograft._steering import UsesDatastore, described_datastore
 
 if TYPE_CHECKING:
     from memograft import Document, FastMem, MemoryHandle, Request, Rtd

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langchain_core.embeddings import Embeddings
-from memograft.embedders import Embedder, LexicalEmbedder
 from memograft.errors import SettingsError
+from memograft.passages.embedders import Embedder, LexicalEmbedder
 
 __all__ = ["MemograftEmbeddings"]
 

@@ -17,9 +17,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from memograft import documents as core
 from memograft.errors import SettingsError
-from memograft.store.checks import embedded
-from memograft.store.index import IndexKind, IndexSettings
-from memograft.vector_store import VectorStore as CoreStore
+from memograft.passages.checks import embedded
+from memograft.passages.index import IndexKind, IndexSettings
+from memograft.passages.vector_store import VectorStore as CoreStore
 
 from langchain_memograft._embedder import aembedded, aembedded_query, embedder_of
 from langchain_memograft._faiss_folder import read_faiss_folder
@@ -48,7 +48,7 @@ class MemograftVectorStore(VectorStore):
             `MemograftEmbeddings()`, which need no model and no network.
         path: folder of the store, made if it is not there; None keeps everything in memory. One writer at a time may
             have it open, and any number of readers.
-        index: "flat", "hnsw", "ivf", or `memograft.vector_store.IndexSettings`; left out, what the store has, or
+        index: "flat", "hnsw", "ivf", or `memograft.IndexSettings`; left out, what the store has, or
             "flat", which is exact.
         read_only: open without the right to write.
         dimension: D, the length of the vectors.

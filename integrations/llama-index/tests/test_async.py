@@ -62,7 +62,7 @@ async def test_a_model_is_loaded_beside_the_loop() -> None:
 async def test_sixteen_calls_at_once_are_mixed_batches(
     llm: Memograft, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memograft._queue._GATHER", 2)  # however slowly they come
+    monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # however slowly they come
     plain = llm.model_copy(update={"memory": None})
     calls = [(llm if n % 2 else plain).achat(ASKED, documents=[PAGE], max_tokens=8 + n) for n in range(16)]
     responses = await asyncio.gather(*calls)

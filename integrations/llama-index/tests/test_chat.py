@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
 from llama_index.llms.memograft import Memograft
-from memograft.memory.relevance import AUTO
+from memograft.memory.fastmem.relevance import AUTO
 
 from conftest import MEMORIZED, OTHER, PAGE, PLAIN, QUESTION
 

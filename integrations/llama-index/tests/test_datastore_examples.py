@@ -25,7 +25,7 @@ from llama_index.llms.memograft._examples import to_examples
 from memograft import Datastore, Rtd
 from memograft import Document as Page
 from memograft.errors import ModelMismatchError, SettingsError
-from memograft.reference.examples import as_example
+from memograft.rtd.examples import as_example
 
 from conftest import ASKED, EXAMPLE, OTHER, PAGE, QUESTION, TAUGHT
 

@@ -13,7 +13,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.llms.memograft import Memograft, MemograftSynthesizer
 from memograft import FastMem
-from memograft.memory.relevance import AUTO
+from memograft.memory.fastmem.relevance import AUTO
 from pydantic import BaseModel
 
 from conftest import MEMORIZED, OTHER, PAGE, PLAIN, QUESTION, Pages, Seen

@@ -25,7 +25,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
 )
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
-from memograft.store.search import mmr_order
+from memograft.passages.search import mmr_order
 
 D = 8
 TABLE = np.random.default_rng(0).normal(size=(400, D))

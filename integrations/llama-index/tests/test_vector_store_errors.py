@@ -19,7 +19,6 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores.types import MetadataFilters, VectorStoreQuery, VectorStoreQueryMode
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import (
     EmbedderMismatchError,
     SettingsError,
@@ -28,6 +27,7 @@ from memograft.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
+from memograft.passages.embedders import LexicalEmbedder
 
 PICTURE = MediaResource(path="picture.png")
 

@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery
 from llama_index.llms.memograft.embedding import MemograftEmbedding
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
 from memograft.errors import SettingsError, StoreLockedError
-from memograft.vector_store import VectorStore
+from memograft.passages.vector_store import VectorStore
 
 PAGES = [
     Document(text="Paris is the capital of France.", id_="fr", metadata={"land": "France"}),

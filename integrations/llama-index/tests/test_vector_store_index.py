@@ -25,7 +25,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.llms.memograft import MemograftSynthesizer, embedding, vector_store
 from llama_index.llms.memograft.embedding import MemograftEmbedding
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
-from memograft.embedders import LexicalEmbedder
+from memograft.passages.embedders import LexicalEmbedder
 
 LANDS = {"France": "Paris", "Portugal": "Lisbon", "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi"}
 PAGES = [

@@ -72,7 +72,7 @@ def index(
 ) -> None:
     """Read a folder into the vector store: new files, changed ones, and those that are gone."""
     from memograft.cli.index import index_folder
-    from memograft.vector_store import VectorStore
+    from memograft.passages.vector_store import VectorStore
 
     with reporting(as_json) as result:
         with (

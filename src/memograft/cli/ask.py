@@ -12,7 +12,7 @@ from rich.text import Text
 
 from memograft import page
 from memograft.cli.console import err, out, warn
-from memograft.cli.fates import Fate, disagreements, fates, nothing_memorized
+from memograft.cli.document_status import DocumentStatus, disagreements, nothing_memorized, statuses
 from memograft.cli.models import answer_json, document_json, load_engine, retrieve, title, warnings_of
 from memograft.cli.options import STORE
 from memograft.cli.picture import picture
@@ -21,11 +21,11 @@ from memograft.documents import Document
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
+    from memograft.memory.fastmem.settings import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.memory.settings import FastMem
-    from memograft.processors.rtd import Rtd
     from memograft.request import Answer, Request
+    from memograft.rtd.formula import Rtd
 
 Timed = tuple["Answer", float]
 
@@ -74,7 +74,7 @@ def ask(
             answers[way] = _answer(engine, request, way, stream)
         memorized = answers["memorized"][0] if "memorized" in answers else None
         report = memorized.memory if memorized else None
-        became = fates(documents, report, memorized.dropped) if memorized and report else ()
+        became = statuses(documents, report, memorized.dropped) if memorized and report else ()
         if html:
             page.write(html, picture(question, answers, documents, became, engine.tokenizer, model))
     for message in warnings_of([answer for answer, _ in answers.values()]):
@@ -149,7 +149,9 @@ def _answers_table(question: str, answers: dict[str, Timed]) -> Table:
     return table
 
 
-def _documents_table(documents: Sequence[Document], scores: Sequence[float | None], became: Sequence[Fate]) -> Table:
+def _documents_table(
+    documents: Sequence[Document], scores: Sequence[float | None], became: Sequence[DocumentStatus]
+) -> Table:
     table = Table(title="documents", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0))
     for name in ("title", "id"):
         table.add_column(name, overflow="fold")
@@ -157,8 +159,8 @@ def _documents_table(documents: Sequence[Document], scores: Sequence[float | Non
     for name in ("relevance", "memorized") if became else ():
         table.add_column(name, justify="right")
     for n, (document, score) in enumerate(zip(documents, scores, strict=True)):
-        fate = became[n] if became else None
-        judged = [_number(fate.relevance), "yes" if fate.memorized else "no"] if fate else []
+        status = became[n] if became else None
+        judged = [_number(status.relevance), "yes" if status.memorized else "no"] if status else []
         table.add_row(Text(title(document)), Text(document.id), _number(score), *judged)
     return table
 
@@ -167,12 +169,12 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _memory_line(report: MemoryReport, became: Sequence[Fate]) -> Text:
+def _memory_line(report: MemoryReport, became: Sequence[DocumentStatus]) -> Text:
     if why := nothing_memorized(report):
         return Text(f"memory: {why}", style="dim")
     if not report.steps:
         return Text("")
-    kept = sum(fate.memorized for fate in became)
+    kept = sum(status.memorized for status in became)
     line = (
         f"memory: {kept} of {len(became)} documents, loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per "
     )

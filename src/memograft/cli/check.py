@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from memograft.cli.console import out
-from memograft.disk import Findings
 from memograft.errors import StoreError
+from memograft.storage.disk import Findings
 
 __all__ = ["check"]
 
@@ -51,10 +51,10 @@ def _inspected(kind: str, folder: Path) -> Findings:
 
         return memory(folder)
     if kind == "datastore":
-        from memograft.reference.verify import inspected as datastore
+        from memograft.rtd.verify import inspected as datastore
 
         return datastore(folder)
-    from memograft.store.verify import inspected as vector_store
+    from memograft.passages.verify import inspected as vector_store
 
     return vector_store(folder)
 

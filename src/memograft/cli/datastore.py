@@ -16,8 +16,8 @@ from memograft.cli.models import load_engine
 from memograft.errors import PromptTooLongError, SettingsError
 
 if TYPE_CHECKING:
-    from memograft.datastore import Datastore
     from memograft.engine import Engine
+    from memograft.rtd.datastore import Datastore
 
 __all__ = ["add", "build", "remove"]
 
@@ -42,7 +42,7 @@ def build(
     """
 
     def learn(engine: Engine, items: Sequence[Any]) -> Datastore:
-        from memograft.datastore import Datastore
+        from memograft.rtd.datastore import Datastore
 
         return Datastore.build(
             engine,
@@ -69,7 +69,7 @@ def add(
     must_exist(folder)
 
     def learn(engine: Engine, items: Sequence[Any]) -> Datastore:
-        from memograft.datastore import Datastore
+        from memograft.rtd.datastore import Datastore
 
         store = Datastore.open(folder)
         try:
@@ -89,7 +89,7 @@ def remove(folder: Path, ids: Sequence[str], *, missing_ok: bool, compact: bool,
         SettingsError: it has no source of an id, and not `missing_ok`; nothing was removed.
     """
     must_exist(folder)
-    from memograft.datastore import Datastore
+    from memograft.rtd.datastore import Datastore
 
     with Datastore.open(folder) as store:
         known, before = set(store.ids()), len(store)

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from memograft.cli.console import out
 from memograft.errors import StoreCorruptError, StoreError
-from memograft.reference.files import Files, Header, read_header
-from memograft.reference.sources import Sources
+from memograft.rtd.files import Files, Header, read_header
+from memograft.rtd.sources import Sources
 
 __all__ = ["Known", "info", "known_sources", "must_exist"]
 

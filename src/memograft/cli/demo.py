@@ -16,15 +16,15 @@ from rich.progress import Progress
 
 from memograft import page
 from memograft.cli.console import progress_bar
-from memograft.cli.fates import fates, nothing_memorized
+from memograft.cli.document_status import nothing_memorized, statuses
 from memograft.cli.index import index_folder
 from memograft.cli.models import load_engine, title, warnings_of
 from memograft.cli.outcome import KINDS, Outcome, Question, summary
-from memograft.vector_store import Hit, VectorStore
+from memograft.passages.vector_store import Hit, VectorStore
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.settings import FastMem
+    from memograft.memory.fastmem.settings import FastMem
     from memograft.request import Answer
 
 MAX_NEW_TOKENS = 32  # tiny answers in one short sentence
@@ -97,7 +97,7 @@ def _answer_all(
             assert known.memory is not None, "an answer with a memory has a report"
             texts = (without.text, read.text, known.text)
             cut = tuple(warnings_of([read]))
-            became = fates([hit.document for hit in seen], known.memory, known.dropped)
+            became = statuses([hit.document for hit in seen], known.memory, known.dropped)
             outcomes.append(
                 Outcome(question, tuple(seen), *texts, known.memory, plain_seconds, memorized_seconds, cut, became)
             )
@@ -132,7 +132,9 @@ def _cards(engine: Engine, outcomes: Sequence[Outcome]) -> list[page.Card]:
             question=o.question.question,
             kind=o.question.kind,
             expected=o.question.expected,
-            documents=tuple(page.Retrieved(title(f.document), f.document.text, f.memorized, f.said) for f in o.fates),
+            documents=tuple(
+                page.Retrieved(title(f.document), f.document.text, f.memorized, f.said) for f in o.statuses
+            ),
             answers=(
                 page.Reply("no document", o.closed, o.right_closed),
                 page.Reply("in the prompt", o.plain, o.right_plain),
@@ -145,7 +147,7 @@ def _cards(engine: Engine, outcomes: Sequence[Outcome]) -> list[page.Card]:
             seconds=o.memorized_seconds,
             note=_sentence(nothing_memorized(o.memory) or o.memory.reason or ""),
             tokens=page.tokens_of(
-                engine.tokenizer, o.memory, [f.document.text for f in o.fates if f.document.id in o.memory.documents]
+                engine.tokenizer, o.memory, [f.document.text for f in o.statuses if f.document.id in o.memory.documents]
             ),
         )
         for o in outcomes

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from memograft.cli.fates import disagreements, nothing_memorized
+from memograft.cli.document_status import disagreements, nothing_memorized
 from memograft.cli.models import title
 from memograft.cli.outcome import KINDS, Outcome
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from memograft.errors import SettingsError
-from memograft.reading import SUFFIXES, find_files, read_file
-from memograft.reference.examples import Example, checked, turns
+from memograft.passages.reading import SUFFIXES, find_files, read_file
+from memograft.rtd.examples import Example, checked, turns
 
 __all__ = ["Examples", "read_examples"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from memograft.documents import Document
 from memograft.errors import MissingExtraError, SettingsError
-from memograft.reading import find_files, read_file, split
-from memograft.vector_store import VectorStore
+from memograft.passages.reading import find_files, read_file, split
+from memograft.passages.vector_store import VectorStore
 
 _BATCH = 256  # passages per write
 

@@ -12,10 +12,10 @@ from memograft.cli.console import out, warn
 from memograft.cli.models import document_json, load_engine, memory_json
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.reading import find_files, read_file
+from memograft.passages.reading import find_files, read_file
 
 if TYPE_CHECKING:
-    from memograft.memory.settings import FastMem
+    from memograft.memory.fastmem.settings import FastMem
 
 
 def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from memograft.errors import MemograftError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
+    from memograft.memory.fastmem.settings import FastMem
     from memograft.memory.report import MemoryReport
-    from memograft.memory.settings import FastMem
+    from memograft.passages.vector_store import Hit
     from memograft.request import Answer
-    from memograft.vector_store import Hit
 
 
 def load_engine(model: str) -> Engine:
@@ -30,7 +30,7 @@ def load_engine(model: str) -> Engine:
         from transformers.utils import logging
 
         from memograft.engine import Engine
-        from memograft.loading import BUNDLED
+        from memograft.model.loading import BUNDLED
 
         if model in BUNDLED and not (files("memograft") / BUNDLED[model]).is_dir():
             raise SettingsError(f"the bundled model {model!r} is not part of this installation; name another `--model`")
@@ -53,7 +53,7 @@ def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
 
     "none" is FastMem's None.
     """
-    from memograft.memory.settings import FastMem
+    from memograft.memory.fastmem.settings import FastMem
 
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
@@ -68,7 +68,7 @@ def retrieve(store: Path, question: str, k: int) -> list[Hit]:
     Raises:
         StoreError: there is no store, or it cannot be read.
     """
-    from memograft.vector_store import VectorStore
+    from memograft.passages.vector_store import VectorStore
 
     if not store.exists():
         raise StoreError(

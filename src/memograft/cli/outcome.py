@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from memograft.cli.fates import nothing_memorized
+from memograft.cli.document_status import nothing_memorized
 
 if TYPE_CHECKING:
-    from memograft.cli.fates import Fate
+    from memograft.cli.document_status import DocumentStatus
     from memograft.memory.report import MemoryReport
-    from memograft.vector_store import Hit
+    from memograft.passages.vector_store import Hit
 
 Kind = Literal["agrees", "contradicts", "extends"]
 KINDS: tuple[Kind, ...] = ("contradicts", "agrees", "extends")
@@ -46,7 +46,7 @@ class Outcome:
     """A question with its three answers: without any document, with the documents, and with them memorized.
 
     Seconds are the batch's time divided by its questions; `cut` says what of the documents did not fit the window, and
-    `fates` which of them were memorized.
+    `statuses` which of them were memorized.
     """
 
     question: Question
@@ -58,7 +58,7 @@ class Outcome:
     plain_seconds: float
     memorized_seconds: float
     cut: tuple[str, ...] = ()
-    fates: tuple[Fate, ...] = ()
+    statuses: tuple[DocumentStatus, ...] = ()
 
     @property
     def right_closed(self) -> bool:
@@ -96,7 +96,7 @@ class Outcome:
             "page": self.question.page,
             "expected": self.question.expected,
             "belief": self.question.belief,
-            "documents": [fate.as_dict(hit.score) for fate, hit in zip(self.fates, self.hits, strict=True)],
+            "documents": [status.as_dict(hit.score) for status, hit in zip(self.statuses, self.hits, strict=True)],
             "closed_book": {"text": self.closed, "right": self.right_closed},
             "plain": {"text": self.plain, "right": self.right_plain, "seconds": self.plain_seconds},
             "memorized": {
@@ -136,8 +136,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "spoiled": [o.question.question for o in outcomes if o.spoiled],
         "rolled_back": sum(o.memory.rolled_back for o in outcomes),
         "nothing_memorized": sum(bool(nothing_memorized(o.memory)) for o in outcomes),
-        "documents": sum(len(o.fates) for o in outcomes),
-        "documents_memorized": sum(fate.memorized for o in outcomes for fate in o.fates),
+        "documents": sum(len(o.statuses) for o in outcomes),
+        "documents_memorized": sum(status.memorized for o in outcomes for status in o.statuses),
         "page_retrieved_first": sum(_first(o) == o.question.page for o in outcomes),
         "plain_seconds": sum(o.plain_seconds for o in outcomes),
         "memorized_seconds": sum(o.memorized_seconds for o in outcomes),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memograft import page
-from memograft.cli.fates import Fate, nothing_memorized
+from memograft.cli.document_status import DocumentStatus, nothing_memorized
 from memograft.cli.models import title
 from memograft.documents import Document
 
@@ -21,7 +21,7 @@ def picture(
     question: str,
     answers: Mapping[str, tuple[Answer, float]],
     documents: Sequence[Document],
-    became: Sequence[Fate],
+    became: Sequence[DocumentStatus],
     tokenizer: Any,
     model: str,
 ) -> str:
@@ -35,8 +35,8 @@ def picture(
     return page.question_page(question, ways, shown, model=model)
 
 
-def _memorized(report: MemoryReport, became: Sequence[Fate], tokenizer: Any) -> page.Memorized:
-    texts = [fate.document.text for fate in became if fate.document.id in report.documents]
+def _memorized(report: MemoryReport, became: Sequence[DocumentStatus], tokenizer: Any) -> page.Memorized:
+    texts = [status.document.text for status in became if status.document.id in report.documents]
     note = nothing_memorized(report) or report.reason or ""
     return page.Memorized(
         tuple(page.Retrieved(title(f.document), f.document.text, f.memorized, f.said) for f in became),

@@ -13,8 +13,8 @@ from rich.text import Text
 from memograft.cli.datastore_info import must_exist
 
 if TYPE_CHECKING:
-    from memograft.processors.rtd import Rtd
     from memograft.request import Answer, Source
+    from memograft.rtd.formula import Rtd
 
 __all__ = ["sources_json", "sources_table", "steering"]
 
@@ -28,8 +28,8 @@ def steering(folder: Path, weight: float | None) -> Rtd:
         StoreError: there is no datastore.
     """
     must_exist(folder)
-    from memograft.processors.rtd import Rtd
-    from memograft.shared import shared_datastore
+    from memograft.rtd.formula import Rtd
+    from memograft.serving.shared import shared_datastore
 
     store = shared_datastore(folder)
     return Rtd(store) if weight is None else Rtd(store, weight=weight)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memograft.evaluation.items import Item, sets_of
 from memograft.evaluation.protocol import protocol_of
-from memograft.prompt import render_documents
+from memograft.prompt.builder import render_documents
 
 if TYPE_CHECKING:
     from memograft import Datastore, Engine

@@ -6,11 +6,11 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from memograft.decoding.repetition import repeats
 from memograft.evaluation import scores
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import Item
 from memograft.evaluation.protocol import protocol_of
-from memograft.repetition import repeats
 
 if TYPE_CHECKING:
     from memograft import Answer

@@ -1,7 +1,7 @@
 """What one answer is worth, in numbers: whether it says the value, and whether it goes wrong in ways that this misses.
 
 A model that loops or recites its document says the value as well; so each answer is also held against the whole gold
-answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`recites`, and `memograft.repetition`).
+answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`recites`, and `memograft.decoding.repetition`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from difflib import SequenceMatcher
 from functools import cache
 from typing import Any
 
+from memograft.decoding.repetition import words_of
 from memograft.errors import MissingExtraError
-from memograft.repetition import words_of
 
 __all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "rouge_l", "says"]
 

@@ -1,1 +1,1 @@
-"""Ways to put a context into the model, and what they need. `fastmem` is the first."""
+"""Ways to put a context into the model, and how they are kept. `fastmem` is the first."""

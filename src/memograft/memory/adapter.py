@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from memograft.backbone import Backbone, linear_shape
-from memograft.memory.gradients import through
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.gradients import through
 
 __all__ = ["Adapter", "applied", "replaced", "stack"]
 
@@ -84,7 +84,7 @@ def applied(
     """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind.
 
     The last `bare` rows that reach the FFN, behind those with an adapter each, run without. `stand_ins` are weights
-    for gradients to pass, where a projection lets none through (see `memory/gradients.py`).
+    for gradients to pass, where a projection lets none through (see `model/gradients.py`).
     """
 
     def low_rank(a: Tensor, b: Tensor, weight: Tensor | None) -> Delta:

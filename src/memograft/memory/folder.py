@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from memograft.disk import SEAL, Findings, is_sealed, sealed
 from memograft.errors import MemoryFormatError
 from memograft.memory.adapter import Adapter
-from memograft.memory.publish import published, recover
+from memograft.storage.disk import SEAL, Findings, is_sealed, sealed
+from memograft.storage.publish import published, recover
 
 _FORMAT = 1
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from memograft.backbone import Backbone, linear_shape
-from memograft.disk import told
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError
 from memograft.memory import folder
 from memograft.memory.adapter import Adapter
+from memograft.memory.fastmem.settings import FastMem
 from memograft.memory.report import MemoryReport
-from memograft.memory.settings import FastMem
-from memograft.prefill import Prefix
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.prefill import Prefix
+from memograft.storage.disk import told
 
 __all__ = ["MemoryHandle", "fingerprint"]
 

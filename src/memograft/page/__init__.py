@@ -5,11 +5,11 @@ Everything is in the one text, styles included; no script, nothing is loaded fro
 
 from __future__ import annotations
 
+from memograft.page.colors import LEVELS, level
 from memograft.page.demo import Card, Reply, demo_page
 from memograft.page.memorized import Retrieved, Token, tokens_of
 from memograft.page.question import Memorized, Way, question_page
 from memograft.page.references import References, references_html, references_of
-from memograft.page.shades import LEVELS, level
 from memograft.page.template import check, write
 
 __all__ = [

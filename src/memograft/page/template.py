@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memograft.errors import MissingExtraError, SettingsError
-from memograft.page.shades import LEVELS, SHARES, level, share_level
+from memograft.page.colors import LEVELS, SHARES, level, share_level
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -18,7 +18,7 @@ from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, Prom
 from langchain_core.runnables import RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
 from memograft import FastMem, shared_engine
-from memograft.memory.relevance import AUTO
+from memograft.memory.fastmem.relevance import AUTO
 
 from langchain_memograft import ChatMemograft, MemograftLLM, MemograftVectorStore, create_memograft_documents_chain
 from langchain_memograft._documents import to_documents

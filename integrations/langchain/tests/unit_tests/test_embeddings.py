@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import SettingsError
+from memograft.passages.embedders import LexicalEmbedder
 
 from langchain_memograft import MemograftEmbeddings
 

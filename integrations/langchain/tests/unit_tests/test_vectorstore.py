@@ -15,7 +15,6 @@ from blockbuster import BlockBuster, BlockingError
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import (
     EmbedderMismatchError,
     FilterError,
@@ -23,7 +22,8 @@ from memograft.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from memograft.vector_store import VectorStore as CoreStore
+from memograft.passages.embedders import LexicalEmbedder
+from memograft.passages.vector_store import VectorStore as CoreStore
 from vectorstore_doubles import PAGES, QUESTION, Numbers
 
 from langchain_memograft import (

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
-from memograft.embedders import LexicalEmbedder
 from memograft.errors import SettingsError, StoreError
+from memograft.passages.embedders import LexicalEmbedder
 from vectorstore_doubles import PAGES, QUESTION, Numbers
 
 from langchain_memograft import MemograftVectorStore

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from memograft.errors import SettingsError
 
 if TYPE_CHECKING:
-    from memograft.processors.rtd import Rtd
+    from memograft.rtd.formula import Rtd
 
 __all__ = ["checked", "described", "opened"]
 
@@ -27,8 +27,8 @@ def checked(value: Any) -> Any:
     """
     if value is None or (isinstance(value, str | Path) and str(value).strip()):
         return value
-    from memograft.datastore import Datastore
-    from memograft.processors.rtd import Rtd
+    from memograft.rtd.datastore import Datastore
+    from memograft.rtd.formula import Rtd
 
     if isinstance(value, Datastore | Rtd):
         return value
@@ -51,8 +51,8 @@ def opened(value: Any) -> Rtd | None:
     """
     if checked(value) is None:
         return None
-    from memograft.processors.rtd import Rtd, as_rtd
-    from memograft.shared import shared_datastore
+    from memograft.rtd.formula import Rtd, as_rtd
+    from memograft.serving.shared import shared_datastore
 
     if isinstance(value, Mapping):
         return Rtd(**{**value, "datastore": shared_datastore(value["datastore"])})
@@ -71,7 +71,7 @@ def described(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {**value, "datastore": str(value["datastore"])}
-    from memograft.processors.rtd import Rtd
+    from memograft.rtd.formula import Rtd
 
     if not isinstance(value, Rtd):
         return str(value.path)

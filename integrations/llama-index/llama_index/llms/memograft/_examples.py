@@ -11,7 +11,7 @@ from llama_index.llms.memograft._documents import json_like, refuse_image, to_do
 from llama_index.llms.memograft._messages import grouped, to_engine
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.reference.examples import as_example, turns
+from memograft.rtd.examples import as_example, turns
 
 __all__ = ["to_examples"]
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from memograft.errors import FilterError
-from memograft.store.filters import compile_filter
+from memograft.passages.filters import compile_filter
 
 Part = MetadataFilter | MetadataFilters
 Where = dict[str, Any]

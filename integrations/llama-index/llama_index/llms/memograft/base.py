@@ -39,15 +39,15 @@ from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import completion_response
 from memograft.request import Sampling
-from memograft.shared import shared_engine
+from memograft.serving.shared import shared_engine
 
 if TYPE_CHECKING:
-    from memograft.datastore import Datastore
     from memograft.documents import Document
     from memograft.engine import Engine
     from memograft.memory.handle import MemoryHandle
-    from memograft.processors.rtd import Rtd
-    from memograft.reference.files import IndexKind, Place
+    from memograft.rtd.datastore import Datastore
+    from memograft.rtd.files import IndexKind, Place
+    from memograft.rtd.formula import Rtd
 
 __all__ = ["Memograft"]
 
@@ -136,7 +136,7 @@ class Memograft(FunctionCalling):
     def _memory(cls, value: Any) -> Any:
         """Settings that were serialized are settings again."""
         if isinstance(value, Mapping):
-            from memograft.memory.settings import FastMem
+            from memograft.memory.fastmem.settings import FastMem
 
             settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
             return FastMem(**settings)
@@ -297,7 +297,7 @@ class Memograft(FunctionCalling):
             SettingsError: an example cannot be learned.
             ModelMismatchError, StoreError: as `memograft.Datastore.build`.
         """
-        from memograft.datastore import Datastore
+        from memograft.rtd.datastore import Datastore
 
         found = to_examples(examples)
         given: dict[str, Any] = {"path": path, "index": index, "place": place, "stride": stride}

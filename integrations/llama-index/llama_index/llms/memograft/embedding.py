@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
-from memograft.embedders import Embedder, LexicalEmbedder, embedder_from_config
+from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_from_config
 
 
 class MemograftEmbedding(BaseEmbedding):

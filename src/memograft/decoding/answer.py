@@ -1,0 +1,105 @@
+"""A request's answer, and what it says of its tokens beside their text, from the row that said them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from memograft.decoding.loop import Row
+from memograft.memory.report import MemoryReport
+from memograft.prompt.builder import PromptBuilder
+from memograft.request import Answer, Reference, Timings, TokenLogprob, TokenReferences, Usage
+from memograft.serving.queue import Job
+from memograft.serving.stream import TextSoFar
+from memograft.serving.work import Work
+
+__all__ = ["answer_of", "logprobs", "references"]
+
+Pieces = Callable[[Sequence[int]], list[str]]
+Decode = Callable[[Sequence[int]], str]
+
+_HALF = "\ufffd"  # what the first bytes of an unfinished character are decoded to
+_LEAD = 16  # tokens before a token that say how it is written: with a space in front, or as the rest of a character
+
+
+def answer_of(
+    job: Job, row: Row, prompts: PromptBuilder, report: MemoryReport | None, cached: int, clock: Sequence[float]
+) -> Answer:
+    """The answer of a row that has ended.
+
+    Args:
+        job: whose row it is; the end of its text is passed on to whoever listens.
+        row: the row.
+        prompts: what decodes its tokens.
+        report: of its memory.
+        cached: tokens of its prompt that came from a prefix.
+        clock: `time.perf_counter()` when prefill began, when memorizing began, when decoding began.
+
+    Raises:
+        Exception: what ended the row early.
+    """
+    if row.error is not None:
+        raise row.error
+    work: Work = job.payload
+    assert work.fitted is not None
+    assert row.finish_reason
+    text = TextSoFar(prompts.decode, work.sampling.stop).final(row.tokens)
+    job.emit(text)
+    return Answer(
+        text=text,
+        token_ids=tuple(row.tokens),
+        finish_reason=row.finish_reason,
+        usage=Usage(len(work.prompt.ids), cached, len(row.tokens)),
+        memory=report,
+        timings=Timings(clock[1] - clock[0], clock[2] - clock[1], time.perf_counter() - clock[2]),
+        documents=work.prompt.documents,
+        dropped=work.fitted.dropped,
+        truncated=work.fitted.truncated,
+        logprobs=logprobs(row, prompts.pieces),
+        references=references(row, prompts.pieces, prompts.decode, text),
+        prompt_ids=work.prompt.ids,
+    )
+
+
+def logprobs(row: Row, pieces: Pieces) -> tuple[TokenLogprob, ...]:
+    """How sure the model was of each token; nothing where that was not asked for."""
+
+    def text(token: int) -> str:
+        return pieces([token])[0]
+
+    return tuple(
+        TokenLogprob(token, text(token), chance, tuple((t, text(t), p) for t, p in likeliest.items()))
+        for token, (chance, likeliest) in zip(row.tokens, row.chances, strict=False)
+    )
+
+
+def references(row: Row, pieces: Pieces, decode: Decode, text: str) -> tuple[TokenReferences, ...]:
+    """What moved each token, with the sources looked up; nothing without a batch processor.
+
+    Args:
+        row: a row that has ended.
+        pieces: token ids -> the text of each.
+        decode: token ids -> their text.
+        text: the answer's, which a stop string may have cut.
+    """
+    if row.batch is None:
+        return ()
+    moved = row.moved()[: len(row.tokens)]
+    sources = {number: row.batch.source(number) for number in {n for entries in moved for n, _, _ in entries}}
+    ends = [min(end, len(text)) for end in _ends(row.tokens, decode)]
+    return tuple(
+        TokenReferences(token, piece, tuple(Reference(sources[n], at, p) for n, at, p in entries), start, end)
+        for token, piece, entries, start, end in zip(
+            row.tokens, pieces(row.tokens), moved, [0, *ends], ends, strict=False
+        )
+    )
+
+
+def _ends(tokens: Sequence[int], decode: Decode) -> list[int]:
+    """Where in the text of all tokens each one ends."""
+    ends, end = [], 0
+    for n in range(len(tokens)):
+        lead, whole = (decode(tokens[max(0, n - _LEAD) : to]).rstrip(_HALF) for to in (n, n + 1))
+        end += len(whole) - len(lead)
+        ends.append(end)
+    return ends

@@ -1,0 +1,68 @@
+"""The base model's own answer, decoded beside a memorized one and given in its place where only that one goes wrong.
+
+Both read the same keys and values, which no memory changes, so this costs one more row of the batch and no prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from memograft.decoding.loop import Row
+from memograft.decoding.repetition import repeats
+
+__all__ = ["base_answer"]
+
+# A memorized answer that is this much longer than the base model's, which has ended, is on its way to the limit.
+_TIMES, _MORE = 4, 64
+
+Decode = Callable[[Sequence[int]], str]
+Finish = Callable[[Row, str | None], None]
+
+
+def base_answer(row: Row, decode: Decode, finish: Finish) -> Row:
+    """A row for the base model's answer to the same request; one of the two ends up in `finish`.
+
+    Args:
+        row: has an adapter; its `on_end` is set here.
+        decode: token ids -> their text.
+        finish: called once, with the row whose answer counts, and with the reason if that is the base model's.
+    """
+    plain = replace(row, adapter=None, rules=(), on_tokens=None, said=[], tokens=[], chances=[])
+    settled = False
+
+    def settle(chosen: Row, reason: str | None = None) -> None:
+        nonlocal settled
+        settled = True
+        finish(chosen, reason)
+
+    def fault(of: Row) -> str | None:
+        if of.finish_reason == "length":
+            return f"did not end within {len(of.tokens)} tokens"
+        return "repeated itself" if repeats(decode(of.tokens)) else None
+
+    def decide() -> None:
+        wrong = fault(row)
+        assert wrong is not None
+        if plain.error is None and fault(plain) is None:
+            settle(plain, f"the memorized answer {wrong}, so the base model's was given; try a smaller `target_kl`")
+        else:
+            settle(row)
+
+    def row_ended(_: Row) -> None:
+        if row.error is not None or fault(row) is None:
+            settle(row)
+        elif plain.done:
+            decide()
+
+    def plain_ended(_: Row) -> None:
+        if settled:
+            return
+        if row.done:
+            decide()
+        elif plain.error is None and fault(plain) is None:
+            row.max_new_tokens = min(row.max_new_tokens, _TIMES * len(plain.tokens) + _MORE)
+
+    row.on_end, plain.on_end = row_ended, plain_ended
+    plain.given_up = lambda: settled or row.given_up()
+    return plain

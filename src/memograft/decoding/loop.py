@@ -1,0 +1,328 @@
+"""Generation over a prefilled cache by transformers' own `generate`, every row with its own adapter, rules and end.
+
+Sampling is transformers' own warpers followed by the Gumbel trick with the row's own generator, so that a row's tokens
+do not depend on its neighbours. Knows nothing of documents or of how adapters came about.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
+from memograft.decoding.rule import Rule
+from memograft.errors import RequestCancelledError
+from memograft.memory.adapter import Adapter, applied, stack
+from memograft.model.backbone import Backbone, cache_name
+from memograft.model.base_logits import base_logits
+from memograft.model.prefill import Prefill
+from memograft.request import Sampling
+
+__all__ = ["Row", "decode", "end_tokens"]
+
+_GREEDY = 1e-6  # temperatures below it only overflow
+
+
+@dataclass
+class Row:
+    """One row of a decoding batch: what it is asked to do, and, as it goes on, what came of it.
+
+    Attributes:
+        sampling: how its tokens are chosen.
+        max_new_tokens: at most this many; already cut to the window.
+        adapter: its memory, or None for the base model.
+        rules: what it says of what it would say with its memory and without; none without a memory.
+        cad: alpha of context-aware decoding; None for none.
+        batch: its batch processor, which acts after the rules and `cad`; rows with equal ones share a call.
+        processors: its own logits processors, called with (1, T) ids without padding and (1, V).
+        on_tokens: called with all new tokens so far, after each.
+        on_end: called with the row once it is done, while its neighbours go on.
+        given_up: asked after each token.
+        logprobs: how many likely tokens to report beside each new one; None reports nothing.
+        said: tokens of an earlier try, which are said again; it grows as the row goes on, so the next try has them all.
+        tokens: new tokens, without the one that ended it.
+        chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
+        moved: tells for each new token what of its batch processor moved it; see `BatchProcessors.of`.
+        finish_reason: "" while it runs.
+        error: what ended it early.
+    """
+
+    sampling: Sampling
+    max_new_tokens: int
+    adapter: Adapter | None = None
+    rules: Sequence[Rule] = ()
+    cad: float | None = None
+    batch: BatchProcessor | None = None
+    processors: Sequence[Any] = ()
+    on_tokens: Callable[[Sequence[int]], None] | None = None
+    on_end: Callable[[Row], None] = lambda _: None
+    given_up: Callable[[], bool] = lambda: False
+    logprobs: int | None = None
+    said: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
+    moved: Callable[[], list[list[tuple[int, int, float]]]] = list
+    finish_reason: Literal["", "stop", "length"] = ""
+    error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it takes no further tokens."""
+        return bool(self.finish_reason) or self.error is not None
+
+
+def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
+    """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each.
+
+    Behind the rows, `prefill` holds an echo of each row that says `cad`, in their order: its prompt without documents.
+    An echo runs through its row's adapter and is made to say what its row says.
+    """
+    config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
+    echoed = [n for n, row in enumerate(rows) if row.cad is not None]
+    per_row = _PerRow(rows, prefill.mask, echoed)
+    # Repetition penalties read the padding too: make it a token that the row has anyway.
+    ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
+    shared = None
+    if any(row.batch for row in rows):
+        shared = BatchProcessors([*(row.batch for row in rows), *(None for _ in echoed)], len(ruled))
+    if shared is not None:
+        for n, row in enumerate(rows):
+            row.moved = partial(shared.of, n)
+    ends = _Ends(rows, config, tokenizer, shared)
+    first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
+    with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
+        backbone.model.generate(  # type: ignore[operator]
+            input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
+            attention_mask=prefill.mask,
+            **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
+            generation_config=config,
+            logits_processor=[per_row] if per_row.needed else [],
+            stopping_criteria=[ends],
+            tokenizer=tokenizer if config.stop_strings else None,
+        )
+    ends.deliver()
+
+
+def end_tokens(backbone: Backbone, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that end an answer: the model's, or else the tokenizer's; none if neither names any."""
+    config: Any = backbone.model.generation_config
+    eos = config.eos_token_id
+    eos = eos if eos is not None else tokenizer.eos_token_id
+    return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [int(eos)]
+
+
+def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+    """The model's own generation settings (repetition penalty, suppressed tokens, ...), choosing greedily."""
+    config: Any = copy.deepcopy(backbone.model.generation_config)
+    eos = end_tokens(backbone, tokenizer)
+    pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
+    config.update(  # generate takes what is None here from the model's settings after all
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        penalty_alpha=0.0,
+        max_time=math.inf,
+        max_length=None,
+        cache_implementation="hybrid",  # to generate this means: unset
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=eos or None,
+        pad_token_id=pad if pad is not None else (eos or [0])[0],
+    )
+    return config
+
+
+@contextmanager
+def _memories(
+    backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], echoed: Sequence[int], shared: BatchProcessors | None
+) -> Iterator[None]:
+    """Inside, and in this thread only, every row runs through its adapter, and what it says follows its rules.
+
+    Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
+    penalty, the row's own processors, sampling) sees one distribution.
+    """
+    adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
+
+    def speak(_module: Any, _args: Any, output: Any) -> None:
+        if threading.get_ident() != owner:
+            return
+        logits = output.logits[:, -1].to(torch.float32, copy=True)
+        for n, base in zip(ruled, seen.logits[:, -1].to(logits.device) if ruled else (), strict=True):
+            for rule in () if rows[n].done else rows[n].rules:
+                logits[n] = rule(logits[n], base, rows[n].tokens)
+        for echo, n in enumerate(echoed, start=len(rows)):
+            logits[n] += (rows[n].cad or 0.0) * (logits[n] - logits[echo])  # decoding/cad.py
+        if shared is not None:
+            for n, error in shared.apply(logits, [row.done for row in rows]).items():
+                rows[n].error = error
+        output.logits = logits[:, None]
+
+    with ExitStack() as scope:
+        if any(adapter is not None for adapter in adapters):
+            scope.enter_context(applied(backbone, stack(adapters, backbone), bare=len(ruled)))
+        if ruled:
+            seen = scope.enter_context(base_logits(backbone, len(adapters), ruled))
+        if shared is not None:
+            scope.enter_context(shared.caught(backbone))
+        if ruled or echoed or shared is not None:
+            scope.callback(backbone.model.register_forward_hook(speak).remove)
+        yield
+
+
+class _PerRow(LogitsProcessor):  # type: ignore[misc]
+    """Each row's own processors, then its own sampling; an error in one ends that row and no other.
+
+    Echoes (see `decode`) are scored as their rows, so that the same token is chosen.
+    """
+
+    supports_continuous_batching = False  # it knows which row belongs to whom
+
+    def __init__(self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = ()) -> None:
+        self._count, self._echoed = len(rows), list(echoed)
+        chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
+        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None or chain[1].said]
+        self._mask = mask.bool()
+
+    @property
+    def needed(self) -> bool:
+        """Whether any row has something to do here."""
+        return bool(self._chains or self._echoed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, T), (B, V) -> (B, V)."""
+        scores = scores.clone()
+        prompts, new = input_ids[:, : self._mask.shape[1]], input_ids[:, self._mask.shape[1] :]
+        for n, row, processors in self._chains:
+            if row.done:
+                continue
+            try:
+                ids, own = torch.cat([prompts[n, self._mask[n]], new[n]])[None], scores[n : n + 1]
+                likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
+                for processor in processors:
+                    own = processor(ids, own)
+                if len(row.tokens) < len(row.said):  # rounding differs from batch to batch: it may choose otherwise now
+                    own = torch.full_like(own, -math.inf)
+                    own[0, row.said[len(row.tokens)]] = 0.0
+                if likely is not None:
+                    _note(row, likely, int(own[0].argmax()))
+                scores[n] = own[0]
+            except Exception as e:
+                row.error = e
+        scores[self._count :] = scores[self._echoed]
+        return scores
+
+
+def _note(row: Row, logprobs: Tensor, choice: int) -> None:
+    """Remember how likely the row's next token is, and which others were."""
+    top = logprobs.topk(min(row.logprobs or 0, len(logprobs)))
+    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    row.chances.append((float(logprobs[choice]), likeliest))
+
+
+def _sampler(sampling: Sampling) -> list[Any]:
+    if sampling.temperature < _GREEDY:
+        return []
+    chain: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_k is not None:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    return [*chain, _Gumbel(sampling.seed)]
+
+
+class _Gumbel(LogitsProcessor):  # type: ignore[misc]
+    """The most probable token after adding Gumbel noise is a sample of the distribution (Gumbel, 1954)."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._generator = torch.Generator()
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
+        noise = -(-uniform.clamp_min(1e-300).log()).log()
+        return scores + noise.to(scores.device, scores.dtype)
+
+
+class _Ends(StoppingCriteria):  # type: ignore[misc]
+    """Collects each row's tokens as they come and says which rows are done.
+
+    Stop strings are looked for in the decoded text: transformers' own criterion reads the whole vocabulary for each
+    request, and misses strings whose characters are split over tokens.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any, shared: BatchProcessors | None = None
+    ) -> None:
+        self._rows, self._open, self._tokenizer, self._shared = rows, list(rows), tokenizer, shared
+        eos, stops = config.eos_token_id, config.stop_strings or ()
+        self._eos = set(eos or ())
+        self._echoed = [n for n, row in enumerate(rows) if row.cad is not None]
+        self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
+
+    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        """(B, T) -> (B,) bool."""
+        if self._shared is not None:
+            self._shared.choose(input_ids[:, -1])
+        for row, token in zip(self._rows, input_ids[: len(self._rows), -1].tolist(), strict=True):
+            if not row.done:
+                self._take(row, token)
+        if not all(row.done for row in self._open):
+            self.deliver()
+        done = [row.done for row in self._rows]
+        return torch.tensor(done + [done[n] for n in self._echoed], device=input_ids.device)
+
+    def deliver(self) -> None:
+        """Hand over the rows that are done; the last ones only when the model is as it was."""
+        ended = [row for row in self._open if row.done]
+        self._open = [row for row in self._open if not row.done]
+        for row in ended:
+            row.on_end(row)
+
+    def _take(self, row: Row, token: int) -> None:
+        if row.given_up():
+            row.error = RequestCancelledError("the request was given up while it was being answered")
+            return
+        if token in self._eos:
+            row.finish_reason = "stop"
+            del row.chances[len(row.tokens) :]
+        else:
+            row.tokens.append(token)
+            if len(row.said) < len(row.tokens):
+                row.said.append(token)
+            if self._stops(row):
+                row.finish_reason = "stop"
+            elif len(row.tokens) >= row.max_new_tokens:
+                row.finish_reason = "length"
+        if row.on_tokens is not None and not row.finish_reason:
+            try:
+                row.on_tokens(row.tokens)
+            except Exception as e:  # whoever listens has gone wrong; its neighbours have not
+                row.error = e
+
+    def _stops(self, row: Row) -> bool:
+        stops = (*row.sampling.stop, *self._own_stops)
+        if not stops:
+            return False
+        # A string of n bytes that ends within the last token lies within the last n tokens, control tokens aside.
+        tail = row.tokens[-8 - 2 * max(len(s.encode("utf-8", "replace")) for s in stops) :]
+        decode = self._tokenizer.decode
+        texts = [decode(tail, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)]
+        return any(stop in text for stop in stops for text in texts)

@@ -1,0 +1,49 @@
+"""The sentence of each document that is most about the question.
+
+A sentence is as much about the question as it alone, of all documents, makes the question likelier: by the share of
+the question's cross-entropy in nats that it takes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memograft.memory.fastmem.tails import Sight, Tails, before_documents
+from memograft.memory.fastmem.wording import NOTHING, nearest
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import Prefill
+from memograft.prompt.builder import Prompt, Span
+
+__all__ = ["Statement", "statements"]
+
+
+@dataclass(frozen=True, order=True)
+class Statement:
+    """A sentence.
+
+    Attributes:
+        relevance: how much it is about the question; 1 at most, and 0 where there is nothing to judge.
+        span: its tokens, [start, end) in the prompt.
+    """
+
+    relevance: float = 0.0
+    span: Span = NOTHING
+
+
+def statements(
+    backbone: Backbone, filled: Prefill, row: int, prompt: Prompt, documents: Sequence[int]
+) -> list[Statement]:
+    """The statement of each of these documents of a prompt, which stands in this row of `filled`."""
+    start = before_documents(prompt)
+    nothing = Sight(0, (start, start), start)
+    by_document = [[Sight(0, s, prompt.spans[d][1]) for s in nearest(prompt, prompt.spans[d])] for d in documents]
+    sights = [nothing, *(s for own in by_document for s in own)]
+    losses = Tails(backbone, filled, [row], [prompt]).losses(sights)
+    nats = {sight: float(found.sum()) for sight, found in zip(sights, losses, strict=True)}
+    none = nats[nothing]
+
+    def judged(sight: Sight) -> Statement:
+        return Statement(1 - nats[sight] / none if none > 0 else 0.0, sight.span)
+
+    return [max((judged(s) for s in own), default=Statement()) for own in by_document]

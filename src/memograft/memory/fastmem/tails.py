@@ -1,0 +1,111 @@
+"""The questions of prompts, run again behind any part of their documents: what is not meant is masked.
+
+The documents' keys and values are in the prefill already, so only what follows the documents is run. What was said
+before is never in sight: it may hold the question already.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache
+
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import Prefill, run
+from memograft.prompt.builder import Prompt, Span
+
+__all__ = ["Sight", "Tails"]
+
+_LAST = 64  # tokens of the question that are looked at: instructions before it would only dilute it
+_TOKENS = 8192  # of the cache that are copied at a time
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a question is shown.
+
+    Attributes:
+        prompt: the number of its prompt.
+        span: tokens of the documents that are in sight; all others are not.
+        end: what follows the documents takes its positions from here on, as if this were their end.
+        lead: tokens that are put between the two.
+    """
+
+    prompt: int
+    span: Span
+    end: int
+    lead: tuple[int, ...] = ()
+
+
+class Tails:
+    """What follows the documents of each prompt, up to the end of its question.
+
+    Args:
+        backbone: whose trunk it is.
+        filled: the prompts after their prefill; it is left as it is.
+        rows: where each of the prompts stands in it.
+        prompts: whose question stands behind their documents.
+    """
+
+    def __init__(self, backbone: Backbone, filled: Prefill, rows: Sequence[int], prompts: Sequence[Prompt]) -> None:
+        self._backbone, self._filled, self._prompts = backbone, filled, prompts
+        self._rows = torch.tensor(rows)
+        self._starts = [max(end for _, end in (*p.spans, *p.history)) for p in prompts]
+        self._columns = [filled.columns(row, range(len(p.ids))).cpu() for row, p in zip(rows, prompts, strict=True)]
+        # All that says what is in sight lies on the CPU until a pass is run: a device map may spread the cache.
+        self._seen = filled.mask.cpu()[self._rows, :-1]  # of the cache: what stands before the documents
+        for seen, columns, prompt in zip(self._seen, self._columns, prompts, strict=True):
+            # What stands between documents has read them.
+            for first, end in ((before_documents(prompt), len(prompt.ids) - 1), *prompt.history):
+                seen[columns[first:end]] = 0
+
+    def losses(self, sights: Sequence[Sight]) -> list[Tensor]:
+        """Nats of each token of the question, the last 64 of them, under each of the sights."""
+        size = max(1, _TOKENS // self._filled.ids.shape[1])
+        parts = (self._losses(sights[start : start + size]) for start in range(0, len(sights), size))
+        return [losses for part in parts for losses in part]
+
+    @torch.no_grad()
+    def _losses(self, sights: Sequence[Sight]) -> list[Tensor]:
+        numbers = [s.prompt for s in sights]
+        seen = self._seen[numbers]
+        for row, sight in zip(seen, sights, strict=True):
+            row[self._columns[sight.prompt][slice(*sight.span)]] = 1
+        tails = [torch.tensor([*s.lead, *self._tail(s.prompt)]) for s in sights]
+        ids, new = pad_sequence(tails, True), pad_sequence([torch.ones_like(t) for t in tails], True)
+        positions = torch.tensor([s.end for s in sights])[:, None] + torch.arange(ids.shape[1])
+        device = self._filled.ids.device
+        mask = torch.cat([seen, new], 1).to(device)
+        x, residual, _ = run(self._backbone, ids.to(device), mask, self._own_cache(numbers), positions.to(device))
+        return [self._question(s, x[i : i + 1], residual[i : i + 1]) for i, s in enumerate(sights)]
+
+    def _tail(self, number: int) -> tuple[int, ...]:
+        prompt = self._prompts[number]
+        return prompt.ids[self._starts[number] : prompt.question[1] - 1]
+
+    def _question(self, sight: Sight, x: Tensor, residual: Tensor) -> Tensor:
+        prompt, before = self._prompts[sight.prompt], self._starts[sight.prompt] + 1
+        start, end = prompt.question
+        start = max(start, end - _LAST, before)  # the first token of the tail is not predicted by the tail
+        part = slice(start - before + len(sight.lead), end - before + len(sight.lead))
+        logp = torch.log_softmax(self._backbone.logits(x[:, part], residual[:, part]), -1)[0]
+        targets = torch.tensor(prompt.ids[start:end], device=logp.device)
+        return -logp.gather(-1, targets[:, None])[:, 0].cpu()
+
+    def _own_cache(self, numbers: Sequence[int]) -> Cache:
+        """A cache to write to. Its layers never write into a tensor they hold, so `filled` stays as it is."""
+        assert self._filled.kv_cache is not None, "a question behind documents has tokens before it"
+        cache = copy.copy(self._filled.kv_cache)
+        cache.layers = [copy.copy(layer) for layer in cache.layers]
+        cache.batch_select_indices(self._rows[numbers])
+        return cache
+
+
+def before_documents(prompt: Prompt) -> int:
+    """How many tokens stand before the first document that has any."""
+    return min(start for start, end in prompt.spans if end > start)

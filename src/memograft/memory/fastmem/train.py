@@ -1,0 +1,224 @@
+"""FastMem (arXiv 2406.16069): fit the last FFN to the context of one request, staying close to the model as it was.
+
+    L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))    (paper, section 3)
+
+The loop works on rows that the prefill left behind, for all requests of a batch at once: each has its own weights, its
+own loss and its own gradient norm, so the batch gives what each would have got alone. Never sees text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
+from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.rows import TrainingRows
+from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.report import MemoryReport
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.gradients import stand_ins
+
+__all__ = ["memorize"]
+
+_SHRINKS = 4  # tries to come back to the KL aimed at
+_SLACK = 0.05  # of it that is close enough
+
+
+def memorize(
+    backbone: Backbone,
+    rows: TrainingRows,
+    settings: FastMem,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: bool = False,
+) -> list[tuple[Adapter | None, MemoryReport]]:
+    """Memorize B contexts with the same settings; None where a guard rolled the memory back.
+
+    Raises:
+        UnsupportedModelError: see `FastMem.check`.
+    """
+    settings = settings.resolved()
+    settings.check(backbone)
+    if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
+        singles = (rows.single(n) for n in range(len(rows.mask)))
+        return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
+    started = time.perf_counter()
+    names = _targets(backbone, settings)
+    assert settings.shortlist != "auto"
+    assert settings.max_kl != "auto"
+    objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
+    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
+    losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)
+    with weights.active():
+        after, kl = objective.exact()
+    seconds = time.perf_counter() - started
+    results: list[tuple[Adapter | None, MemoryReport]] = []
+    for row, adapter in enumerate(weights.adapters()):
+        report = MemoryReport.of(
+            before=objective.before[row][rows.mask[row]].tolist(),
+            after=after[row][rows.mask[row]].tolist(),
+            tokens=rows.targets[row][rows.mask[row]].tolist(),
+            kl=float(kl[row]),
+            losses=losses[row],
+            seconds=seconds,
+            settings=asdict(settings),
+            max_kl=settings.max_kl,
+        )
+        results.append((None if report.rolled_back else adapter, report))
+    return results
+
+
+def _fit(
+    weights: _LoRA | _Full,
+    objective: Objective,
+    settings: FastMem,
+    rows: int,
+    cancelled: Callable[[], bool],
+    progress: bool,
+) -> list[list[float]]:
+    """The loop: AdamW on L(phi), each row until it has moved as far as it may. The loss before each step."""
+    assert settings.learning_rate != "auto"
+    assert settings.target_kl != "auto"
+    optimiser = torch.optim.AdamW(
+        weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
+    )
+    limit = math.inf if settings.target_kl is None else settings.target_kl
+    losses: list[list[float]] = [[] for _ in range(rows)]
+    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
+        if cancelled():
+            break
+        with torch.enable_grad(), weights.active():
+            loss, kl = objective.loss()  # (B,), (B,)
+            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
+        there = kl.detach() >= limit
+        if bool(there.all()):
+            break
+        for row in (~there).nonzero().flatten().tolist():
+            losses[row].append(float(loss[row].detach()))
+        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, rows), strict=True):
+            leaf.grad = gradient
+        with weights.held(there):
+            optimiser.step()
+    if settings.target_kl is not None:
+        _shrink(weights, objective, settings.target_kl)
+    return losses
+
+
+def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
+    """Take back what the last step did too much: KL grows about as the square of the change."""
+    for _ in range(_SHRINKS):
+        with torch.no_grad(), weights.active():
+            _, kl = objective.loss()
+        far = kl > limit * (1 + _SLACK)  # (B,); a row that is near enough is left alone, whatever its neighbours need
+        if not bool(far.any()):
+            return
+        weights.scale((limit / kl).sqrt().where(far, 1.0))
+
+
+def _targets(backbone: Backbone, settings: FastMem) -> list[str]:
+    shapes = {name: linear_shape(module) or (0, 0) for name, module in backbone.projections.items()}
+    return [n for n, (_, out) in shapes.items() if settings.targets == "all" or out == backbone.width]
+
+
+def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> list[Tensor]:
+    """Scale each row's gradient, over all leaves, to a norm of at most `limit` (as torch's clip_grad_norm_ does)."""
+    if limit is None:
+        return list(gradients)
+    flat = torch.cat([g.reshape(rows, -1) for g in gradients], dim=1)
+    scale = (limit / (flat.norm(dim=1) + 1e-6)).clamp_max(1.0)
+    return [g * scale.reshape(-1, *[1] * (g.ndim - 1)) for g in gradients]
+
+
+class _LoRA:
+    """B adapters of rank R, trained side by side; initialised as PEFT does (A random, B zero)."""
+
+    def __init__(self, backbone: Backbone, names: Sequence[str], settings: FastMem, rows: int) -> None:
+        self._backbone, self._names = backbone, list(names)
+        generator = torch.Generator().manual_seed(settings.seed)
+        self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
+        for name in names:
+            inside, out = linear_shape(backbone.projections[name]) or (0, 0)
+            device = next(backbone.projections[name].parameters()).device
+            a = torch.empty(settings.rank, inside)
+            torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+            b = torch.zeros(rows, out, settings.rank, device=device)
+            self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
+        self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
+        # Only what leads back to D has others' changes in its input.
+        behind = [
+            n
+            for n in names
+            if len(names) > 1 and (linear_shape(backbone.projections[n]) or (0, 0))[1] == backbone.width
+        ]
+        self._stand_ins = stand_ins(backbone, behind)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with applied(self._backbone, self._stacked, stand_ins=self._stand_ins):
+            yield
+
+    @contextmanager
+    def held(self, rows: Tensor) -> Iterator[None]:
+        """Inside, the adapters of these rows (B,) stay as they are, whatever an optimiser does to the leaves."""
+        if not bool(rows.any()):
+            yield
+            return
+        before = [leaf.detach().clone() for leaf in self.leaves]
+        yield
+        with torch.no_grad():
+            for leaf, old in zip(self.leaves, before, strict=True):
+                leaf[rows] = old[rows]
+
+    @torch.no_grad()
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each adapter's change by its factor (B,)."""
+        for _, b in self._stacked.values():
+            b *= factors[:, None, None].to(b)
+
+    def adapters(self) -> list[Adapter]:
+        rows = len(self.leaves[0])
+        return [
+            Adapter(
+                {n: self._stacked[n][0][row].detach().clone() for n in self._names},
+                {n: self._stacked[n][1][row].detach().clone() for n in self._names},
+            )
+            for row in range(rows)
+        ]
+
+
+class _Full:
+    """The FFN's own weights in float32, for one context."""
+
+    def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
+        self._backbone = backbone
+        self._base = dense_weights(backbone, names)
+        self._weights = {name: w.clone().requires_grad_() for name, w in self._base.items()}
+        self.leaves = list(self._weights.values())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with replaced(self._backbone, self._weights):
+            yield
+
+    @contextmanager
+    def held(self, _rows: Tensor) -> Iterator[None]:
+        """As for `_LoRA`; the one context is never held, since the loop ends with it."""
+        yield
+
+    @torch.no_grad()
+    def scale(self, factors: Tensor) -> None:
+        """Multiply the change of the weights by the one factor (1,)."""
+        for name, weight in self._weights.items():
+            weight.lerp_(self._base[name], 1 - float(factors[0]))
+
+    def adapters(self) -> list[Adapter]:
+        changes = {name: (w.detach() - self._base[name]) for name, w in self._weights.items()}
+        return [Adapter.from_dense(changes, self._backbone.width)]

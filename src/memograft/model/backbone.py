@@ -1,0 +1,218 @@
+"""What any causal LM consists of, as far as memorizing is concerned: a trunk, its last FFN, and a tail.
+
+    trunk ──> x ──> last FFN ──> post ──(* scale)──┐
+          └─> residual ────────────────────────── (+) ──> norm, ... ──> head ──> scale, cap ──> logits
+
+`x` (B, T, D) is the FFN's input, `residual` (B, T, D) what the rest of the last layer adds to it. Everything is found
+by watching one forward pass, never by the model's name, and then proved: replaying the tail from (x, residual) must
+give the model's own logits, else loading fails. Knows nothing of text, memories or generation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from memograft.errors import UnsupportedModelError
+
+__all__ = ["Backbone"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A causal LM taken apart at its last FFN. Make one with `Backbone.of(model)`.
+
+    Attributes:
+        model: the user's model, untouched.
+        layer: the last decoder layer.
+        ffn: modules that, one after the other, are the last FFN.
+        post: norms between the FFN's output and the residual sum (Gemma 2 and 3, OLMo 2).
+        residual_scale: factor on the FFN's output where it joins the residual (Granite), else 1.
+        tail: modules from the last layer's output to the head, the head last.
+        projections: qualified name -> linear map inside the FFN that an adapter may change: those that every token
+            passes once, so none of routed experts.
+        max_length: positions the model's configuration allows.
+        logit_scale: factor on the head's output (Granite, Cohere).
+        logit_cap: c of c * tanh(logits / c) after it (Gemma 2); None for no cap.
+    """
+
+    model: nn.Module
+    layer: nn.Module
+    ffn: tuple[nn.Module, ...]
+    post: tuple[nn.Module, ...]
+    residual_scale: float
+    tail: tuple[nn.Module, ...]
+    projections: dict[str, nn.Module]
+    max_length: int
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Backbone:
+        """Take a loaded causal LM apart and prove that replaying its tail gives its own logits.
+
+        Raises:
+            UnsupportedModelError: an encoder-decoder, a model in training mode, a cache that is not made of keys and
+                values only, a model whose tail cannot be replayed.
+        """
+        from memograft.model.anatomy import dissect  # what looks for the parts needs the parts' names
+
+        return dissect(model)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        config: Any = self.model.config
+        return int(config.get_text_config().hidden_size)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, padding of the head included."""
+        head: Any = self.head
+        return (linear_shape(head) or (0, int(head.weight.shape[0])))[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return input_weight(self.model).device
+
+    @property
+    def ffn_end(self) -> nn.Module:
+        """The module whose output joins the residual: the FFN's last part, or the norm behind it."""
+        return (*self.ffn, *self.post)[-1]
+
+    @property
+    def head(self) -> nn.Module:
+        """The map from D to V."""
+        return self.tail[-1]
+
+    def run_ffn(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): the FFN and what follows it, up to the residual sum."""
+        for module in (*self.ffn, *self.post):
+            x = first(module(x))
+        return x
+
+    def hidden(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, with whatever adapter is active now."""
+        return self.join(self.run_ffn(x), residual)
+
+    def join(self, ffn_out: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, from what `run_ffn` gave and the residual."""
+        h = residual + ffn_out * self.residual_scale
+        for module in self.tail[:-1]:
+            h = first(module(h))
+        return h
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """The head's output (..., V or S) -> logits in float32: scaled, then capped, as the model does it."""
+        logits = raw.float() * self.logit_scale
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
+
+    def logits(self, x: Tensor, residual: Tensor) -> Tensor:
+        """(B, T, D), (B, T, D) -> (B, T, V) float32."""
+        return self.finish(first(self.head(self.hidden(x, residual))))
+
+    @contextmanager
+    def watch(self) -> Iterator[Watched]:
+        """Inside, every forward pass of this thread leaves (x, residual) behind.
+
+        The last FFN then contributes nothing, so that the layer's output *is* the residual, exactly; the pass's own
+        logits are meaningless, its keys and values are not (they are all computed before).
+        """
+        seen = Watched()
+        handles = [
+            self.ffn[0].register_forward_pre_hook(seen.on_input, with_kwargs=True),
+            self.ffn_end.register_forward_hook(seen.on_ffn),
+            self.layer.register_forward_hook(seen.on_layer),
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Watched:
+    """(x, residual) of the latest forward pass, each (B, T, D); see `Backbone.watch`."""
+
+    def __init__(self) -> None:
+        self._owner = threading.get_ident()
+        self._x: Tensor | None = None
+        self._residual: Tensor | None = None
+
+    def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the FFN. Like the others, deaf to whoever uses the model in another thread meanwhile."""
+        if threading.get_ident() == self._owner:
+            self._x = args[0] if args else next(iter(kwargs.values()))
+
+    def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """After the FFN and its norm; what it returns takes their output's place."""
+        if threading.get_ident() != self._owner:
+            return None
+        return replace_first(output, torch.zeros_like(first(output)))
+
+    def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """After the last layer."""
+        if threading.get_ident() == self._owner:
+            self._residual = first(output)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(x, residual), each (B, T, D)."""
+        assert self._x is not None, "no forward pass has run"
+        assert self._residual is not None
+        return self._x.reshape(self._residual.shape), self._residual  # OPT flattens B and T
+
+
+def input_weight(model: nn.Module) -> Tensor:
+    """The embedding matrix (V, D) that token ids are looked up in."""
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return weight
+
+
+def first(output: Any) -> Any:
+    """A module's tensor, where some return it inside a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def replace_first(output: Any, tensor: Tensor) -> Any:
+    """`output` with `tensor` in the place that `first` reads."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
+
+
+def cache_name(call: Callable[..., Any]) -> str:
+    """The name under which `call` takes the keys and values so far: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(call).parameters else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """The keys and values that a model gave back, under either name."""
+    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) features of a linear map, quantised ones included; None for anything else."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return None
+
+
+def has_plain_weight(module: nn.Module) -> bool:
+    """Whether `module.weight` holds the numbers themselves: not quantised (float8 needs its scale), not offloaded."""
+    weight = getattr(module, "weight", None)
+    plain = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    return isinstance(weight, Tensor) and weight.dtype in plain and weight.device.type != "meta"
+
+
+def unsupported(reason: str, way_out: str) -> UnsupportedModelError:
+    """The error for a model that cannot be taken apart."""
+    return UnsupportedModelError(f"{reason}; {way_out}")

@@ -1,0 +1,109 @@
+"""The base model's logits beside the memorized ones, from one forward pass: the weights of FFN and head are read once.
+
+    x (B, T, D) ──> [x; x of rows] ──> last FFN ──┬─> B, with their adapters ──> (+) ──> norm, ... ──> h  ──┐
+                                                  └─> G, without ─────────────> (+) ──> norm, ... ──> h0 ──┤
+                          own logits (B, T, V) <──┬── head <── [h; h0] <───────────────────────────────────┘
+                         base logits (G, T, V) <──┘
+
+G of the B rows are wanted twice. Between FFN and head, and behind the head, the model sees its own B rows alone. Knows
+nothing of adapters: whoever applies them leaves the last G rows of the FFN without one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memograft.model.backbone import Backbone, first, replace_first
+
+__all__ = ["BaseLogits", "base_logits"]
+
+
+@contextmanager
+def base_logits(backbone: Backbone, batch: int, rows: Sequence[int]) -> Iterator[BaseLogits]:
+    """Inside, each forward pass of this thread over `batch` rows also yields the base model's logits of `rows`.
+
+    To be entered after the adapters' scope, whose part in the FFN's output must be seen.
+    """
+    seen = BaseLogits(backbone, batch, rows)
+    first_of_ffn, head = backbone.ffn[0], backbone.head
+    # First before and last after, so that hooks of the user's own act on all rows.
+    handles = [
+        first_of_ffn.register_forward_pre_hook(seen.mine(seen.on_ffn_input), with_kwargs=True, prepend=True),
+        backbone.ffn_end.register_forward_hook(seen.mine(seen.on_ffn)),
+        backbone.layer.register_forward_hook(seen.mine(seen.on_layer)),
+        head.register_forward_pre_hook(seen.mine(seen.on_head_input), with_kwargs=True, prepend=True),
+        head.register_forward_hook(seen.mine(seen.on_head)),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class BaseLogits:
+    """What the base model says to G rows of the latest forward pass; see `base_logits`.
+
+    Attributes:
+        logits: (G, T, V) float32, of the positions that the head was asked for.
+    """
+
+    logits: Tensor
+
+    def __init__(self, backbone: Backbone, batch: int, rows: Sequence[int]) -> None:
+        self._backbone, self._batch, self._owner = backbone, batch, threading.get_ident()
+        self._rows = torch.tensor(rows, device=backbone.device)
+        self._change: Tensor  # what the adapters do to the FFN's output, taken back (G, T, D)
+        self._hidden: Tensor  # the base model's input to the head (G, T, D)
+
+    def mine(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """The hook, deaf to whoever uses the model in another thread meanwhile."""
+        return lambda *args: hook(*args) if threading.get_ident() == self._owner else None
+
+    def on_ffn_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the FFN: `rows` once more, behind the others."""
+        x = _input(args, kwargs)
+        by_row = x.reshape(self._batch, -1, x.shape[-1])  # OPT flattens B and T
+        return _with_input(args, kwargs, torch.cat([by_row, self._of(by_row)]).reshape(-1, *x.shape[1:]))
+
+    def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """After the FFN and its norm: the layer goes on with the others alone."""
+        y = first(output)
+        by_row = y.reshape(self._batch + len(self._rows), -1, y.shape[-1])
+        own, base = by_row[: self._batch], by_row[self._batch :]
+        self._change = base - self._of(own)
+        return replace_first(output, own.reshape(-1, *y.shape[1:]))
+
+    def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        """After the last layer: what would have left it without adapters, through norms and the like."""
+        self._hidden = self._backbone.join(self._change, self._of(first(output)))
+
+    def on_head_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the head: the same positions of the base model, behind the others."""
+        hidden = _input(args, kwargs)
+        return _with_input(args, kwargs, torch.cat([hidden, self._hidden[:, -hidden.shape[1] :].to(hidden)]))
+
+    def on_head(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """After the head: the model goes on with the others alone."""
+        raw = first(output)
+        self.logits = self._backbone.finish(raw[self._batch :])
+        return replace_first(output, raw[: self._batch])
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        return tensor[self._rows.to(tensor.device)]
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    tensor: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return tensor
+
+
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> tuple[Any, dict[str, Any]]:
+    """What a forward pre-hook returns to put `tensor` in the place that `_input` reads."""
+    return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): tensor})

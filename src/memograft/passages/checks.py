@@ -1,0 +1,110 @@
+"""What a store accepts: ids, numbers, metadata and vectors, each refused by name before anything is written.
+
+Plain functions that return the accepted value in the form the store keeps. Know nothing of SQLite and FAISS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.passages.embedders import Embedder, unit_rows
+from memograft.passages.progress import progress_bar
+
+FloatArray = NDArray[np.float32]
+
+_LARGE = 1_000  # texts from which embedding shows a progress bar
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse anything but a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; 4 is usual for `k`")
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse anything but a number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise SettingsError(f"`{name}` must be between 0 and 1, got {value!r}; 0.5 is usual")
+
+
+def checked_ids(ids: Sequence[str]) -> list[str]:
+    """Return the ids as a list; refuse one string, which would be taken letter by letter."""
+    if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
+        raise SettingsError(f"`ids` must be a list of strings, got {ids!r}; write ids=[...]")
+    return [id for id in ids if _is_unicode(id)]  # no other id can be in a store
+
+
+def checked_metadata(document: Document, position: int, *, needs_text: bool = True) -> str:
+    """Return the metadata as JSON; refuse a document that a store cannot keep and give back unchanged."""
+    where = f"documents[{position}] (id {document.id!r})"
+    if needs_text and not document.text.strip():
+        raise SettingsError(f"{where} has no text, got {document.text!r}; leave empty passages out")
+    for name in ("text", "id"):
+        if not _is_unicode(getattr(document, name)):
+            raise SettingsError(
+                f"the {name} of {where} must be Unicode text, and has lone surrogates; decode it with errors='replace'"
+            )
+    if "\0" in document.id:
+        raise SettingsError(f"the id of {where} must not hold NUL, where SQLite's filters end a text; leave it out")
+    if not isinstance(document.metadata, Mapping):
+        raise SettingsError(f"the metadata of {where} must be a mapping, got {document.metadata!r}; use a dict")
+    parts = [_checked_entry(key, value, where) for key, value in document.metadata.items()]
+    return f"{{{', '.join(parts)}}}"
+
+
+def _checked_entry(key: object, value: object, where: str) -> str:
+    """Return `"key": value` as JSON."""
+    if not isinstance(key, str):
+        raise SettingsError(f"the metadata keys of {where} must be strings, got {key!r}; write {str(key)!r}")
+    try:
+        entry = f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+        entry.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SettingsError(
+            f"the metadata of {where} must be JSON, got {type(value).__name__} under {key!r} ({error}); turn it into a "
+            "string, number, bool, None, list or dict"
+        ) from error
+    return entry
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:
+    """Return unit vectors (..., D); refuse another shape, and numbers that are not finite as float32."""
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused below
+        array = np.asarray(vectors, dtype=np.float32)
+    if array.shape != shape:
+        raise SettingsError(f"{what} the shape {shape}, got {array.shape}; use the embedder of the store")
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise SettingsError(f"{what} finite numbers, got NaN or infinity in row {row}; look at what it was made from")
+    return unit_rows(array.reshape(-1, shape[-1])).reshape(shape)
+
+
+def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bool) -> FloatArray:
+    """Return the (N, D) unit vectors of N >= 1 texts, `batch_size` at a time."""
+    parts = []
+    with progress_bar(len(texts), "Embedding", "passage", progress and len(texts) >= _LARGE) as bar:
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
+            vectors = embedder.embed_documents(batch)
+            what = f"the embedder {embedder.fingerprint!r} must return"
+            parts.append(checked_vectors(vectors, (len(batch), embedder.dimension), what))
+            bar.update(len(batch))
+    return np.concatenate(parts)
+
+
+def embedded_query(embedder: Embedder, query: str) -> FloatArray:
+    """Return the (D,) unit vector of a question."""
+    if not isinstance(query, str):
+        raise SettingsError(f"`query` must be a string, got {type(query).__name__}; search_by_vector takes vectors")
+    what = f"the embedder {embedder.fingerprint!r} must return"
+    return checked_vectors(embedder.embed_query(query), (embedder.dimension,), what)

@@ -1,0 +1,361 @@
+"""The SQLite half of a store: passages, their metadata and their vectors, and the one truth about all of them.
+
+Rows go in and out as plain values: ids, texts, JSON strings, (N, D) float32 arrays. Every passage has a `seq`, an
+int64 that is never used twice (AUTOINCREMENT), so a replaced passage is a new seq and whatever was derived from seqs
+can be brought up to date by comparing sets of them. Texts and vectors are compared with their checksums whenever they
+are read, see `passages/sums.py`. WAL with synchronous=FULL: a commit that returned survives a
+crash or a power cut. Knows nothing of FAISS, embedders or filters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.documents import Document
+from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
+from memograft.passages import sums
+from memograft.storage.disk import sync
+
+FILE_NAME = "passages.sqlite3"
+VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
+
+T = TypeVar("T")
+
+_APPLICATION_ID = 0x4D475331  # "MGS1"
+_FORMAT = 1
+_SETTINGS = {  # what they hold
+    "embedder": {"fingerprint", "dimension", "config"},
+    "index": None,
+    "index_file": {"number", "crc32", "settings"},
+}
+_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # of a text, which SQLite reports as an error of the query
+_GIVEN = "(SELECT value FROM json_each(?))"
+_TABLES = """
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE passages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, text TEXT NOT NULL, metadata TEXT NOT NULL
+);
+-- apart from the passages, so that a filter over all the metadata does not page through the vectors
+CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+"""
+_SCHEMA = f"""{_TABLES}{sums.TABLE};
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+"""
+
+
+class Passage(NamedTuple):
+    """One passage on its way in; `vector` is the bytes of a (D,) float32 array."""
+
+    id: str
+    text: str
+    metadata: str
+    vector: bytes
+
+
+class Database:
+    """An open database; its methods may be called from any thread.
+
+    A transaction is a `with` on the mutex and the connection, which commits or, whatever comes between, rolls back.
+    Both are of C, so that no interrupt leaves either behind (see `locks.ReadWriteLock`).
+
+    Args:
+        folder: the store's folder, which exists; None keeps everything in memory.
+        read_only: never write, and see what a writer in another process commits.
+
+    Raises:
+        StoreCorruptError: the file is damaged or is not a store's.
+        StoreError: there is no file to read, or it cannot be opened.
+    """
+
+    def __init__(self, folder: Path | None, read_only: bool) -> None:
+        self.file = folder / FILE_NAME if folder else None
+        self._mutex = threading.RLock()
+        with self._errors():
+            if self.file is None:
+                self._connection = _connect(":memory:")
+                self._connection.executescript(_SCHEMA)
+            else:
+                if not is_there(self.file):
+                    self._make(self.file, read_only)
+                self._connection = self._opened(self.file, read_only)
+
+    def _make(self, file: Path, read_only: bool) -> None:
+        if read_only:
+            raise StoreError(f"{file.parent} holds no store to read; create it with read_only=False, or check the path")
+        if file.with_name(f"{file.name}-wal").exists():  # SQLite would replay it into the new file
+            self.refuse("it is missing although its write-ahead log is there")
+        _create(file)
+
+    def _opened(self, file: Path, read_only: bool) -> sqlite3.Connection:
+        connection = _connect(f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}")
+        try:
+            try:
+                self._check(connection)
+            except sqlite3.OperationalError:
+                # On a medium that nobody can write to, SQLite has no place for its shared-memory file. It can do
+                # without, but would then overlook what is still in the log.
+                log = file.with_name(f"{file.name}-wal")
+                if not read_only or os.access(file.parent, os.W_OK) or (log.exists() and log.stat().st_size):
+                    raise
+                connection.close()
+                connection = _connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1")
+                self._check(connection)
+            if not read_only:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+            sums.have_table(connection, read_only)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse a damaged or foreign file. Reads it once from end to end, about a second a gigabyte."""
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        if application != _APPLICATION_ID:
+            self.refuse("it is not a Memograft store")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != _FORMAT:
+            self.refuse(f"its format is {version} and this Memograft reads format {_FORMAT}")
+        if not sums.is_schema(connection, _TABLES):
+            self.refuse("it is damaged (its tables are not those of a store)")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            self.refuse(f"it is damaged ({verdict.splitlines()[-1]})")
+
+    def check_vectors(self, dimension: int) -> None:
+        """Refuse a file in which a passage lacks its vector of D float32 numbers."""
+        sql = "SELECT p.id FROM passages p LEFT JOIN vectors v USING (seq) WHERE length(v.vector) IS NOT ? LIMIT 1"
+        for (passage,) in self.rows(sql, [4 * dimension]):
+            self.refuse(f"it is damaged (passage {passage!r} has no vector of {dimension} numbers)")
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise StoreCorruptError for the database file."""
+        raise StoreCorruptError(
+            f"{self.file} cannot be used as a store: {reason}; restore it from a backup, or choose another folder and "
+            "add the documents again"
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes what is damaged
+            code = _code(error)
+            damage = isinstance(error, UnicodeDecodeError) or str(error).startswith(_DAMAGE)
+            if damage or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise StoreCorruptError(
+                    f"{self.file} is damaged or not a store ({error}); restore it from a backup, or choose another "
+                    "folder and add the documents again"
+                ) from error
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StoreLockedError(f"{self.file} is in use by another program ({error}); close it there") from error
+            if code == sqlite3.SQLITE_READONLY:
+                raise StoreReadOnlyError(f"{self.file} may not be written ({error}); change its permissions") from error
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise StoreError(
+                    f"{self.file} could not be written ({error}) and holds what it held before; free some space, then "
+                    "try again"
+                ) from error
+            raise StoreError(f"{self.file} cannot be used ({error}); check its path and permissions") from error
+        except OSError as error:
+            raise StoreError(
+                f"{self.file} could not be made ({error}); check its path, permissions and the free space"
+            ) from error
+
+    def at_once(self, read: Callable[[], T]) -> T:
+        """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN")
+            return read()
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Run one query to its end."""
+        with self._mutex, self._errors():
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def close(self) -> None:
+        """Close the connection; SQLite folds the write-ahead log into the file."""
+        with self._mutex:
+            self._connection.close()
+
+    # settings ---------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Return every setting."""
+        rows = self.rows("SELECT key, value FROM settings")
+        try:
+            if dict(rows).get(sums.KEY) not in (None, sums.of_settings(rows)):
+                self.refuse("its settings are damaged (their checksum is wrong)")
+            settings = {key: json.loads(value) for key, value in rows if key != sums.KEY}
+        except (TypeError, ValueError, RecursionError) as error:
+            self.refuse(f"its settings are damaged ({error})")
+        for key, value in settings.items():
+            if not isinstance(value, dict) or key not in _SETTINGS or _SETTINGS[key] not in (None, set(value)):
+                self.refuse(f"its settings are damaged (there is no {key!r} of this form)")
+        return settings
+
+    def set(self, **settings: Any) -> None:
+        """Store JSON-able settings."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            rows = [(key, json.dumps(value)) for key, value in settings.items()]
+            connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+            seal = sums.of_settings(connection.execute("SELECT key, value FROM settings"))
+            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [sums.KEY, seal])
+
+    # passages ---------------------------------------------------------------------------------------------------
+
+    def upsert(self, rows: Sequence[Passage]) -> tuple[list[int], list[int]]:
+        """Replace or insert passages by id; return (the seqs that are gone, the new seqs in the order of `rows`)."""
+        gone: list[int] = []
+        new: list[int] = []
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for row in rows:
+                old = connection.execute("SELECT seq FROM passages WHERE id = ?", [row.id]).fetchone()
+                if old:
+                    gone.append(old[0])
+                    _delete(connection, old[0])
+                sql = "INSERT INTO passages (id, text, metadata) VALUES (?, ?, ?)"
+                seq = connection.execute(sql, [row.id, row.text, row.metadata]).lastrowid
+                assert seq is not None  # an INSERT always has one
+                connection.execute("INSERT INTO vectors VALUES (?, ?)", [seq, row.vector])
+                passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
+                connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, passage, zlib.crc32(row.vector)])
+                new.append(seq)
+        return gone, new
+
+    def remove(self, seqs: Sequence[int]) -> None:
+        """Delete passages."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for seq in seqs:
+                _delete(connection, seq)
+
+    def sum_up(self) -> None:
+        """Give checksums to what was stored before there were any."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            without = self.seqs("seq NOT IN (SELECT seq FROM checksums)").tolist()
+            for start in range(0, len(without), VECTORS_AT_ONCE):
+                page = without[start : start + VECTORS_AT_ONCE]
+                for (seq, id, text, metadata, _), (_, blob, _) in zip(
+                    self.passages(page), self.blobs(page), strict=True
+                ):
+                    sum = sums.of_passage(id, text, metadata)
+                    connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, sum, zlib.crc32(blob)])
+
+    def seqs(self, condition: str = "1", parameters: Sequence[Any] = ()) -> NDArray[np.int64]:
+        """Return the seqs of the passages that meet an SQL condition, ascending."""
+        found = self.rows(f"SELECT seq FROM passages WHERE {condition} ORDER BY seq", parameters)
+        return np.fromiter((seq for (seq,) in found), np.int64, len(found))
+
+    def seqs_of_ids(self, ids: Sequence[str]) -> list[int | None]:
+        """Return one seq per id, None for an id that is not there."""
+        with self._mutex:
+            found = [self.rows("SELECT seq FROM passages WHERE id = ?", [passage]) for passage in ids]
+        return [rows[0][0] if rows else None for rows in found]
+
+    def documents(self, seqs: Sequence[int]) -> dict[int, Document]:
+        """Return the documents by seq, without those that are gone."""
+        found = {}
+        for seq, id, text, metadata, checksum in self.passages(seqs):
+            if checksum is not None and checksum != sums.of_passage(id, text, metadata):
+                self.refuse(f"it is damaged (passage {id.decode(errors='replace')!r} is not what was stored)")
+            try:
+                found[seq] = Document(text.decode(), id.decode(), json.loads(metadata))
+            except (ValueError, RecursionError) as error:
+                self.refuse(f"it is damaged (a passage's text or metadata: {error})")
+        return found
+
+    def passages(self, seqs: Sequence[int]) -> list[tuple[int, bytes, bytes, bytes, int | None]]:
+        """Return (seq, id, text, metadata, checksum if there is one), whatever their bytes, without those gone."""
+        fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
+        sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {_GIVEN}"
+        return self.rows(f"{sql} ORDER BY seq", [json.dumps([int(seq) for seq in seqs])])
+
+    def vectors(self, seqs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Yield (seqs, (N, D) vectors) in steps, in the order of ascending seqs, without those that are gone."""
+        for start in range(0, len(seqs), VECTORS_AT_ONCE):
+            if found := self.blobs(seqs[start : start + VECTORS_AT_ONCE].tolist()):
+                for seq, blob, checksum in found:
+                    if checksum is not None and checksum != zlib.crc32(blob):
+                        self.refuse(f"it is damaged (the vector of passage number {seq} is not what was stored)")
+                matrix = np.frombuffer(b"".join(blob for _, blob, _ in found), np.float32)
+                yield np.array([seq for seq, *_ in found], np.int64), matrix.reshape(len(found), -1)
+
+    def blobs(self, seqs: Sequence[int]) -> list[tuple[int, bytes, int | None]]:
+        """Return (seq, vector, checksum if there is one), without those that are gone."""
+        sql = f"""
+            SELECT seq, CAST(vectors.vector AS BLOB), checksums.vector FROM vectors LEFT JOIN checksums USING (seq)
+            WHERE seq IN {_GIVEN} ORDER BY seq
+        """
+        return self.rows(sql, [json.dumps(seqs)])
+
+    def data_version(self) -> int:
+        """Return a number that changes when another process has committed."""
+        return int(self.rows("PRAGMA data_version")[0][0])
+
+    def shrink(self) -> None:
+        """Give the room of deleted passages back to the file system."""
+        with self._mutex, self._errors():
+            self._connection.execute("VACUUM")
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def is_there(file: Path) -> bool:
+    """Whether a store's file is there.
+
+    Raises:
+        StoreError: the system does not say: one may not look into the folder, or the path is too long.
+    """
+    try:
+        return file.exists()
+    except OSError as error:
+        raise StoreError(f"{file} cannot be read ({error}); check its path and permissions") from error
+
+
+def _connect(target: str) -> sqlite3.Connection:
+    # The caller's mutex takes the place of SQLite's check that one thread stays with one connection.
+    connection = sqlite3.connect(target, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _code(error: Exception) -> int:
+    """Return SQLite's primary result code; the upper bits only refine it."""
+    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def _delete(connection: sqlite3.Connection, seq: int) -> None:
+    connection.execute("DELETE FROM passages WHERE seq = ?", [seq])
+    connection.execute("DELETE FROM vectors WHERE seq = ?", [seq])
+    connection.execute("DELETE FROM checksums WHERE seq = ?", [seq])
+
+
+def _create(file: Path) -> None:
+    """Make an empty database under another name first, so that under this name an empty file is always damage."""
+    draft = file.with_name(f"{file.name}.new")
+    draft.unlink(missing_ok=True)
+    connection = _connect(f"{draft.absolute().as_uri()}?mode=rwc")
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    finally:
+        connection.close()
+    draft.rename(file)
+    sync(file.parent)

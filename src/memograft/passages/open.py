@@ -1,0 +1,152 @@
+"""What a store settles when it opens: who may write, which embedder, which index; and until when it may be used.
+
+What was decided when the store was new is kept in the database's settings `embedder` and `index`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from memograft.errors import (
+    EmbedderMismatchError,
+    SettingsError,
+    StoreCorruptError,
+    StoreError,
+    StoreReadOnlyError,
+)
+from memograft.passages.cache import IndexCache
+from memograft.passages.db import Database
+from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_from_config
+from memograft.passages.index import IndexSettings
+from memograft.storage.locks import WriterLock
+
+
+class Access:
+    """The right to use an open store, and to write to it: from construction until `close`, in this process.
+
+    Args:
+        folder: the store's folder, made if it is to be written; None for a store in memory.
+        read_only: do not write.
+
+    Raises:
+        StoreLockedError: another writer has the store open.
+        StoreError, SettingsError: the folder cannot be used.
+    """
+
+    def __init__(self, folder: Path | None, read_only: bool) -> None:
+        self.read_only, self.closed = read_only, False
+        self._folder = folder
+        self._process = os.getpid()
+        self._lock = claim_folder(folder, read_only)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a fork of the process that opened the store, which is on disk; one in memory was copied."""
+        return self._folder is not None and os.getpid() != self._process
+
+    def require_open(self) -> None:
+        """Refuse to use a store that is closed, or another process's."""
+        if self.inherited:  # SQLite's connections must not be used across a fork, and the index would not follow
+            raise StoreError(
+                f"a store is used by the process that opened it, and {self._folder} was opened by the process "
+                f"{self._process}, of which {os.getpid()} is a fork; open it again in the fork, with read_only=True "
+                "while the other one may write"
+            )
+        if self.closed:
+            raise StoreError(f"the store {self._folder or 'in memory'} is closed; open it again")
+
+    def require_writable(self) -> None:
+        """Refuse to write to a store that is read-only, or not to be used at all."""
+        self.require_open()
+        if self.read_only:
+            raise StoreReadOnlyError(f"{self._folder} is open with read_only=True; open it without to change it")
+
+    def close(self) -> None:
+        """Let the next writer in. A second call does nothing."""
+        self.closed = True
+        if self._lock:
+            self._lock.release()
+
+
+def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
+    """Make a writer's folder and take its lock; None where no lock is needed."""
+    if folder is None and read_only:
+        raise SettingsError("a store in memory has nothing to read, got read_only=True without `path`; pass its path")
+    if folder is None or read_only:
+        return None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return WriterLock(folder / "writer.lock")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
+    except (OSError, ValueError) as error:  # the latter of a path with NUL
+        raise StoreError(f"{folder} cannot be written ({error}); pass a folder that can") from error
+
+
+def opened(
+    folder: Path | None,
+    embedder: Embedder | None,
+    index: IndexSettings | None,
+    *,
+    read_only: bool,
+    progress: bool,
+) -> tuple[Access, Database, Embedder, IndexCache]:
+    """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
+    access = Access(folder, read_only)
+    try:
+        database = Database(folder, read_only)
+        try:
+            embedder = settled_embedder(database, embedder, read_only)
+            database.check_vectors(embedder.dimension)
+            settings = settled_index(database, index, read_only)
+            cache = IndexCache(database, folder, embedder.dimension, settings, read_only=read_only, progress=progress)
+        except BaseException:
+            database.close()
+            raise
+    except BaseException:
+        access.close()
+        raise
+    return access, database, embedder, cache
+
+
+def settled_embedder(database: Database, embedder: Embedder | None, read_only: bool) -> Embedder:
+    """Take the embedder that was given if the store may use it, else build the store's own."""
+    stored = database.settings().get("embedder")
+    if stored is None:
+        if read_only:
+            raise StoreError(f"{database.file} is not finished, as its first opening was cut off; open it for writing")
+        embedder = embedder or LexicalEmbedder()
+        database.set(embedder=_config_of(embedder))
+        return embedder
+    embedder = embedder or embedder_from_config(stored["config"])
+    if (embedder.fingerprint, embedder.dimension) != (stored["fingerprint"], stored["dimension"]):
+        raise EmbedderMismatchError(
+            f"{database.file} was built with the embedder {stored['fingerprint']!r} (D={stored['dimension']}), got "
+            f"{embedder.fingerprint!r} (D={embedder.dimension}); leave `embedder` out, or build a new store"
+        )
+    return embedder
+
+
+def _config_of(embedder: Embedder) -> dict[str, Any]:
+    config = embedder.config()
+    try:
+        json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"`config()` of an embedder must return JSON values, got {config!r}; {error}") from error
+    return {"fingerprint": embedder.fingerprint, "dimension": embedder.dimension, "config": config}
+
+
+def settled_index(database: Database, wanted: IndexSettings | None, read_only: bool) -> IndexSettings:
+    """Return the settings to search with: those wanted, else the store's, else the defaults; a writer keeps them."""
+    stored = database.settings().get("index")
+    try:
+        settings = wanted or IndexSettings(**(stored or {}))
+    except (TypeError, SettingsError) as error:
+        database.refuse(f"its settings are damaged ({error})")
+    if not read_only and stored != asdict(settings):
+        database.set(index=asdict(settings))
+    return settings

@@ -1,1 +1,0 @@
-"""What acts on logits and knows about memories."""

@@ -1,0 +1,36 @@
+"""An answer as the tokens that the model itself would have to say after a prompt. Knows nothing of models."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.prompt.builder import Prompt, PromptBuilder
+
+__all__ = ["continuation"]
+
+
+def continuation(
+    builder: PromptBuilder, messages: Sequence[Mapping[str, Any]], documents: Sequence[Document], answer: str
+) -> tuple[Prompt, tuple[int, ...]]:
+    """The open prompt, and the answer's token ids behind it, without what ends it.
+
+    Taken from how the chat template shows the answered conversation, as far as it begins like the open one; so the
+    space before the first word is the template's.
+
+    Raises:
+        SettingsError: the answer is empty.
+    """
+    if not isinstance(answer, str) or not answer.strip():
+        raise SettingsError(f"an answer must be text, got {answer!r}; leave examples without an answer out")
+    prompt = builder.build(messages, documents)
+    whole = builder.build([*messages, {"role": "assistant", "content": answer}], documents)
+    count, start = len(prompt.ids), len(prompt.text)
+    at = whole.text.find(answer.strip(), start)
+    if whole.ids[:count] == prompt.ids and whole.text.startswith(prompt.text) and 0 <= at <= start + 8:
+        end = bisect_left(whole.offsets, at + len(answer.strip()), key=lambda span: span[0])
+        return prompt, whole.ids[count:end]
+    return prompt, builder.plain(answer)

@@ -1,1 +1,0 @@
-"""The parts of `memograft.datastore`; nothing here is public."""

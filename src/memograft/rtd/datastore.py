@@ -1,0 +1,387 @@
+"""`Datastore`: hidden states of examples and the tokens that followed them, for `Rtd` to steer answers with.
+
+Built by one prefill per example; nothing is trained. Grows, shrinks by source, survives a crash at any point, and is
+searched from disk. The formula is in `rtd/formula.py`, the folder's format in `rtd/files.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.errors import (
+    ModelMismatchError,
+    SettingsError,
+    StoreCorruptError,
+    StoreError,
+    StoreReadOnlyError,
+)
+from memograft.passages.checks import check_count
+from memograft.passages.db import is_there
+from memograft.passages.open import claim_folder
+from memograft.passages.progress import progress_bar
+from memograft.request import Source
+from memograft.rtd.calibrate import calibrate
+from memograft.rtd.examples import Example, alike, checked, source_line
+from memograft.rtd.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
+from memograft.rtd.index import KeyIndex, Neighbours, check_kind, make_index
+from memograft.rtd.keys import check_place, learn
+from memograft.rtd.sources import Sources
+from memograft.rtd.temporary import goes_with, new_folder
+from memograft.rtd.verify import inspected
+from memograft.serving.process import OfOneProcess
+from memograft.storage.locks import ReadWriteLock, WriterLock
+
+__all__ = ["Datastore"]
+
+_COMMIT = 1.0  # seconds of work that a crash may cost
+
+
+class Datastore(OfOneProcess, instead="open its folder in each process: Datastore.open(...)"):
+    """Entries (hidden state, next token, source, position). Make one with `build` or `open`.
+
+    Any number of threads may search it; one writer at a time, in this process and in others.
+
+    Example:
+        >>> from memograft import Datastore, Engine, Request, Rtd
+        >>> engine = Engine.from_pretrained("tiny")
+        >>> store = Datastore.build(engine, [("What is the capital of Velmora?", "Torstad.")], progress=False)
+        >>> answer = engine.answer("What is the capital of Velmora?", processors=[Rtd(store, weight=0.9)])
+        >>> answer.text, answer.sources[0].source.text
+        ('Torstad.', 'Torstad.')
+    """
+
+    def __init__(self, folder: Path, lock: WriterLock | None, header: Header, *, read_only: bool, owned: bool) -> None:
+        self._folder, self._writer, self._read_only = folder, lock, read_only
+        self._lock = ReadWriteLock()
+        self._one_writer = threading.RLock()  # one thread at a time appends, deletes, compacts or closes
+        self._files = Files(folder, header)
+        self._dead = self._find_dead()
+        self._indexes: dict[int, KeyIndex] = {}
+        self._sources = Sources(self._files)
+        self._temporary = goes_with(self, folder) if owned else None
+
+    @classmethod
+    def build(
+        cls,
+        engine: Any,
+        examples: Iterable[object],
+        *,
+        path: str | Path | None = None,
+        place: Place = "ffn_input",
+        index: IndexKind = "flat",
+        stride: int | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> Datastore:
+        """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
+
+        Args:
+            engine: the `Engine` whose model runs; other requests of it go on meanwhile.
+            examples: (prompt, answer), (messages, answer), (documents, question, answer), raw texts, or mappings with
+                `prompt`, `question` or `messages`, `answer`, `documents`, `text`, `id`, `metadata`.
+            path: its folder; None for a temporary one that goes with the datastore.
+            place: "ffn_input" (no memory can move it) or "head_input" (the paper's).
+            index: "flat" (exact), "hnsw", "ivfpq" or "sq8".
+            stride: tokens between the windows over a raw text; None for half a window.
+            batch_size: examples in one prefill.
+            progress: show a bar, on a terminal.
+
+        Raises:
+            ModelMismatchError: the datastore at `path` is of another model or place.
+            StoreLockedError, StoreCorruptError, StoreError: see `open`.
+            SettingsError, PromptTooLongError: an example cannot be learned; those before it are.
+        """
+        check_kind(index)
+        check_place(place)
+        if path is None:
+            folder, lock = new_folder(), None
+        else:
+            folder = Path(path)
+            lock = claim_folder(folder, read_only=False)
+        try:
+            header = read_header(folder)
+            new = Header(engine.fingerprint, place, 0, index)
+            if header is not None and (header.index, header.place) != (index, place):
+                raise ModelMismatchError(
+                    f"{folder} holds keys of place {header.place!r} under index {header.index!r}, asked for {place!r} "
+                    f"and {index!r}; pass these, or another `path`"
+                )
+            store = cls(folder, lock, header or new, read_only=False, owned=path is None)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        try:
+            store.add(engine, examples, stride=stride, batch_size=batch_size, progress=progress)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open(cls, path: str | Path, *, read_only: bool = False) -> Datastore:
+        """Open what `build` made; its arrays are memory-mapped. A reader sees it as it is now.
+
+        Raises:
+            StoreCorruptError: a file is damaged, truncated or missing.
+            StoreLockedError: somebody else has it open for writing.
+            StoreError: there is no datastore.
+        """
+        folder = Path(path)
+        if not is_there(folder / HEADER):
+            raise StoreError(f"{folder} holds no datastore ({HEADER} is missing); make one with Datastore.build")
+        lock = claim_folder(folder, read_only)
+        try:
+            header = read_header(folder)
+            while True:
+                assert header is not None
+                try:
+                    return cls(folder, lock, header, read_only=read_only, owned=False)
+                except StoreCorruptError:  # or a writer has compacted it meanwhile
+                    if header == (header := read_header(folder)):
+                        raise
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self._folder
+
+    @property
+    def header(self) -> Header:
+        """Model, place, dimension, counts and calibration, as they are on the disk."""
+        return self._files.header
+
+    def __len__(self) -> int:
+        return self.header.entries - (0 if self._dead is None else int(self._dead.sum()))
+
+    def add(
+        self,
+        engine: Any,
+        examples: Iterable[object],
+        *,
+        stride: int | None = None,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> int:
+        """Learn examples whose ids are not in it yet; returns how many. Other threads that change it wait.
+
+        What was done until a second before a crash or an error survives it; the same call again does the rest.
+        """
+        check_count("batch_size", batch_size)
+        if stride is not None:
+            check_count("stride", stride)
+        with self._one_writer:
+            self._check_writable()
+            self.check(engine.fingerprint)
+            return self._add(engine, examples, stride, batch_size, progress)
+
+    def _add(self, engine: Any, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool) -> int:
+        queue, added, last = self._new(checked(examples)), 0, time.monotonic()
+        total = len(examples) if isinstance(examples, Sized) else None
+        try:
+            with progress_bar(total, "Learning", "example", progress) as bar:
+                for batch in alike(queue, batch_size):
+                    for entries in learn(engine, batch, self.header.place, stride, batch_size):
+                        self._files.append(entries)
+                    self._files.append_sources([source_line(example.source) for example in batch])
+                    added += len(batch)
+                    bar.update(len(batch))
+                    if time.monotonic() - last >= _COMMIT:
+                        self._commit()
+                        last = time.monotonic()
+        except BaseException as error:
+            self._files.forget()  # of the batch that holds the culprit
+            if not isinstance(error, StoreError):  # which could not be written
+                self._commit()
+            raise
+        self._commit()
+        self._finish(progress)
+        return added
+
+    def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
+        """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
+        with self._one_writer:
+            self._extend(entries, sources)
+
+    def _extend(self, entries: Entries, sources: Sequence[Source]) -> None:
+        self._check_writable()
+        if twice := sorted({source.id for source in sources} & set(self.ids())):
+            raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out")
+        self._files.append(entries)
+        self._files.append_sources([source_line(source) for source in sources])
+        self._commit()
+        self._finish(progress=False)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
+        wanted = set(ids)
+        with self._one_writer:
+            self._check_writable()
+            gone = [number for number, source in self._sources.living() if source.id in wanted]
+            if gone:
+                with self._lock.writing():
+                    self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
+                    self._dead = self._find_dead()
+                self._finish(progress=False)
+        return len(gone)
+
+    def compact(self, *, progress: bool = True) -> None:
+        """Write the living entries into new files and remove the old ones; without checksums, they have them then.
+
+        Raises:
+            StoreCorruptError: they are damaged.
+        """
+        with self._one_writer:
+            self._check_writable()
+            if self._dead is not None or self.header.checksums is None:
+                dead = self._dead if self._dead is not None else np.zeros(self.header.entries, bool)
+                changes = self._files.rewrite(~dead)
+                with self._lock.writing():
+                    self._files.commit(**changes, indexes={})
+                    self._dead, self._indexes = self._find_dead(), {}
+            self._finish(progress)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy it to a folder that does not exist yet; the header last, so that half a copy is none. Returns it."""
+        target = Path(path)
+        if is_there(target) and target.is_dir() and any(target.iterdir()):
+            raise SettingsError(f"{target} is not empty, so it is not overwritten; choose another folder")
+        with self._lock.reading():
+            try:
+                target.mkdir(parents=True, exist_ok=True)
+                for file in self._folder.iterdir():
+                    if file.name not in (HEADER, "writer.lock"):
+                        shutil.copy2(file, target / file.name)
+            except OSError as error:
+                raise StoreError(f"{self._folder} could not be copied ({error}); choose another folder") from error
+            Files(target, self.header).commit()
+        return target
+
+    def ids(self) -> list[str]:
+        """The ids of its sources, in the order they came."""
+        return [source.id for _, source in self._sources.living()]
+
+    def source(self, number: int) -> Source:
+        """What is known of a source that a search has found."""
+        return self._sources[number]
+
+    def verify(self) -> list[Path]:
+        """Compare all of its files, from end to end, with their checksums; it goes on meanwhile. Opening looks at less.
+
+        Returns:
+            The files that carry no checksums; none, unless it is from before there were any and not compacted since.
+
+        Raises:
+            StoreCorruptError: a file is damaged; the message names each of them.
+            StoreError: it was temporary, and was closed.
+        """
+        self._check_there()
+        return inspected(self._folder).or_raise()
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse another model, and what is gone.
+
+        Raises:
+            ModelMismatchError: its keys are hidden states of another model.
+            StoreError: it was temporary, and was closed.
+        """
+        self._check_there()
+        if self.header.fingerprint != fingerprint:
+            raise ModelMismatchError(
+                f"the datastore {self._folder} was built with another model (fingerprint {self.header.fingerprint}, "
+                f"this model's is {fingerprint}); build it with this engine"
+            )
+
+    def prepare(self, heads: int = 1, *, progress: bool = False) -> None:
+        """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
+        if heads not in self._indexes:
+            with self._lock.writing():
+                self._indexes[heads] = make_index(self._files, heads, read_only=self._read_only, progress=progress)
+
+    def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
+        """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.
+
+        Raises:
+            ModelMismatchError: the states are of another width.
+        """
+        while True:
+            with self._lock.reading():
+                if not len(self):
+                    return Neighbours.none(len(states), heads)
+                if states.shape[1] != self.header.dimension:
+                    raise ModelMismatchError(
+                        f"the datastore {self._folder} has keys of D={self.header.dimension}, got states of "
+                        f"D={states.shape[1]}; build it with this model"
+                    )
+                if (index := self._indexes.get(heads)) is not None:
+                    found = index.search(states, k, self._dead)
+                    _, *rest = self._files.entries
+                    return Neighbours(found.distances, found.closest, *(array[found.ids.clip(0)] for array in rest))
+            self.prepare(heads)
+
+    def close(self) -> None:
+        """Let the next writer in; a temporary datastore is gone. Waits for a thread that is changing it."""
+        with self._one_writer:
+            if self._writer is not None:
+                self._writer.release()
+                self._writer = None
+            self._read_only = True
+            if self._temporary is not None:
+                self._temporary()
+
+    def __enter__(self) -> Datastore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _new(self, examples: Iterable[Example]) -> Iterator[Example]:
+        known = set(self.ids())
+        for example in examples:
+            if example.source.id not in known:
+                known.add(example.source.id)
+                yield example
+
+    def _commit(self) -> None:
+        """What was appended counts, and is found."""
+        with self._lock.writing():
+            self._files.commit()
+            self._dead, self._indexes, self._sources = self._find_dead(), {}, Sources(self._files)
+
+    def _finish(self, progress: bool) -> None:
+        """Measure the distances anew and bring the indexes up to date, where something has changed."""
+        if self.header.calibration.get("entries") != len(self):
+            calibration = calibrate(self._files.entries, self._dead) | {"entries": len(self)}
+            self._files.commit(calibration=calibration)
+        for heads in {1, *map(int, self.header.indexes)}:
+            self.prepare(heads, progress=progress)
+        self._files.clean()
+
+    def _find_dead(self) -> NDArray[np.bool_] | None:
+        """(N,) which entries belong to deleted sources; None if none does."""
+        if not self.header.deleted:
+            return None
+        dead = np.isin(self._files.entries.sources, self.header.deleted)
+        return dead if dead.any() else None
+
+    def _check_there(self) -> None:
+        if self._temporary is not None and not self._temporary.alive:
+            raise StoreError("the datastore was temporary and is closed; close it later, or build it with a `path`")
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
+        if self._writer is not None:
+            self._writer.check()

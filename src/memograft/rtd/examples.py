@@ -1,0 +1,185 @@
+"""What a datastore is built from: examples, as token ids and the positions whose next token is kept.
+
+Knows prompts and tokens, nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from memograft.documents import Document, as_documents
+from memograft.errors import PromptTooLongError, SettingsError
+from memograft.prompt.builder import PromptBuilder
+from memograft.prompt.continuation import continuation
+from memograft.request import Source
+
+__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line", "turns"]
+
+_SHOWN = 60  # characters of a prompt in an error
+_AHEAD = 8  # batches that are sorted by length together, so that little is padded
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, checked: a conversation and its answer, or a raw text (no messages).
+
+    Attributes:
+        source: its id, the answer or raw text, and metadata. An id left out is the first 16 hex digits of a SHA-256 of
+            all that is in the example.
+        messages: the conversation up to the answer.
+        documents: what stood in its prompt.
+    """
+
+    source: Source
+    messages: tuple[Mapping[str, Any], ...] = ()
+    documents: tuple[Document, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Characters, to put examples of like length together."""
+        read = [*(str(m.get("content", "")) for m in self.messages), *(d.text for d in self.documents)]
+        return len(self.source.text) + sum(map(len, read))
+
+
+def source_line(source: Source) -> str:
+    """What a datastore keeps of a source, as one line of JSON."""
+    about = {"id": source.id, "text": source.text, "prompt": source.prompt, "metadata": dict(source.metadata)}
+    return json.dumps(about, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """T token ids to run, and which of them are learned from.
+
+    Attributes:
+        ids: all of them.
+        first: tokens from here on are values; the state before each is its key.
+        position: of the token at `first` in its answer or text.
+    """
+
+    ids: tuple[int, ...]
+    first: int
+    position: int = 0
+
+
+def as_example(item: object, number: int) -> Example:
+    """Turn what callers pass into an Example.
+
+    (prompt, answer), (messages, answer), (documents, question, answer), a raw text, or a mapping: with `prompt` (or
+    `question`, or `messages`) and `answer`, and maybe `documents`; or with `text`; and with `id` and `metadata`.
+
+    Raises:
+        SettingsError: it is none of these.
+    """
+    where = f"examples[{number}]"
+    if isinstance(item, str):
+        item = {"text": item}
+    elif isinstance(item, tuple | list) and len(item) == 2:
+        asked = "prompt" if isinstance(item[0], str) else "messages"
+        item = {asked: item[0], "answer": item[1]}
+    elif isinstance(item, tuple | list) and len(item) == 3:
+        item = dict(zip(("documents", "question", "answer"), item, strict=True))
+    if not isinstance(item, Mapping):
+        raise SettingsError(
+            f"{where} must be (prompt, answer), (messages, answer), (documents, question, answer), a mapping or a "
+            f"text, got {type(item).__name__}"
+        )
+    asked = item.get("prompt", item.get("question"))
+    messages = [{"role": "user", "content": asked}] if asked is not None else item.get("messages", ())
+    text = item.get("answer") if messages else item.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise SettingsError(
+            f"{where} needs a text to learn from, got {text!r}; give a prompt and its `answer`, or a raw `text`"
+        )
+    if isinstance(messages, str) or not all(isinstance(m, Mapping) for m in messages):
+        raise SettingsError(f"the messages of {where} must be a list of mappings, got {messages!r}")
+    documents, metadata = as_documents(item.get("documents")), item.get("metadata") or {}
+    content = [[dict(m) for m in messages], [d.text for d in documents], text]
+    try:
+        encoded = json.dumps(content, sort_keys=True)
+        json.dumps(metadata, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"messages and metadata of {where} must be JSON, but: {error}; convert them") from error
+    id = str(item.get("id") or hashlib.sha256(encoded.encode()).hexdigest()[:16])
+    prompt = str(messages[-1].get("content", "")) if messages else ""
+    return Example(Source(id, text, prompt, dict(metadata)), tuple(dict(m) for m in messages), documents)
+
+
+def turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[list[Mapping[str, Any]], str]]:
+    """A conversation -> (messages before, answer) of every turn in which the assistant said something."""
+    return [
+        (list(messages[:n]), message["content"])
+        for n, message in enumerate(messages)
+        if n and message.get("role") == "assistant" and str(message.get("content") or "").strip()
+    ]
+
+
+def encode(
+    builder: PromptBuilder, example: Example, ends: Sequence[int], window: int, stride: int | None
+) -> list[Learned]:
+    """The token sequences of an example: one, or for a raw text one per window.
+
+    A raw text is read in windows that overlap, `stride` tokens further each: every token is learned once, with at
+    least window - stride tokens before it (but at its beginning). Half a window where `stride` is None.
+
+    Raises:
+        PromptTooLongError: an example with a prompt does not fit the model's window.
+    """
+    if example.messages:
+        prompt, answer = continuation(builder, example.messages, example.documents, example.source.text)
+        ids = (*prompt.ids, *answer, *ends[:1])
+        if len(ids) > window:
+            raise PromptTooLongError(
+                f"the example {example.source.id!r} ({_shown(example.source.prompt)}) has {len(ids)} tokens with its "
+                f"answer, and {window} fit; cut it",
+                tokens=len(ids),
+                limit=window,
+            )
+        return [Learned(ids, len(prompt.ids))]
+    bos = builder.tokenizer.bos_token_id
+    lead = () if bos is None else (int(bos),)
+    ids = (*lead, *builder.plain(example.source.text))
+    step = min(stride or window // 2, window - 1)
+    found, done = [], max(1, len(lead))
+    while done < len(ids):
+        end = min(len(ids), window if done <= 1 else done + step)
+        start = max(0, end - window)
+        found.append(Learned(ids[start:end], done - start, done - len(lead)))
+        done = end
+    return found
+
+
+def checked(examples: Iterable[object]) -> Iterable[Example]:
+    """Examples one after the other, as they are needed; refuse one text, which would be taken letter by letter."""
+    if isinstance(examples, str | Mapping):
+        raise SettingsError(f"`examples` must be a list, got one {type(examples).__name__}; write examples=[...]")
+    return (as_example(item, number) for number, item in enumerate(examples))
+
+
+def alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Batches of examples of like length: some batches ahead are sorted together.
+
+    What `examples` raises comes once all before it have been handed out.
+    """
+    stopped: Exception | None = None
+    while stopped is None:
+        ahead: list[Example] = []
+        try:
+            ahead.extend(islice(examples, _AHEAD * batch_size))  # keeps what came before an error
+        except Exception as error:
+            stopped = error
+        if not ahead:
+            break
+        ahead.sort(key=lambda example: example.size)
+        yield from (ahead[start : start + batch_size] for start in range(0, len(ahead), batch_size))
+    if stopped is not None:
+        raise stopped
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

@@ -1,0 +1,368 @@
+"""A datastore on disk: raw arrays that only grow, and one small header that says how much of them counts.
+
+    header.json           what is true: replaced atomically, and only after the arrays are down on the disk; the
+                          checksums of all of it, its own included
+    keys-G.f32            (N, D) float32, hidden states       values-G.i32      (N,) int32, the tokens that followed
+    sources-G.i32         (N,) int32, number of the source    positions-G.i32   (N,) int32, place in its answer
+    sources.jsonl         a line per source, in the order of their numbers; numbers are never used twice
+    index-*.faiss         see `rtd/index.py`
+
+G counts compactions. What lies beyond the header's counts was left by a crash: it is ignored, and overwritten by the
+next writer. Little-endian, and nothing that runs code when it is read. Knows nothing of models, texts or FAISS.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memograft.errors import ModelMismatchError, StoreCorruptError, StoreError
+from memograft.storage.disk import SEAL, is_sealed, sealed, sync
+
+__all__ = [
+    "HEADER",
+    "SOURCES",
+    "Entries",
+    "Files",
+    "Header",
+    "IndexKind",
+    "Place",
+    "check_size",
+    "counted",
+    "damaged",
+    "read_header",
+]
+
+IndexKind = Literal["flat", "hnsw", "ivfpq", "sq8"]
+Place = Literal["ffn_input", "head_input"]
+
+HEADER, SOURCES, _LINES = "header.json", "sources.jsonl", "lines"
+_FORMAT = 1
+_ARRAYS: dict[str, tuple[str, Any]] = {
+    "keys": ("f32", np.dtype("<f4")),
+    "values": ("i32", np.dtype("<i4")),
+    "sources": ("i32", np.dtype("<i4")),
+    "positions": ("i32", np.dtype("<i4")),
+}
+_SMALL = ("values", "sources", "positions")  # 12 bytes an entry, beside 4 D of its key
+
+
+class Entries(NamedTuple):
+    """N entries: hidden states (N, D) float32, next tokens, source numbers and positions (N,) int32."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.int32]
+    sources: NDArray[np.int32]
+    positions: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What counts of a datastore's files.
+
+    Attributes:
+        fingerprint: of the model whose hidden states the keys are.
+        place: where in the model they were taken.
+        dimension: D.
+        index: the kind of index.
+        entries: N, dead ones included.
+        sources: lines of sources.jsonl.
+        sources_bytes: its length.
+        deleted: numbers of the sources that were deleted, ascending; their entries are dead.
+        generation: compactions so far.
+        calibration: what the datastore knows of its own distances; empty before it was calibrated.
+        indexes: index files, by the number of heads they were made for.
+        checksums: CRC-32 of what counts of each array, and of sources.jsonl under "lines"; None in a datastore from
+            before there were any.
+        dtype: of the keys.
+        format: of the folder.
+    """
+
+    fingerprint: str
+    place: Place
+    dimension: int
+    index: IndexKind
+    entries: int = 0
+    sources: int = 0
+    sources_bytes: int = 0
+    deleted: tuple[int, ...] = ()
+    generation: int = 0
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    indexes: Mapping[str, Any] = field(default_factory=dict)
+    checksums: Mapping[str, int] | None = field(default_factory=lambda: dict.fromkeys((*_ARRAYS, _LINES), 0))
+    dtype: str = "float32"
+    format: int = _FORMAT
+
+
+def read_header(folder: Path) -> Header | None:
+    """What the folder's header says; None if there is no header, so no datastore yet.
+
+    Raises:
+        StoreCorruptError: it is damaged, or of another format.
+        StoreError: it cannot be read.
+    """
+    file = folder / HEADER
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(file, str(error)) from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        version = found.get("format") if isinstance(found, dict) else None
+        raise damaged(file, f"its format is {version!r} and this Memograft reads format {_FORMAT}")
+    known = {f.name for f in fields(Header)} | {SEAL}
+    if set(found) not in (known, known - {SEAL, "checksums"}):
+        raise damaged(file, f"it holds the fields {sorted(found)}")
+    counts = ("dimension", "entries", "sources", "sources_bytes", "generation")
+    if any(type(found[name]) is not int or found[name] < 0 for name in counts) or found["dtype"] != "float32":
+        raise damaged(file, "a number in it is out of its range")
+    shapes = {"deleted": list, "calibration": dict, "indexes": dict}
+    if not all(isinstance(found[name], shape) for name, shape in shapes.items()):
+        raise damaged(file, "a list or a mapping in it is something else")
+    if SEAL in found and not is_sealed(found):
+        raise damaged(file, "its checksum is wrong")
+    values = {name: value for name, value in found.items() if name != SEAL}
+    return Header(**{"checksums": None, **values, "deleted": tuple(found["deleted"])})
+
+
+def counted(header: Header) -> list[tuple[str, int, int | None]]:
+    """(name, bytes that count, their CRC-32 if there is one) of the four arrays and of sources.jsonl."""
+    sums = header.checksums or {}
+    sizes = [header.entries * dtype.itemsize for _, dtype in _ARRAYS.values()]
+    sizes[0] *= header.dimension
+    arrays = zip(Files.names(header), sizes, map(sums.get, _ARRAYS), strict=True)
+    return [*arrays, (SOURCES, header.sources_bytes, sums.get(_LINES))]
+
+
+class Files:
+    """The files of one datastore. One writer at a time; its owner locks.
+
+    Args:
+        folder: where they are; it exists.
+        header: what counts of them.
+
+    Raises:
+        StoreCorruptError: a file is missing or shorter than the header says, or one of the small arrays is damaged;
+            the keys are only looked at by `rtd/verify.py`.
+        StoreError: one cannot be read.
+    """
+
+    def __init__(self, folder: Path, header: Header) -> None:
+        self.folder, self.header = folder, header
+        self._pending = self._whole = header  # with what was appended; the second in whole examples only
+        if sys.byteorder != "little":
+            raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
+        try:
+            for name, size, _ in counted(header):
+                check_size(folder / name, size)
+            self.entries = self._map()
+        except OSError as error:
+            raise unreadable(folder, error) from error
+        for name in _SMALL:
+            self.compare(name)
+        numbers = self.entries.sources
+        if header.checksums is None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < header.sources:
+            raise damaged(self.file("sources"), "it names sources that there are not")
+
+    def append(self, entries: Entries) -> None:
+        """Write entries behind those there are. Their source numbers count from the next source on.
+
+        Neither they nor their sources count before the next `commit`.
+
+        Raises:
+            ModelMismatchError: keys of another width.
+            StoreError: they cannot be written; what was appended since the last commit has to be appended again.
+        """
+        width = entries.keys.shape[1]
+        now = replace(self._pending, dimension=self._pending.dimension or width)
+        if width != now.dimension:
+            raise ModelMismatchError(
+                f"{self.folder} holds keys of D={now.dimension}, got keys of D={width}; use another folder"
+            )
+        entries = entries._replace(sources=entries.sources + now.sources)
+        data = {name: array.astype(_ARRAYS[name][1]).tobytes() for name, array in entries._asdict().items()}
+        with self._writing():
+            for (name, new), file in zip(data.items(), self.names(now), strict=True):
+                row = _ARRAYS[name][1].itemsize * (width if name == "keys" else 1)
+                self._write(file, now.entries * row, new)
+        self._pending = replace(now, entries=now.entries + len(entries.values), checksums=_continued(now, data))
+
+    def forget(self) -> None:
+        """Take back entries whose sources were not appended."""
+        self._pending = self._whole
+
+    def append_sources(self, lines: Sequence[str]) -> None:
+        """Write the sources of the entries that were appended since the last ones; see `append`."""
+        now, text = self._pending, "".join(f"{line}\n" for line in lines).encode()
+        with self._writing():
+            self._write(SOURCES, now.sources_bytes, text)
+        self._pending = replace(
+            now,
+            sources=now.sources + len(lines),
+            sources_bytes=now.sources_bytes + len(text),
+            checksums=_continued(now, {_LINES: text}),
+        )
+        self._whole = self._pending
+
+    def commit(self, **changes: Any) -> None:
+        """Make what was appended count, and change these fields of the header; when it returns it is on the disk.
+
+        Raises:
+            StoreError: the disk is full, or worse. What was committed before is whole.
+        """
+        header = replace(self._pending, **changes)
+        with self._writing():
+            if header.entries:
+                for name in (*self.names(header), SOURCES):
+                    sync(self.folder / name)
+            draft = self.folder / f"{HEADER}.new"
+            draft.write_text(json.dumps(sealed(asdict(header)), indent=1), encoding="utf-8")
+            sync(draft)
+            os.replace(draft, self.folder / HEADER)
+            sync(self.folder)
+        remap = (header.entries, header.generation) != (self.header.entries, self.header.generation)
+        self.header = self._pending = self._whole = header
+        if remap:
+            self.entries = self._map()
+
+    def rewrite(self, alive: NDArray[np.bool_], rows: int = 65_536) -> dict[str, Any]:
+        """Copy the entries that are alive (N,) into files of the next generation, which count once `commit` is told.
+
+        Returns:
+            What to tell it. A datastore that had no checksums has them then.
+
+        Raises:
+            StoreCorruptError: what there is, is damaged; copies of it would look as if it were not.
+        """
+        for name in _ARRAYS:
+            self.compare(name)
+        changes: dict[str, Any] = {"generation": self.header.generation + 1, "entries": int(alive.sum())}
+        sums = {_LINES: zlib.crc32(b"".join(line + b"\n" for line in self.source_lines()))}
+        with self._writing():
+            names = self.names(replace(self.header, **changes))
+            for (name, array), file in zip(self.entries._asdict().items(), names, strict=True):
+                sums[name] = 0
+                with open(self.folder / file, "wb") as stream:
+                    for start in range(0, len(alive), rows):
+                        data = array[start : start + rows][alive[start : start + rows]].tobytes()
+                        sums[name] = zlib.crc32(data, sums[name])
+                        stream.write(data)
+        return {**changes, "checksums": sums}
+
+    def clean(self) -> None:
+        """Remove what earlier generations, earlier indexes and crashes left."""
+        kept = {HEADER, SOURCES, "writer.lock", *self.names(self.header)}
+        kept |= {file["name"] for made in self.header.indexes.values() for file in made["files"]}
+        patterns = ("*.new", "index-*.faiss", *(f"{name}-*.{suffix}" for name, (suffix, _) in _ARRAYS.items()))
+        for file in (file for pattern in patterns for file in self.folder.glob(pattern)):
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+
+    def source_lines(self) -> list[bytes]:
+        """The lines of sources.jsonl that count.
+
+        Raises:
+            StoreCorruptError: they are damaged.
+            StoreError: they cannot be read.
+        """
+        header, file = self.header, self.folder / SOURCES
+        if not header.sources_bytes:
+            return []
+        try:
+            with open(file, "rb") as stream:
+                text = stream.read(header.sources_bytes)
+        except OSError as error:
+            raise unreadable(file, error) from error
+        if header.checksums is not None and zlib.crc32(text) != header.checksums[_LINES]:
+            raise damaged(file, "its checksum is wrong")
+        lines = text.split(b"\n")[:-1]
+        if len(lines) != header.sources:
+            raise damaged(file, f"it must have {header.sources} lines and has {len(lines)}")
+        return lines
+
+    def compare(self, name: str) -> None:
+        """Compare an array, from end to end, with its checksum, if it has one.
+
+        Raises:
+            StoreCorruptError: it is damaged.
+        """
+        sums, array = self.header.checksums, getattr(self.entries, name)
+        if sums is not None and zlib.crc32(array) != sums[name]:
+            raise damaged(self.file(name), "its checksum is wrong")
+
+    def file(self, name: str) -> Path:
+        """The file of one of the four arrays."""
+        return self.folder / f"{name}-{self.header.generation}.{_ARRAYS[name][0]}"
+
+    @staticmethod
+    def names(header: Header) -> list[str]:
+        """The files of the four arrays."""
+        return [f"{name}-{header.generation}.{suffix}" for name, (suffix, _) in _ARRAYS.items()]
+
+    def _write(self, name: str, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`, and end the file there."""
+        file = self.folder / name
+        with open(file, "r+b" if file.exists() else "w+b") as stream:
+            stream.truncate(offset)
+            stream.seek(offset)
+            stream.write(data)
+
+    def _map(self) -> Entries:
+        arrays: list[Any] = []
+        for name, (what, (_, dtype)) in zip(self.names(self.header), _ARRAYS.items(), strict=True):
+            shape = (self.header.entries, self.header.dimension) if what == "keys" else (self.header.entries,)
+            empty = not np.prod(shape)
+            arrays.append(np.zeros(shape, dtype) if empty else np.memmap(self.folder / name, dtype, "r", shape=shape))
+        return Entries(*arrays)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what the system says of writing into ours, and forget what was not committed."""
+        try:
+            yield
+        except OSError as error:
+            self._pending = self._whole = self.header
+            raise StoreError(
+                f"{self.folder} could not be written ({error}); its {self.header.entries} entries are safe, so free "
+                "some space and repeat the call: it goes on where it was"
+            ) from error
+
+
+def check_size(file: Path, size: int) -> None:
+    """Refuse a file that has fewer bytes than count; one of which none count may be missing."""
+    found = file.stat().st_size if file.exists() else 0
+    if found < size:
+        raise damaged(file, f"it must have {size} bytes and has {found}")
+
+
+def unreadable(file: Path, error: OSError) -> StoreError:
+    """The error for a file or folder that the system does not let us read."""
+    return StoreError(f"{file} cannot be read ({error}); check its path and permissions")
+
+
+def damaged(file: Path, reason: str) -> StoreCorruptError:
+    """The error for a file that is not what was written."""
+    return StoreCorruptError(
+        f"{file} cannot be used as a datastore's: {reason}; restore the folder from a backup, or build the datastore "
+        "anew in another"
+    )
+
+
+def _continued(header: Header, data: Mapping[str, bytes]) -> Mapping[str, int] | None:
+    """The checksums with more behind what there is; a datastore that has none begins with them when it is compacted."""
+    if header.checksums is None:
+        return None
+    return {**header.checksums, **{name: zlib.crc32(new, header.checksums[name]) for name, new in data.items()}}

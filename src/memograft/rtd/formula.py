@@ -1,0 +1,170 @@
+"""RTD: the next token as a datastore's nearest entries have it (Reference Trustable Decoding, arXiv 2409.20181).
+
+    1. d_i = ||h - k_i||                       for the K entries nearest to the hidden state h (D,)
+    2. w   = softmax(-d / T)                   over the K
+    3. r(token) = sum of w_i with v_i = token
+    4. p   = weight * r + (1 - weight) * p_LM
+
+Heads (MH-RTD): h and the keys are split into H slices, 1 to 3 are done for each, and r is the mean. As a slice holds
+about 1/H of a squared distance, that is multiplied by H, as in the authors' release: so T means the same for any H.
+
+`distance="squared"` takes the squared L2 distance, as the release does, "plain" its root, as the paper does. The text
+of the paper leaves open which side its lambda weighs; step 4 is our reading. Ours are also the calibrated T and the
+gate: constant interpolation is known to harm answers that the datastore is not about (arXiv 2305.14625, 2408.11815). It
+leaves a token alone whose nearest entry is too far (`rtd/calibrate.py`), or hardly nearer than one among the K
+that says something else: there the datastore cannot tell what the state leaves open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from memograft.decoding.batch_processor import BatchProcessor, Moved, nothing
+from memograft.errors import SettingsError
+from memograft.request import Source
+from memograft.rtd.datastore import Datastore
+from memograft.serving.shared import shared_datastore
+
+__all__ = ["Rtd", "agreed", "as_rtd", "merged", "neighbour_weights"]
+
+_LEAST = 1e-30  # of p_LM that is left at weight 1, so that constraints always have something to choose from
+_MOVED = 1e-6  # probability below which an entry is not reported
+_CLEAR = 0.6  # of the squared distance to the nearest entry that says something else, see `agreed`
+
+
+@dataclass(frozen=True)
+class Rtd(BatchProcessor):
+    """Steers a request with a datastore: `Request(..., processors=[Rtd(datastore)])`, with or without a memory.
+
+    Attributes:
+        datastore: whose entries.
+        k: K, entries that vote on each token.
+        temperature: T, in units of the distance; "auto" is what predicts the datastore's own entries best.
+        weight: of the datastore against the model, 0 to 1. At 0.3 it decides where the model wavers; from about 0.6 on
+            it overrides a model that is sure.
+        heads: H, which must divide D.
+        gate: "auto" leaves alone every token whose nearest entry is farther than the datastore's own entries typically
+            are from each other, or on which near entries disagree; None lets every token be moved.
+        distance: "squared" or "plain" L2.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    datastore: Datastore
+    k: int = 32
+    temperature: float | Literal["auto"] = "auto"
+    weight: float = 0.3
+    heads: int = 1
+    gate: Literal["auto"] | None = "auto"
+    distance: Literal["squared", "plain"] = "squared"
+
+    def __post_init__(self) -> None:
+        for name in ("k", "heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; leave it out")
+        if self.temperature != "auto" and not (_number(self.temperature) and 0 < self.temperature < math.inf):
+            raise SettingsError(f'`temperature` must be above 0, or "auto", got {self.temperature!r}')
+        if not (_number(self.weight) and 0 <= self.weight <= 1):
+            raise SettingsError(f"`weight` must be between 0 and 1, got {self.weight!r}; 0.3 is the default")
+        if self.gate not in ("auto", None):
+            raise SettingsError(f'`gate` must be "auto", or None to move every token, got {self.gate!r}')
+        if self.distance not in ("squared", "plain"):
+            raise SettingsError(f'`distance` must be "squared" or "plain", got {self.distance!r}')
+        if len(self.datastore):
+            self.datastore.prepare(self.heads)
+
+    @property
+    def place(self) -> Literal["ffn_input", "head_input"]:
+        """Where the datastore's keys are from."""
+        return self.datastore.header.place
+
+    def check(self, fingerprint: str) -> None:
+        """Refuse another model than the datastore's."""
+        self.datastore.check(fingerprint)
+
+    def source(self, number: int) -> Source:
+        """The datastore's source of that number."""
+        return self.datastore.source(number)
+
+    def __call__(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Callable[[NDArray[np.int64]], Moved]]:
+        """(G, D), (G, V) -> (G, V) log-probabilities, but logits as they were where the gate is shut."""
+        if self.weight == 0:
+            return logits, nothing
+        found = self.datastore.nearest(states.float().cpu().numpy(), self.k, self.heads)
+        near = np.isfinite(found.closest)
+        if not near.any():
+            return logits, nothing
+        calibration = self.datastore.header.calibration
+        if self.gate == "auto":
+            near &= (found.closest <= calibration["gate"]) & agreed(found.distances, found.values)
+        t = calibration["temperature"][self.distance] if self.temperature == "auto" else self.temperature
+        w = neighbour_weights(found.distances, float(t), self.distance)
+        w[~near] = 0
+        p = merged(w, found.values, logits, self.weight)
+
+        def moved(tokens: NDArray[np.int64]) -> Moved:
+            at = np.nonzero((found.values == tokens[:, None, None]) & (self.weight * w > _MOVED))
+            return Moved(at[0], found.sources[at], found.positions[at], self.weight * w[at])
+
+        return torch.where(torch.from_numpy(near).to(p.device)[:, None], p, logits), moved
+
+
+def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
+    """What callers pass for a datastore -> how it steers: an Rtd, a Datastore, or the folder of one.
+
+    Raises:
+        SettingsError: it is none of these.
+        StoreError: the folder holds none.
+    """
+    if value is None or isinstance(value, Rtd):
+        return value
+    if isinstance(value, str | Path):
+        return Rtd(shared_datastore(value))
+    if isinstance(value, Datastore):
+        return Rtd(value)
+    raise SettingsError(
+        f"a datastore must be a Datastore, Rtd(datastore, ...), its folder, or None, got {type(value).__name__}"
+    )
+
+
+def agreed(distances: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Squared distances and tokens (G, H, K) -> (G,): in half of the heads or more, what is nearest is so clearly.
+
+    That is: at most `_CLEAR` of the squared distance to the nearest of the K that says something else.
+    """
+    otherwise = np.where(values != values[..., :1], distances, np.inf).min(-1)
+    return np.asarray((distances[..., 0] <= _CLEAR * otherwise).mean(1) >= 0.5)
+
+
+def neighbour_weights(distances: NDArray[Any], t: float, distance: str) -> NDArray[np.float64]:
+    """Squared distances between slices (G, H, K) -> weights (G, H, K), which sum to 1 over H and K. Steps 1 and 2."""
+    heads = distances.shape[1]
+    d = distances * heads
+    d = d if distance == "squared" else np.sqrt(d)
+    w = np.exp(-(d - d[..., :1].clip(max=np.finfo(np.float64).max)) / t)
+    return np.asarray(w / w.sum(-1, keepdims=True).clip(min=np.finfo(np.float64).tiny) / heads)
+
+
+def merged(w: NDArray[np.float64], values: NDArray[Any], logits: Tensor, weight: float) -> Tensor:
+    """Weights and tokens of entries (G, H, K), logits (G, V) -> log p (G, V). Steps 3 and 4."""
+    tokens = torch.from_numpy(values.astype(np.int64)).flatten(1).to(logits.device)
+    votes = torch.from_numpy(w.astype(np.float32)).flatten(1).to(logits.device)
+    r = torch.zeros_like(logits).scatter_add_(1, tokens, votes).gather(1, tokens)
+    p = logits.log_softmax(-1).add_(math.log(max(1 - weight, _LEAST)))
+    # Only where an entry voted: logarithms of a whole vocabulary take longer than the search.
+    return p.scatter_(1, tokens, torch.logaddexp((weight * r).log(), p.gather(1, tokens)))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

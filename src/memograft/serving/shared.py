@@ -1,0 +1,77 @@
+"""One engine for everybody in the process who wants the same model with the same settings, one datastore for those who
+read the same folder. Knows no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import memograft
+
+if TYPE_CHECKING:
+    from memograft import Datastore, Engine
+
+__all__ = ["shared_datastore", "shared_engine"]
+
+_engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+_datastores: weakref.WeakValueDictionary[Path, Datastore] = weakref.WeakValueDictionary()
+_loading: dict[str, threading.Lock] = {}
+_lock = threading.Lock()
+
+
+def shared_engine(model: str | Path, **settings: Any) -> Engine:
+    """The engine of `Engine.from_pretrained(model, **settings)`, loaded at the first call, for as long as it is held.
+
+    Blocks while the model loads: call it in a thread (`asyncio.to_thread`) from asyncio. An engine that was closed is
+    replaced by a new one.
+
+    Example:
+        >>> shared_engine("tiny") is shared_engine("tiny")
+        True
+    """
+    key = _key(model, settings)
+    with _lock:
+        loading = _loading.setdefault(key, threading.Lock())
+    with loading:  # several threads that want one model load it once; those that want another do not wait
+        engine = _engines.get(key)
+        if engine is None or engine.closed:
+            engine = _engines[key] = memograft.Engine.from_pretrained(model, **settings)
+        return engine
+
+
+def shared_datastore(path: str | Path) -> Datastore:
+    """The datastore in a folder, open for reading, for as long as it is held; opened anew once somebody has changed it.
+
+    Raises:
+        StoreError: there is none; and see `Datastore.open`.
+    """
+    from memograft.rtd.files import read_header
+
+    folder = Path(path).resolve()
+    with _lock:
+        datastore = _datastores.get(folder)
+        if datastore is None or datastore.header != read_header(folder):
+            datastore = _datastores[folder] = memograft.Datastore.open(folder, read_only=True)
+        return datastore
+
+
+def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
+    """The same for equal settings; what is no JSON value counts by its type and `repr`."""
+    return json.dumps([str(model), settings], sort_keys=True, default=lambda value: f"{type(value).__name__}:{value!r}")
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held a lock; it is not here to let it go."""
+    global _lock
+    _lock = threading.Lock()
+    _loading.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,200 @@
+"""Requests on their way through the engine: what was fixed when they came in, and which may share a batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from memograft.decoding.batch_processor import BatchProcessor
+from memograft.decoding.cad import Cad
+from memograft.decoding.contrast import Contrast
+from memograft.decoding.json_schema import JsonSchema
+from memograft.decoding.rule import Rule
+from memograft.decoding.support import SupportGate
+from memograft.decoding.tap import Tap
+from memograft.documents import Document
+from memograft.errors import EngineClosedError, SettingsError
+from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.handle import MemoryHandle
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import Prefix
+from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.overflow import Fitted, fit
+from memograft.prompt.tokens import Tokens
+from memograft.request import Request, Sampling
+from memograft.serving.queue import Job
+
+__all__ = ["Documents", "Work", "as_request", "check", "check_fork", "groups", "resolved"]
+
+Documents = Iterable[Document | str | Mapping[str, Any]]
+
+
+class Work:
+    """A request on its way, and its prompt once that is built."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        # A seed drawn now makes a batch that is tried again say the same.
+        seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
+        self.sampling = replace(request.sampling, seed=seed)
+        self.max_new_tokens = request.sampling.max_new_tokens
+        self.handle = request.memory if isinstance(request.memory, MemoryHandle) else None
+        self.settings = request.memory.settings if isinstance(request.memory, MemoryHandle) else request.memory
+        self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
+        if not self.documents and self.handle is not None:
+            self.documents = self.handle.documents
+        self.fitted: Fitted | None = None
+        self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
+        self.json: JsonSchema | None = None
+        self.tap: Tap | None = None
+        self._spared = False  # its fallback, for want of memory
+        self.said: list[int] = []  # a batch that is tried again goes on where it broke off
+
+    def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
+        """Build the prompt, and make sure that there is room for what the answer must hold.
+
+        Raises:
+            PromptTooLongError, SettingsError: see `overflow.fit`, `JsonSchema.limit`.
+        """
+        self.fitted = fit(builder, self.request, self.documents, window)
+        self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
+        if self.cad is not None:
+            self.echo = builder.build(self.request.messages, (), self.request.tools)
+        if self.request.json_schema is not None:
+            self.json = tokens.json(self.request.json_schema)
+            self.json.limit(self.max_new_tokens)
+        if self.tap is not None:
+            self.max_new_tokens = self.tap.length(self.max_new_tokens)
+
+    @property
+    def processors(self) -> list[Any]:
+        """The request's own, and the JSON that it asks for, which has the last word; the batch processor is apart."""
+        own = [p for p in self.request.processors if not isinstance(p, BatchProcessor | Cad)]
+        return [*own, *(last for last in (self.json, self.tap) if last is not None)]
+
+    @property
+    def batch(self) -> BatchProcessor | None:
+        """What acts on this row together with others."""
+        return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
+
+    @property
+    def cad(self) -> float | None:
+        """Alpha of context-aware decoding; None where nothing would come of it."""
+        alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
+        return alpha if alpha and self.documents else None
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether the base model's answer may replace that of the memory, once there is one."""
+        # Processors of the request's own may count their calls.
+        return not self._spared and self.settings is not None and self.settings.fallback and not self.processors
+
+    def spares(self, error: Exception) -> bool:
+        """After the error that ended it: whether there is something that it can do without, next time."""
+        if not isinstance(error, torch.OutOfMemoryError) or not self.has_fallback:
+            return False
+        self._spared = True
+        return True
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the model reads."""
+        assert self.fitted is not None, "the prompt is built first"
+        return self.fitted.prompt
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """The handle's keys and values, where the prompt begins with exactly their tokens."""
+        prefix = self.handle.prefix if self.handle else None
+        return prefix if prefix is not None and self.prompt.ids[: len(prefix.ids)] == prefix.ids else None
+
+    @property
+    def rules(self) -> list[Rule]:
+        """How the memory's distribution and the base model's are combined; a gate decides over what a contrast says."""
+        rules: list[Rule] = []
+        if self.settings is not None and self.settings.contrast > 0:
+            rules.append(Contrast(self.settings.contrast))
+        if self.settings is not None and self.settings.gate == "support":
+            rules.append(SupportGate(self.prompt.ids[t] for t in self.prompt.context))
+        return rules
+
+
+def as_request(
+    question: str | Request, documents: Documents, memory: Any, sampling: Sampling | None, options: Mapping[str, Any]
+) -> Request:
+    """What `answer` is called with -> the request it means."""
+    if not isinstance(question, Request):
+        return Request(question, documents=documents, memory=memory, sampling=sampling or Sampling(), **options)  # type: ignore[arg-type]
+    if documents or memory is not None or sampling is not None or options:
+        raise SettingsError("a Request already holds its documents, memory and sampling; use dataclasses.replace")
+    return question
+
+
+def resolved(request: Request, own: Mapping[str, Any]) -> Request:
+    """The request with numbers for what its memory's settings leave to the model; see `FastMem.resolved`."""
+    if not isinstance(request.memory, FastMem):
+        return request
+    return replace(request, memory=request.memory.resolved(own))
+
+
+def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
+    """Refuse what can never be answered, before anything is computed.
+
+    Raises:
+        SettingsError: `memory` is none, or belongs to another model; there are two Rtd or two Cad.
+        ModelMismatchError: a datastore is another model's.
+        UnsupportedModelError: this model cannot have such a memory.
+    """
+    memory = request.memory
+    if isinstance(memory, MemoryHandle):
+        if memory.fingerprint != fingerprint:
+            raise SettingsError(
+                f"memory {memory.id} was made for another model (fingerprint {memory.fingerprint}, this model's is "
+                f"{fingerprint}); memorize the documents with this engine"
+            )
+    elif isinstance(memory, FastMem):
+        memory.check(backbone)
+    elif memory is not None:
+        raise SettingsError(
+            f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
+        )
+    batch = [p for p in request.processors if isinstance(p, BatchProcessor)]
+    if len(batch) > 1:
+        raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")
+    if len(alphas := [p.alpha for p in request.processors if isinstance(p, Cad)]) > 1:
+        raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
+    for processor in batch:
+        processor.check(fingerprint)
+
+
+def check_fork(device: torch.device) -> None:
+    """Make the model's device usable in a process that was forked from the model's own.
+
+    Raises:
+        EngineClosedError: it is a GPU.
+    """
+    if device.type != "cpu":
+        raise EngineClosedError(
+            f"this engine's model is on {device}, which a forked process cannot use; start processes with the method "
+            '"spawn", or make the engine in the child'
+        )
+    torch.set_num_threads(1)  # OpenMP's other threads are the parent's: here they would be waited for for ever
+
+
+def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Requests that can be prefilled together: without a reused prefix, or with the same one."""
+    together: dict[Any, list[Job]] = {}
+    for job in jobs:
+        prefix = job.payload.prefix
+        # Padding between a prefix and what follows would shift a sliding window.
+        alike = len(job.payload.prompt.ids) if prefix is not None and _slides(prefix) else None
+        together.setdefault((id(prefix), alike), []).append(job)
+    return list(together.values())
+
+
+def _slides(prefix: Prefix) -> bool:
+    return any(getattr(layer, "is_sliding", False) for layer in prefix.kv_cache.layers)

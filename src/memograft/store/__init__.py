@@ -1,1 +1,0 @@
-"""The parts of `memograft.vector_store`; nothing here is public."""
