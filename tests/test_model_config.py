@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from memograft import Engine, FastMem, Sampling, model_config
+from memograft import Engine, FastMem, Sampling
 from memograft.errors import SettingsError
 from memograft.evaluation.methods import from_settings
 from memograft.memory.fastmem.settings import AUTOMATIC
+from memograft.model import config as model_config
 from memograft.model.loading import BUNDLED
 
 TINY = Path(str(files("memograft") / BUNDLED["tiny"]))

@@ -132,7 +132,7 @@ def test_digests_see_every_byte_of_what_is_not_huge(tmp_path: Path) -> None:
 
 
 def test_digests_of_huge_files_are_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_cache, "_MIB", 2)
+    monkeypatch.setattr(converted, "_MIB", 2)
     file = tmp_path / "x"
     content = bytearray(b"0" * 10_001)
     file.write_bytes(content)
