@@ -25,6 +25,7 @@ NAMES = [
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",
+    "Memory",
     "MemoryHandle",
     "MemoryReport",
     "Reference",

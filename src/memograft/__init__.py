@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from memograft.decoding.scoring import Choice
     from memograft.documents import Document
     from memograft.engine import Engine
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.base import Memory
+    from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
@@ -45,10 +46,11 @@ _HOMES = {
     "Document": "memograft.documents",
     "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
-    "FastMem": "memograft.memory.fastmem.settings",
+    "FastMem": "memograft.memory.fastmem.memory",
     "Hit": "memograft.passages.vector_store",
     "IndexSettings": "memograft.passages.index",
     "LexicalEmbedder": "memograft.passages.embedders",
+    "Memory": "memograft.memory.base",
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
     "Reference": "memograft.request",
@@ -80,6 +82,7 @@ __all__ = [
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",
+    "Memory",
     "MemoryHandle",
     "MemoryReport",
     "Reference",

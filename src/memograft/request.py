@@ -13,7 +13,7 @@ from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
 
 __all__ = [
@@ -114,7 +114,7 @@ class Request:
     question: str | None = None
     messages: Sequence[Mapping[str, Any]] = ()
     documents: Sequence[Document | str | Mapping[str, Any]] = ()
-    memory: FastMem | MemoryHandle | None = None
+    memory: Memory | MemoryHandle | None = None
     processors: Sequence[Any] = ()
     sampling: Sampling = field(default_factory=Sampling)
     tools: Sequence[Mapping[str, Any]] = ()
