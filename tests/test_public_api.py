@@ -14,6 +14,7 @@ from memograft import Document, Engine, FastMem, Request, Sampling
 
 NAMES = [
     "Answer",
+    "Bank",
     "Cad",
     "Choice",
     "Citation",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from memograft.decoding.scoring import Choice
     from memograft.documents import Document
     from memograft.engine import Engine
+    from memograft.memory.bank import Bank
     from memograft.memory.base import Memory
     from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 # Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
 _HOMES = {
     "Answer": "memograft.request",
+    "Bank": "memograft.memory.bank",
     "Cad": "memograft.decoding.cad",
     "Choice": "memograft.decoding.scoring",
     "Citation": "memograft.request",
@@ -71,6 +73,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Bank",
     "Cad",
     "Choice",
     "Citation",

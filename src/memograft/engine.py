@@ -26,7 +26,8 @@ from memograft.decoding.scoring import Choice
 from memograft.decoding.tap import Tap
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind
+from memograft.memory.bank import Bank
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind, content_id
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import gather
 from memograft.memory.handle import MemoryHandle, fingerprint
@@ -58,6 +59,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: tokens of prompt and answer together; by default what the model's configuration says.
         max_batch: requests in one batch at most.
         defaults: settings of FastMem that suit this model, for what requests leave at "auto".
+        bank: keeps what is memorized, for requests about the same documents; several engines may share one.
 
     Raises:
         UnsupportedModelError: the model's last FFN cannot be adapted exactly.
@@ -77,6 +79,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         defaults: Mapping[str, Any] | None = None,
+        bank: Bank | None = None,
     ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
@@ -90,14 +93,20 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._window = min(max_length or self._backbone.max_length, self._backbone.max_length)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)
-        self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint)
+        self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, bank)
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, max_length: int | None = None, max_batch: int = 16, **kwargs: Any
+        cls,
+        name: str | Path,
+        *,
+        max_length: int | None = None,
+        max_batch: int = 16,
+        bank: Bank | None = None,
+        **kwargs: Any,
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
@@ -106,7 +115,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
         model, tokenizer = load(name, **kwargs)
-        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults)
+        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
 
     @property
     def max_length(self) -> int:
@@ -376,8 +385,9 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         row = Wanted(memory, prompt, 0)
         prefix = self._prefix_of(prompt.documents)
         filled = prefill(self._backbone, [prompt.ids], self._pad_id, prefix)
-        (brought,) = type(memory).prepare(self._model, [row], filled, task)
-        return MemoryHandle.new(self._model, documents, row, brought, prefix)
+        (brought,) = memory.prepare(self._model, [row], filled, task)
+        id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
+        return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, prefix)
 
     def _prefix_of(self, documents: tuple[Document, ...]) -> Prefix | None:
         """Keys and values of a prompt up to the end of its documents."""

@@ -29,6 +29,7 @@ from memograft.model.prefill import Prefill, Prefix
 from memograft.prompt.builder import Prompt, PromptBuilder
 
 if TYPE_CHECKING:
+    from memograft.memory.bank import Bank
     from memograft.memory.handle import MemoryHandle
 
 __all__ = ["Brought", "Memory", "Model", "Task", "Wanted", "by_kind", "content_id"]
@@ -43,12 +44,14 @@ class Model:
         prompts: what makes token ids of messages and documents.
         pad_id: the token that fills shorter rows.
         fingerprint: of the weights.
+        bank: where memories are kept by their ids, if anywhere.
     """
 
     backbone: Backbone
     prompts: PromptBuilder
     pad_id: int
     fingerprint: str
+    bank: Bank | None = None
 
 
 @dataclass(frozen=True)

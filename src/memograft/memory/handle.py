@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory import folder
-from memograft.memory.base import Brought, Memory, Model, Wanted, content_id
+from memograft.memory.base import Memory, Model
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
@@ -52,14 +52,24 @@ class MemoryHandle:
 
     @classmethod
     def new(
-        cls, model: Model, documents: Sequence[Document], row: Wanted, brought: Brought, prefix: Prefix | None
+        cls,
+        model: Model,
+        id: str,
+        documents: Sequence[Document],
+        memory: Memory,
+        adapter: Adapter | None,
+        report: MemoryReport | None,
+        prefix: Prefix | None = None,
     ) -> MemoryHandle:
-        """What was brought to the one row of documents without a question."""
-        memory: Memory = row.memory
-        id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), row.prompt)
-        report = replace(brought.report or MemoryReport(), id=id)
-        peft = _for_peft(model.backbone)
-        return cls(id, tuple(documents), memory, report, brought.adapter, prefix, model.fingerprint, *peft)
+        """What was made of documents; `id` is its `content_id`."""
+        report, peft = replace(report or MemoryReport(), id=id), _for_peft(model.backbone)
+        return cls(id, tuple(documents), memory, report, adapter, prefix, model.fingerprint, *peft)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        pairs = () if self.adapter is None else (*self.adapter.lora_a.values(), *self.adapter.lora_b.values())
+        return sum(weight.nbytes for weight in pairs)
 
     @property
     def kept(self) -> MemoryHandle:

@@ -21,6 +21,7 @@ from memograft.memory.fastmem.rows import context_rows, merge
 from memograft.memory.fastmem.select import Selection, select
 from memograft.memory.fastmem.settings import Selecting, Speaking, Training
 from memograft.memory.fastmem.train import memorize
+from memograft.memory.handle import MemoryHandle
 from memograft.memory.report import MemoryReport
 from memograft.model import config as model_config
 from memograft.model.adapter import Adapter
@@ -137,11 +138,18 @@ class FastMem(Speaking, Selecting, Training, Memory):
                 ids[n] = content_id(model.fingerprint, cls.kind, asdict(training), sources[n])
                 new.setdefault(training, {}).setdefault(ids[n], []).append(n)
         for training, contexts in new.items():
-            firsts = [members[0] for members in contexts.values()]
+            kept = {id: found for id in contexts if (found := _fetched(model, id)) is not None}
+            firsts = [members[0] for id, members in contexts.items() if id not in kept]
             places = {n: rows[n].row for n in firsts}
             results = _memorized(model, training, {n: sources[n] for n in firsts}, places, filled, task)
-            for members, result in zip(contexts.values(), results, strict=True):
-                made |= dict.fromkeys(members, result)
+            for n, result in zip(firsts, results, strict=True):
+                kept[ids[n]] = result
+                # Not what was cut short, by a caller or for want of memory.
+                if model.bank is not None and result[1].losses and not task.given_up():
+                    documents = selections[n].about.documents
+                    model.bank.put(MemoryHandle.new(model, ids[n], documents, rows[n].memory, *result))
+            for id, members in contexts.items():
+                made |= dict.fromkeys(members, kept[id])
         brought = []
         for n, row in enumerate(rows):
             adapter, report = made[n]
@@ -160,6 +168,8 @@ def _memorized(
     task: Task,
 ) -> list[Made]:
     """Memorize contexts together; where there is no room for that, one by one."""
+    if not sources:
+        return []
     try:
         if training.template == "assistant":
             filled = prefill(model.backbone, [p.ids for p in sources.values()], model.pad_id)
@@ -172,6 +182,16 @@ def _memorized(
     if len(sources) > 1:
         return [_memorized(model, training, {n: p}, places, filled, task)[0] for n, p in sources.items()]
     return [(None, MemoryReport(rolled_back=True, reason=reason))]
+
+
+def _fetched(model: Model, id: str) -> Made | None:
+    """What the model's bank has of that id."""
+    handle = model.bank.get(id, model.backbone) if model.bank is not None else None
+    return None if handle is None else (handle.adapter, _again(handle))
+
+
+def _again(handle: MemoryHandle) -> MemoryReport:
+    return replace(handle.report, steps=0, seconds=0.0, reused=True)
 
 
 def _rules(memory: FastMem, prompt: Prompt) -> list[Rule]:
@@ -194,7 +214,7 @@ def _said(row: Wanted, selection: Selection, adapter: Adapter | None) -> dict[st
 def _kept(row: Wanted, selection: Selection) -> Made:
     """A handle's memory, unless none of its documents is about the question."""
     assert row.kept is not None
-    report = replace(row.kept.report, steps=0, seconds=0.0, reused=True)
+    report = _again(row.kept)
     if not selection.relevance or selection.about.documents:
         return row.kept.adapter, report
     return None, replace(report, reason=_IRRELEVANT)
