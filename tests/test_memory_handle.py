@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import FAMILIES, build
-from memograft import Document, Engine, FastMem, MemoryHandle, Request, Sampling
+from memograft import Cad, Document, Engine, FastMem, MemoryHandle, Request, Sampling
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError
 from memograft.model.adapter import applied, stack
 from memograft.storage import publish
@@ -76,11 +76,27 @@ def test_prefixes_under_sliding_windows(tokenizer: Any, family: str, window: int
         assert [engine.answer(r).token_ids for r in questions(handle)] == fresh
         mixed = questions(handle) + questions(LORA, FACTS) + questions(handle)
         assert [a.token_ids for a in engine.answer_batch(mixed)] == fresh * 3
-        prefix = handle.prefix
+        prefix = handle.segment
         assert prefix is not None
         length = prefix.kv_cache.get_seq_length()
         assert engine.answer(questions(handle)[0]).token_ids == fresh[0]
         assert prefix.kv_cache.get_seq_length() == length, "the kept cache was written to"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_many_memories_are_one_batch(make_engine: Any, family: str) -> None:
+    """Beside requests without a memory, with context-aware decoding, and with a second row to fall back on."""
+    engine = make_engine(family)
+    handles = [engine.memorize(FACTS[:n], replace(LORA, seed=n, fallback=n == 2)) for n in (1, 2, 3)]
+    requests = [r for handle in handles for r in questions(handle)]
+    requests += [replace(requests[0], processors=[Cad()]), ask(documents=FACTS), ask()]
+    alone = [engine.answer(request) for request in requests]
+    runs, real = [], engine._attempt
+    engine._attempt = lambda jobs: (runs.append(len(jobs)), real(jobs))[1]
+    together = engine.answer_batch(requests)
+    assert runs == [len(requests)]
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert [a.usage for a in together] == [a.usage for a in alone]
 
 
 def test_a_handle_with_other_documents_or_another_beginning(engine: Engine) -> None:

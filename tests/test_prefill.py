@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from functools import cache
 
 import pytest
@@ -11,7 +13,8 @@ from families import FAMILIES, build
 from memograft.documents import Document
 from memograft.memory.fastmem.rows import context_rows, gather, merge
 from memograft.model.backbone import Backbone, cache_name, cache_of
-from memograft.model.prefill import prefill, prefill_prefix, repeated
+from memograft.model.kv import Prefill, Segment, join, repeated
+from memograft.model.prefill import prefill, prefill_segment
 from memograft.prompt.builder import PromptBuilder
 from test_backbone import assert_same, state
 from tokenizers_ import make
@@ -68,17 +71,17 @@ def test_a_prefix_gives_what_the_whole_prompt_gives_and_is_not_written_to(family
     parts = backbone(family)
     name = cache_name(parts.model.forward)
     head, *tails = prompts(7, 4, 2, 1)
-    prefix = prefill_prefix(parts, head)
+    prefix = prefill_segment(parts, head)
     keys = prefix.kv_cache.layers[0].keys.clone()
-    filled = prefill(parts, [head + tail for tail in tails], pad_id=0, prefix=prefix)
-    assert filled.cached == len(head)
+    filled = prefill(parts, [head + tail for tail in tails], pad_id=0, segments=[prefix] * len(tails))
+    assert filled.cached == (len(head),) * len(tails)
     for row, tail in enumerate(tails):
         whole = prefill(parts, [head + tail], pad_id=0)
         columns = filled.columns(row, range(len(head + tail) - 1))
         close(filled.x[row, columns], whole.x[0])
         close(filled.residual[row, columns], whole.residual[0])
         last = torch.tensor([[tail[-1]]])
-        alone = prefill(parts, [head + tail], pad_id=0, prefix=prefix)
+        alone = prefill(parts, [head + tail], pad_id=0, segments=[prefix])
         for cached in (whole, alone):
             out = parts.model(input_ids=last, attention_mask=cached.mask, **{name: cached.kv_cache})
             close(out.logits[0, -1], parts.model(input_ids=torch.tensor([head + tail])).logits[0, -1])
@@ -101,6 +104,75 @@ def test_rows_once_more_are_the_same_rows_and_leave_the_first_batch_alone(family
     assert torch.equal(more.mask, filled.mask[[0, 1, 2, 2, 0]])
 
 
+def next_logits(parts: Backbone, filled: Prefill) -> torch.Tensor:
+    """(B, V) of the token behind each prompt."""
+    name = cache_name(parts.model.forward)
+    accepted = {} if filled.kv_cache is None else {name: copy.deepcopy(filled.kv_cache)}
+    positions = filled.mask.sum(1, keepdim=True) - 1
+    if "position_ids" in inspect.signature(parts.model.forward).parameters:
+        accepted["position_ids"] = positions
+    return parts.model(input_ids=filled.ids[:, -1:], attention_mask=filled.mask, **accepted).logits[:, -1]
+
+
+@pytest.mark.parametrize("window", [6, 64])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_rows_with_segments_of_their_own(family: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long and short ones, the same one twice, and none; windows that are longer and shorter than what is read."""
+    if window == 6 and "sliding_window" not in FAMILIES[family]:
+        pytest.skip("no sliding window")
+    if "sliding_window" in FAMILIES[family]:
+        monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
+    parts = Backbone.of(build(family).requires_grad_(False))
+    heads, tails = prompts(11, 4, 20), prompts(3, 6, 2, 3, 1, 9, seed=1)
+    kept = [prefill_segment(parts, head) for head in heads]
+    keys = [segment.kv_cache.layers[0].keys.clone() for segment in kept]
+    chosen = [0, 1, None, 2, 1, None]
+    many = [[*(heads[c] if c is not None else ()), *tail] for c, tail in zip(chosen, tails, strict=True)]
+    segments = [None if c is None else kept[c] for c in chosen]
+    filled = prefill(parts, many, pad_id=0, segments=segments)
+    logits = next_logits(parts, filled)
+    assert filled.cached == tuple(0 if s is None else len(s.ids) for s in segments)
+    for row, prompt in enumerate(many):
+        alone = prefill(parts, [prompt], pad_id=0)
+        columns = filled.columns(row, range(len(prompt) - 1))
+        close(filled.x[row, columns], alone.x[0])
+        close(filled.residual[row, columns], alone.residual[0])
+        assert filled.ids[row, filled.columns(row, range(len(prompt)))].tolist() == prompt
+        close(logits[row], next_logits(parts, alone)[0])
+    for segment, before, head in zip(kept, keys, heads, strict=True):
+        assert torch.equal(segment.kv_cache.layers[0].keys, before)
+        assert segment.length == len(head)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "mistral"])
+def test_a_segment_that_stands_for_no_token_of_the_prompt(family: str) -> None:
+    parts, (front, prompt, other) = backbone(family), prompts(7, 5, 9)
+    kept = prefill_segment(parts, front)
+    bare = Segment((), kept.kv_cache, kept.x * 0, kept.residual * 0)
+    filled = prefill(parts, [prompt, other], pad_id=0, segments=[bare, None])
+    assert filled.cached == (0, 0)
+    assert filled.text.sum(1).tolist() == [5, 9]
+    assert filled.mask.sum(1).tolist() == [12, 9]
+    logits = next_logits(parts, filled)
+    close(logits[0], next_logits(parts, prefill(parts, [front + prompt], pad_id=0))[0])
+    close(logits[1], next_logits(parts, prefill(parts, [other], pad_id=0))[0])
+
+
+@pytest.mark.parametrize("window", [6, 64])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "mistral", "gpt2"])
+def test_joined_batches_are_what_they_were(family: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "sliding_window" in FAMILIES[family]:
+        monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
+    parts = Backbone.of(build(family).requires_grad_(False))
+    many = prompts(9, 1, 14, 5)
+    one, other = prefill(parts, many[:1], pad_id=0), prefill(parts, many[2:], pad_id=0)
+    single = prefill(parts, many[1:2], pad_id=0)
+    joined = join(parts, [(other, [3, 0]), (one, [2]), (single, [1])])
+    logits = next_logits(parts, joined)
+    for row, prompt in enumerate([many[3], many[1], many[0], many[2]]):
+        close(logits[row], next_logits(parts, prefill(parts, [prompt], pad_id=0))[0])
+
+
 def test_a_prompt_of_one_token_has_nothing_to_prefill() -> None:
     parts = backbone("llama")
     filled = prefill(parts, [[5], [6]], pad_id=0)
@@ -112,7 +184,7 @@ def test_a_prompt_of_one_token_has_nothing_to_prefill() -> None:
 
 def test_a_prompt_that_is_a_prefix_and_one_token_runs_nothing() -> None:
     parts, prompt = backbone("llama"), prompts(6)[0]
-    filled = prefill(parts, [prompt, prompt], pad_id=0, prefix=prefill_prefix(parts, prompt[:-1]))
+    filled = prefill(parts, [prompt, prompt], pad_id=0, segments=[prefill_segment(parts, prompt[:-1])] * 2)
     close(filled.x[1:], prefill(parts, [prompt], pad_id=0).x)
 
 

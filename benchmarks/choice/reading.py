@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from memograft import Datastore, Engine
 from memograft.decoding.loop import end_tokens
-from memograft.model.prefill import prefill, prefill_prefix
+from memograft.model.prefill import prefill, prefill_segment
 from memograft.prompt.continuation import continuation
 from memograft.request import Source
 from memograft.rtd.examples import Learned
@@ -82,7 +82,7 @@ def read(
                 rows.append((number, Learned(ids, len(prompt.ids))))
         wanted = [continuation(builder, asked[0][0], (), label)[1][0] for label in labels]
         shared = _shared([row.ids[: row.first] for _, row in rows])
-        prefix = prefill_prefix(backbone, rows[0][1].ids[:shared]) if shared >= 16 else None
+        prefix = prefill_segment(backbone, rows[0][1].ids[:shared]) if shared >= 16 else None
         rows.sort(key=lambda item: len(item[1].ids))
         parts = [_batch(backbone, rows[at : at + batch], prefix, wanted) for at in range(0, len(rows), batch)]
         states = {place: np.concatenate([part.states[place] for part in parts]) for place in PLACES}
@@ -97,7 +97,7 @@ def read(
 
 @torch.no_grad()
 def _batch(backbone: Any, rows: Sequence[tuple[int, Learned]], prefix: Any, labels: Sequence[int]) -> Read:
-    filled = prefill(backbone, [row.ids for _, row in rows], 0, prefix)
+    filled = prefill(backbone, [row.ids for _, row in rows], 0, [prefix] * len(rows))
     lines, columns = [], []
     for line, (_, row) in enumerate(rows):
         before = filled.columns(line, range(row.first - 1, len(row.ids) - 1))

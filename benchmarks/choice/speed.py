@@ -17,7 +17,7 @@ from choice.forms import Scores, Settings, both, conversations, examples
 from choice.reading import Message, read, search
 from memograft import Datastore, Engine, Request, Rtd
 from memograft.decoding.scoring import Choice
-from memograft.model.prefill import prefill_prefix
+from memograft.model.prefill import prefill_segment
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
@@ -178,7 +178,7 @@ def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
 
     def of(backbone: Any, builder: Any) -> float:
         ids = builder.build(messages, ()).ids
-        cache: Any = prefill_prefix(backbone, ids).kv_cache
+        cache: Any = prefill_segment(backbone, ids).kv_cache
         tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / len(ids)
 

@@ -34,8 +34,9 @@ from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
+from memograft.model.kv import Segment, repeated
 from memograft.model.loading import BUNDLED, PACKAGED, load
-from memograft.model.prefill import Prefix, prefill, prefill_behind, prefill_prefix, repeated
+from memograft.model.prefill import prefill, prefill_behind, prefill_segment
 from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.overflow import fit
 from memograft.prompt.tokens import Tokens
@@ -43,7 +44,7 @@ from memograft.request import Answer, Request, Sampling
 from memograft.serving.process import OfOneProcess
 from memograft.serving.queue import Job, Worker
 from memograft.serving.stream import AsyncStream, Stream, TextSoFar, wait
-from memograft.serving.work import Documents, Work, as_request, check, check_fork, groups, resolved
+from memograft.serving.work import Documents, Work, as_request, check, check_fork, resolved
 
 __all__ = ["Engine"]
 
@@ -209,7 +210,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         def read(_: Callable[[], bool]) -> MemoryHandle:
             handle = MemoryHandle.load(folder, self._backbone)
             settings = handle.settings.resolved(self._own)
-            return replace(handle, settings=settings, prefix=self._prefix_of(handle.documents))
+            return replace(handle, settings=settings, segment=self._segment_of(handle.documents))
 
         return self._alone(read)
 
@@ -287,9 +288,9 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return list(taps)
 
     def _run(self, jobs: list[Job]) -> None:
-        """Answer what the queue handed over: one batch, or more where reused prefixes differ."""
-        for group in groups([job for job in jobs if self._fit(job)]):
-            self._attempt(group)
+        """Answer what the queue handed over."""
+        if fitting := [job for job in jobs if self._fit(job)]:
+            self._attempt(fitting)
 
     def _attempt(self, jobs: list[Job]) -> None:
         """Answer a batch; if it fails as a whole, its requests one by one, so that only the culprit suffers."""
@@ -317,17 +318,20 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     def _answer(self, jobs: list[Job]) -> None:
         works: list[Work] = [job.payload for job in jobs]
-        prompts = [work.prompt for work in works]
         clock = [time.perf_counter()]
 
         # 2. Prefill: keys and values that are right under every memory.
-        filled = prefill(self._backbone, [p.ids for p in prompts], self._pad_id, works[0].prefix)
+        wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
+        segments: list[Segment | None] = [None] * len(works)
+        for kind, own in by_kind(wanted):
+            for want, segment in zip(own, kind.before(self._model, own), strict=True):
+                segments[want.row] = segment
+        filled = prefill(self._backbone, [w.prompt.ids for w in works], self._pad_id, segments)
         clock.append(time.perf_counter())
 
         # 3. Memorize: what each request's memory brings.
         task = Task(lambda: all(job.given_up() for job in jobs))
         memories = [Brought()] * len(works)
-        wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
         for kind, own in by_kind(wanted):
             for want, brought in zip(own, kind.prepare(self._model, own, filled, task), strict=True):
                 memories[want.row] = brought
@@ -337,7 +341,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         rows, beside = [], {}  # beside: what the base model says itself, by the place of the request
         for n, (job, brought) in enumerate(zip(jobs, memories, strict=True)):
             rows.append(row := self._row(job, brought))
-            row.on_end = finish = self._finish(job, brought.report, filled.cached, clock)
+            row.on_end = finish = self._finish(job, brought.report, filled.cached[n], clock)
             if works[n].falls_back(brought, streams=job.on_text is not None):
                 beside[n] = base_answer(row, self._prompts.decode, finish)
         if beside:
@@ -383,13 +387,13 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         # There is no question yet that the documents could be about: they are judged when the memory is used.
         prompt = replace(fit(self._prompts, request, shown, self._window).prompt, question=(0, 0))
         row = Wanted(memory, prompt, 0)
-        prefix = self._prefix_of(prompt.documents)
-        filled = prefill(self._backbone, [prompt.ids], self._pad_id, prefix)
+        segment = self._segment_of(prompt.documents)
+        filled = prefill(self._backbone, [prompt.ids], self._pad_id, [segment])
         (brought,) = memory.prepare(self._model, [row], filled, task)
         id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
-        return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, prefix)
+        return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, segment)
 
-    def _prefix_of(self, documents: tuple[Document, ...]) -> Prefix | None:
+    def _segment_of(self, documents: tuple[Document, ...]) -> Segment | None:
         """Keys and values of a prompt up to the end of its documents."""
         ids = gather(self._prompts.build([{"role": "user", "content": "?"}], documents))
-        return prefill_prefix(self._backbone, ids) if ids else None
+        return prefill_segment(self._backbone, ids) if ids else None

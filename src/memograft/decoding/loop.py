@@ -26,7 +26,7 @@ from memograft.errors import RequestCancelledError
 from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.request import Sampling
 
 __all__ = ["Row", "decode", "end_tokens"]
@@ -90,7 +90,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     """
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
     echoed = [n for n, row in enumerate(rows) if row.cad is not None]
-    per_row = _PerRow(rows, prefill.mask, echoed)
+    per_row = _PerRow(rows, prefill.text, echoed)
     # Repetition penalties read the padding too: make it a token that the row has anyway.
     ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
     shared = None
@@ -100,10 +100,10 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
         for n, row in enumerate(rows):
             row.moved = partial(shared.of, n)
     ends = _Ends(rows, config, tokenizer, shared)
-    first = prefill.ids.gather(1, prefill.mask.argmax(1, keepdim=True))
+    first = prefill.ids.gather(1, prefill.text.argmax(1, keepdim=True))
     with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
         backbone.model.generate(  # type: ignore[operator]
-            input_ids=torch.where(prefill.mask.bool(), prefill.ids, first),
+            input_ids=torch.where(prefill.text.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
             **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
             generation_config=config,

@@ -25,7 +25,7 @@ from memograft.memory import SHIPPED
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill, Prefix
+from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt, PromptBuilder
 
 if TYPE_CHECKING:
@@ -139,9 +139,12 @@ class Memory(ABC):
         return documents
 
     @classmethod
-    def before(cls, _model: Model, rows: Sequence[Wanted]) -> list[Prefix | None]:
-        """Keys and values that stand in front of each row's prompt, which is not prefilled yet."""
-        return [None] * len(rows)
+    def before(cls, _model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
+        """Keys and values that stand in front of each row's prompt, which is not prefilled yet.
+
+        What was kept with the documents' own keys and values brings them along.
+        """
+        return [row.kept.segment_of(row.prompt) if row.kept is not None else None for row in rows]
 
     @classmethod
     @abstractmethod

@@ -18,7 +18,8 @@ from memograft.memory.base import Memory, Model
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
-from memograft.model.prefill import Prefix
+from memograft.model.kv import Segment
+from memograft.prompt.builder import Prompt
 from memograft.storage.disk import told
 
 __all__ = ["MemoryHandle", "fingerprint"]
@@ -34,7 +35,7 @@ class MemoryHandle:
         settings: how.
         report: what it did.
         adapter: its weights; None if there was nothing to memorize or it was rolled back.
-        prefix: keys and values of the documents in the prompt.
+        segment: keys and values of the documents in the prompt.
         fingerprint: of the model it belongs to.
         base_model: the model's name or folder, for whoever loads the memory with PEFT.
         fan_in_fan_out: whether the model keeps these weights transposed (GPT-2's Conv1D), which PEFT wants to be told.
@@ -45,7 +46,7 @@ class MemoryHandle:
     settings: Memory
     report: MemoryReport
     adapter: Adapter | None
-    prefix: Prefix | None
+    segment: Segment | None
     fingerprint: str
     base_model: str
     fan_in_fan_out: bool = False
@@ -59,11 +60,16 @@ class MemoryHandle:
         memory: Memory,
         adapter: Adapter | None,
         report: MemoryReport | None,
-        prefix: Prefix | None = None,
+        segment: Segment | None = None,
     ) -> MemoryHandle:
         """What was made of documents; `id` is its `content_id`."""
         report, peft = replace(report or MemoryReport(), id=id), _for_peft(model.backbone)
-        return cls(id, tuple(documents), memory, report, adapter, prefix, model.fingerprint, *peft)
+        return cls(id, tuple(documents), memory, report, adapter, segment, model.fingerprint, *peft)
+
+    def segment_of(self, prompt: Prompt) -> Segment | None:
+        """The keys and values, where the prompt begins with exactly their tokens."""
+        segment = self.segment
+        return segment if segment is not None and prompt.ids[: len(segment.ids)] == segment.ids else None
 
     @property
     def nbytes(self) -> int:

@@ -1,149 +1,103 @@
 """One pass over the prompts: their keys and values, and the rows that memorizing trains on.
 
 Nothing here depends on the last FFN, so the result is right for every memory and every mix of memories. The last prompt
-token is left to decoding, whose first step it is. Knows nothing of text or memories.
+token is left to decoding, whose first step it is. Knows nothing of text or memories; columns are `model/kv.py`'s.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import Cache
 
 from memograft.model.backbone import Backbone, cache_name, cache_of
+from memograft.model.kv import Prefill, Segment, can_join, join, positions, slides, spread
 
-__all__ = ["Prefill", "Prefix", "prefill", "prefill_behind", "prefill_prefix", "repeated", "run"]
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values of the first tokens of a prompt, to be reused under any memory.
-
-    Attributes:
-        ids: the P tokens.
-        kv_cache: theirs, batch size 1; never written to, `prefill` copies it.
-        x: FFN inputs (1, P, D).
-        residual: (1, P, D).
-    """
-
-    ids: tuple[int, ...]
-    kv_cache: Cache
-    x: Tensor
-    residual: Tensor
-
-
-@dataclass(frozen=True)
-class Prefill:
-    """Prompts after one pass over all of their tokens but the last.
-
-    Attributes:
-        ids: (B, T) prompts, padded on the left (or right after a shared prefix).
-        mask: (B, T) 1 where a token is real.
-        kv_cache: keys and values of the first T - 1 tokens; None if T is 1.
-        x: last-FFN inputs (B, T - 1, D).
-        residual: what the rest of the last layer adds to the FFN's output (B, T - 1, D).
-        cached: tokens per row that came from a prefix.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    kv_cache: Cache | None
-    x: Tensor
-    residual: Tensor
-    cached: int = 0
-
-    def columns(self, row: int, positions: Sequence[int]) -> Tensor:
-        """Where the tokens at `positions` of the unpadded prompt lie in (B, T)."""
-        real = self.mask[row].nonzero().flatten()
-        return real[torch.as_tensor(positions, dtype=torch.long, device=real.device)]
+__all__ = ["prefill", "prefill_behind", "prefill_segment", "run"]
 
 
 @torch.no_grad()
-def prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, prefix: Prefix | None = None) -> Prefill:
-    """Run the trunk over `prompts` (B lists of token ids); with `prefix`, which all start with, over the rest only."""
-    head = len(prefix.ids) if prefix else 0
-    rest = max(len(p) for p in prompts) - head
-    device = backbone.device
-    ids = torch.full((len(prompts), head + rest), pad_id, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        start = head + rest - (len(prompt) - head)
-        ids[row, :head] = torch.as_tensor(prompt[:head], dtype=torch.long)
-        ids[row, start:] = torch.as_tensor(prompt[head:], dtype=torch.long)
-        mask[row, :head] = mask[row, start:] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    cache, known = _spread(prefix, len(prompts))
-    if rest <= 1:
-        x, residual = known or (_empty(backbone, len(prompts)), _empty(backbone, len(prompts)))
-        return Prefill(ids, mask, cache, x, residual, head)
-    x, residual, cache = run(backbone, ids[:, head:-1], mask[:, :-1], cache, _positions(mask[:, :-1])[:, head:])
-    if known is not None:
-        x, residual = torch.cat([known[0], x], 1), torch.cat([known[1], residual], 1)
-    return Prefill(ids, mask, cache, x, residual, head)
+def prefill(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    segments: Sequence[Segment | None] | None = None,
+) -> Prefill:
+    """Run the trunk over B lists of token ids, each behind its segment, if it has one, whose ids it begins with.
+
+    Rows with and without one are run apart, and those behind sliding windows by what they have left to read; each is
+    what it would be alone.
+    """
+    segments = segments or [None] * len(prompts)
+    if len({id(s) for s in segments}) > 1 and not all(s is None or can_join(s.kv_cache) for s in segments):
+        segments = [None] * len(prompts)  # running states cannot be padded, so that all is read again
+    together: dict[Any, list[int]] = {}
+    for n, segment in enumerate(segments):
+        together.setdefault(_pass(segment, prompts[n]), []).append(n)
+    parts = []
+    for rows in together.values():
+        own = [segment for n in rows if (segment := segments[n]) is not None]
+        parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own), rows))
+    return parts[0][0] if len(parts) == 1 else join(backbone, parts)
+
+
+def _pass(segment: Segment | None, prompt: Sequence[int]) -> Any:
+    """Equal for rows that may be run together."""
+    if segment is None:
+        return None
+    if not can_join(segment.kv_cache):
+        return id(segment)
+    # Padding between a segment and what follows would shift a sliding window.
+    return len(prompt) - len(segment.ids) if slides(segment.kv_cache) else "segment"
+
+
+def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, segments: Sequence[Segment]) -> Prefill:
+    """One pass; either every row has a segment, or none has."""
+    device, heads = backbone.device, [len(s.ids) for s in segments] or [0] * len(prompts)
+    rest = max(len(p) - head for p, head in zip(prompts, heads, strict=True))
+    if segments:
+        cache, before, x, residual = spread(backbone, segments)
+    else:
+        cache, before = None, torch.zeros(len(prompts), 0, dtype=torch.long, device=device)
+        x = residual = _empty(backbone, len(prompts))
+    width = before.shape[1]
+    ids = torch.full((len(prompts), width + rest), pad_id, dtype=torch.long)
+    text = torch.zeros_like(ids)
+    for row, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
+        for start, part in ((width - head, prompt[:head]), (width + rest - len(prompt) + head, prompt[head:])):
+            ids[row, start : start + len(part)] = torch.as_tensor(part, dtype=torch.long)
+            text[row, start : start + len(part)] = 1
+    ids, text = ids.to(device), text.to(device)
+    mask = torch.cat([before, text[:, width:]], 1)
+    if rest > 1:
+        behind = positions(mask[:, :-1])[:, width:]
+        new_x, new_residual, cache = run(backbone, ids[:, width:-1], mask[:, :-1], cache, behind)
+        x, residual = torch.cat([x, new_x], 1), torch.cat([residual, new_residual], 1)
+    return Prefill(ids, mask, text, cache, x, residual, tuple(heads))
 
 
 def prefill_behind(
     backbone: Backbone, filled: Prefill, prompts: Sequence[Sequence[int]], more: Sequence[Sequence[int]], pad_id: int
 ) -> Prefill:
     """One batch for decoding: the rows of `filled`, made of `prompts`, and behind them those of `more`."""
-    layers = filled.kv_cache.layers if filled.kv_cache is not None else []
-    # Keys and values of a sliding window cannot be moved against each other.
-    if not layers or any(getattr(layer, "is_sliding", False) for layer in layers) or min(map(len, more)) < 2:
+    if not can_join(filled.kv_cache):  # running states cannot be padded: all are run again, together
         return prefill(backbone, [*prompts, *more], pad_id)
-    return _join(filled, prefill(backbone, more, pad_id))
+    count = len(prompts)
+    below = prefill(backbone, more, pad_id)
+    return join(backbone, [(filled, range(count)), (below, range(count, count + len(more)))])
 
 
-def repeated(filled: Prefill, rows: Sequence[int]) -> Prefill:
-    """One batch for decoding: the rows of `filled`, and behind them some of these rows once more."""
-    index = torch.tensor([*range(len(filled.ids)), *rows], device=filled.ids.device)
-    cache = _own_layers(filled.kv_cache)
-    if cache is not None:
-        cache.reorder_cache(index)  # a selection with repetitions
-    return replace(filled, ids=filled.ids[index], mask=filled.mask[index], kv_cache=cache)
-
-
-def _own_layers(cache: Cache | None) -> Cache | None:
-    """The same keys and values in a cache of its own, whose layers can be given others."""
-    own = copy.copy(cache)
-    if own is not None:
-        own.layers = [copy.copy(layer) for layer in own.layers]
-    return own
-
-
-def _join(above: Prefill, below: Prefill) -> Prefill:
-    """The rows of both, the shorter padded on the left."""
-    length = max(above.ids.shape[1], below.ids.shape[1])
-
-    def left(part: Prefill, tensor: Tensor) -> Tensor:
-        return functional.pad(tensor, (length - part.ids.shape[1], 0))
-
-    cache = _own_layers(above.kv_cache)
-    assert cache is not None
-    assert below.kv_cache is not None
-    for layer, other in zip(cache.layers, below.kv_cache.layers, strict=True):
-        for name in ("keys", "values"):
-            pair = ((above, getattr(layer, name)), (below, getattr(other, name)))
-            setattr(layer, name, torch.cat([left(part, t.mT).mT for part, t in pair]))
-    ids, mask = (
-        torch.cat([left(above, a), left(below, b)]) for a, b in ((above.ids, below.ids), (above.mask, below.mask))
-    )
-    return Prefill(ids, mask, cache, above.x, above.residual, above.cached)
-
-
-def prefill_prefix(backbone: Backbone, ids: Sequence[int]) -> Prefix:
-    """Prefill the tokens `ids` (P of them, all) for later use as a prefix."""
+@torch.no_grad()
+def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
+    """Prefill the tokens `ids` (P of them, all), which prompts begin with later."""
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
-    with torch.no_grad():
-        mask = torch.ones_like(rows)
-        x, residual, cache = run(backbone, rows, mask, None, _positions(mask))
-    return Prefix(tuple(ids), cache, x, residual)
+    mask = torch.ones_like(rows)
+    x, residual, cache = run(backbone, rows, mask, None, positions(mask))
+    return Segment(tuple(ids), cache, x, residual)
 
 
 def run(
@@ -172,20 +126,6 @@ def run(
         out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
     return x, residual, cache_of(out)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp_min(0)
-
-
-def _spread(prefix: Prefix | None, rows: int) -> tuple[Cache | None, tuple[Tensor, Tensor] | None]:
-    """A prefix's cache and its (x, residual), copied for `rows` rows."""
-    if prefix is None:
-        return None, None
-    cache = copy.deepcopy(prefix.kv_cache)
-    if rows > 1:
-        cache.batch_repeat_interleave(rows)
-    return cache, (prefix.x.expand(rows, -1, -1), prefix.residual.expand(rows, -1, -1))
 
 
 def _empty(backbone: Backbone, rows: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,12 @@ from memograft.errors import EngineClosedError, SettingsError
 from memograft.memory.base import Brought, Memory
 from memograft.memory.handle import MemoryHandle
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefix
 from memograft.prompt.builder import Prompt, PromptBuilder
 from memograft.prompt.overflow import Fitted, fit
 from memograft.prompt.tokens import Tokens
 from memograft.request import Request, Sampling
-from memograft.serving.queue import Job
 
-__all__ = ["Documents", "Work", "as_request", "check", "check_fork", "groups", "resolved"]
+__all__ = ["Documents", "Work", "as_request", "check", "check_fork", "resolved"]
 
 Documents = Iterable[Document | str | Mapping[str, Any]]
 
@@ -108,12 +106,6 @@ class Work:
         assert self.fitted is not None, "the prompt is built first"
         return self.fitted.prompt
 
-    @property
-    def prefix(self) -> Prefix | None:
-        """The kept memory's keys and values, where the prompt begins with exactly their tokens."""
-        prefix = self.kept.prefix if self.kept else None
-        return prefix if prefix is not None and self.prompt.ids[: len(prefix.ids)] == prefix.ids else None
-
 
 def as_request(
     question: str | Request, documents: Documents, memory: Any, sampling: Sampling | None, options: Mapping[str, Any]
@@ -173,18 +165,3 @@ def check_fork(device: torch.device) -> None:
             '"spawn", or make the engine in the child'
         )
     torch.set_num_threads(1)  # OpenMP's other threads are the parent's: here they would be waited for for ever
-
-
-def groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Requests that can be prefilled together: without a reused prefix, or with the same one."""
-    together: dict[Any, list[Job]] = {}
-    for job in jobs:
-        prefix = job.payload.prefix
-        # Padding between a prefix and what follows would shift a sliding window.
-        alike = len(job.payload.prompt.ids) if prefix is not None and _slides(prefix) else None
-        together.setdefault((id(prefix), alike), []).append(job)
-    return list(together.values())
-
-
-def _slides(prefix: Prefix) -> bool:
-    return any(getattr(layer, "is_sliding", False) for layer in prefix.kv_cache.layers)

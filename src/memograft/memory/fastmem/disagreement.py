@@ -20,7 +20,7 @@ from memograft.memory.fastmem.rows import context_rows
 from memograft.memory.fastmem.statements import Statement
 from memograft.memory.fastmem.wording import places, sentences, words
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt, Span, token_span
 
 __all__ = ["disagreements"]

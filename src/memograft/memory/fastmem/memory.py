@@ -25,7 +25,8 @@ from memograft.memory.handle import MemoryHandle
 from memograft.memory.report import MemoryReport
 from memograft.model import config as model_config
 from memograft.model.adapter import Adapter
-from memograft.model.prefill import Prefill, prefill
+from memograft.model.kv import Prefill
+from memograft.model.prefill import prefill
 from memograft.prompt.builder import Prompt
 
 __all__ = ["FastMem"]

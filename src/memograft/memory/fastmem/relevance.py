@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from memograft.memory.fastmem.tails import Sight, Tails, before_documents
 from memograft.memory.fastmem.wording import nats_of, places, stem
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["AUTO", "LEAD", "can_judge", "relevances"]

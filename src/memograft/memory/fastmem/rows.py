@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt
 
 __all__ = ["TrainingRows", "context_rows", "gather", "merge"]

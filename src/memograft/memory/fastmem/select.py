@@ -17,7 +17,7 @@ from memograft.memory.fastmem.relevance import LEAD, can_judge, relevances
 from memograft.memory.fastmem.settings import Selecting
 from memograft.memory.fastmem.statements import statements
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt
 
 __all__ = ["Selection", "select"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from memograft.memory.fastmem.tails import Sight, Tails, before_documents
 from memograft.memory.fastmem.wording import NOTHING, nearest
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill
+from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["Statement", "statements"]

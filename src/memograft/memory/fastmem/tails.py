@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import Prefill, run
+from memograft.model.kv import Prefill
+from memograft.model.prefill import run
 from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["Sight", "Tails"]
