@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from memograft.errors import SettingsError
 
@@ -31,7 +30,7 @@ class Document:
 
     text: str
     id: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("text", "id"):
@@ -44,7 +43,7 @@ class Document:
             object.__setattr__(self, "id", hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest()[:16])
 
 
-def as_documents(items: Iterable[Document | str | Mapping[str, Any]] | None) -> tuple[Document, ...]:
+def as_documents(items: Iterable[Document | str | Mapping[str, object]] | None) -> tuple[Document, ...]:
     """Turn what callers pass as `documents=` into Documents, in the same order (highest-ranked first).
 
     A string is a document's text; a mapping needs `text` (or LangChain's `page_content`) and may have `id` and

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from memograft.decoding.repetition import WORD
 from memograft.documents import Document, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
+from memograft.prompt.words import WORD
 
 if TYPE_CHECKING:
     from memograft.memory.fastmem.settings import FastMem
@@ -112,13 +112,13 @@ class Request:
     """
 
     question: str | None = None
-    messages: Sequence[Mapping[str, Any]] = ()
-    documents: Sequence[Document | str | Mapping[str, Any]] = ()
+    messages: Sequence[Mapping[str, object]] = ()
+    documents: Sequence[Document | str | Mapping[str, object]] = ()
     memory: FastMem | MemoryHandle | None = None
-    processors: Sequence[Any] = ()
+    processors: Sequence[object] = ()
     sampling: Sampling = field(default_factory=Sampling)
-    tools: Sequence[Mapping[str, Any]] = ()
-    json_schema: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, object]] = ()
+    json_schema: Mapping[str, object] | None = None
     logprobs: int | None = None
     query: str | None = None
     overflow: Literal["error", "drop", "truncate"] = "error"
@@ -199,7 +199,7 @@ class Source:
     id: str
     text: str
     prompt: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

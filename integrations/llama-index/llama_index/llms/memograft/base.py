@@ -38,8 +38,8 @@ from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import completion_response
+from memograft import shared_engine
 from memograft.request import Sampling
-from memograft.serving.shared import shared_engine
 
 if TYPE_CHECKING:
     from memograft.documents import Document
