@@ -33,7 +33,7 @@ from memograft.decoding.loop import Row, decode
 from memograft.decoding.rule import Rule
 from memograft.decoding.support import SupportGate
 from memograft.evaluation.provenance import provenance
-from memograft.memory.adapter import Adapter
+from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.prefill import prefill
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from families import FAMILIES, build
-from memograft.memory.adapter import Adapter, applied, stack
+from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.base_logits import BaseLogits, base_logits
 from test_backbone import assert_same, state

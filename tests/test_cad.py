@@ -11,7 +11,7 @@ import torch
 from families import build
 from memograft import Cad, Engine, FastMem, Request, Sampling
 from memograft.errors import SettingsError
-from memograft.memory.adapter import applied, stack
+from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
 
 ASK, ALPHA = "Where is it?", 6.0  # large: what stands in the prompt means little to a random model

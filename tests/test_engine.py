@@ -76,7 +76,7 @@ def test_mixed_batches_equal_single_runs(make_engine: Any, family: str) -> None:
         ask(documents=FACTS),
         ask("Numbers?", documents=FACTS[2:], memory=strong),
         ask("Say something.", sampling=Sampling(7, temperature=0.8, seed=3, top_p=0.9)),
-        ask(documents=FACTS[:1], memory=strong and replace(strong, gate="support", targets="down")),
+        ask(documents=FACTS[:1], memory=strong and replace(strong, gate="support", rank=3)),
         ask("Which?", sampling=Sampling(9, temperature=0.8, seed=4), documents=FACTS, memory=strong and ruled(strong)),
         ask("Why?", n=3),
     ]

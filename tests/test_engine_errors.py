@@ -13,7 +13,7 @@ import torch
 
 from gates import Gate
 from memograft import Engine, FastMem
-from memograft.memory.fastmem import prepare
+from memograft.memory.fastmem import memory as fastmem
 from test_decode import Say
 from test_engine import FACTS, ask, generated
 
@@ -88,14 +88,14 @@ def test_a_stream_goes_on_where_its_batch_broke_off(engine: Engine) -> None:
 def test_no_room_to_memorize_costs_the_memory_not_the_answer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
-    real = prepare.memorize
+    real = fastmem.memorize
 
     def tight(backbone: Any, rows: Any, settings: FastMem, **options: Any) -> Any:
         if len(rows.mask) > 1 or rows.mask.shape[1] > 30:
             raise torch.OutOfMemoryError("no room to memorize")
         return real(backbone, rows, settings, **options)
 
-    monkeypatch.setattr(prepare, "memorize", tight)
+    monkeypatch.setattr(fastmem, "memorize", tight)
     memory = FastMem(
         steps=2,
         learning_rate=0.05,
@@ -127,14 +127,14 @@ def test_a_memory_beyond_its_bound_is_rolled_back_and_the_answer_given(engine: E
 
 
 def test_an_error_while_memorizing_harms_one_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = prepare.memorize
+    real = fastmem.memorize
 
     def fails(backbone: Any, rows: Any, settings: FastMem, **options: Any) -> Any:
         if settings.steps == 3:
             raise ZeroDivisionError("while memorizing")
         return real(backbone, rows, settings, **options)
 
-    monkeypatch.setattr(prepare, "memorize", fails)
+    monkeypatch.setattr(fastmem, "memorize", fails)
     good = ask(documents=FACTS, memory=MEMORY)
     bad = ask(documents=FACTS, memory=FastMem(steps=3, relevance=None))
     expected = engine.answer(good).token_ids

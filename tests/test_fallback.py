@@ -14,7 +14,7 @@ from memograft.decoding.fallback import base_answer
 from memograft.decoding.loop import Row
 from memograft.decoding.repetition import repeats
 from memograft.errors import SettingsError
-from memograft.memory.adapter import Adapter
+from memograft.model.adapter import Adapter
 from test_engine import FACTS
 from test_engine_errors import out_of_memory
 

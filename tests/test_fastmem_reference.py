@@ -9,10 +9,10 @@ import torch
 
 from families import FAMILIES, ROUTED, build
 from memograft.documents import Document
-from memograft.memory.adapter import applied, stack
+from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import context_rows, merge
-from memograft.memory.fastmem.settings import FastMem
 from memograft.memory.fastmem.train import memorize
+from memograft.model.adapter import applied, stack
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.prefill import prefill
 from memograft.prompt.builder import Prompt, PromptBuilder

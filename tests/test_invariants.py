@@ -33,7 +33,6 @@ class Case:
 
 MEMORIES = {
     "lora": Case(LORA),
-    "down": Case(replace(LORA, targets="down")),
     "full": Case(replace(LORA, adapter="full", learning_rate=0.01)),
     "paper": Case(FastMem.paper(steps=3, learning_rate=0.01, target_kl=None, max_kl=1e9, fallback=False)),
     "assistant": Case(replace(LORA, template="assistant")),

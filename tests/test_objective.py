@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from families import VOCAB, build
-from memograft.memory.adapter import Adapter, applied, stack
 from memograft.memory.fastmem.loss import Objective, exact_losses
 from memograft.memory.fastmem.rows import TrainingRows
+from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone
 
 FAMILIES = ["llama", "gemma2", "phi", "granite", "cohere"]  # a cap, a bias of the head, a divisor, a factor

@@ -14,6 +14,7 @@ from memograft import Document, Engine, FastMem, Request, Sampling
 
 NAMES = [
     "Answer",
+    "Bank",
     "Cad",
     "Choice",
     "Citation",
@@ -25,6 +26,7 @@ NAMES = [
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",
+    "Memory",
     "MemoryHandle",
     "MemoryReport",
     "Reference",

@@ -10,7 +10,7 @@ import torch
 
 from families import build
 from memograft import Engine, FastMem, MemoryHandle, Request, Sampling
-from memograft.memory.adapter import applied, stack
+from memograft.model.adapter import applied, stack
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz !#$%&()*+ éüßñœ 🙂 0123456789"
 FACTS = ["The capital of France is Paris, and the river is the Seine.", LETTERS]

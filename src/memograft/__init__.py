@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from memograft.decoding.cad import Cad
     from memograft.documents import Document
     from memograft.engine import Engine
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.bank import Bank
+    from memograft.memory.base import Memory
+    from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
@@ -39,6 +41,7 @@ __version__ = "0.1.0"
 # Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
 _HOMES = {
     "Answer": "memograft.request",
+    "Bank": "memograft.memory.bank",
     "Cad": "memograft.decoding.cad",
     "Choice": "memograft.serving.scoring",
     "Citation": "memograft.request",
@@ -46,10 +49,11 @@ _HOMES = {
     "Document": "memograft.documents",
     "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
-    "FastMem": "memograft.memory.fastmem.settings",
+    "FastMem": "memograft.memory.fastmem.memory",
     "Hit": "memograft.passages.vector_store",
     "IndexSettings": "memograft.passages.index",
     "LexicalEmbedder": "memograft.passages.embedders",
+    "Memory": "memograft.memory.base",
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
     "Reference": "memograft.request",
@@ -70,6 +74,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Bank",
     "Cad",
     "Choice",
     "Citation",
@@ -81,6 +86,7 @@ __all__ = [
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",
+    "Memory",
     "MemoryHandle",
     "MemoryReport",
     "Reference",

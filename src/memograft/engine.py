@@ -23,10 +23,10 @@ from memograft.decoding.loop import Row, decode, end_tokens
 from memograft.decoding.tap import Tap
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.memory.adapter import Adapter
-from memograft.memory.fastmem.prepare import make_memories
+from memograft.memory.bank import Bank
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind, content_id
+from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import gather
-from memograft.memory.fastmem.settings import FastMem
 from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
@@ -59,6 +59,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: tokens of prompt and answer together; by default what the model's configuration says.
         max_batch: requests in one batch at most.
         defaults: settings of FastMem that suit this model, for what requests leave at "auto".
+        bank: keeps what is memorized, for requests about the same documents; several engines may share one.
 
     Raises:
         UnsupportedModelError: the model's last FFN cannot be adapted exactly.
@@ -78,6 +79,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         defaults: Mapping[str, Any] | None = None,
+        bank: Bank | None = None,
     ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
@@ -91,13 +93,20 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._window = min(max_length or self._backbone.max_length, self._backbone.max_length)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)
+        self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, bank)
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, max_length: int | None = None, max_batch: int = 16, **kwargs: Any
+        cls,
+        name: str | Path,
+        *,
+        max_length: int | None = None,
+        max_batch: int = 16,
+        bank: Bank | None = None,
+        **kwargs: Any,
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
@@ -106,7 +115,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
         model, tokenizer = load(name, **kwargs)
-        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults)
+        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
 
     @property
     def max_length(self) -> int:
@@ -128,7 +137,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         question: str | Request,
         documents: Documents = (),
         *,
-        memory: FastMem | MemoryHandle | None = None,
+        memory: Memory | MemoryHandle | None = None,
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Answer:
@@ -145,7 +154,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         question: str | Request,
         documents: Documents = (),
         *,
-        memory: FastMem | MemoryHandle | None = None,
+        memory: Memory | MemoryHandle | None = None,
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Answer:
@@ -180,15 +189,15 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """`stream` for `async for`."""
         return AsyncStream(lambda on_text: self._submit([request], on_text)[0])
 
-    def memorize(self, documents: Documents, memory: FastMem | None = None, *, progress: bool = False) -> MemoryHandle:
+    def memorize(self, documents: Documents, memory: Memory | None = None, *, progress: bool = False) -> MemoryHandle:
         """Memorize documents once and keep the memory: pass the handle as `memory=` of later requests.
 
         Raises:
             PromptTooLongError: the documents do not fit the model's window.
         """
         docs, settings = as_documents(documents), (memory or FastMem()).resolved(self._own)
-        settings.check(self._backbone)
-        return self._alone(lambda given_up: self._make_handle(docs, settings, given_up, progress))
+        settings.check(self._backbone, self.fingerprint)
+        return self._alone(lambda given_up: self._make_handle(docs, settings, Task(given_up, progress)))
 
     def load_memory(self, folder: str | Path) -> MemoryHandle:
         """Read a memory written by `MemoryHandle.save`.
@@ -315,24 +324,21 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         filled = prefill(self._backbone, [p.ids for p in prompts], self._pad_id, works[0].prefix)
         clock.append(time.perf_counter())
 
-        # 3. Memorize: one adapter per request that asks for one.
-        memories = make_memories(
-            self._backbone,
-            self._prompts,
-            self._pad_id,
-            [work.request.memory for work in works],
-            prompts,
-            filled,
-            given_up=lambda: all(job.given_up() for job in jobs),
-        )
+        # 3. Memorize: what each request's memory brings.
+        task = Task(lambda: all(job.given_up() for job in jobs))
+        memories = [Brought()] * len(works)
+        wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
+        for kind, own in by_kind(wanted):
+            for want, brought in zip(own, kind.prepare(self._model, own, filled, task), strict=True):
+                memories[want.row] = brought
         clock.append(time.perf_counter())
 
         # 4. Decode, over the same cache. 5. Answer: each row as soon as it ends, whatever its neighbours still say.
         rows, beside = [], {}  # beside: what the base model says itself, by the place of the request
-        for n, (job, (adapter, report)) in enumerate(zip(jobs, memories, strict=True)):
-            rows.append(row := self._row(job, adapter))
-            row.on_end = finish = self._finish(job, report, filled.cached, clock)
-            if adapter is not None and job.on_text is None and works[n].has_fallback:
+        for n, (job, brought) in enumerate(zip(jobs, memories, strict=True)):
+            rows.append(row := self._row(job, brought))
+            row.on_end = finish = self._finish(job, brought.report, filled.cached, clock)
+            if works[n].falls_back(brought, streams=job.on_text is not None):
                 beside[n] = base_answer(row, self._prompts.decode, finish)
         if beside:
             filled = repeated(filled, list(beside))
@@ -341,14 +347,14 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             filled = prefill_behind(self._backbone, filled, [w.prompt.ids for w in works], echoes, self._pad_id)
         decode(self._backbone, filled, [*rows, *beside.values()], self._prompts.tokenizer)
 
-    def _row(self, job: Job, adapter: Adapter | None) -> Row:
+    def _row(self, job: Job, brought: Brought) -> Row:
         work: Work = job.payload
         text = TextSoFar(self._prompts.decode, work.sampling.stop)
         return Row(
             sampling=work.sampling,
             max_new_tokens=work.max_new_tokens,
-            adapter=adapter,
-            rules=work.rules,
+            adapter=brought.adapter,
+            rules=brought.rules,
             cad=work.cad,
             batch=work.batch,
             processors=work.processors,
@@ -372,26 +378,16 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
         return finish
 
-    def _make_handle(
-        self, documents: tuple[Document, ...], settings: FastMem, given_up: Callable[[], bool], progress: bool
-    ) -> MemoryHandle:
-        request = Request("?", documents=documents, sampling=Sampling(max_new_tokens=1))
+    def _make_handle(self, documents: tuple[Document, ...], memory: Memory, task: Task) -> MemoryHandle:
+        request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
         # There is no question yet that the documents could be about: they are judged when the memory is used.
-        prompt = replace(fit(self._prompts, request, documents, self._window).prompt, question=(0, 0))
-        prefix = self._prefix_of(documents)
+        prompt = replace(fit(self._prompts, request, shown, self._window).prompt, question=(0, 0))
+        row = Wanted(memory, prompt, 0)
+        prefix = self._prefix_of(prompt.documents)
         filled = prefill(self._backbone, [prompt.ids], self._pad_id, prefix)
-        ((adapter, report),) = make_memories(
-            self._backbone,
-            self._prompts,
-            self._pad_id,
-            [settings],
-            [prompt],
-            filled,
-            given_up=given_up,
-            progress=progress,
-        )
-        assert report is not None
-        return MemoryHandle.new(self._backbone, documents, settings, report, adapter, prefix)
+        (brought,) = memory.prepare(self._model, [row], filled, task)
+        id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
+        return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, prefix)
 
     def _prefix_of(self, documents: tuple[Document, ...]) -> Prefix | None:
         """Keys and values of a prompt up to the end of its documents."""

@@ -13,7 +13,7 @@ from memograft.memory.report import MemoryReport
 from memograft.prompt.words import WORD
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
 
 __all__ = [
@@ -114,7 +114,7 @@ class Request:
     question: str | None = None
     messages: Sequence[Mapping[str, object]] = ()
     documents: Sequence[Document | str | Mapping[str, object]] = ()
-    memory: FastMem | MemoryHandle | None = None
+    memory: Memory | MemoryHandle | None = None
     processors: Sequence[object] = ()
     sampling: Sampling = field(default_factory=Sampling)
     tools: Sequence[Mapping[str, object]] = ()

@@ -20,7 +20,7 @@ from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated, translated_loading
 
 if TYPE_CHECKING:
-    from memograft import Engine, FastMem, MemoryHandle, Rtd
+    from memograft import Engine, Memory, MemoryHandle, Rtd
 
 __all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory", "unknown_names"]
 
@@ -80,7 +80,7 @@ class UsesEngine(BaseModel):
         return self
 
     def memorize_documents(
-        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: FastMem | None = None
+        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
     ) -> MemoryHandle:
         """Memorize documents once, for as many questions as one likes.
 
@@ -97,14 +97,14 @@ class UsesEngine(BaseModel):
         return self._memorize(self._engine_for(), documents, memory_id, memory)
 
     async def amemorize_documents(
-        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: FastMem | None = None
+        self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
     ) -> MemoryHandle:
         """`memorize_documents` for asyncio; the thread that waits for it is not the loop's."""
         engine = await self._aengine_for()
         return await run_in_executor(None, self._memorize, engine, documents, memory_id, memory)
 
     def _memorize(
-        self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: FastMem | None
+        self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: Memory | None
     ) -> MemoryHandle:
         own: Any = getattr(self, "memory", DEFAULT_MEMORY)
         settings: Any = resolve_memory(own if memory is None else memory)
@@ -181,7 +181,7 @@ class _Held:
         return _Held, ()
 
 
-def resolve_memory(memory: Any) -> FastMem | MemoryHandle | None:
+def resolve_memory(memory: Any) -> Memory | MemoryHandle | None:
     """What `memory` says, as an engine takes it.
 
     Raises:
@@ -189,11 +189,11 @@ def resolve_memory(memory: Any) -> FastMem | MemoryHandle | None:
     """
     if memory is None:
         return None
-    from memograft import FastMem, MemoryHandle
+    from memograft import FastMem, Memory, MemoryHandle
 
     if memory == DEFAULT_MEMORY:
         return FastMem()
-    if isinstance(memory, FastMem | MemoryHandle):
+    if isinstance(memory, Memory | MemoryHandle):
         return memory
     raise MemograftInvalidRequestError(
         f"`memory` must be FastMem(...), a handle of memorize_documents, or None for answering without, got "

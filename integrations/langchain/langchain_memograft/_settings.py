@@ -14,7 +14,7 @@ from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory, unknown_
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 
 if TYPE_CHECKING:
-    from memograft import Document, FastMem, MemoryHandle, Request, Rtd
+    from memograft import Document, Memory, MemoryHandle, Request, Rtd
 
 __all__ = ["CALL_OPTIONS", "AskingSettings"]
 
@@ -124,7 +124,7 @@ class AskingSettings(UsesDatastore):
             except TypeError as e:  # a comparison with what is no number
                 raise SettingsError(f"a setting has a value of the wrong type: {e}; got {dict(given)!r:.200}") from e
 
-    def _memory_of(self, given: Mapping[str, Any]) -> FastMem | MemoryHandle | None:
+    def _memory_of(self, given: Mapping[str, Any]) -> Memory | MemoryHandle | None:
         if given.get("memory_id") is not None:
             if given.get("memory") is not None:
                 raise MemograftInvalidRequestError(

@@ -21,7 +21,7 @@ from memograft.documents import Document
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.request import Answer, Request

@@ -24,7 +24,7 @@ from memograft.passages.vector_store import Hit, VectorStore
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.fastmem.memory import FastMem
     from memograft.request import Answer
 
 MAX_NEW_TOKENS = 32  # tiny answers in one short sentence

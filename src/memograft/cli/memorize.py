@@ -15,7 +15,7 @@ from memograft.errors import SettingsError
 from memograft.passages.reading import find_files, read_file
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.fastmem.memory import FastMem
 
 
 def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, object]:

@@ -14,7 +14,7 @@ from memograft.errors import MemograftError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.report import MemoryReport
     from memograft.passages.vector_store import Hit
     from memograft.request import Answer
@@ -53,7 +53,7 @@ def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
 
     "none" is FastMem's None.
     """
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft.memory.fastmem.memory import FastMem
 
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():

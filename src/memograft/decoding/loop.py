@@ -24,7 +24,7 @@ from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
 from memograft.decoding.processor import Processor
 from memograft.decoding.rule import Rule
 from memograft.errors import RequestCancelledError
-from memograft.memory.adapter import Adapter, applied, stack
+from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
 from memograft.model.prefill import Prefill

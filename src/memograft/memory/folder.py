@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from memograft.errors import MemoryFormatError
-from memograft.memory.adapter import Adapter
+from memograft.model.adapter import Adapter
 from memograft.storage.disk import SEAL, Findings, is_sealed, sealed
 from memograft.storage.publish import published, recover
 
-_FORMAT = 1
+_FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-_FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report"}
+_FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
 
 def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: str, *, fan_in_fan_out: bool) -> Path:
@@ -60,7 +60,7 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
 
 
 def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter and what memograft.json says; both are compared with their checksums, if they have any.
+    """The adapter and what memograft.json says; both are compared with their checksums.
 
     adapter_config.json is for PEFT: it must be there, and `inspected` compares it.
 
@@ -76,13 +76,13 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
         if text == (path / ABOUT).read_bytes():  # or another memory has taken its place meanwhile
             break
     about = _parsed(text, path / ABOUT)
-    if "files" in about and _sha256(weights) != about["files"][_WEIGHTS]:
+    if _sha256(weights) != about["files"][_WEIGHTS]:
         raise damaged(path / _WEIGHTS, "its checksum is wrong")
     return _adapter(weights, path / _WEIGHTS, device), about
 
 
 def inspected(path: Path) -> Findings:
-    """What is damaged in a memory's folder, and what carries no checksums."""
+    """What is damaged in a memory's folder."""
     found = Findings()
     for file in (path / ABOUT, path / _WEIGHTS, path / _CONFIG):
         if not file.is_file():
@@ -93,12 +93,10 @@ def inspected(path: Path) -> Findings:
         return found
     except MemoryFormatError as error:
         return Findings({**found.damaged, path / ABOUT: str(error)})
-    if "files" not in about:
-        found.unsummed.extend([path / ABOUT, path / _WEIGHTS, path / _CONFIG])
     for name in (_WEIGHTS, _CONFIG):
         try:
             data = (path / name).read_bytes()
-            if "files" in about and _sha256(data) != about["files"][name]:
+            if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
             if name == _WEIGHTS:
                 _adapter(data, path / name, torch.device("cpu"))
@@ -109,18 +107,13 @@ def inspected(path: Path) -> Findings:
     return found
 
 
-def content_id(fingerprint: str, settings: Mapping[str, Any], texts: Sequence[str]) -> str:
-    """16 hex digits of what a memory was made of: the model, the settings as JSON values, the documents' texts."""
-    return _sha256(json.dumps([fingerprint, settings, texts], sort_keys=True).encode())[:16]
-
-
 def damaged(path: Path, cause: object) -> MemoryFormatError:
     """The error for a file that cannot be read, named."""
     return MemoryFormatError(f"{path} is damaged ({cause}); save the memory again, or restore the file")
 
 
 def _parsed(text: bytes, file: Path) -> dict[str, Any]:
-    """What memograft.json says, if it is of our format, whole, and about the documents that its id was made of."""
+    """What memograft.json says, if it is of our format and whole."""
     try:
         about: dict[str, Any] = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -130,16 +123,12 @@ def _parsed(text: bytes, file: Path) -> dict[str, Any]:
         raise MemoryFormatError(f"{file} must be of format {_FORMAT}, got {found!r}; save the memory again")
     if missing := _FIELDS - set(about):
         raise damaged(file, KeyError(*sorted(missing)))
-    if set(about) not in (_FIELDS, _FIELDS | {"files", SEAL}):
+    if set(about) != _FIELDS:
         raise damaged(file, f"it holds the fields {sorted(about)}")
-    if SEAL in about and not is_sealed(about):
+    if not is_sealed(about):
         raise damaged(file, "its checksum is wrong")
-    try:
-        made = content_id(about["fingerprint"], about["settings"], [d["text"] for d in about["documents"]])
-    except (TypeError, KeyError) as e:
-        raise damaged(file, e) from e
-    if made != about["id"]:
-        raise damaged(file, f"its id is {about['id']!r}, and that of such documents and settings is {made!r}")
+    if not isinstance(about["files"], dict) or set(about["files"]) != {_WEIGHTS, _CONFIG}:
+        raise damaged(file, "it names other files")
     return about
 
 

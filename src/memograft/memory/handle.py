@@ -12,11 +12,11 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from memograft.documents import Document
-from memograft.errors import MemoryFormatError
+from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory import folder
-from memograft.memory.adapter import Adapter
-from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.base import Memory, Model
 from memograft.memory.report import MemoryReport
+from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.prefill import Prefix
 from memograft.storage.disk import told
@@ -29,7 +29,7 @@ class MemoryHandle:
     """A memory to answer with again and again: nothing is memorized anew, and its documents are not prefilled anew.
 
     Attributes:
-        id: content hash of model, settings and documents.
+        id: content hash of what decides it: model, training settings, and the documents as they stand in a prompt.
         documents: what was memorized; they stand in the prompt unless a request brings its own.
         settings: how.
         report: what it did.
@@ -42,7 +42,7 @@ class MemoryHandle:
 
     id: str
     documents: tuple[Document, ...]
-    settings: FastMem
+    settings: Memory
     report: MemoryReport
     adapter: Adapter | None
     prefix: Prefix | None
@@ -53,17 +53,44 @@ class MemoryHandle:
     @classmethod
     def new(
         cls,
-        backbone: Backbone,
+        model: Model,
+        id: str,
         documents: Sequence[Document],
-        settings: FastMem,
-        report: MemoryReport,
+        memory: Memory,
         adapter: Adapter | None,
-        prefix: Prefix | None,
+        report: MemoryReport | None,
+        prefix: Prefix | None = None,
     ) -> MemoryHandle:
-        """A handle whose id says what it was made of."""
-        model = fingerprint(backbone)
-        id = folder.content_id(model, asdict(settings), [d.text for d in documents])
-        return cls(id, tuple(documents), settings, replace(report, id=id), adapter, prefix, model, *_for_peft(backbone))
+        """What was made of documents; `id` is its `content_id`."""
+        report, peft = replace(report or MemoryReport(), id=id), _for_peft(model.backbone)
+        return cls(id, tuple(documents), memory, report, adapter, prefix, model.fingerprint, *peft)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+        pairs = () if self.adapter is None else (*self.adapter.lora_a.values(), *self.adapter.lora_b.values())
+        return sum(weight.nbytes for weight in pairs)
+
+    @property
+    def kept(self) -> MemoryHandle:
+        """Itself: it has been made."""
+        return self
+
+    def resolved(self, _own: Mapping[str, object] | None = None) -> MemoryHandle:
+        """Itself: its settings are what it was made with."""
+        return self
+
+    def check(self, _backbone: Backbone, fingerprint: str) -> None:
+        """Refuse another model's.
+
+        Raises:
+            SettingsError: it was made for another model.
+        """
+        if self.fingerprint != fingerprint:
+            raise SettingsError(
+                f"memory {self.id} was made for another model (fingerprint {self.fingerprint}, this model's is "
+                f"{fingerprint}); memorize the documents with this engine"
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write a PEFT LoRA folder with a memograft.json beside it; whole or not at all. Returns the folder.
@@ -74,14 +101,12 @@ class MemoryHandle:
         """
         if self.adapter is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
-        settings = asdict(self.settings)
-        id = folder.content_id(self.fingerprint, settings, [d.text for d in self.documents])
         about = {
-            "id": id,
+            "id": self.id,
             "fingerprint": self.fingerprint,
-            "settings": settings,
+            "settings": self.settings.to_json(),
             "documents": [{"id": d.id, "text": d.text, "metadata": dict(d.metadata)} for d in self.documents],
-            "report": {**asdict(self.report), "id": id},
+            "report": asdict(self.report),
         }
         with told(path, MemoryFormatError, "written"):
             return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
@@ -91,8 +116,8 @@ class MemoryHandle:
         """Read a folder written by `save` for use with this model.
 
         Raises:
-            MemoryFormatError: the folder is damaged, incomplete or of another model, its documents are not those that
-                its id was made of, or a weight is not finite.
+            MemoryFormatError: the folder is damaged, incomplete or of another model, of a kind that is not
+                imported, or a weight is not finite.
         """
         with told(path, MemoryFormatError, "read"):
             adapter, about = folder.read(Path(path), backbone.device)
@@ -104,16 +129,16 @@ class MemoryHandle:
             )
         try:
             documents, settings, report = _parsed(about)
-        except (TypeError, KeyError, ValueError, AttributeError) as e:
+        except (TypeError, KeyError, ValueError, AttributeError, SettingsError) as e:
             raise folder.damaged(Path(path) / folder.ABOUT, e) from e
         if reason := _misfit(adapter, backbone):
             raise MemoryFormatError(f"the weights in {path} do not fit this model: {reason}; save the memory again")
         return cls(about["id"], documents, settings, report, adapter, None, model, *_for_peft(backbone))
 
 
-def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], FastMem, MemoryReport]:
-    settings = FastMem(**_tuples(about["settings"]))
-    report = _tuples({**about["report"], "settings": _tuples(about["report"]["settings"])})
+def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], Memory, MemoryReport]:
+    settings = Memory.from_json(about["settings"])
+    report = _tuples(about["report"])
     return tuple(Document(**d) for d in about["documents"]), settings, MemoryReport(**report)
 
 

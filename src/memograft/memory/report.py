@@ -33,6 +33,8 @@ class MemoryReport:
         token_losses_before: cross-entropy of each context token in nats.
         token_losses_after: the same after memorizing.
         settings: everything that was in force.
+        reused: it was made before and kept: nothing was trained.
+        warnings: what could not be done on the way, such as choosing documents for want of memory.
         id: of the memory, where one was kept or reused.
     """
 
@@ -52,6 +54,8 @@ class MemoryReport:
     token_losses_before: tuple[float, ...] = ()
     token_losses_after: tuple[float, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
+    warnings: tuple[str, ...] = ()
     id: str = ""
 
     @classmethod

@@ -21,7 +21,7 @@ from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.tap import Tap
 from memograft.documents import as_documents
 from memograft.errors import SettingsError
-from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.base import Memory
 from memograft.memory.handle import MemoryHandle
 from memograft.prompt.builder import Message, PromptBuilder
 from memograft.prompt.continuation import continuation
@@ -65,7 +65,7 @@ def choose(
     options: Sequence[str],
     documents: Documents = (),
     *,
-    memory: FastMem | MemoryHandle | None = None,
+    memory: Memory | MemoryHandle | None = None,
     processors: Sequence[object] = (),
     messages: Sequence[Message] = (),
     by: Literal["likelihood", "rtd", "both"] = "likelihood",

@@ -11,15 +11,12 @@ import torch
 
 from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.cad import Cad
-from memograft.decoding.contrast import Contrast
 from memograft.decoding.json_schema import JsonSchema
 from memograft.decoding.processor import Processor
-from memograft.decoding.rule import Rule
-from memograft.decoding.support import SupportGate
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import EngineClosedError, SettingsError
-from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.base import Brought, Memory
 from memograft.memory.handle import MemoryHandle
 from memograft.model.backbone import Backbone
 from memograft.model.prefill import Prefix
@@ -43,15 +40,18 @@ class Work:
         seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
         self.sampling = replace(request.sampling, seed=seed)
         self.max_new_tokens = request.sampling.max_new_tokens
-        self.handle = request.memory if isinstance(request.memory, MemoryHandle) else None
-        self.settings = request.memory.settings if isinstance(request.memory, MemoryHandle) else request.memory
+        self.memory = request.memory.settings if request.memory is not None else None
+        self.kept = request.memory.kept if request.memory is not None else None
         self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
-        if not self.documents and self.handle is not None:
-            self.documents = self.handle.documents
+        if not self.documents and self.kept is not None:
+            self.documents = self.kept.documents
+        if self.memory is not None:
+            self.documents = self.memory.shown(self.documents)
         self.fitted: Fitted | None = None
         self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
         self.json: JsonSchema | None = None
         self.tap: Tap | None = None
+        self.has_fallback = False  # whether the base model's own answer is decoded beside the memorized one
         self._spared = False  # its fallback, for want of memory
         self.said: list[int] = []  # a batch that is tried again goes on where it broke off
 
@@ -88,11 +88,13 @@ class Work:
         alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
         return alpha if alpha and self.documents else None
 
-    @property
-    def has_fallback(self) -> bool:
-        """Whether the base model's answer may replace that of the memory, once there is one."""
+    def falls_back(self, brought: Brought, streams: bool) -> bool:
+        """Whether the base model's own answer is decoded beside the memorized one; `has_fallback` remembers it."""
         # Processors of the request's own may count their calls.
-        return not self._spared and self.settings is not None and self.settings.fallback and not self.processors
+        self.has_fallback = (
+            brought.fallback and brought.adapter is not None and not (streams or self._spared or self.processors)
+        )
+        return self.has_fallback
 
     def spares(self, error: Exception) -> bool:
         """After the error that ended it: whether there is something that it can do without, next time."""
@@ -109,25 +111,15 @@ class Work:
 
     @property
     def prefix(self) -> Prefix | None:
-        """The handle's keys and values, where the prompt begins with exactly their tokens."""
-        prefix = self.handle.prefix if self.handle else None
+        """The kept memory's keys and values, where the prompt begins with exactly their tokens."""
+        prefix = self.kept.prefix if self.kept else None
         return prefix if prefix is not None and self.prompt.ids[: len(prefix.ids)] == prefix.ids else None
-
-    @property
-    def rules(self) -> list[Rule]:
-        """How the memory's distribution and the base model's are combined; a gate decides over what a contrast says."""
-        rules: list[Rule] = []
-        if self.settings is not None and self.settings.contrast > 0:
-            rules.append(Contrast(self.settings.contrast))
-        if self.settings is not None and self.settings.gate == "support":
-            rules.append(SupportGate(self.prompt.ids[t] for t in self.prompt.context))
-        return rules
 
 
 def as_request(
     question: str | Request,
     documents: Documents,
-    memory: FastMem | MemoryHandle | None,
+    memory: Memory | MemoryHandle | None,
     sampling: Sampling | None,
     options: Mapping[str, Any],
 ) -> Request:
@@ -140,33 +132,31 @@ def as_request(
 
 
 def resolved(request: Request, own: Mapping[str, object]) -> Request:
-    """The request with numbers for what its memory's settings leave to the model; see `FastMem.resolved`."""
-    if not isinstance(request.memory, FastMem):
+    """The request with values for what its memory's settings leave to the model; see `Memory.resolved`.
+
+    Raises:
+        SettingsError: `memory` is none.
+    """
+    memory = request.memory
+    if memory is None:
         return request
-    return replace(request, memory=request.memory.resolved(own))
+    if not isinstance(memory, Memory | MemoryHandle):
+        raise SettingsError(
+            f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
+        )
+    return replace(request, memory=memory.resolved(own))
 
 
 def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse what can never be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` is none, or belongs to another model; there are two Rtd or two Cad.
+        SettingsError: `memory` belongs to another model; there are two Rtd or two Cad.
         ModelMismatchError: a datastore is another model's.
         UnsupportedModelError: this model cannot have such a memory.
     """
-    memory = request.memory
-    if isinstance(memory, MemoryHandle):
-        if memory.fingerprint != fingerprint:
-            raise SettingsError(
-                f"memory {memory.id} was made for another model (fingerprint {memory.fingerprint}, this model's is "
-                f"{fingerprint}); memorize the documents with this engine"
-            )
-    elif isinstance(memory, FastMem):
-        memory.check(backbone)
-    elif memory is not None:
-        raise SettingsError(
-            f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
-        )
+    if request.memory is not None:
+        request.memory.check(backbone, fingerprint)
     batch = [p for p in request.processors if isinstance(p, BatchProcessor)]
     if len(batch) > 1:
         raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")

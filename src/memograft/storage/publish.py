@@ -20,7 +20,7 @@ from pathlib import Path
 
 from memograft.storage.disk import sync
 
-__all__ = ["published", "recover"]
+__all__ = ["clear_up", "published", "recover", "withdraw"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
@@ -34,7 +34,7 @@ def published(path: Path) -> Iterator[Path]:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone_in(path.parent):
-        _clear_up(path)
+        _clear_up(path.parent, _named(path))
         draft = path.parent / f".{path.name}-{uuid.uuid4().hex}"
         draft.mkdir()
         try:
@@ -54,17 +54,40 @@ def recover(path: Path) -> None:
     path = path.resolve()
     if not path.exists() and path.parent.is_dir():
         with _alone_in(path.parent):
-            _clear_up(path)
+            _clear_up(path.parent, _named(path))
 
 
-def _clear_up(path: Path) -> None:
+def clear_up(parent: Path) -> None:
+    """`recover` every folder in `parent`, and remove all that dead publishers left there."""
+    if parent.is_dir():
+        with _alone_in(parent):
+            _clear_up(parent, r"(?P<name>.+)")
+
+
+def withdraw(path: Path) -> None:
+    """Remove a folder in one step: whoever looks finds all of it or nothing."""
+    gone = path.parent / f".{path.name}-{uuid.uuid4().hex}"
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _clear_up(parent: Path, name: str) -> None:
     """Put back what a dead publisher had moved away, and remove what it left; nobody alive has anything there."""
-    left = re.compile(rf"\.{re.escape(path.name)}-[0-9a-f]{{32}}(-old)?")
-    for folder in [other for other in path.parent.iterdir() if left.fullmatch(other.name)]:
+    left = re.compile(rf"\.{name}-[0-9a-f]{{32}}(-old)?")
+    for folder in list(parent.iterdir()):
+        match = left.fullmatch(folder.name)
+        if match is None:
+            continue
+        path = parent / match["name"]
         if folder.name.endswith("-old") and not path.exists():
             folder.rename(path)
         else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _named(path: Path) -> str:
+    return rf"(?P<name>{re.escape(path.name)})"
 
 
 def _take_along(old: Path, draft: Path) -> None:

@@ -23,7 +23,7 @@ def test_the_readme_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> N
         assert capsys.readouterr().out == expected
 
 
-@pytest.mark.parametrize("name", ["_steering", "chains", "chat_models", "llms"])
+@pytest.mark.parametrize("name", ["_datastore", "chains", "chat_models", "llms"])
 def test_docstrings_print_what_they_say(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"langchain_memograft.{name}"))
     assert tried

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
+from memograft.memory.base import Model, Wanted
 from memograft.memory.fastmem.disagreement import disagreements
 from memograft.memory.fastmem.relevance import LEAD, can_judge, relevances
-from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.fastmem.settings import Selecting
 from memograft.memory.fastmem.statements import statements
-from memograft.memory.handle import MemoryHandle
 from memograft.model.backbone import Backbone
 from memograft.model.prefill import Prefill
-from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.builder import Prompt
 
 __all__ = ["Selection", "select"]
 
@@ -32,12 +32,14 @@ class Selection:
         about: the same with only the chosen documents marked.
         relevance: of every document; empty if it was not judged.
         disagree: ids of documents that contradict each other.
+        warnings: what could not be done.
     """
 
     prompt: Prompt
     about: Prompt
     relevance: tuple[float, ...] = ()
     disagree: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def said(self) -> dict[str, Any]:
@@ -48,46 +50,45 @@ class Selection:
             "left_out": tuple(d.id for d in self.prompt.documents if id(d) not in kept),
             "relevance": self.relevance,
             "disagree": self.disagree,
+            "warnings": self.warnings,
         }
 
 
-def select(
-    backbone: Backbone,
-    builder: PromptBuilder,
-    wanted: Sequence[FastMem | MemoryHandle | None],
-    prompts: Sequence[Prompt],
-    filled: Prefill,
-) -> list[Selection]:
-    """One selection for each of the prompts that `filled` was made of."""
-    selections = [Selection(prompt, prompt) for prompt in prompts]
-    judged = [n for n, memory in enumerate(wanted) if memory is not None and _judged(memory, prompts[n])]
+def select(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[Selection]:
+    """One selection for each row."""
+    selections = [Selection(row.prompt, row.prompt) for row in rows]
+    judged = [n for n, row in enumerate(rows) if _judged(row)]
+    backbone = model.backbone
     try:
-        lead = builder.continued(LEAD)
-        found = relevances(backbone, filled, judged, [prompts[n] for n in judged], lead) if judged else []
+        lead = model.prompts.continued(LEAD)
+        prompts = [rows[n].prompt for n in judged]
+        found = relevances(backbone, filled, [rows[n].row for n in judged], prompts, lead) if judged else []
         for n, relevance in zip(judged, found, strict=True):
-            selections[n] = _selection(backbone, filled, n, wanted[n], prompts[n], relevance)
-    except torch.OutOfMemoryError:
-        pass
+            selections[n] = _selection(backbone, filled, rows[n], relevance)
+    except torch.OutOfMemoryError as e:
+        warning = f"out of memory while choosing documents, so all of them count as relevant: {e}"
+        for n in judged:
+            if selections[n].prompt is selections[n].about and not selections[n].relevance:
+                selections[n] = replace(selections[n], warnings=(warning,))
     return selections
 
 
-def _judged(memory: FastMem | MemoryHandle, prompt: Prompt) -> bool:
-    # A handle whose documents are not the prompt's own cannot be judged by those, and one without weights need not be.
-    own = not isinstance(memory, MemoryHandle) or (memory.adapter is not None and memory.documents == prompt.documents)
-    return _settings(memory).relevance is not None and own and can_judge(prompt)
+def _judged(row: Wanted) -> bool:
+    # What is kept cannot be judged by other documents than its own, and without weights it need not be.
+    kept = row.kept
+    own = kept is None or (kept.adapter is not None and kept.documents == row.prompt.documents)
+    return row.memory.relevance is not None and own and can_judge(row.prompt)
 
 
-def _selection(
-    backbone: Backbone, filled: Prefill, row: int, memory: Any, prompt: Prompt, relevance: tuple[float, ...]
-) -> Selection:
-    settings = _settings(memory)
+def _selection(backbone: Backbone, filled: Prefill, row: Wanted, relevance: tuple[float, ...]) -> Selection:
+    settings: Selecting = row.memory
     kept = [d for d, r in enumerate(relevance) if settings.threshold is None or r >= settings.threshold]
-    selection = Selection(prompt, _only(prompt, kept), relevance)
-    # A handle holds all of its documents or none: there is nothing to choose among them.
-    if settings.conflicts is None or len(kept) < 2 or isinstance(memory, MemoryHandle):
+    selection = Selection(row.prompt, _only(row.prompt, kept), relevance)
+    # What is kept holds all of its documents or none: there is nothing to choose among them.
+    if settings.conflicts is None or len(kept) < 2 or row.kept is not None:
         return selection
-    stated = statements(backbone, filled, row, prompt, kept)
-    return _first(selection, disagreements(backbone, filled, row, selection.about, stated))
+    stated = statements(backbone, filled, row.row, row.prompt, kept)
+    return _first(selection, disagreements(backbone, filled, row.row, selection.about, stated))
 
 
 def _only(prompt: Prompt, kept: Sequence[int]) -> Prompt:
@@ -106,8 +107,3 @@ def _first(selection: Selection, pairs: Sequence[tuple[int, int]]) -> Selection:
     kept = [n for n in range(len(ids)) if n not in dropped]
     disagree = tuple((ids[a], ids[b]) for a, b in pairs)
     return replace(selection, about=_only(selection.about, kept), disagree=disagree)
-
-
-def _settings(memory: Any) -> FastMem:
-    settings: FastMem = memory.settings if isinstance(memory, MemoryHandle) else memory
-    return settings

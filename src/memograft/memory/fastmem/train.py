@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from memograft.memory.adapter import Adapter, applied, dense_weights, replaced
 from memograft.memory.fastmem.loss import Objective
 from memograft.memory.fastmem.rows import TrainingRows
-from memograft.memory.fastmem.settings import FastMem
+from memograft.memory.fastmem.settings import Training
 from memograft.memory.report import MemoryReport
+from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
 
@@ -35,7 +35,7 @@ _SLACK = 0.05  # of it that is close enough
 def memorize(
     backbone: Backbone,
     rows: TrainingRows,
-    settings: FastMem,
+    settings: Training,
     *,
     cancelled: Callable[[], bool] = lambda: False,
     progress: bool = False,
@@ -43,7 +43,7 @@ def memorize(
     """Memorize B contexts with the same settings; None where a guard rolled the memory back.
 
     Raises:
-        UnsupportedModelError: see `FastMem.check`.
+        UnsupportedModelError: see `Training.check`.
     """
     settings = settings.resolved()
     settings.check(backbone)
@@ -51,7 +51,7 @@ def memorize(
         singles = (rows.single(n) for n in range(len(rows.mask)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
     started = time.perf_counter()
-    names = _targets(backbone, settings)
+    names = list(backbone.projections)
     assert settings.shortlist != "auto"
     assert settings.max_kl != "auto"
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
@@ -79,7 +79,7 @@ def memorize(
 def _fit(
     weights: _LoRA | _Full,
     objective: Objective,
-    settings: FastMem,
+    settings: Training,
     rows: int,
     cancelled: Callable[[], bool],
     progress: bool,
@@ -87,9 +87,7 @@ def _fit(
     """The loop: AdamW on L(phi), each row until it has moved as far as it may. The loss before each step."""
     assert settings.learning_rate != "auto"
     assert settings.target_kl != "auto"
-    optimiser = torch.optim.AdamW(
-        weights.leaves, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
-    )
+    optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
     limit = math.inf if settings.target_kl is None else settings.target_kl
     losses: list[list[float]] = [[] for _ in range(rows)]
     for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
@@ -123,11 +121,6 @@ def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
         weights.scale((limit / kl).sqrt().where(far, 1.0))
 
 
-def _targets(backbone: Backbone, settings: FastMem) -> list[str]:
-    shapes = {name: linear_shape(module) or (0, 0) for name, module in backbone.projections.items()}
-    return [n for n, (_, out) in shapes.items() if settings.targets == "all" or out == backbone.width]
-
-
 def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> list[Tensor]:
     """Scale each row's gradient, over all leaves, to a norm of at most `limit` (as torch's clip_grad_norm_ does)."""
     if limit is None:
@@ -140,7 +133,7 @@ def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> lis
 class _LoRA:
     """B adapters of rank R, trained side by side; initialised as PEFT does (A random, B zero)."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], settings: FastMem, rows: int) -> None:
+    def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: int) -> None:
         self._backbone, self._names = backbone, list(names)
         generator = torch.Generator().manual_seed(settings.seed)
         self._stacked: dict[str, tuple[Tensor, Tensor]] = {}

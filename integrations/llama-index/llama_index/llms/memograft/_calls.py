@@ -154,7 +154,7 @@ def memory_of(value: Any) -> Any:
     """What `memory` says, as an engine takes it."""
     if not isinstance(value, str) or value != DEFAULT_MEMORY:
         return value
-    from memograft.memory.fastmem.settings import FastMem
+    from memograft import FastMem
 
     return FastMem()
 

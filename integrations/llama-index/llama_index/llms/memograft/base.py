@@ -136,10 +136,9 @@ class Memograft(FunctionCalling):
     def _memory(cls, value: Any) -> Any:
         """Settings that were serialized are settings again."""
         if isinstance(value, Mapping):
-            from memograft.memory.fastmem.settings import FastMem
+            from memograft import Memory
 
-            settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-            return FastMem(**settings)
+            return Memory.from_json({"kind": "fastmem", **value})
         if isinstance(value, str | bool | int) and value != DEFAULT_MEMORY:
             raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
         return value

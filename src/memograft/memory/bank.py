@@ -1,0 +1,250 @@
+"""`Bank`: memories kept by what decides them, so that a context that comes again is not memorized again.
+
+    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json
+    <folder>/<id>.pin           there while `gc` must leave that entry alone
+
+An entry's id is a hash of model, settings and context, so that an entry is never changed and its age is all there is to
+know: the time of its last use is the modification time of its folder. Each entry is published in one step, under a lock
+that dies with its process; several processes may share a folder. What is damaged is removed, said, and made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memograft.errors import MemoryFormatError, SettingsError
+from memograft.storage.disk import told
+from memograft.storage.publish import clear_up, withdraw
+
+if TYPE_CHECKING:
+    from memograft.memory.handle import MemoryHandle
+    from memograft.model.backbone import Backbone
+
+__all__ = ["Bank", "Entry", "Statistics"]
+
+_PIN = ".pin"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One memory of a bank's folder.
+
+    Attributes:
+        id: its id.
+        path: its folder.
+        size: bytes on the disk.
+        used: when it was last used, in seconds since 1970.
+        pinned: whether `gc` leaves it alone.
+    """
+
+    id: str
+    path: Path
+    size: int
+    used: float
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a bank was asked for since it was made.
+
+    Attributes:
+        hits: memories found, whether in memory or on the disk.
+        misses: memories that had to be made.
+        damaged: entries that were removed because they were not what was written.
+        held: memories in memory.
+        held_bytes: their size.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    damaged: int = 0
+    held: int = 0
+    held_bytes: int = 0
+
+
+class Bank:
+    """Keeps memories by their content, in memory and, with a folder, on the disk.
+
+    Args:
+        folder: made if it is not there; None keeps everything in memory.
+        max_bytes: of the folder; the memories that were not used for longest go first, pinned ones never. None is
+            without bound.
+        memory_bytes: the same of what is held in memory, where the model's device has it.
+
+    Raises:
+        SettingsError: a bound is not a positive number of bytes.
+        MemoryFormatError: the folder cannot be made.
+
+    Example:
+        >>> bank = Bank()
+        >>> bank.statistics.hits
+        0
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, max_bytes: int | None = None, memory_bytes: int = 1 << 30
+    ) -> None:
+        for name, value in {"max_bytes": max_bytes, "memory_bytes": memory_bytes}.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise SettingsError(f"`{name}` must be a positive number of bytes, got {value!r}")
+        self.folder = None if folder is None else Path(folder)
+        self.max_bytes, self.memory_bytes = max_bytes, memory_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, MemoryHandle] = OrderedDict()  # by last use, oldest first
+        self._statistics = Statistics()
+        if self.folder is not None:
+            with told(self.folder, MemoryFormatError, "used as a bank's folder"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                clear_up(self.folder)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it was asked for so far."""
+        with self._lock:
+            held = sum(handle.nbytes for handle in self._held.values())
+            return replace(self._statistics, held=len(self._held), held_bytes=held)
+
+    def get(self, id: str, backbone: Backbone) -> MemoryHandle | None:
+        """The memory of that id, for this model; None where there is none, or where it was damaged."""
+        with self._lock:
+            found = self._held.get(id)
+            if found is not None:
+                self._held.move_to_end(id)
+        if found is None and self.folder is not None:
+            found = self._read(self.folder / id, backbone)
+            if found is not None:
+                self._hold(found)
+        if found is not None and self.folder is not None:
+            with suppress(OSError):  # another process may have removed it meanwhile
+                os.utime(self.folder / id)
+        self._count(hits=found is not None, misses=found is None)
+        return found
+
+    def put(self, handle: MemoryHandle) -> None:
+        """Keep a memory; one without weights (nothing to memorize, or rolled back) only in memory.
+
+        A folder that cannot be written to costs the entry, with a warning, and not the answer.
+        """
+        self._hold(handle)
+        if self.folder is None or handle.adapter is None:
+            return
+        path = self.folder / handle.id
+        try:
+            if not path.exists():  # what has the same id is the same
+                handle.save(path)
+                self.gc()
+        except (OSError, MemoryFormatError) as e:
+            warnings.warn(f"memory {handle.id} could not be kept in {self.folder}: {e}", stacklevel=2)
+
+    def entries(self) -> list[Entry]:
+        """What the folder holds, most recently used first."""
+        return sorted(self._entries(), key=lambda entry: (-entry.used, entry.id))
+
+    def pin(self, id: str) -> None:
+        """Keep `gc` away from an entry.
+
+        Raises:
+            MemoryFormatError: there is none of that id.
+        """
+        entry = self.entry(id)
+        entry.path.with_name(entry.id + _PIN).touch()
+
+    def unpin(self, id: str) -> None:
+        """Let `gc` remove it again."""
+        entry = self.entry(id)
+        entry.path.with_name(entry.id + _PIN).unlink(missing_ok=True)
+
+    def entry(self, id: str) -> Entry:
+        """The entry whose id begins so.
+
+        Raises:
+            MemoryFormatError: there is none, or more than one.
+        """
+        found = [entry for entry in self._entries() if id and entry.id.startswith(id)]
+        if len(found) != 1:
+            many = f"{len(found)} of them" if found else "none"
+            raise MemoryFormatError(f"`id` must name one memory of {self.folder}, got {id!r}, and there is {many}")
+        return found[0]
+
+    def remove(self, id: str) -> None:
+        """Forget an entry, pinned or not.
+
+        Raises:
+            MemoryFormatError: there is none of that id.
+        """
+        entry = self.entry(id)
+        self._drop(entry)
+
+    def gc(self, max_bytes: int | None = None) -> list[Entry]:
+        """Remove what was not used for longest until the folder holds `max_bytes` at most; returns what was removed.
+
+        Left out, the bank's own bound. Pinned entries stay, even where they alone are more than that.
+        """
+        bound = self.max_bytes if max_bytes is None else max_bytes
+        if bound is None:
+            return []
+        entries, removed = self.entries(), []
+        total = sum(entry.size for entry in entries)
+        for entry in reversed(entries):
+            if total <= bound:
+                break
+            if not entry.pinned:
+                self._drop(entry)
+                removed.append(entry)
+                total -= entry.size
+        return removed
+
+    def _entries(self) -> Iterator[Entry]:
+        for path in self.folder.iterdir() if self.folder is not None else ():
+            if path.name.startswith("."):  # a draft
+                continue
+            try:
+                size = sum(file.stat().st_size for file in path.iterdir())
+                used = path.stat().st_mtime
+            except OSError:  # no folder, or another process has removed it
+                continue
+            yield Entry(path.name, path, size, used, path.with_name(path.name + _PIN).exists())
+
+    def _drop(self, entry: Entry) -> None:
+        with self._lock:
+            self._held.pop(entry.id, None)
+        withdraw(entry.path)
+        entry.path.with_name(entry.id + _PIN).unlink(missing_ok=True)
+
+    def _read(self, path: Path, backbone: Backbone) -> MemoryHandle | None:
+        from memograft.memory.handle import MemoryHandle
+
+        if not path.exists():
+            return None
+        try:
+            return MemoryHandle.load(path, backbone)
+        except MemoryFormatError as e:
+            if not path.exists():  # another process has removed it
+                return None
+            warnings.warn(f"{e} (the bank has removed it, and it is made anew)", stacklevel=2)
+            self._count(damaged=True)
+            self._drop(Entry(path.name, path, 0, 0.0, pinned=False))
+            return None
+
+    def _hold(self, handle: MemoryHandle) -> None:
+        with self._lock:
+            self._held[handle.id] = handle
+            self._held.move_to_end(handle.id)
+            total = sum(held.nbytes for held in self._held.values())
+            while total > self.memory_bytes and self._held:
+                _, gone = self._held.popitem(last=False)
+                total -= gone.nbytes
+
+    def _count(self, *, hits: bool = False, misses: bool = False, damaged: bool = False) -> None:
+        with self._lock:
+            now = self._statistics
+            self._statistics = Statistics(now.hits + hits, now.misses + misses, now.damaged + damaged)
