@@ -1,4 +1,4 @@
-"""`Document`: a piece of retrieved text with an id and metadata. Knows nothing of models, stores or frameworks."""
+"""`Document`: a piece of retrieved text; `Source`: what a datastore learned. Knows no models, stores or frameworks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from memograft.errors import SettingsError
 
-__all__ = ["Document", "as_documents"]
+__all__ = ["Document", "Source", "as_documents"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,23 @@ class Document:
                 )
         if not self.id:
             object.__setattr__(self, "id", hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest()[:16])
+
+
+@dataclass(frozen=True)
+class Source:
+    """An example that a datastore was built from.
+
+    Attributes:
+        id: its id.
+        text: its answer, or the raw text.
+        prompt: the last message before the answer.
+        metadata: what came with it.
+    """
+
+    id: str
+    text: str
+    prompt: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
 
 def as_documents(items: Iterable[Document | str | Mapping[str, object]] | None) -> tuple[Document, ...]:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from memograft.documents import Source
 from memograft.model.backbone import Backbone
-from memograft.request import Source
 
 __all__ = ["BatchProcessor", "BatchProcessors", "Moved", "nothing"]
 

@@ -23,12 +23,12 @@ from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, T
 from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
 from memograft.decoding.processor import Processor
 from memograft.decoding.rule import Rule
+from memograft.decoding.sampling import Sampling
 from memograft.errors import RequestCancelledError
 from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
 from memograft.model.prefill import Prefill
-from memograft.request import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,7 +14,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
@@ -25,6 +25,7 @@ from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.prompt.bounded import LIMIT, bounded
 from memograft.prompt.control import Fragments, control_tokens, lead
+from memograft.prompt.messages import Message, checked
 from memograft.prompt.placeholders import Texts, clean, strings
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 
 
-Message = Mapping[str, object]  # `role` and `content`, and what else the template may show
 Span = tuple[int, int]
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # as chat templates know them
 
 _CHUNK = 8192  # characters
 _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # transformers' own tags
@@ -46,14 +44,6 @@ def render_documents(texts: Sequence[str], question: str) -> str:
     """How documents stand in a user turn, where the chat template has no place of its own for them."""
     blocks = "\n\n".join(f"[{number}] {text}" for number, text in enumerate(texts, start=1))
     return f"Documents:\n\n{blocks}\n\nQuestion: {question}"
-
-
-class Turn(NamedTuple):
-    """A message that was checked; `more` is what it has beside its role and its content."""
-
-    role: str
-    content: str
-    more: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -133,7 +123,7 @@ class PromptBuilder:
                 "has one, or force an answer of their shape with `json_schema`"
             )
         texts = Texts()
-        turns = [_checked(m, n) for n, m in enumerate(messages)]
+        turns = [checked(m, n) for n, m in enumerate(messages)]
         if not turns:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
         *extras, tools = self._disarmed(texts, [*(turn.more for turn in turns), list(tools)])
@@ -345,20 +335,6 @@ class PromptBuilder:
         skip = 1 if lead else 0
         offsets = [(max(a - len(lead), 0), max(b - len(lead), 0)) for a, b in encoded["offset_mapping"][skip:]]
         return list(encoded["input_ids"][skip:]), offsets
-
-
-def _checked(message: Message, position: int) -> Turn:
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise SettingsError(
-            f"messages[{position}] needs `role` and `content` as strings, got role={role!r} and content of type "
-            f"{type(content).__name__}; write {{'role': 'user', 'content': '...'}}"
-        )
-    if role not in ROLES:
-        raise SettingsError(
-            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; say it as one of them"
-        )
-    return Turn(role, content, {k: v for k, v in message.items() if k not in ("role", "content")})
 
 
 def token_span(offsets: Sequence[Span], place: Span) -> Span:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.prompt.builder import Message, Prompt, PromptBuilder
+from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.messages import Message
 
 __all__ = ["continuation"]
 

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
-from memograft.prompt.builder import Message, Prompt, PromptBuilder
+from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.messages import Message
 
 __all__ = ["Asked", "Fitted", "fit"]
 

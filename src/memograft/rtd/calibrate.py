@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from memograft.rtd.files import Calibration, Entries
+from memograft.rtd.files import Entries
+from memograft.rtd.told import Calibration
 
 __all__ = ["calibrate"]
 

@@ -13,11 +13,12 @@ from itertools import islice
 
 from memograft.documents import Document, as_documents
 from memograft.errors import PromptTooLongError, SettingsError
-from memograft.prompt.builder import Message, PromptBuilder
+from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
+from memograft.prompt.messages import Message
 from memograft.request import Source
 
-__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line", "turns"]
+__all__ = ["Example", "Learned", "alike", "as_example", "checked", "encode", "source_line", "turns"]
 
 _SHOWN = 60  # characters of a prompt in an error
 _AHEAD = 8  # batches that are sorted by length together, so that little is padded

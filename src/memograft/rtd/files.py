@@ -21,24 +21,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import ModelMismatchError, StoreCorruptError, StoreError
+from memograft.rtd.told import Calibration, IndexFiles
 from memograft.storage.disk import SEAL, is_sealed, sealed, sync
 
 __all__ = [
     "HEADER",
     "SOURCES",
-    "Calibration",
     "Changes",
     "Entries",
     "Files",
     "Header",
-    "IndexFile",
-    "IndexFiles",
     "IndexKind",
     "Place",
     "check_size",
@@ -59,41 +57,6 @@ _ARRAYS: dict[str, tuple[str, np.dtype[np.generic]]] = {
     "positions": ("i32", np.dtype("<i4")),
 }
 _SMALL = ("values", "sources", "positions")  # 12 bytes an entry, beside 4 D of its key
-
-
-class Temperatures(TypedDict):
-    """T, for either distance of `Rtd`."""
-
-    squared: float
-    plain: float
-
-
-class Calibration(TypedDict, total=False):
-    """What a datastore has measured of itself, see `rtd/calibrate.py`; nothing where it is empty.
-
-    `entries` is how many it had then, `sample` how many of them were looked at.
-    """
-
-    temperature: Temperatures
-    gate: float
-    sample: int
-    entries: int
-
-
-class IndexFile(TypedDict):
-    """A FAISS file: CRC-32 of its ends, and of all of it (not in datastores from before there was one)."""
-
-    name: str
-    bytes: int
-    crc32: int
-    crc32_whole: NotRequired[int]
-
-
-class IndexFiles(TypedDict):
-    """The index of one number of heads: over how many entries, and a file per head; none where it is not worth one."""
-
-    entries: int
-    files: list[IndexFile]
 
 
 class Entries(NamedTuple):

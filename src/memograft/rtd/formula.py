@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memograft.decoding.batch_processor import BatchProcessor, Moved, nothing
+from memograft.decoding.sampling import is_number
 from memograft.errors import SettingsError
 from memograft.request import Source
 from memograft.rtd.datastore import Datastore
@@ -73,9 +74,9 @@ class Rtd(BatchProcessor):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; leave it out")
-        if self.temperature != "auto" and not (_number(self.temperature) and 0 < self.temperature < math.inf):
+        if self.temperature != "auto" and not (is_number(self.temperature) and 0 < self.temperature < math.inf):
             raise SettingsError(f'`temperature` must be above 0, or "auto", got {self.temperature!r}')
-        if not (_number(self.weight) and 0 <= self.weight <= 1):
+        if not (is_number(self.weight) and 0 <= self.weight <= 1):
             raise SettingsError(f"`weight` must be between 0 and 1, got {self.weight!r}; 0.3 is the default")
         if self.gate not in ("auto", None):
             raise SettingsError(f'`gate` must be "auto", or None to move every token, got {self.gate!r}')
@@ -168,7 +169,3 @@ def merged(w: NDArray[np.float64], values: NDArray[np.integer], logits: Tensor, 
     p = logits.log_softmax(-1).add_(math.log(max(1 - weight, _LEAST)))
     # Only where an entry voted: logarithms of a whole vocabulary take longer than the search.
     return p.scatter_(1, tokens, torch.logaddexp((weight * r).log(), p.gather(1, tokens)))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from memograft.errors import SettingsError, StoreCorruptError, StoreError
 from memograft.passages.progress import progress_bar
-from memograft.rtd.files import Files, IndexFile, IndexFiles, IndexKind
+from memograft.rtd.files import Files, IndexKind
+from memograft.rtd.told import IndexFile, IndexFiles
 from memograft.storage.disk import crc32
 
 __all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_index", "misfits", "train"]

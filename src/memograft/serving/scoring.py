@@ -23,8 +23,9 @@ from memograft.documents import as_documents
 from memograft.errors import SettingsError
 from memograft.memory.base import Memory
 from memograft.memory.handle import MemoryHandle
-from memograft.prompt.builder import Message, PromptBuilder
+from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
+from memograft.prompt.messages import Message
 from memograft.request import Request
 from memograft.serving.host import Host
 from memograft.serving.work import Documents
