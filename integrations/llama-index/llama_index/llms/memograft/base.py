@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from memograft.memory.handle import MemoryHandle
     from memograft.rtd.datastore import Datastore
     from memograft.rtd.files import IndexKind, Place
-    from memograft.rtd.formula import Rtd
 
 __all__ = ["Memograft"]
 
@@ -110,7 +109,7 @@ class Memograft(FunctionCalling):
 
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
-    _held: tuple[Rtd, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
+    _held: tuple[object, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
 
     @classmethod
     def from_engine(cls, engine: Engine, **settings: Any) -> Self:
