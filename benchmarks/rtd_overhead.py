@@ -49,7 +49,6 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from memograft import Datastore, Engine, Rtd, Sampling
-from memograft.decoding.answer import references
 from memograft.decoding.loop import Row, decode
 from memograft.evaluation.provenance import provenance
 from memograft.model.prefill import prefill
@@ -58,6 +57,7 @@ from memograft.rtd.examples import Learned
 from memograft.rtd.files import SOURCES, Entries, Files, Header, IndexKind, read_header
 from memograft.rtd.index import Neighbours
 from memograft.rtd.keys import hidden_states
+from memograft.serving.answer import references
 
 SHAPE = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151_936}
 SIZES, KINDS, ROWS = (10_000, 100_000, 1_000_000), get_args(IndexKind), (1, 8)

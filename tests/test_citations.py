@@ -14,7 +14,7 @@ from memograft.errors import SettingsError, StoreError
 from memograft.request import Sampling
 from memograft.rtd.examples import turns
 from memograft.rtd.formula import as_rtd
-from memograft.serving.shared import shared_datastore
+from memograft.rtd.shared import shared_datastore
 from test_rtd import CAPITALS
 from tokenizers_ import make
 

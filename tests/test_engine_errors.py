@@ -13,6 +13,7 @@ import torch
 
 from gates import Gate
 from memograft import Engine, FastMem
+from memograft.errors import SettingsError
 from memograft.memory.fastmem import memory as fastmem
 from test_decode import Say
 from test_engine import FACTS, ask, generated
@@ -166,3 +167,8 @@ def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
     hook.remove()
     assert 20 <= steps < 40
     assert all(torch.equal(value, before[key]) for key, value in engine.model.state_dict().items())
+
+
+def test_what_is_no_processor_is_refused_before_anything_runs(engine: Engine) -> None:
+    with pytest.raises(SettingsError, match=r"`processors` may hold .* got 'loud' in place 1; pass an instance"):
+        engine.answer(ask(processors=[lambda _, scores: scores, "loud"]))

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from forks import in_a_fork
-from memograft import Engine, FastMem, Request, shared_engine
+from memograft import Engine, FastMem, Request, shared, shared_engine
 from memograft.errors import EngineClosedError
-from memograft.serving import shared
 from memograft.serving.work import check_fork
 from test_engine import FACTS
 

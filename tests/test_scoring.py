@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from memograft import Datastore, Engine, FastMem, Request, Rtd, Sampling
-from memograft.decoding.scoring import rotations
 from memograft.errors import PromptTooLongError, SettingsError
+from memograft.serving.scoring import rotations
 from test_engine import FACTS, ask, prompt_ids
 
 OPTIONS = ["Paris", "The sailor from Bergen", "1932", "blue"]

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from choice.reading import Found, Message, Read
 from choice.sets import Question
-from memograft.decoding.scoring import rotations
+from memograft.serving.scoring import rotations
 
 LABELS = "ABCDE"
 LEAST = 1e-30  # of p_LM that `Rtd` leaves at weight 1

@@ -92,7 +92,7 @@ def read(
         states = {place: keys[order] for place, keys in states.items()}
         return Read(states, *(getattr(merged, name)[order] for name in names))
 
-    return engine._with_model(run)
+    return engine.with_model(run)
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from choice.bench import Bench, trained
 from choice.forms import Scores, Settings, both, conversations, examples
 from choice.reading import Message, read, search
 from memograft import Datastore, Engine, Request, Rtd
-from memograft.decoding.scoring import Choice
 from memograft.model.prefill import prefill_segment
+from memograft.serving.scoring import Choice
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
@@ -170,7 +170,7 @@ def _timed(ways: dict[str, Callable[[int], Any]], count: int, repeat: int, unit:
 
 
 def _tokens(engine: Engine, messages: list[Message]) -> int:
-    return len(engine._with_model(lambda _, builder: builder.build(messages, ()).ids))
+    return len(engine.with_model(lambda _, builder: builder.build(messages, ()).ids))
 
 
 def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
@@ -182,4 +182,4 @@ def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
         tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / len(ids)
 
-    return engine._with_model(of)
+    return engine.with_model(of)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memograft.decoding.cad import Cad
-    from memograft.decoding.scoring import Choice
     from memograft.documents import Document
     from memograft.engine import Engine
     from memograft.memory.bank import Bank
@@ -33,7 +32,9 @@ if TYPE_CHECKING:
     )
     from memograft.rtd.datastore import Datastore
     from memograft.rtd.formula import Rtd
-    from memograft.serving.shared import shared_datastore, shared_engine
+    from memograft.rtd.shared import shared_datastore
+    from memograft.serving.scoring import Choice
+    from memograft.shared import shared_engine
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,7 @@ _HOMES = {
     "Answer": "memograft.request",
     "Bank": "memograft.memory.bank",
     "Cad": "memograft.decoding.cad",
-    "Choice": "memograft.decoding.scoring",
+    "Choice": "memograft.serving.scoring",
     "Citation": "memograft.request",
     "Datastore": "memograft.rtd.datastore",
     "Document": "memograft.documents",
@@ -67,8 +68,8 @@ _HOMES = {
     "TokenReferences": "memograft.request",
     "Usage": "memograft.request",
     "VectorStore": "memograft.passages.vector_store",
-    "shared_datastore": "memograft.serving.shared",
-    "shared_engine": "memograft.serving.shared",
+    "shared_datastore": "memograft.rtd.shared",
+    "shared_engine": "memograft.shared",
 }
 
 __all__ = [
@@ -105,7 +106,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'memograft' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

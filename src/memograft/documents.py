@@ -1,15 +1,14 @@
-"""`Document`: a piece of retrieved text with an id and metadata. Knows nothing of models, stores or frameworks."""
+"""`Document`: a piece of retrieved text; `Source`: what a datastore learned. Knows no models, stores or frameworks."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from memograft.errors import SettingsError
 
-__all__ = ["Document", "as_documents"]
+__all__ = ["Document", "Source", "as_documents"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Document:
 
     text: str
     id: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("text", "id"):
@@ -44,7 +43,24 @@ class Document:
             object.__setattr__(self, "id", hashlib.sha256(self.text.encode("utf-8", "replace")).hexdigest()[:16])
 
 
-def as_documents(items: Iterable[Document | str | Mapping[str, Any]] | None) -> tuple[Document, ...]:
+@dataclass(frozen=True)
+class Source:
+    """An example that a datastore was built from.
+
+    Attributes:
+        id: its id.
+        text: its answer, or the raw text.
+        prompt: the last message before the answer.
+        metadata: what came with it.
+    """
+
+    id: str
+    text: str
+    prompt: str = ""
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+def as_documents(items: Iterable[Document | str | Mapping[str, object]] | None) -> tuple[Document, ...]:
     """Turn what callers pass as `documents=` into Documents, in the same order (highest-ranked first).
 
     A string is a document's text; a mapping needs `text` (or LangChain's `page_content`) and may have `id` and

@@ -18,11 +18,8 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 
-from memograft.decoding import scoring
-from memograft.decoding.answer import answer_of
 from memograft.decoding.fallback import base_answer
 from memograft.decoding.loop import Row, decode, end_tokens
-from memograft.decoding.scoring import Choice
 from memograft.decoding.tap import Tap
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
@@ -39,12 +36,15 @@ from memograft.model.loading import BUNDLED, PACKAGED, load
 from memograft.model.prefill import prefill, prefill_behind, prefill_segment
 from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.overflow import fit
-from memograft.prompt.tokens import Tokens
 from memograft.request import Answer, Request, Sampling
-from memograft.serving.process import OfOneProcess
+from memograft.serving import scoring
+from memograft.serving.answer import answer_of
 from memograft.serving.queue import Job, Worker
+from memograft.serving.scoring import Choice
 from memograft.serving.stream import AsyncStream, Stream, TextSoFar, wait
+from memograft.serving.tokens import Tokens
 from memograft.serving.work import Documents, Work, as_request, check, check_fork, resolved
+from memograft.storage.process import OfOneProcess
 
 __all__ = ["Engine"]
 
@@ -216,7 +216,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     def next_token_logprobs(self, request: Request) -> Tensor:
         """(V,) float32 of the first new token: after memory, rules and processors, before sampling."""
-        (tap,) = self._tapped([request], [Tap()])
+        (tap,) = self.tapped([request], [Tap()])
         return scoring.logprobs_of(tap)
 
     def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
@@ -276,11 +276,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             raise result
         return result  # type: ignore[no-any-return]
 
-    def _with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
+    def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
         """Do something with the model's parts on its thread, between batches; a `Datastore` is built with it."""
         return self._alone(lambda _: call(self._backbone, self._prompts))
 
-    def _tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
+    def tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
         """Run requests as far as their taps want them to; returns the taps, which have read."""
         for result in wait(self._submit(requests, taps=taps)):
             if isinstance(result, BaseException):

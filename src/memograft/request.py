@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from memograft.decoding.repetition import WORD
-from memograft.documents import Document, as_documents
+from memograft.decoding.sampling import Sampling, is_number, is_whole
+from memograft.documents import Document, Source, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
+from memograft.prompt.words import WORD
 
 if TYPE_CHECKING:
     from memograft.memory.base import Memory
@@ -33,56 +33,6 @@ __all__ = [
 _MOST_LOGPROBS = 20
 _CITED = 0.1  # probability of a token that must have come from the datastore for a source to be cited
 _BETWEEN = 2  # tokens that are nobody's within one citation
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen.
-
-    Attributes:
-        max_new_tokens: length of the answer at most; it also ends where the model's window does.
-        temperature: 0 is greedy.
-        top_p: smallest set of tokens with this much probability.
-        top_k: number of likeliest tokens to choose from; None is all.
-        stop: strings that end the answer; they are not part of it.
-        seed: makes a sampled answer repeatable, whatever else is in the batch.
-
-    Raises:
-        SettingsError: a value out of its range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    stop: Sequence[str] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not _whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise SettingsError(f"`max_new_tokens` must be a whole number of at least 1, got {self.max_new_tokens!r}")
-        if not (_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise SettingsError(f"`temperature` must be 0 (greedy) or more, got {self.temperature!r}")
-        if not (_number(self.top_p) and 0 < self.top_p <= 1):
-            raise SettingsError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}")
-        if self.top_k is not None and (not _whole(self.top_k) or self.top_k < 1):
-            raise SettingsError(f"`top_k` must be at least 1, or None for all tokens, got {self.top_k!r}")
-        if self.seed is not None and not (_whole(self.seed) and -(2**63) <= self.seed < 2**63):
-            raise SettingsError(f"`seed` must be a whole number or None, got {self.seed!r}")
-        if not isinstance(self.stop, Iterable):
-            raise SettingsError(f"`stop` must be a string or a list of strings, got {self.stop!r}; leave it out")
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(s, str) and s for s in stop):
-            raise SettingsError(f"`stop` must hold strings that are not empty, got {list(stop)!r}; leave it out")
-        object.__setattr__(self, "stop", stop)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -112,13 +62,13 @@ class Request:
     """
 
     question: str | None = None
-    messages: Sequence[Mapping[str, Any]] = ()
-    documents: Sequence[Document | str | Mapping[str, Any]] = ()
+    messages: Sequence[Mapping[str, object]] = ()
+    documents: Sequence[Document | str | Mapping[str, object]] = ()
     memory: Memory | MemoryHandle | None = None
-    processors: Sequence[Any] = ()
+    processors: Sequence[object] = ()
     sampling: Sampling = field(default_factory=Sampling)
-    tools: Sequence[Mapping[str, Any]] = ()
-    json_schema: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, object]] = ()
+    json_schema: Mapping[str, object] | None = None
     logprobs: int | None = None
     query: str | None = None
     overflow: Literal["error", "drop", "truncate"] = "error"
@@ -148,11 +98,11 @@ class Request:
             )
         if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
             raise SettingsError(f"`json_schema` must be a mapping or None, got {type(self.json_schema).__name__}")
-        if self.logprobs is not None and not (_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS):
+        if self.logprobs is not None and not (is_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS):
             raise SettingsError(f"`logprobs` must be 0 to {_MOST_LOGPROBS}, or None, got {self.logprobs!r}")
         if self.overflow not in ("error", "drop", "truncate"):
             raise SettingsError(f'`overflow` must be "error", "drop" or "truncate", got {self.overflow!r}')
-        if self.timeout is not None and not (_number(self.timeout) and self.timeout > 0):
+        if self.timeout is not None and not (is_number(self.timeout) and self.timeout > 0):
             raise SettingsError(f"`timeout` must be a positive number of seconds or None, got {self.timeout!r}")
         object.__setattr__(self, "messages", tuple(dict(m) for m in self.messages))
         object.__setattr__(self, "documents", as_documents(self.documents))
@@ -183,23 +133,6 @@ class TokenLogprob:
     text: str
     logprob: float
     top: tuple[tuple[int, str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Source:
-    """An example that a datastore was built from.
-
-    Attributes:
-        id: its id.
-        text: its answer, or the raw text.
-        prompt: the last message before the answer.
-        metadata: what came with it.
-    """
-
-    id: str
-    text: str
-    prompt: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -140,8 +140,9 @@ def ask(
     if weight is not None and not datastore:
         raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
     given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
-    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank, "settings": settings}
-    if memory_folder and (named := [f"--{n.replace('_', '-')}" for n, value in given.items() if value is not None]):
+    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]
+    if memory_folder and (named := [f"--{n.replace('_', '-')}" for n in chosen]):
         raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
     with reporting(as_json) as result:
@@ -153,7 +154,7 @@ def ask(
             model=model,
             store=store,
             k=k,
-            memory=fast_mem(given.pop("settings"), **given),
+            memory=fast_mem(settings, **given),
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,
@@ -246,9 +247,10 @@ def demo(
         result |= made
         if not as_json:
             from memograft.cli.demo_table import conclusion, tables
+            from memograft.cli.outcome import summary
 
             out().print(tables(outcomes))
-            out().print(conclusion(outcomes, made["summary"]))
+            out().print(conclusion(outcomes, summary(outcomes)))
         if html:
             err().print(f"page: {html}", markup=False, soft_wrap=True)
 

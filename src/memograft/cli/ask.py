@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -45,7 +45,7 @@ def ask(
     stream: bool,
     html: Path | None,
     quiet: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Answer in each of `ways` ("plain", "memorized"), print it unless `quiet`, and return it as JSON values.
 
     A `store` that is None is the usual one. With `k` of 0, or with a datastore and no store, the answer is a plain one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -20,7 +19,7 @@ _KINDS = {  # what only such a folder has
 }
 
 
-def check(folder: Path, *, quiet: bool) -> dict[str, Any]:
+def check(folder: Path, *, quiet: bool) -> dict[str, object]:
     """Print what is damaged in a folder unless `quiet`, and return it as JSON values.
 
     Raises:

@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -40,12 +39,12 @@ def progress_bar(shown: bool) -> Progress:
 
 
 @contextmanager
-def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
+def reporting(as_json: bool) -> Iterator[dict[str, object]]:
     """Yield a dict for the result; with `as_json` it is printed at the end, and nothing else reaches stdout.
 
     Errors we raise on purpose, and those of files, become one line (or one JSON object) and exit code 1.
     """
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     error: Exception | None = None
     try:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():  # whatever a library prints meanwhile
@@ -63,12 +62,12 @@ def reporting(as_json: bool) -> Iterator[dict[str, Any]]:
         raise typer.Exit(1) from error
 
 
-def print_json(result: Mapping[str, Any]) -> None:
+def print_json(result: Mapping[str, object]) -> None:
     """One line of JSON on stdout; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(result), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

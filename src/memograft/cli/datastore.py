@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -18,6 +18,7 @@ from memograft.errors import PromptTooLongError, SettingsError
 if TYPE_CHECKING:
     from memograft.engine import Engine
     from memograft.rtd.datastore import Datastore
+    from memograft.rtd.files import IndexKind, Place
 
 __all__ = ["add", "build", "remove"]
 
@@ -27,12 +28,12 @@ def build(
     *,
     folder: Path,
     model: str,
-    index: Any,
-    place: Any,
+    index: IndexKind,
+    place: Place,
     stride: int | None,
     batch_size: int,
     quiet: bool,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Make a datastore of what the files hold, or go on with the one that is there; returns JSON values.
 
     Raises:
@@ -41,7 +42,7 @@ def build(
         ModelMismatchError: the folder's datastore is of another model, place or index.
     """
 
-    def learn(engine: Engine, items: Sequence[Any]) -> Datastore:
+    def learn(engine: Engine, items: Sequence[object]) -> Datastore:
         from memograft.rtd.datastore import Datastore
 
         return Datastore.build(
@@ -60,7 +61,7 @@ def build(
 
 def add(
     folder: Path, paths: Sequence[Path], *, model: str, stride: int | None, batch_size: int, quiet: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Learn more into the datastore in a folder; returns JSON values and raises like `build`.
 
     Raises:
@@ -68,7 +69,7 @@ def add(
     """
     must_exist(folder)
 
-    def learn(engine: Engine, items: Sequence[Any]) -> Datastore:
+    def learn(engine: Engine, items: Sequence[object]) -> Datastore:
         from memograft.rtd.datastore import Datastore
 
         store = Datastore.open(folder)
@@ -82,7 +83,7 @@ def add(
     return _learn(folder, paths, model, learn, quiet)
 
 
-def remove(folder: Path, ids: Sequence[str], *, missing_ok: bool, compact: bool, quiet: bool) -> dict[str, Any]:
+def remove(folder: Path, ids: Sequence[str], *, missing_ok: bool, compact: bool, quiet: bool) -> dict[str, object]:
     """Remove sources from the datastore in a folder; returns JSON values.
 
     Raises:
@@ -118,8 +119,8 @@ def remove(folder: Path, ids: Sequence[str], *, missing_ok: bool, compact: bool,
 
 
 def _learn(
-    folder: Path, paths: Sequence[Path], model: str, learn: Callable[[Engine, Sequence[Any]], Datastore], quiet: bool
-) -> dict[str, Any]:
+    folder: Path, paths: Sequence[Path], model: str, learn: Callable[[Engine, Sequence[object]], Datastore], quiet: bool
+) -> dict[str, object]:
     with err().status("reading"):
         examples = read_examples(paths)
     for failure in examples.failed:

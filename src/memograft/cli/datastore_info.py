@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.filesize import decimal
@@ -50,7 +49,7 @@ def known_sources(folder: Path) -> list[Known]:
     return [] if header is None else _known(_files(folder, header))
 
 
-def info(folder: Path, *, ids: bool, quiet: bool) -> dict[str, Any]:
+def info(folder: Path, *, ids: bool, quiet: bool) -> dict[str, object]:
     """Print what a datastore holds unless `quiet`, and return it as JSON values."""
     files = _files(folder, must_exist(folder))
     header, known = files.header, _known(files)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.progress import Progress
 
@@ -39,7 +39,7 @@ def questions() -> list[Question]:
 
 def demo(
     *, model: str, memory: FastMem, store: Path | None, html: Path | None, k: int, limit: int | None, quiet: bool
-) -> tuple[list[Outcome], dict[str, Any]]:
+) -> tuple[list[Outcome], dict[str, object]]:
     """Run the demo; returns the outcomes, and the result as JSON values."""
     if html:
         page.check(html)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import HORIZONTALS
 from rich.console import Group
@@ -13,6 +13,9 @@ from rich.text import Text
 from memograft.cli.document_status import disagreements, nothing_memorized
 from memograft.cli.models import title
 from memograft.cli.outcome import KINDS, Outcome
+
+if TYPE_CHECKING:
+    from memograft.cli.outcome import Summary
 
 _ABOUT = {
     "contradicts": "Pages that contradict what the model knows, on purpose",
@@ -65,7 +68,7 @@ def _answer(text: str, right: bool) -> Text:
     return Text(text or "(nothing)", style="green" if right else "red")
 
 
-def conclusion(outcomes: Sequence[Outcome], counts: dict[str, Any]) -> Group:
+def conclusion(outcomes: Sequence[Outcome], counts: Summary) -> Group:
     """What the tables add up to, answers that memorizing spoiled included."""
     right, n = counts["right"], counts["questions"]
     lines = [

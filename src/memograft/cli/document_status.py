@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.cli.models import document_json
 from memograft.documents import Document
@@ -40,7 +40,7 @@ class DocumentStatus:
         relevance = "" if self.relevance is None else f" (relevance {self.relevance:.2f})"
         return ("memorized" if self.memorized else f"not memorized: {self.why}") + relevance
 
-    def as_dict(self, score: float | None = None) -> dict[str, Any]:
+    def as_dict(self, score: float | None = None) -> dict[str, object]:
         """JSON values."""
         relevance = None if self.relevance is None else round(self.relevance, 6)
         return {**document_json(self.document, score), "relevance": relevance, "memorized": self.memorized}

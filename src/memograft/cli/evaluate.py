@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.cli.console import err, warn
 from memograft.cli.models import load_engine
 from memograft.errors import SettingsError
 from memograft.evaluation import plots
+from memograft.evaluation.cells import Record
 from memograft.evaluation.items import SPLITS, Item, sets_of, world
 from memograft.evaluation.methods import METHODS, Method, from_settings
 from memograft.evaluation.protocol import protocol_of
@@ -90,7 +91,7 @@ def evaluate(
     plot: Path | None,
     html: Path | None,
     max_new_tokens: int | None,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, object], str]:
     """(JSON values of the results and of where they come from, the table in Markdown)."""
     reading, way = questions.read(), protocol_of(questions.protocol)
     items, skipped = reading.items, reading.skipped
@@ -222,7 +223,7 @@ def tell_skipped(skipped: Mapping[str, int]) -> None:
         err().print(f"skipped: {count}: {reason}", markup=False, soft_wrap=True)
 
 
-def warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> None:
+def warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Record]]]) -> None:
     """Say on stderr which cells hold errors, which count as wrong answers."""
     for method, by_set in records.items():
         for name, rows in by_set.items():

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from memograft.errors import SettingsError
 from memograft.passages.reading import SUFFIXES, find_files, read_file
@@ -32,7 +31,7 @@ class Examples:
         failed: files of folders that could not be read, with why.
     """
 
-    items: list[Any] = field(default_factory=list)
+    items: list[object] = field(default_factory=list)
     checked: dict[str, Example] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
@@ -83,7 +82,7 @@ def _files(path: Path) -> list[Path]:
     return sorted([*find_files([path]), *shown])
 
 
-def _lines(file: Path) -> Iterator[tuple[str, Any]]:
+def _lines(file: Path) -> Iterator[tuple[str, object]]:
     """(place, example) of each line; a conversation without an `answer` is one for each of the assistant's turns."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -108,19 +107,21 @@ def _lines(file: Path) -> Iterator[tuple[str, Any]]:
             yield place, part
 
 
-def _turns(item: Any) -> list[Any]:
+def _turns(item: object) -> list[object]:
     if not isinstance(item, Mapping) or "answer" in item or "text" in item:
         return [item]
     messages = item.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
         return [item]
-    parts: list[Any] = [{**item, "messages": before, "answer": answer} for before, answer in turns(messages)]
+    parts: list[dict[object, object]] = [
+        {**item, "messages": before, "answer": answer} for before, answer in turns(messages)
+    ]
     if item.get("id") and len(parts) > 1:
         return [{**part, "id": f"{item['id']}#{n}"} for n, part in enumerate(parts)]
-    return parts or [item]
+    return [*parts] or [item]
 
 
-def _add(found: Examples, item: Any, place: str) -> None:
+def _add(found: Examples, item: object, place: str) -> None:
     try:
         (example,) = checked([item])
     except SettingsError as error:

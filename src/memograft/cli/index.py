@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from memograft.documents import Document
 from memograft.errors import MissingExtraError, SettingsError
@@ -32,7 +31,7 @@ class Indexed:
     passages: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON values."""
         return asdict(self)
 
@@ -110,7 +109,7 @@ def _known(store: VectorStore, root: str) -> dict[str, _Known]:
     """The files of this folder that the store has; those of a folder that has since moved count as this one's."""
     files: dict[str, dict[str, _Known]] = defaultdict(dict)  # root -> source -> file
     for document in store:
-        about = document.metadata
+        about = {name: str(value) for name, value in document.metadata.items()}
         if not {"source", "root", "digest"} <= set(about):
             continue  # added by other means
         file = files[about["root"]].setdefault(about["source"], _Known(about["root"], about["digest"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem.memory import FastMem
 
 
-def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, Any]:
+def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, object]:
     """Memorize whole files together, save the memory, and return what it did as JSON values.
 
     Raises:

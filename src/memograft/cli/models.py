@@ -83,13 +83,13 @@ def title(document: Document) -> str:
     return str(document.metadata.get("title") or document.id)
 
 
-def document_json(document: Document, score: float | None = None) -> dict[str, Any]:
+def document_json(document: Document, score: float | None = None) -> dict[str, object]:
     """JSON values of a document."""
     scored = {} if score is None else {"score": round(score, 6)}
     return {"id": document.id, "title": title(document), "source": document.metadata.get("source"), **scored}
 
 
-def memory_json(report: MemoryReport) -> dict[str, Any]:
+def memory_json(report: MemoryReport) -> dict[str, object]:
     """JSON values of a memory report, without its per-token losses."""
     return {
         "id": report.id,
@@ -107,7 +107,7 @@ def memory_json(report: MemoryReport) -> dict[str, Any]:
     }
 
 
-def answer_json(answer: Answer, seconds: float) -> dict[str, Any]:
+def answer_json(answer: Answer, seconds: float) -> dict[str, object]:
     """JSON values of an answer."""
     return {
         "text": answer.text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -76,7 +76,7 @@ GateOption = Annotated[
     GateKind | None, typer.Option(help="Let the base model's choice stand where it occurs in the documents.")
 ]
 RelevanceOption = Annotated[
-    Any,
+    object,
     typer.Option(
         parser=_relevance,
         metavar="auto|none|NUMBER",

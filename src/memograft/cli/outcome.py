@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from memograft.cli.document_status import nothing_memorized
 
@@ -86,7 +86,7 @@ class Outcome:
         """The answer was right, plainly or without any document, and memorizing made it wrong."""
         return (self.right_plain or self.right_closed) and not self.right_memorized
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON values."""
         from memograft.cli.models import memory_json
 
@@ -111,6 +111,37 @@ class Outcome:
         }
 
 
+class Right(TypedDict):
+    """How many of how many answers give the page's value, in each way."""
+
+    of: int
+    closed_book: int
+    plain: int
+    memorized: int
+
+
+class Summary(TypedDict):
+    """Counts over all questions, JSON values; see `summary`."""
+
+    questions: int
+    right: Right
+    right_by_kind: dict[Kind, Right]
+    changed_to_document: int
+    changed_only_by_memorizing: int
+    right_both_ways: int
+    wrong_then_right: int
+    right_then_wrong: int
+    wrong_both_ways: int
+    spoiled: list[str]
+    rolled_back: int
+    nothing_memorized: int
+    documents: int
+    documents_memorized: int
+    page_retrieved_first: int
+    plain_seconds: float
+    memorized_seconds: float
+
+
 def says(answer: str, value: str) -> bool:
     """Whether an answer names a value, as whole words and whatever the case.
 
@@ -121,7 +152,7 @@ def says(answer: str, value: str) -> bool:
     return bool(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.IGNORECASE))
 
 
-def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summary(outcomes: Sequence[Outcome]) -> Summary:
     """Counts over all questions. Plain right or wrong x memorized right or wrong: the four numbers add up to all."""
     return {
         "questions": len(outcomes),
@@ -144,7 +175,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _right(outcomes: Sequence[Outcome]) -> dict[str, int]:
+def _right(outcomes: Sequence[Outcome]) -> Right:
     return {
         "of": len(outcomes),
         "closed_book": sum(o.right_closed for o in outcomes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft import page
 from memograft.cli.document_status import DocumentStatus, nothing_memorized
@@ -11,6 +11,8 @@ from memograft.cli.models import title
 from memograft.documents import Document
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from memograft.memory.report import MemoryReport
     from memograft.request import Answer
 
@@ -22,7 +24,7 @@ def picture(
     answers: Mapping[str, tuple[Answer, float]],
     documents: Sequence[Document],
     became: Sequence[DocumentStatus],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     model: str,
 ) -> str:
     """The page as text: each way's answer, and beside them the documents with what became of them."""
@@ -35,7 +37,9 @@ def picture(
     return page.question_page(question, ways, shown, model=model)
 
 
-def _memorized(report: MemoryReport, became: Sequence[DocumentStatus], tokenizer: Any) -> page.Memorized:
+def _memorized(
+    report: MemoryReport, became: Sequence[DocumentStatus], tokenizer: PreTrainedTokenizerBase
+) -> page.Memorized:
     texts = [status.document.text for status in became if status.document.id in report.documents]
     note = nothing_memorized(report) or report.reason or ""
     return page.Memorized(

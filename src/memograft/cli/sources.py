@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
@@ -29,17 +29,17 @@ def steering(folder: Path, weight: float | None) -> Rtd:
     """
     must_exist(folder)
     from memograft.rtd.formula import Rtd
-    from memograft.serving.shared import shared_datastore
+    from memograft.rtd.shared import shared_datastore
 
     store = shared_datastore(folder)
     return Rtd(store) if weight is None else Rtd(store, weight=weight)
 
 
-def sources_json(answer: Answer) -> dict[str, Any]:
+def sources_json(answer: Answer) -> dict[str, object]:
     """JSON values of what an answer came from; `share` is of the answer's probability."""
-    tokens = max(1, len(answer.references))
+    tokens = _tokens(answer)
     return {
-        "from_datastore": sum(token.probability for token in answer.references) / tokens,
+        "from_datastore": _from_datastore(answer),
         "sources": [
             {
                 "id": share.source.id,
@@ -63,10 +63,20 @@ def sources_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+def _tokens(answer: Answer) -> int:
+    return max(1, len(answer.references))
+
+
+def _from_datastore(answer: Answer) -> float:
+    """How much of an answer's probability came from the datastore."""
+    return sum(token.probability for token in answer.references) / _tokens(answer)
+
+
 def sources_table(answers: Mapping[str, Answer]) -> Group:
     """The sources that moved most, with their share of each way's answer."""
-    told = {way: sources_json(answer) for way, answer in answers.items()}
-    shares = {way: {source["id"]: source["share"] for source in made["sources"]} for way, made in told.items()}
+    shares = {
+        way: {s.source.id: s.probability / _tokens(answer) for s in answer.sources} for way, answer in answers.items()
+    }
     known: dict[str, Source] = {s.source.id: s.source for answer in answers.values() for s in answer.sources}
     if not known:
         return Group(Text("datastore: nothing of what was said came from it", style="dim"))
@@ -79,7 +89,7 @@ def sources_table(answers: Mapping[str, Answer]) -> Group:
     for id in ordered[:_LISTED]:
         text = " ".join(f"{known[id].prompt} {known[id].text}"[:200].split())
         table.add_row(Text(id), *(_percent(of.get(id, 0.0)) for of in shares.values()), Text(text, style="dim"))
-    total = ", ".join(f"{_percent(made['from_datastore'])} of the {way}" for way, made in told.items())
+    total = ", ".join(f"{_percent(_from_datastore(answer))} of the {way}" for way, answer in answers.items())
     more = f"; {len(ordered) - _LISTED} more sources" if len(ordered) > _LISTED else ""
     return Group(table, Text(f"datastore: {total} answer's probability{more}", style="dim"))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.cli.console import err
 from memograft.cli.evaluate import WORLD, Questions, label_of, tell_skipped, warn_of_failures
@@ -15,7 +15,8 @@ from memograft.evaluation.methods import METHODS, Method
 from memograft.evaluation.protocol import protocol_of
 
 if TYPE_CHECKING:
-    from memograft.evaluation.trials import Trial
+    from memograft.evaluation.metrics import Numbers
+    from memograft.evaluation.trials import RunOptions, Trial
     from memograft.evaluation.tuning import Tuned
 
 _SHOWN = 5  # of the best trials
@@ -40,7 +41,7 @@ def tune(
     folder: Path,
     file: Path,
     max_new_tokens: int | None,
-) -> tuple[dict[str, Any], str]:
+) -> tuple[dict[str, object], str]:
     """(JSON values of the search and its report, the tables in Markdown); the settings are written to `file`."""
     asked = Questions(
         path, format=format, contexts=contexts, split="tune", n=n, protocol=protocol, every_swap=False, sets=sets,
@@ -48,7 +49,7 @@ def tune(
     )  # fmt: skip
     tuning, test = asked.read(), replace(asked, split="test").read()
     way = protocol_of(protocol)
-    options: dict[str, Any] = {
+    options: RunOptions = {
         "max_new_tokens": max_new_tokens or max(way.max_new_tokens(i.task) for i in (*tuning.items, *test.items)),
         "ignore_case": tuning.format != WORLD,
     }
@@ -63,9 +64,8 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file.parent.mkdir(parents=True, exist_ok=True)
     tell_skipped(tuning.skipped)
-    limits: dict[str, Any] = {"seconds": minutes * 60, "trials": trials, "seed": seed}
     with load_engine(model) as engine:
-        found = search.tune(engine, tuning.items, folder, **limits, **options)
+        found = search.tune(engine, tuning.items, folder, seconds=minutes * 60, trials=trials, seed=seed, **options)
         default, tuned = engine.defaults, found.settings
         methods = {"plain": METHODS["plain"], "default": Method(memory=lambda: default)}
         if tuned != default:
@@ -104,7 +104,7 @@ def tune(
     return told, "\n\n".join([*tables, f"Test split, right, ended and not repeating:\n\n{table(results, clean=True)}"])
 
 
-def _reported(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _reported(results: Mapping[str, Mapping[str, Numbers]]) -> dict[str, object]:
     """What a reader of the file wants to know of the test split."""
     return {
         method: {name: {key: cell[key] for key in _REPORTED if key in cell} for name, cell in by_set.items()}
@@ -112,7 +112,7 @@ def _reported(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _trial(trial: Trial) -> dict[str, Any]:
+def _trial(trial: Trial) -> dict[str, object]:
     shown = {name: getattr(trial.settings, name) for name in ("learning_rate", "target_kl", "relevance")}
     return {**shown, "score": trial.score, "gains": trial.gains, "asked": trial.asked, "state": trial.state}
 

@@ -17,14 +17,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from memograft.documents import Source
 from memograft.model.backbone import Backbone
-from memograft.request import Source
 
 __all__ = ["BatchProcessor", "BatchProcessors", "Moved", "nothing"]
 
@@ -33,8 +33,8 @@ class Moved(NamedTuple):
     """M entries that made the chosen tokens of G rows likelier: row, source, place in it (M,), and by how much."""
 
     rows: NDArray[np.int64]
-    sources: NDArray[np.signedinteger[Any]]
-    positions: NDArray[np.signedinteger[Any]]
+    sources: NDArray[np.signedinteger]
+    positions: NDArray[np.signedinteger]
     probabilities: NDArray[np.float64]
 
 
@@ -67,7 +67,11 @@ class BatchProcessor(ABC):
     def source(self, number: int) -> Source:
         """The source of that number in `Moved`."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    @abstractmethod
+    def alone(self) -> BatchProcessor:
+        """The same with nothing left of what the model itself would say, wherever it has something to say."""
+
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if cls.__hash__ is None:
             raise TypeError(f"a batch processor must be hashable, and {cls.__name__} is not; define __hash__")
@@ -98,7 +102,7 @@ class BatchProcessors:
         modules = {"ffn_input": backbone.ffn[0], "head_input": backbone.head}
 
         def catch(place: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
                 if threading.get_ident() == owner:
                     x = args[0] if args else next(iter(kwargs.values()))
                     self._states[place] = x.reshape(self._rows, -1, x.shape[-1])[:, -1]  # OPT flattens B and T

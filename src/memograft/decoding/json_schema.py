@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from memograft.errors import MissingExtraError, SettingsError
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from llguidance._lib import JsonCompileOptions
+    from transformers import PreTrainedTokenizerBase
+
 __all__ = ["JsonSchema", "Vocabulary"]
 
-_COMPACT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_COMPACT: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ENDINGS = (b'"', b"}]", b",")  # what ends a string, what ends an object or a list, what comes after a number
 _COMPOSING = ("anyOf", "oneOf", "$ref")
 _VALUES = ("const", "enum", "default", "examples", "required")  # of a schema: no schemas
@@ -38,7 +43,7 @@ class Vocabulary:
         MissingExtraError: llguidance is not installed.
     """
 
-    def __init__(self, tokenizer: Any, size: int, eos: list[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, eos: list[int]) -> None:
         try:
             from llguidance.hf import from_tokenizer
         except ImportError as e:
@@ -70,7 +75,7 @@ class JsonSchema:
         SettingsError: the schema is malformed, or holds what cannot be kept.
     """
 
-    def __init__(self, vocabulary: Vocabulary, schema: Mapping[str, Any]) -> None:
+    def __init__(self, vocabulary: Vocabulary, schema: Mapping[str, object]) -> None:
         from llguidance import LLMatcher
 
         self._vocabulary, self._limit = vocabulary, 0
@@ -125,7 +130,7 @@ class JsonSchema:
             allowed = self._next(self._matcher, allowed, before)
         return scores.masked_fill(~allowed[: scores.shape[1]].to(scores.device), -torch.inf)
 
-    def _allowed(self, matcher: Any) -> Tensor:
+    def _allowed(self, matcher: LLMatcher) -> Tensor:
         """(V,) bool."""
         bias = torch.frombuffer(bytearray(matcher.compute_logit_bias()), dtype=torch.uint8)
         return bias[: self._vocabulary.size] > 0
@@ -141,7 +146,7 @@ class JsonSchema:
         rest = allowed & ~avoided[: len(allowed)]
         return rest if bool(rest.any()) else allowed
 
-    def _next(self, matcher: Any, allowed: Tensor, before: Tensor) -> Tensor:
+    def _next(self, matcher: LLMatcher, allowed: Tensor, before: Tensor) -> Tensor:
         """Of what is allowed: what the schema forces; or what ends something; or what was not allowed `before`, and
         leads on, as the space does in "[a-z]+ [a-z]+"; or all of it.
         """
@@ -154,7 +159,7 @@ class JsonSchema:
                 return allowed & some
         return allowed
 
-    def _shortest(self, matcher: Any, before: Tensor) -> int:
+    def _shortest(self, matcher: LLMatcher, before: Tensor) -> int:
         """Tokens until a matcher, which is used up, is at an end, if all ends as soon as it can; 0 if none is found."""
         for count in range(_MOST):
             if matcher.is_accepting() or (matcher.is_stopped() and count):
@@ -174,7 +179,7 @@ class JsonSchema:
         return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
 
 
-def _closed(schema: Any) -> Any:
+def _closed(schema: object) -> object:
     """The schema with no other properties than it names, where it leaves that open: a model would fill in some.
 
     Not where parts of an object are named in several places, which would then exclude each other.

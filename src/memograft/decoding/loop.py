@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,13 +21,18 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Sto
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
+from memograft.decoding.processor import Processor
 from memograft.decoding.rule import Rule
+from memograft.decoding.sampling import Sampling
 from memograft.errors import RequestCancelledError
 from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
 from memograft.model.kv import Prefill
-from memograft.request import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.modeling_outputs import CausalLMOutput
 
 __all__ = ["Row", "decode", "end_tokens"]
 
@@ -64,7 +69,7 @@ class Row:
     rules: Sequence[Rule] = ()
     cad: float | None = None
     batch: BatchProcessor | None = None
-    processors: Sequence[Any] = ()
+    processors: Sequence[Processor] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None
     on_end: Callable[[Row], None] = lambda _: None
     given_up: Callable[[], bool] = lambda: False
@@ -82,7 +87,7 @@ class Row:
         return bool(self.finish_reason) or self.error is not None
 
 
-def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: Any) -> None:
+def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
     """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each.
 
     Behind the rows, `prefill` holds an echo of each row that says `cad`, in their order: its prompt without documents.
@@ -102,7 +107,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     ends = _Ends(rows, config, tokenizer, shared)
     first = prefill.ids.gather(1, prefill.text.argmax(1, keepdim=True))
     with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
-        backbone.model.generate(  # type: ignore[operator]
+        backbone.model.generate(
             input_ids=torch.where(prefill.text.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
             **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
@@ -114,17 +119,17 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     ends.deliver()
 
 
-def end_tokens(backbone: Backbone, tokenizer: Any) -> list[int]:
+def end_tokens(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokens that end an answer: the model's, or else the tokenizer's; none if neither names any."""
-    config: Any = backbone.model.generation_config
+    config: GenerationConfig = backbone.model.generation_config
     eos = config.eos_token_id
     eos = eos if eos is not None else tokenizer.eos_token_id
     return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [int(eos)]
 
 
-def _config(backbone: Backbone, tokenizer: Any, max_new_tokens: int) -> GenerationConfig:
+def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
     """The model's own generation settings (repetition penalty, suppressed tokens, ...), choosing greedily."""
-    config: Any = copy.deepcopy(backbone.model.generation_config)
+    config: GenerationConfig = copy.deepcopy(backbone.model.generation_config)
     eos = end_tokens(backbone, tokenizer)
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
     config.update(  # generate takes what is None here from the model's settings after all
@@ -158,7 +163,7 @@ def _memories(
     """
     adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
 
-    def speak(_module: Any, _args: Any, output: Any) -> None:
+    def speak(_module: object, _args: object, output: CausalLMOutput) -> None:
         if threading.get_ident() != owner:
             return
         logits = output.logits[:, -1].to(torch.float32, copy=True)
@@ -234,10 +239,10 @@ def _note(row: Row, logprobs: Tensor, choice: int) -> None:
     row.chances.append((float(logprobs[choice]), likeliest))
 
 
-def _sampler(sampling: Sampling) -> list[Any]:
+def _sampler(sampling: Sampling) -> list[Processor]:
     if sampling.temperature < _GREEDY:
         return []
-    chain: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    chain: list[Processor] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
@@ -269,7 +274,11 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
     """
 
     def __init__(
-        self, rows: Sequence[Row], config: GenerationConfig, tokenizer: Any, shared: BatchProcessors | None = None
+        self,
+        rows: Sequence[Row],
+        config: GenerationConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        shared: BatchProcessors | None = None,
     ) -> None:
         self._rows, self._open, self._tokenizer, self._shared = rows, list(rows), tokenizer, shared
         eos, stops = config.eos_token_id, config.stop_strings or ()
@@ -277,7 +286,7 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
         self._echoed = [n for n, row in enumerate(rows) if row.cad is not None]
         self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
 
-    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
         """(B, T) -> (B,) bool."""
         if self._shared is not None:
             self._shared.choose(input_ids[:, -1])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
-__all__ = ["WORD", "repeats", "words_of"]
+from memograft.prompt.words import words_of
 
-WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
+__all__ = ["repeats"]
+
 _REPEATED = 0.2  # share of a text's word trigrams beyond which it repeats itself
 
 
@@ -21,8 +21,3 @@ def repeats(text: str) -> bool:
     counts = Counter(zip(words, words[1:], words[2:], strict=False))
     again = sum(count for count in counts.values() if count > 1)
     return again > _REPEATED * sum(counts.values())
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text, in lower case."""
-    return WORD.findall(text.lower())

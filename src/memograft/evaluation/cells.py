@@ -12,13 +12,49 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 from memograft.evaluation.items import Item
 
-__all__ = ["Cell", "Record"]
+__all__ = ["Cell", "Measure", "Record"]
 
-Record = dict[str, Any]
+Measure = Literal["right", "clean", "hit", "em", "f1", "rouge_l"]
+
+
+class Record(TypedDict, total=False):
+    """What is kept of one answer; `records.record` says what each name means, and when it is there."""
+
+    id: str
+    kind: str
+    group: str
+    right: bool
+    clean: bool
+    hit: bool
+    em: bool
+    f1: float
+    rouge_l: float
+    formed: bool
+    belief: bool
+    other: bool
+    new_tokens: int
+    chars: int
+    finish_reason: str | None
+    repeats: bool
+    recites: int
+    text: str
+    error: str
+    timings: dict[str, float]
+    seconds: float
+    commit: str
+    loss_before: float | None
+    loss_after: float | None
+    kl: float | None
+    steps: int
+    rolled_back: bool
+    reason: str | None
+    memorized: int
+    relevance: list[float | None]
+    disagree: bool
 
 
 class Cell:
@@ -34,7 +70,7 @@ class Cell:
         records: one per question that was asked so far, in the order of the questions.
     """
 
-    def __init__(self, folder: Path, method: str, items: Sequence[Item], about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, method: str, items: Sequence[Item], about: Mapping[str, object]) -> None:
         questions = hashlib.sha256(json.dumps([asdict(item) for item in items]).encode()).hexdigest()[:16]
         self.method, self.items = method, items
         self._key = {"method": method, "set": items[0].set, "n": len(items), "questions": questions, **about}
@@ -80,10 +116,10 @@ def _parsed(line: str) -> Record | None:
         record = json.loads(line) if line.endswith("\n") else None
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) else None
+    return cast(Record, record) if isinstance(record, dict) else None
 
 
-def _line(value: Any) -> str:
+def _line(value: Mapping[str, object]) -> str:
     return json.dumps(value, sort_keys=True) + "\n"
 
 

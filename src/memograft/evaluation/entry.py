@@ -24,7 +24,7 @@ class Entry:
         SettingsError: `fields` is no JSON object.
     """
 
-    def __init__(self, file: str, place: str, fields: Any, noun: str = "a record") -> None:
+    def __init__(self, file: str, place: str, fields: object, noun: str = "a record") -> None:
         self.file, self.place, self._noun = file, place, noun
         if not isinstance(fields, Mapping):
             self.refuse(f"{noun} must be one JSON object, got {named(fields)}", 'write {"question": ...}')

@@ -6,16 +6,17 @@ import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import NoReturn
 
 from memograft.errors import SettingsError
 from memograft.evaluation.entry import Entry
 
 __all__ = ["entries"]
 
-_PACKED: dict[str, tuple[str, Any]] = {".gz": ("gzip", gzip.open), ".xz": ("xz", lzma.open)}
+_PACKED = {".gz": "gzip", ".xz": "xz"}
 
 
 def entries(path: str | Path) -> Iterator[Entry]:
@@ -29,15 +30,21 @@ def entries(path: str | Path) -> Iterator[Entry]:
     path = Path(path)
     if not path.is_file():
         raise SettingsError(f"there is no file {path}; name a .jsonl or .json file of questions (.gz, .xz too)")
-    kind, opener = _PACKED.get(path.suffix, ("", open))
+    kind = _PACKED.get(path.suffix, "")
     name = path.name.removesuffix(path.suffix) if kind else path.name
     try:
-        with cast(BinaryIO, opener(path, "rb")) as file:
+        with _opened(path, kind) as file:
             yield from _whole(path, file.read()) if name.endswith(".json") else _lines(path, file)
     except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
         raise SettingsError(
             f"{path} must be a whole {kind} file, got a damaged one ({error}); pack it again"
         ) from error
+
+
+def _opened(path: Path, kind: str) -> gzip.GzipFile | lzma.LZMAFile | BufferedReader:
+    if kind == "gzip":
+        return gzip.open(path, "rb")
+    return lzma.open(path, "rb") if kind else path.open("rb")
 
 
 def _whole(path: Path, raw: bytes) -> Iterator[Entry]:
@@ -61,7 +68,7 @@ def _whole(path: Path, raw: bytes) -> Iterator[Entry]:
         yield Entry(str(path), f"record {number}", fields)
 
 
-def _lines(path: Path, lines: Any) -> Iterator[Entry]:
+def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Entry]:
     for number, raw in enumerate(lines, start=1):
         if not raw.strip():
             continue

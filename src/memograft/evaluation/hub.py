@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from memograft.errors import MissingExtraError, SettingsError
 from memograft.evaluation.entry import Entry
@@ -45,7 +44,7 @@ def from_hub(name: str) -> Iterator[Entry]:
     try:
         parts = get_dataset_split_names(id, config)
         part = part or next((p for p in _PARTS if p in parts), parts[0])
-        rows: Any = load_dataset(id, config, split=part)
+        rows: Iterable[object] = load_dataset(id, config, split=part)
     except Exception as error:  # of the hub, the network, the set's files: there is no common class
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.evaluation.items import Item, sets_of
 from memograft.evaluation.protocol import protocol_of
@@ -81,7 +81,7 @@ class Lessons:
     def _fits(self, example: Item) -> bool:
         turn = {"role": "user", "content": example.question}
         said = self._engine.tokenizer(_answer(example), add_special_tokens=False)["input_ids"]
-        prompt = self._engine._prompts.build([turn], example.documents)
+        prompt = self._engine.with_model(lambda _, prompts: prompts.build([turn], example.documents))
         return len(prompt.ids) + len(said) + _ENDS <= self._engine.max_length
 
 
@@ -93,7 +93,7 @@ def _about(item: Item) -> str:
     return item.group or item.query or item.question
 
 
-def _turn(example: Item) -> list[dict[str, Any]]:
+def _turn(example: Item) -> list[dict[str, str]]:
     texts = [d.text for d in example.documents]
     asked = render_documents(texts, example.question) if texts else example.question
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": _answer(example)}]

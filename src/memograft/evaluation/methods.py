@@ -44,8 +44,8 @@ class Method:
     datastore: bool = False
     memory: Callable[[], FastMem] | None = None
     memorizes: Literal["own", "another"] = "own"
-    processor: Callable[..., Any] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    processor: Callable[..., object] | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def needs_examples(self) -> bool:
@@ -91,7 +91,7 @@ class Method:
             sampling=sampling,
         )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """All that decides what it does, as JSON values; defaults are spelled out."""
         return {
             "documents": self.documents,
@@ -156,13 +156,13 @@ def _unrelated(items: Sequence[Item], n: int) -> tuple[memograft.Document, ...]:
     )
 
 
-def _restricted(engine: Engine, item: Item) -> Any:
+def _restricted(engine: Engine, item: Item) -> object:
     from memograft.evaluation.controls import Restricted
 
     return Restricted(engine, item)
 
 
-def _context_aware(_engine: Engine, _item: Item, alpha: float) -> Any:
+def _context_aware(_engine: Engine, _item: Item, alpha: float) -> object:
     return memograft.Cad(alpha)
 
 

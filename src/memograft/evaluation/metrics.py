@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import SettingsError
+from memograft.evaluation.cells import Measure, Record
 from memograft.evaluation.scores import normalised, says
 
 __all__ = ["details", "difference", "interval", "main_measure", "summary", "table"]
@@ -16,7 +17,8 @@ __all__ = ["details", "difference", "interval", "main_measure", "summary", "tabl
 ROUNDS = 10_000  # of the bootstrap
 _MOST = 4_000_000  # draws held in memory at a time
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[Record]
+Numbers = dict[str, Any]  # JSON values of a method on a set, by the names that `summary` lists
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = None) -> list[float]:
@@ -37,7 +39,7 @@ def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = No
     return [round(float(q), 4) for q in np.quantile(np.concatenate(means), (0.025, 0.975))]
 
 
-def difference(rows: Rows, others: Rows, measure: str = "right") -> dict[str, Any]:
+def difference(rows: Rows, others: Rows, measure: Measure = "right") -> Numbers:
     """Mean of `measure` in `rows` minus that in `others` on the same questions, with the paired difference's interval.
 
     Raises:
@@ -52,12 +54,12 @@ def difference(rows: Rows, others: Rows, measure: str = "right") -> dict[str, An
     return {"difference": round(float(change.mean()), 4), "interval": interval(change, _groups(rows))}
 
 
-def main_measure(cell: Mapping[str, Any]) -> str:
+def main_measure(cell: Numbers) -> str:
     """What a cell of the summary is judged by: "rouge_l" for summaries, else "accuracy"."""
     return "rouge_l" if "rouge_l" in cell else "accuracy"
 
 
-def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = ()) -> dict[str, Any]:
+def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = ()) -> dict[str, dict[str, Numbers]]:
     """method -> set -> its numbers, as JSON values.
 
     Every cell has:
@@ -88,7 +90,7 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
     }
 
 
-def table(results: Mapping[str, Mapping[str, Any]], clean: bool = False) -> str:
+def table(results: Mapping[str, Mapping[str, Numbers]], clean: bool = False) -> str:
     """The summary in Markdown: accuracy or ROUGE-L, and in brackets the difference to plain with its interval.
 
     With `clean` the share of clean answers stands in for accuracy.
@@ -115,7 +117,7 @@ _DETAILS = {
 }  # fmt: skip
 
 
-def details(results: Mapping[str, Mapping[str, Any]], name: str) -> list[list[str]]:
+def details(results: Mapping[str, Mapping[str, Numbers]], name: str) -> list[list[str]]:
     """What accuracy alone does not show of one set: a heading row, then one row per method; "" where there is none."""
     cells = {method: by_set[name] for method, by_set in results.items()}
     columns = [c for c in _DETAILS if any(cell.get(c) is not None for cell in cells.values())]
@@ -126,16 +128,16 @@ def details(results: Mapping[str, Mapping[str, Any]], name: str) -> list[list[st
     return [["method", *(c.replace("_", " ") for c in columns)], *rows]
 
 
-def _cell(rows: Rows) -> dict[str, Any]:
+def _cell(rows: Rows) -> Numbers:
     main = _measure(rows)
     values = _values(rows, main)
-    cell: dict[str, Any] = {
+    cell: Numbers = {
         "n": len(rows),
         "accuracy" if main == "right" else main: _mean(values),
         "interval": interval(values, _groups(rows)),
     }
     if main == "right":
-        cell |= {name: _mean(row[name] for row in rows) for name in ("clean", "hit", "em", "f1")}
+        cell |= {name: _mean(row[name] for row in rows) for name in _SHARES}
     cell |= {
         "malformed": _mean("error" not in row and not row["formed"] for row in rows),
         "unfinished": _mean(row["finish_reason"] == "length" for row in rows),
@@ -155,12 +157,12 @@ def _cell(rows: Rows) -> dict[str, Any]:
     return cell | _memory([row for row in rows if "kl" in row])
 
 
-def _memory(rows: Rows) -> dict[str, Any]:
+def _memory(rows: Rows) -> Numbers:
     """Of the records that tell of a memory."""
     if not rows:
         return {}
     return {
-        **{f"mean_{name}": _mean(row[name] for row in rows if row[name] is not None) for name in _LOSSES},
+        **{f"mean_{name}": _mean(v for row in rows if (v := row[name]) is not None) for name in _LOSSES},
         "mean_steps": _mean(row["steps"] for row in rows),
         "mean_memorized": _mean(row["memorized"] for row in rows),
         "disagree": _mean(row["disagree"] for row in rows),
@@ -169,10 +171,11 @@ def _memory(rows: Rows) -> dict[str, Any]:
     }
 
 
-_LOSSES = ("loss_before", "loss_after", "kl")
+_SHARES: tuple[Measure, ...] = ("clean", "hit", "em", "f1")
+_LOSSES: tuple[Literal["loss_before", "loss_after", "kl"], ...] = ("loss_before", "loss_after", "kl")
 
 
-def _to_plain(rows: Rows, plain: Rows) -> dict[str, Any]:
+def _to_plain(rows: Rows, plain: Rows) -> Numbers:
     main = _measure(rows)
     found = difference(rows, plain, main)
     numbers = {"minus_plain": found["difference"], "minus_plain_interval": found["interval"]}
@@ -189,25 +192,25 @@ def _to_plain(rows: Rows, plain: Rows) -> dict[str, Any]:
     }
 
 
-def _beliefs(rows: Rows, closed: Rows) -> dict[str, Any]:
+def _beliefs(rows: Rows, closed: Rows) -> Numbers:
     """Of the questions that the model answers wrong without documents: how often it says that answer again here."""
     return {"belief_kept": _mean(_says_again(row, c) for row, c in zip(rows, closed, strict=True) if not c["right"])}
 
 
-def _says_again(row: Mapping[str, Any], closed: Mapping[str, Any]) -> bool:
+def _says_again(row: Record, closed: Record) -> bool:
     """By the item's belief if that is what was said without documents, else by the whole answer as SQuAD compares."""
     return bool(row["belief"]) if closed["belief"] else says(normalised(_text(row)), normalised(_text(closed)))
 
 
-def _minus(rows: Rows, others: Mapping[str, Rows]) -> dict[str, Any]:
+def _minus(rows: Rows, others: Mapping[str, Rows]) -> Numbers:
     return {"minus": {name: difference(rows, other, _measure(rows)) for name, other in others.items()}}
 
 
-def _measure(rows: Rows) -> str:
+def _measure(rows: Rows) -> Measure:
     return "rouge_l" if "rouge_l" in rows[0] else "right"
 
 
-def _values(rows: Rows, measure: str) -> NDArray[np.float64]:
+def _values(rows: Rows, measure: Measure) -> NDArray[np.float64]:
     return np.array([row[measure] for row in rows], dtype=np.float64)
 
 
@@ -216,10 +219,10 @@ def _groups(rows: Rows) -> list[Hashable]:
     return [row.get("group") or n for n, row in enumerate(rows)]
 
 
-def _text(row: Mapping[str, Any]) -> str:
+def _text(row: Record) -> str:
     return str(row.get("text", ""))
 
 
-def _mean(values: Iterable[Any]) -> float | None:
+def _mean(values: Iterable[float]) -> float | None:
     found = [float(value) for value in values]
     return round(sum(found) / len(found), 4) if found else None

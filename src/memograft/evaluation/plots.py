@@ -9,9 +9,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memograft.errors import MissingExtraError, SettingsError
+from memograft.evaluation.metrics import Numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["COSTS", "GAIN", "Dot", "check", "dots", "draw"]
 
@@ -66,7 +71,7 @@ def check(methods: Collection[str], sets: Collection[str], path: Path) -> None:
         ) from error
 
 
-def dots(results: Mapping[str, Mapping[str, Any]], ours: Sequence[str], default: str = "memorized") -> list[Dot]:
+def dots(results: Mapping[str, Mapping[str, Numbers]], ours: Sequence[str], default: str = "memorized") -> list[Dot]:
     """A dot for each method of `metrics.summary` but "plain", which is the origin, and "no document"; see `check`.
 
     Args:
@@ -140,12 +145,12 @@ def _lines(dot: Dot, right: float) -> list[Box]:
     return [upright] if _outside(dot) else [upright, level]
 
 
-def _bars(axes: Any, dot: Dot, right: float, colour: str) -> None:
+def _bars(axes: Axes, dot: Dot, right: float, colour: str) -> None:
     for x0, y0, x1, y1 in _lines(dot, right):
         axes.plot([x0, x1], [y0, y1], color=colour, alpha=0.38, linewidth=1.1, zorder=2, solid_capstyle="round")
 
 
-def _frame(axes: Any, figure: Any, found: Sequence[Dot], right: float, title: str) -> None:
+def _frame(axes: Axes, figure: Figure, found: Sequence[Dot], right: float, title: str) -> None:
     """Axes, words and lines around the dots."""
     left = min([0.0, *(dot.loss_interval[0] for dot in found if not _outside(dot))])
     low, high = min([0.0, *(d.gain_interval[0] for d in found)]), max(d.gain_interval[1] for d in found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
@@ -16,7 +15,7 @@ import memograft
 __all__ = ["commit", "provenance", "versions"]
 
 
-def provenance(device: torch.device) -> dict[str, Any]:
+def provenance(device: torch.device) -> dict[str, object]:
     """All of it as JSON values."""
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.decoding.repetition import repeats
 from memograft.evaluation import scores
@@ -55,13 +55,13 @@ def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record
     return made | (_memory(answer.memory) if answer.memory is not None else {})
 
 
-def _judged(item: Item, text: str, ignore_case: bool) -> dict[str, Any]:
+def _judged(item: Item, text: str, ignore_case: bool) -> Record:
     """What the text says, held against what the item says."""
     read = protocol_of(item.protocol).extract(text, item.task)
     said = read or ""
     belief = scores.says(said, item.belief, ignore_case)
     right = any(scores.says(said, value, ignore_case) for value in item.answers)
-    judged = {
+    judged: Record = {
         "right": right and not (item.task == "choice" and belief),
         "hit": any(scores.holds(said, value) for value in item.answers),
         "em": scores.exact_match(said, item.answers),
@@ -70,12 +70,16 @@ def _judged(item: Item, text: str, ignore_case: bool) -> dict[str, Any]:
         "belief": belief,
         "other": scores.says(said, item.other, ignore_case),
     }
-    return judged | ({"rouge_l": round(scores.rouge_l(said, item.answers), 4)} if item.task == "summary" else {})
+    if item.task == "summary":
+        judged["rouge_l"] = round(scores.rouge_l(said, item.answers), 4)
+    return judged
 
 
-def _memory(report: MemoryReport) -> dict[str, Any]:
+def _memory(report: MemoryReport) -> Record:
     return {
-        **{name: _finite(getattr(report, name)) for name in ("loss_before", "loss_after", "kl")},
+        "loss_before": _finite(report.loss_before),
+        "loss_after": _finite(report.loss_after),
+        "kl": _finite(report.kl),
         "steps": report.steps,
         "rolled_back": report.rolled_back,
         "reason": report.reason,

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import Item, sets_of
-from memograft.evaluation.metrics import details, main_measure
+from memograft.evaluation.metrics import Numbers, details, main_measure
 from memograft.page import template
 
 __all__ = ["SHOWN", "Bar", "Part", "Shown", "page", "write"]
@@ -67,10 +66,10 @@ class Shown:
 
 def write(
     path: str | Path,
-    results: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Numbers]],
     records: Mapping[str, Mapping[str, Sequence[Record]]],
     items: Sequence[Item],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
 ) -> None:
     """Write the page, whole or not at all; the arguments are those of `page`.
 
@@ -82,10 +81,10 @@ def write(
 
 
 def page(
-    results: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Mapping[str, Numbers]],
     records: Mapping[str, Mapping[str, Sequence[Record]]],
     items: Sequence[Item],
-    about: Mapping[str, Any],
+    about: Mapping[str, object],
 ) -> str:
     """The page as text.
 
@@ -115,7 +114,7 @@ def page(
     )
 
 
-def _part(results: Mapping[str, Mapping[str, Any]], name: str) -> Part:
+def _part(results: Mapping[str, Mapping[str, Numbers]], name: str) -> Part:
     cells = {method: by_set[name] for method, by_set in results.items()}
     n = max(cell["n"] for cell in cells.values())
     paired = "plain" in cells
@@ -137,7 +136,7 @@ def _part(results: Mapping[str, Mapping[str, Any]], name: str) -> Part:
     return Part(name, n, heading, rows, bars, place(0.0) if paired else None, scale)
 
 
-def _interval(cell: Mapping[str, Any], paired: bool) -> tuple[float, float, float]:
+def _interval(cell: Numbers, paired: bool) -> tuple[float, float, float]:
     """(low, middle, high): of the difference to plain, where plain was asked."""
     low, high = cell["minus_plain_interval" if paired else "interval"]
     return low, cell["minus_plain" if paired else main_measure(cell)], high

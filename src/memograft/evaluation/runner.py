@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -103,7 +103,7 @@ def _length(item: Item) -> int:
     return sum(len(document.text) for document in item.documents)
 
 
-def _fill(cell: Cell, bar: tqdm[Any], at: str, ask: Callable[[range], list[Record]]) -> None:
+def _fill(cell: Cell, bar: tqdm[NoReturn], at: str, ask: Callable[[range], list[Record]]) -> None:
     """Ask what the cell lacks, batch after batch; `at` is the commit."""
     kept = len(cell.records)
     cell.resume(BATCH)

@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
-from memograft.decoding.repetition import words_of
 from memograft.errors import MissingExtraError
+from memograft.prompt.words import words_of
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 __all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites", "rouge_l", "says"]
 
@@ -93,7 +96,7 @@ def check_rouge() -> None:
 
 
 @cache
-def _scorer() -> Any:
+def _scorer() -> RougeScorer:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn, TypedDict
 
 from tqdm import tqdm
 
@@ -22,10 +22,19 @@ if TYPE_CHECKING:
 
     from memograft import Engine, FastMem
 
-__all__ = ["TOLERANCE", "Trial", "Trials", "score"]
+__all__ = ["TOLERANCE", "RunOptions", "Trial", "Trials", "score"]
 
 TOLERANCE = 0.01  # of its questions a set may lose to plain unpunished
 _PENALTY = 10.0  # for what it loses beyond, that no gain elsewhere makes up for it
+
+
+class RunOptions(TypedDict, total=False):
+    """What `runner.run` may be told beside what is asked."""
+
+    max_new_tokens: int
+    ignore_case: bool
+    progress: bool
+
 
 BySet = Mapping[str, Sequence[Record]]
 
@@ -68,7 +77,7 @@ class Trials:
     """Asks the questions, a batch of each set after the other, and knows what plain made of them."""
 
     def __init__(
-        self, engine: Engine, items: Sequence[Item], folder: Path, options: Mapping[str, Any], bar: tqdm[Any]
+        self, engine: Engine, items: Sequence[Item], folder: Path, options: RunOptions, bar: tqdm[NoReturn]
     ) -> None:
         self._engine, self._folder, self._options, self._bar = engine, folder, options, bar
         by_set, size = [[i for i in items if i.set == name] for name in sets_of(items)], runner.BATCH
@@ -105,5 +114,4 @@ class Trials:
 
 def _worth(row: Record) -> float:
     ended = row["finish_reason"] == "stop" and not row["repeats"]
-    worth: Any = row.get("rouge_l", row["right"])
-    return float(worth) if ended else 0.0
+    return float(row.get("rouge_l", row["right"])) if ended else 0.0

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from memograft.errors import MissingExtraError, SettingsError
 from memograft.evaluation.items import Item
-from memograft.evaluation.trials import Trial, Trials
+from memograft.evaluation.trials import RunOptions, Trial, Trials
 
 if TYPE_CHECKING:
     import optuna
@@ -119,7 +119,7 @@ def tune(
     found: list[Trial] = []
     total = None if trials is None else len(items) * (trials + 1)
     with tqdm(total=total, unit="q", desc="plain", disable=not progress) as bar:
-        options = {"max_new_tokens": max_new_tokens, "ignore_case": ignore_case, "progress": False}
+        options: RunOptions = {"max_new_tokens": max_new_tokens, "ignore_case": ignore_case, "progress": False}
         asking = Trials(engine, items, Path(folder), options, bar)
         while not found or (time.monotonic() - began < seconds and (trials is None or len(found) < trials)):
             drawn = study.ask()
@@ -141,9 +141,10 @@ def _settings(drawn: optuna.Trial, default: FastMem) -> FastMem:
 
     assert default.learning_rate != "auto"
     assert default.target_kl != "auto"
-    changes: dict[str, Any] = {"learning_rate": number("learning_rate", _RATE, default.learning_rate, log=True)}
+    rate = number("learning_rate", _RATE, default.learning_rate, log=True)
     stops = drawn.suggest_categorical("stops", [True, False])
-    changes["target_kl"] = number("target_kl", _TARGET, default.target_kl, log=True) if stops else None
-    if default.threshold is not None:
-        changes["relevance"] = number("relevance", _RELEVANCE, default.threshold, log=False)
-    return replace(default, **changes)
+    target = number("target_kl", _TARGET, default.target_kl, log=True) if stops else None
+    found = replace(default, learning_rate=rate, target_kl=target)
+    if default.threshold is None:
+        return found
+    return replace(found, relevance=number("relevance", _RELEVANCE, default.threshold, log=False))

@@ -7,7 +7,8 @@ tail is the chain of modules that hand the last layer's output on to the head.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,25 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from memograft.errors import UnsupportedModelError
-from memograft.model.backbone import Backbone, cache_of, first, input_weight, linear_shape, replace_first, unsupported
+from memograft.model.backbone import (
+    Backbone,
+    Output,
+    cache_of,
+    first,
+    input_weight,
+    linear_shape,
+    replace_first,
+    unsupported,
+)
+
+if TYPE_CHECKING:
+    from transformers import Cache, PretrainedConfig, PreTrainedModel
 
 _TRY_ANOTHER = "use a decoder-only causal LM whose last layer ends in a feed-forward block"
 _UNBOUNDED = 1 << 30
 
 
-def dissect(model: nn.Module) -> Backbone:
+def dissect(model: PreTrainedModel) -> Backbone:
     """See `Backbone.of`."""
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "generate") or _head(model) is None:
@@ -49,7 +62,7 @@ def dissect(model: nn.Module) -> Backbone:
         raise unsupported(f"probing {type(model).__name__} failed with {type(e).__name__}: {e}", _TRY_ANOTHER) from e
 
 
-def _take_apart(model: nn.Module, config: Any) -> Backbone:
+def _take_apart(model: PreTrainedModel, config: PretrainedConfig) -> Backbone:
     layer = _last_layer(model, int(config.num_hidden_layers))
     calls, logits = _record(model, layer)
     ffn, post = _find_ffn(layer, calls)
@@ -69,7 +82,7 @@ def _take_apart(model: nn.Module, config: Any) -> Backbone:
     return backbone
 
 
-def probe_ids(model: nn.Module) -> Tensor:
+def probe_ids(model: PreTrainedModel) -> Tensor:
     """(1, 8) token ids that any vocabulary has."""
     weight = input_weight(model)
     ids = torch.arange(3, 11) * 7919 % max(weight.shape[0] - 1, 1)
@@ -84,7 +97,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 class _Call:
     """One call of a module: what went in, what came out. Tensors are kept, so that addresses stay distinct."""
 
-    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __init__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Output) -> None:
         self.module = module
         self.input = args[0] if args else next((v for v in kwargs.values() if isinstance(v, Tensor)), None)
         self.output = first(output)
@@ -93,12 +106,12 @@ class _Call:
 
 
 def _head(model: nn.Module) -> nn.Module | None:
-    get: Any = getattr(model, "get_output_embeddings", None)
+    get: Callable[[], nn.Module | None] | None = getattr(model, "get_output_embeddings", None)
     return get() if get is not None else None
 
 
 @torch.no_grad()
-def _last_layer(model: nn.Module, count: int) -> nn.Module:
+def _last_layer(model: PreTrainedModel, count: int) -> nn.Module:
     """Of all lists of `count` modules, the end of the one that ends last in a pass over text: not a vision tower's."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     ran: list[nn.Module] = []
@@ -114,7 +127,7 @@ def _last_layer(model: nn.Module, count: int) -> nn.Module:
 
 
 @torch.no_grad()
-def _record(model: nn.Module, layer: nn.Module) -> tuple[list[_Call], Tensor]:
+def _record(model: PreTrainedModel, layer: nn.Module) -> tuple[list[_Call], Tensor]:
     """Calls of the last layer, its children, its linear maps and what runs outside the layers; logits (1, T, V)."""
     calls: list[_Call] = []
     inside = {id(m) for m in layer.modules()} - {id(layer)}
@@ -125,7 +138,7 @@ def _record(model: nn.Module, layer: nn.Module) -> tuple[list[_Call], Tensor]:
         if id(module) not in inside and not is_list_part and name and not _contains(module, layer):
             watched.append(module)
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def note(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Output) -> None:
         calls.append(_Call(module, args, kwargs, output))
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in watched]
@@ -146,10 +159,15 @@ def _among(module: nn.Module, modules: list[nn.Module]) -> bool:
     return any(m is module for m in modules)
 
 
-def _check_cache(model: nn.Module, cache: Any) -> None:
+def _check_cache(model: PreTrainedModel, cache: Cache | None) -> None:
     # A subclass keeps more (MiniMax), and a hybrid layer is both attention and something recurrent (Falcon H1).
-    if type(cache) is not DynamicCache or not all(
-        isinstance(part, DynamicLayer) and not isinstance(part, LinearAttentionCacheLayerMixin) for part in cache.layers
+    if (
+        cache is None
+        or type(cache) is not DynamicCache
+        or not all(
+            isinstance(part, DynamicLayer) and not isinstance(part, LinearAttentionCacheLayerMixin)
+            for part in cache.layers
+        )
     ):
         raise unsupported(
             f"{type(model).__name__} does not keep keys and values, and only those, of every layer between tokens",
@@ -195,7 +213,7 @@ def _follows(call: _Call, before: _Call) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
 
-def _find_tail(model: nn.Module, layer: nn.Module, calls: list[_Call]) -> tuple[nn.Module, ...]:
+def _find_tail(model: PreTrainedModel, layer: nn.Module, calls: list[_Call]) -> tuple[nn.Module, ...]:
     at = max(i for i, c in enumerate(calls) if c.module is layer)
     head = _head(model)
     chain, previous = [], calls[at]
@@ -213,7 +231,9 @@ def _find_tail(model: nn.Module, layer: nn.Module, calls: list[_Call]) -> tuple[
     return tuple(chain)
 
 
-def _projections(model: nn.Module, ffn: tuple[nn.Module, ...], width: int, calls: list[_Call]) -> dict[str, nn.Module]:
+def _projections(
+    model: PreTrainedModel, ffn: tuple[nn.Module, ...], width: int, calls: list[_Call]
+) -> dict[str, nn.Module]:
     """Linear maps of the FFN from D to F (or 2 F where gate and up are fused) and from F to D."""
     if any(hasattr(m, "base_layer") for part in ffn for m in part.modules()):
         raise unsupported("the last FFN already carries an adapter of PEFT", "merge it first: model.merge_and_unload()")
@@ -238,7 +258,7 @@ def _passed_by_all(module: nn.Module, calls: list[_Call], tokens: int) -> bool:
     return shape is not None and [i.numel() for i in inputs if isinstance(i, Tensor)] == [tokens * shape[0]]
 
 
-def _logit_scale(config: Any) -> float:
+def _logit_scale(config: PretrainedConfig) -> float:
     divisor = getattr(config, "logits_scaling", None)
     factor = getattr(config, "logit_scale", None)
     return float(factor or 1.0) / float(divisor or 1.0)

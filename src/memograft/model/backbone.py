@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,13 @@ from transformers.pytorch_utils import Conv1D
 
 from memograft.errors import UnsupportedModelError
 
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+    from transformers.utils import ModelOutput
+
 __all__ = ["Backbone"]
+
+Output = Tensor | tuple[Tensor, *tuple[object, ...]]  # what a module returns: a tensor, or a tuple that begins with one
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Backbone:
         logit_cap: c of c * tanh(logits / c) after it (Gemma 2); None for no cap.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     layer: nn.Module
     ffn: tuple[nn.Module, ...]
     post: tuple[nn.Module, ...]
@@ -70,14 +76,13 @@ class Backbone:
     @property
     def width(self) -> int:
         """D."""
-        config: Any = self.model.config
-        return int(config.get_text_config().hidden_size)
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def vocabulary(self) -> int:
         """V, padding of the head included."""
-        head: Any = self.head
-        return (linear_shape(head) or (0, int(head.weight.shape[0])))[1]
+        shape = linear_shape(self.head)
+        return shape[1] if shape else int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -148,18 +153,18 @@ class Watched:
         self._x: Tensor | None = None
         self._residual: Tensor | None = None
 
-    def on_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_input(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         """Before the FFN. Like the others, deaf to whoever uses the model in another thread meanwhile."""
         if threading.get_ident() == self._owner:
             self._x = args[0] if args else next(iter(kwargs.values()))
 
-    def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def on_ffn(self, _module: nn.Module, _args: object, output: Output) -> Output | None:
         """After the FFN and its norm; what it returns takes their output's place."""
         if threading.get_ident() != self._owner:
             return None
         return replace_first(output, torch.zeros_like(first(output)))
 
-    def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def on_layer(self, _module: nn.Module, _args: object, output: Output) -> None:
         """After the last layer."""
         if threading.get_ident() == self._owner:
             self._residual = first(output)
@@ -171,28 +176,28 @@ class Watched:
         return self._x.reshape(self._residual.shape), self._residual  # OPT flattens B and T
 
 
-def input_weight(model: nn.Module) -> Tensor:
+def input_weight(model: PreTrainedModel) -> Tensor:
     """The embedding matrix (V, D) that token ids are looked up in."""
-    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    weight: Tensor = model.get_input_embeddings().weight
     return weight
 
 
-def first(output: Any) -> Any:
+def first(output: Output) -> Tensor:
     """A module's tensor, where some return it inside a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
-def replace_first(output: Any, tensor: Tensor) -> Any:
+def replace_first(output: Output, tensor: Tensor) -> Output:
     """`output` with `tensor` in the place that `first` reads."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
-def cache_name(call: Callable[..., Any]) -> str:
+def cache_name(call: Callable[..., object]) -> str:
     """The name under which `call` takes the keys and values so far: transformers 5.24 renamed it."""
     return "cache" if "cache" in inspect.signature(call).parameters else "past_key_values"
 
 
-def cache_of(output: Any) -> Any:
+def cache_of(output: ModelOutput) -> Cache | None:
     """The keys and values that a model gave back, under either name."""
     return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 

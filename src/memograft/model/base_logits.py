@@ -14,14 +14,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from memograft.model.backbone import Backbone, first, replace_first
+from memograft.model.backbone import Backbone, Output, first, replace_first
 
 __all__ = ["BaseLogits", "base_logits"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Args = tuple[Tensor, ...]  # what FFN and head are called with
+Kwargs = dict[str, Tensor]
 
 
 @contextmanager
@@ -62,17 +67,21 @@ class BaseLogits:
         self._change: Tensor  # what the adapters do to the FFN's output, taken back (G, T, D)
         self._hidden: Tensor  # the base model's input to the head (G, T, D)
 
-    def mine(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def mine(self, hook: Callable[P, T]) -> Callable[P, T | None]:
         """The hook, deaf to whoever uses the model in another thread meanwhile."""
-        return lambda *args: hook(*args) if threading.get_ident() == self._owner else None
 
-    def on_ffn_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def deaf(*args: P.args, **kwargs: P.kwargs) -> T | None:
+            return hook(*args, **kwargs) if threading.get_ident() == self._owner else None
+
+        return deaf
+
+    def on_ffn_input(self, _module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Before the FFN: `rows` once more, behind the others."""
         x = _input(args, kwargs)
         by_row = x.reshape(self._batch, -1, x.shape[-1])  # OPT flattens B and T
         return _with_input(args, kwargs, torch.cat([by_row, self._of(by_row)]).reshape(-1, *x.shape[1:]))
 
-    def on_ffn(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def on_ffn(self, _module: nn.Module, _args: object, output: Output) -> Output:
         """After the FFN and its norm: the layer goes on with the others alone."""
         y = first(output)
         by_row = y.reshape(self._batch + len(self._rows), -1, y.shape[-1])
@@ -80,16 +89,16 @@ class BaseLogits:
         self._change = base - self._of(own)
         return replace_first(output, own.reshape(-1, *y.shape[1:]))
 
-    def on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+    def on_layer(self, _module: nn.Module, _args: object, output: Output) -> None:
         """After the last layer: what would have left it without adapters, through norms and the like."""
         self._hidden = self._backbone.join(self._change, self._of(first(output)))
 
-    def on_head_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_head_input(self, _module: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         """Before the head: the same positions of the base model, behind the others."""
         hidden = _input(args, kwargs)
         return _with_input(args, kwargs, torch.cat([hidden, self._hidden[:, -hidden.shape[1] :].to(hidden)]))
 
-    def on_head(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def on_head(self, _module: nn.Module, _args: object, output: Output) -> Output:
         """After the head: the model goes on with the others alone."""
         raw = first(output)
         self.logits = self._backbone.finish(raw[self._batch :])
@@ -99,11 +108,10 @@ class BaseLogits:
         return tensor[self._rows.to(tensor.device)]
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    tensor: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return tensor
+def _input(args: Args, kwargs: Kwargs) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))
 
 
-def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], tensor: Tensor) -> tuple[Any, dict[str, Any]]:
+def _with_input(args: Args, kwargs: Kwargs, tensor: Tensor) -> tuple[Args, Kwargs]:
     """What a forward pre-hook returns to put `tensor` in the place that `_input` reads."""
     return ((tensor, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): tensor})

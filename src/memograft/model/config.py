@@ -46,7 +46,7 @@ def read(path: str | Path) -> dict[str, Any]:
     return settings
 
 
-def write(path: str | Path, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> Path:
+def write(path: str | Path, settings: Mapping[str, object], about: Mapping[str, object] | None = None) -> Path:
     """Write the file, or one of the usual name into a folder; whole or not at all.
 
     Raises:
@@ -69,7 +69,7 @@ def _file(path: str | Path, what: str) -> Path:
         return Path(path) / NAME if Path(path).is_dir() else Path(path)
 
 
-def of_model(name: str | Path, bundled: Mapping[str, str], **kwargs: Any) -> dict[str, Any]:
+def of_model(name: str | Path, bundled: Mapping[str, str], **kwargs: object) -> dict[str, Any]:
     """The settings that a model brings: from its folder, from the folder of its GGUF file, or from the hub; else {}."""
     if str(name) in bundled:
         name = str(files("memograft") / bundled[str(name)])

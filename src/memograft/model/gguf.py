@@ -11,13 +11,17 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import pre_tokenizers
 
 from memograft.errors import MissingExtraError, SettingsError, UnsupportedModelError
 from memograft.model.converted import digest, kept
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+    from transformers import GgufConfig
 
 __all__ = ["converted"]
 
@@ -73,7 +77,7 @@ def _convert(file: Path, dtype: torch.dtype, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _unpacked() -> dict[str, Any]:
+def _unpacked() -> dict[str, GgufConfig]:
     """What tells transformers to unpack the weights; before it could keep them packed it always did."""
     try:
         from transformers import GgufConfig
@@ -83,7 +87,7 @@ def _unpacked() -> dict[str, Any]:
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[dict[str, Any]]:
+def _alone(file: Path) -> Iterator[dict[str, str]]:
     """Arguments of `from_pretrained` for the file by itself: from a folder it would mix in what lies beside it."""
     with TemporaryDirectory(prefix="memograft-") as temporary:
         link = Path(temporary) / "model.gguf"
@@ -105,7 +109,7 @@ def _check_begin(file: Path) -> None:
         raise SettingsError(f"a GGUF file must begin with {_MAGIC!r}, but {file} begins with {found!r}; check the path")
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> GGUFReader:
     """A GGUFReader. Refuses what transformers would only notice late, or with words that name no file."""
     try:
         from gguf import GGUFReader
@@ -131,7 +135,7 @@ def _read(file: Path) -> Any:
     return reader
 
 
-def _left_out(reader: Any) -> str:
+def _left_out(reader: GGUFReader) -> str:
     """What is known to be lost on the way, in words; nothing, mostly."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as understood
@@ -146,12 +150,12 @@ def _left_out(reader: Any) -> str:
     return " and ".join(lost)
 
 
-def _splitting(reader: Any) -> str | None:
+def _splitting(reader: GGUFReader) -> str | None:
     """How the file says that text is split before byte pairs are merged; None for other kinds, which have scores."""
     return None if "tokenizer.ggml.scores" in reader.fields else _field(reader, "tokenizer.ggml.pre")
 
 
-def _field(reader: Any, key: str, default: Any = None) -> Any:
+def _field(reader: GGUFReader, key: str, default: Any = None) -> Any:
     return reader.fields[key].contents() if key in reader.fields else default
 
 

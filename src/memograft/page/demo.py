@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from memograft.page.memorized import Retrieved, Token
 from memograft.page.template import filled
@@ -40,7 +39,7 @@ class Card:
     tokens: tuple[Token, ...]
 
 
-def demo_page(cards: Sequence[Card], counts: Mapping[str, Any], *, model: str) -> str:
+def demo_page(cards: Sequence[Card], counts: Mapping[str, object], *, model: str) -> str:
     """The page as text; cards that changed come first, then those that went the other way.
 
     Raises:

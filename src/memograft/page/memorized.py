@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from memograft.memory.report import MemoryReport
 
 __all__ = ["Retrieved", "Token", "tokens_of"]
@@ -35,7 +37,7 @@ class Retrieved:
     said: str
 
 
-def tokens_of(tokenizer: Any, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
     """The report's tokens as text; `texts` are those of the documents memorized, in order.
 
     Tokens that are only part of a character are shown together, with the sum of their losses.
@@ -62,7 +64,7 @@ def tokens_of(tokenizer: Any, report: MemoryReport, texts: Sequence[str]) -> tup
     return tuple(made)
 
 
-def _decoded(tokenizer: Any, last: list[int], group: list[int]) -> str:
+def _decoded(tokenizer: PreTrainedTokenizerBase, last: list[int], group: list[int]) -> str:
     lead, whole = (str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in (last, last + group))
     if whole.startswith(lead):
         return whole[len(lead) :]

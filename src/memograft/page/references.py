@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from memograft.page.template import filled
 from memograft.request import Answer, Citation, Reference, Source, TokenReferences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Entry", "Listed", "Piece", "References", "references_html", "references_of"]
 
@@ -89,7 +92,7 @@ class References:
     share: float | None = None
 
 
-def references_html(answer: Answer, tokenizer: Any = None) -> str:
+def references_html(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     """An answer and what it came from as a piece of HTML, for a notebook or a page of yours; in need of no script.
 
     Args:
@@ -112,7 +115,7 @@ def references_html(answer: Answer, tokenizer: Any = None) -> str:
     return filled("references_alone.html.jinja", shown=references_of(answer, tokenizer))
 
 
-def references_of(answer: Answer, tokenizer: Any = None) -> References:
+def references_of(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = None) -> References:
     """What there is to show of an answer; see `references_html`."""
     if not answer.references:
         return References((Piece(answer.text),))
@@ -177,7 +180,7 @@ def _entry(entry: Reference, numbers: Mapping[str, int], around: tuple[str, str,
 class _Places:
     """Finds entries in the texts of their sources."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase | None
     _ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def around(self, entry: Reference, token: int) -> tuple[str, str, str]:
@@ -204,12 +207,14 @@ class _Places:
         return text if len(text) <= _EXCERPT else " ".join("".join(self.around(entry, token)).split())
 
     def _encoded(self, lead: str, text: str) -> list[int]:
+        assert self.tokenizer is not None
         if (lead, text) not in self._ids:
             encoded = self.tokenizer(lead + text, add_special_tokens=False, split_special_tokens=True, verbose=False)
             self._ids[lead, text] = list(encoded["input_ids"])
         return self._ids[lead, text]
 
     def _decoded(self, ids: Sequence[int]) -> str:
+        assert self.tokenizer is not None
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if ids else ""
 
 

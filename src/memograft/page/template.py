@@ -6,7 +6,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.errors import MissingExtraError, SettingsError
 from memograft.page.colors import LEVELS, SHARES, level, share_level
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "filled", "write"]
 
 
-def filled(template: str, **values: Any) -> str:
+def filled(template: str, **values: object) -> str:
     """The text of a template of `memograft/templates`.
 
     Raises:

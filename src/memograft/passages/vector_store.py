@@ -35,8 +35,8 @@ from memograft.passages.index import FloatArray, IndexKind, IndexSettings
 from memograft.passages.open import opened
 from memograft.passages.search import Hit, Searcher
 from memograft.passages.verify import compared, inspected
-from memograft.serving.process import OfOneProcess
 from memograft.storage.locks import ReadWriteLock
+from memograft.storage.process import OfOneProcess
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]
 

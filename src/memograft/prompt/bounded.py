@@ -6,7 +6,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 __all__ = ["LIMIT", "bounded"]
 
@@ -32,7 +35,7 @@ def bounded(limit: int) -> Iterator[None]:
         return
     left = limit
 
-    def step(frame: FrameType, event: str, _argument: Any) -> Any:
+    def step(frame: FrameType, event: str, _argument: object) -> TraceFunction | None:
         nonlocal left
         if event in ("call", "line"):
             left -= 1

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
@@ -25,15 +25,16 @@ from memograft.documents import Document
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.prompt.bounded import LIMIT, bounded
 from memograft.prompt.control import Fragments, control_tokens, lead
+from memograft.prompt.messages import Message, checked
 from memograft.prompt.placeholders import Texts, clean, strings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Prompt", "PromptBuilder", "Span", "render_documents", "token_span"]
 
 
-Message = Mapping[str, Any]
 Span = tuple[int, int]
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # as chat templates know them
 
 _CHUNK = 8192  # characters
 _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # transformers' own tags
@@ -80,7 +81,7 @@ class PromptBuilder:
         SettingsError: the tokenizer cannot tell where its tokens lie in the text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._template: str | None = getattr(tokenizer, "chat_template", None) or None
         if isinstance(self._template, dict):
             self._template = self._template.get("rag") or self._template.get("default")
@@ -104,7 +105,7 @@ class PromptBuilder:
         self,
         messages: Sequence[Message],
         documents: Sequence[Document] = (),
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, object]] = (),
         query: str | None = None,
     ) -> Prompt:
         """Encode messages, documents and tools, the assistant's turn open at the end; `query` is the question in them.
@@ -122,24 +123,23 @@ class PromptBuilder:
                 "has one, or force an answer of their shape with `json_schema`"
             )
         texts = Texts()
-        turns = [_checked(m, n) for n, m in enumerate(messages)]
+        turns = [checked(m, n) for n, m in enumerate(messages)]
         if not turns:
             raise EmptyPromptError("a request needs a `question` or at least one message, got neither; pass one")
-        beside = [{k: v for k, v in turn.items() if k not in ("role", "content")} for turn in turns]
-        *extras, tools = self._disarmed(texts, [*beside, list(tools)])
+        *extras, tools = self._disarmed(texts, [*(turn.more for turn in turns), list(tools)])
         keys = [texts.add(d.text) for d in documents]
         contents: list[str] = []
-        rendered: list[dict[str, Any]] = []
-        last_user = max((n for n, m in enumerate(turns) if m["role"] == "user"), default=len(turns) - 1)
-        for n, (message, extra) in enumerate(zip(turns, extras, strict=True)):
-            content = texts.add(message["content"])
+        rendered: list[Message] = []
+        last_user = max((n for n, m in enumerate(turns) if m.role == "user"), default=len(turns) - 1)
+        for n, (turn, extra) in enumerate(zip(turns, extras, strict=True)):
+            content = texts.add(turn.content)
             contents.append(content)
             if keys and n == last_user and not self.has_native_documents:
                 content = render_documents(keys, content)
-            if message.get("tool_calls"):  # many templates show the calls and not what is said beside them
-                content = content if message["content"] else ""
+            if turn.more.get("tool_calls"):  # many templates show the calls and not what is said beside them
+                content = content if turn.content else ""
                 contents[-1] = ""
-            rendered.append({"role": message["role"], "content": content, **extra})
+            rendered.append({"role": turn.role, "content": content, **extra})
         text, places = texts.fill(self._with_documents(rendered, keys, tools))
         _all_there("document", keys, places)
         _all_there("message", contents, places)
@@ -147,7 +147,7 @@ class PromptBuilder:
         spans = tuple(token_span(offsets, places[key][-1]) for key in keys)
         place = places[contents[last_user]][-1] if contents[last_user] else (0, 0)
         question = token_span(offsets, _within(text, place, query))
-        said = [c for c, m in zip(contents[:last_user], turns, strict=False) if c and m["role"] != "system"]
+        said = [c for c, m in zip(contents[:last_user], turns, strict=False) if c and m.role != "system"]
         history = tuple(token_span(offsets, places[c][-1]) for c in said)
         return Prompt(tuple(ids), spans, tuple(documents), question, history, text, offsets)
 
@@ -226,7 +226,7 @@ class PromptBuilder:
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
 
     def _with_documents(
-        self, messages: list[dict[str, Any]], keys: Sequence[str], tools: Sequence[Any], *, open_turn: bool = True
+        self, messages: Sequence[Message], keys: Sequence[str], tools: Sequence[object], *, open_turn: bool = True
     ) -> str:
         """Render, with `keys` where the template has its place for documents.
 
@@ -246,7 +246,13 @@ class PromptBuilder:
             pass
         return self._render(messages, second, tools, open_turn)
 
-    def _render(self, messages: list[dict[str, Any]], documents: Any, tools: Sequence[Any], open_turn: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        documents: Sequence[Mapping[str, str]] | None,
+        tools: Sequence[object],
+        open_turn: bool,
+    ) -> str:
         if self._template is None:
             return self._plain(messages, open_turn)
         try:
@@ -262,17 +268,18 @@ class PromptBuilder:
                     )
                 )
         except Exception as e:  # a template is a program of unknown making
-            roles = ", ".join(m["role"] for m in messages)
+            roles = ", ".join(str(m["role"]) for m in messages)
             raise SettingsError(
                 f"the tokenizer's chat template refuses a conversation of the roles [{roles}]: {e}; "
                 'change the messages (or, for FastMem, use template="prompt")'
             ) from e
 
-    def _plain(self, messages: list[dict[str, Any]], open_turn: bool) -> str:
+    def _plain(self, messages: Sequence[Message], open_turn: bool) -> str:
         bos = self.tokenizer.bos_token or ""
         if len(messages) == 1 and messages[0]["role"] != "user":
             return f"{bos}{messages[0]['content']}"
-        lines = [m["content"] if m["role"] in ("user", "system") else f"Answer: {m['content']}" for m in messages]
+        said = [(m["role"], str(m["content"])) for m in messages]
+        lines = [text if role in ("user", "system") else f"Answer: {text}" for role, text in said]
         return bos + "\n\n".join(lines) + ("\n\nAnswer:" if open_turn else "")
 
     def _encode(self, text: str, places: Mapping[str, Sequence[Span]]) -> tuple[list[int], list[Span]]:
@@ -330,20 +337,6 @@ class PromptBuilder:
         return list(encoded["input_ids"][skip:]), offsets
 
 
-def _checked(message: Message, position: int) -> dict[str, Any]:
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise SettingsError(
-            f"messages[{position}] needs `role` and `content` as strings, got role={role!r} and content of type "
-            f"{type(content).__name__}; write {{'role': 'user', 'content': '...'}}"
-        )
-    if role not in ROLES:
-        raise SettingsError(
-            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; say it as one of them"
-        )
-    return dict(message)
-
-
 def token_span(offsets: Sequence[Span], place: Span) -> Span:
     """Tokens that hold a character of [start, end); (0, 0) if the text is empty."""
     if place[0] == place[1]:
@@ -362,7 +355,7 @@ def _within(text: str, place: Span, query: str | None) -> Span:
     return (found, found + len(clean(query))) if query and query.strip() else place
 
 
-def _all_there(what: str, keys: Sequence[str], places: Mapping[str, Any]) -> None:
+def _all_there(what: str, keys: Sequence[str], places: Container[str]) -> None:
     if missing := [n for n, key in enumerate(keys, start=1) if key and key not in places]:
         raise SettingsError(
             f"the chat template dropped {what} {missing[0]} of {len(keys)}; put it into another message, or set "

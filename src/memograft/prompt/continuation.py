@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.messages import Message
 
 __all__ = ["continuation"]
 
 
 def continuation(
-    builder: PromptBuilder, messages: Sequence[Mapping[str, Any]], documents: Sequence[Document], answer: str
+    builder: PromptBuilder, messages: Sequence[Message], documents: Sequence[Document], answer: str
 ) -> tuple[Prompt, tuple[int, ...]]:
     """The open prompt, and the answer's token ids behind it, without what ends it.
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from memograft.errors import SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Fragments", "control_tokens", "lead"]
 
 _MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
 
-def control_tokens(tokenizer: Any, template: str) -> dict[str, int]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, int]:
     """Text -> id of every token that is more than text.
 
     These are the special ones, and of those added beside the vocabulary the ones that the chat template writes or that
@@ -56,7 +59,7 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().strip()
 
 
-def lead(tokenizer: Any) -> str:
+def lead(tokenizer: PreTrainedTokenizerBase) -> str:
     """A control token to put before a piece of text: one that leaves the space behind it alone."""
     tokens = tokenizer.added_tokens_decoder.values()
     return next((str(t.content) for t in tokens if t.special and not t.rstrip and not t.single_word), "")

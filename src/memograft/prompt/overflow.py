@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal, Protocol
 
 from memograft.documents import Document
 from memograft.errors import PromptTooLongError
-from memograft.prompt.builder import Message, Prompt, PromptBuilder
-from memograft.request import Request
+from memograft.prompt.builder import Prompt, PromptBuilder
+from memograft.prompt.messages import Message
 
-__all__ = ["Fitted", "fit"]
+__all__ = ["Asked", "Fitted", "fit"]
 
 _BORDER = 4  # tokens by which what follows the documents may change with the last of them
+
+
+class Length(Protocol):
+    """How long an answer may become; a `Sampling` is one."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens, at most."""
+        ...
+
+
+class Asked(Protocol):
+    """What a prompt is built from, but for the documents; a `Request` is one, of which this room knows nothing else."""
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """The conversation."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, object]]:
+        """What the model may call."""
+        ...
+
+    @property
+    def query(self) -> str | None:
+        """What the documents are judged by, where that is not the last message."""
+        ...
+
+    @property
+    def overflow(self) -> Literal["error", "drop", "truncate"]:
+        """What to do if the prompt is too long."""
+        ...
+
+    @property
+    def sampling(self) -> Length:
+        """How long the answer may become."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -24,7 +64,7 @@ class Fitted:
     truncated: tuple[Document, ...] = ()
 
 
-def fit(builder: PromptBuilder, request: Request, documents: tuple[Document, ...], window: int) -> Fitted:
+def fit(builder: PromptBuilder, request: Asked, documents: tuple[Document, ...], window: int) -> Fitted:
     """Build the request's prompt so that it leaves room for an answer in a window of `window` tokens.
 
     "drop" leaves out whole documents, the last (lowest-ranked) first; "truncate" cuts the end of the last one instead,

@@ -61,7 +61,7 @@ class Texts:
         return "".join(parts), places
 
 
-def strings(value: Any, depth: int = 0) -> Iterator[str]:
+def strings(value: object, depth: int = 0) -> Iterator[str]:
     """The strings of a nested value, keys too.
 
     Raises:
@@ -88,7 +88,7 @@ def strings(value: Any, depth: int = 0) -> Iterator[str]:
         raise _not_json(value)
 
 
-def _not_json(value: Any) -> SettingsError:
+def _not_json(value: object) -> SettingsError:
     return SettingsError(
         "tools and messages may hold what JSON can (text, numbers, booleans, None, lists, and mappings of text), got "
         f"{type(value).__name__}; convert it"

@@ -12,12 +12,11 @@ constant, which fits the scale of one model's states only, and has no gate.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.rtd.files import Entries
+from memograft.rtd.told import Calibration
 
 __all__ = ["calibrate"]
 
@@ -28,7 +27,7 @@ _ROUNDING = 1e-4  # of a squared norm: states of bfloat16 differ by that much
 _GRID = 2.0 ** np.arange(-8, 5, 0.5)  # times the median distance to the nearest
 
 
-def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> dict[str, Any]:
+def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> Calibration:
     """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": entries looked at}.
 
     Empty where there are no entries. States that come out of a batch of another size differ by rounding, so no gate is
@@ -71,7 +70,7 @@ def _answers(entries: Entries) -> NDArray[np.int32]:
     return found
 
 
-def _temperature(distances: NDArray[Any], same: NDArray[np.bool_], frequency: NDArray[Any]) -> float:
+def _temperature(distances: NDArray[np.float64], same: NDArray[np.bool_], frequency: NDArray[np.float64]) -> float:
     """The T of the grid under which the datastore's own tokens are likeliest."""
     scale = float(np.median(distances[:, 0])) or float(distances[np.isfinite(distances)].mean()) or 1.0
 

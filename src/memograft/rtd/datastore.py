@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,9 @@ from memograft.rtd.keys import check_place, learn
 from memograft.rtd.sources import Sources
 from memograft.rtd.temporary import goes_with, new_folder
 from memograft.rtd.verify import inspected
-from memograft.serving.process import OfOneProcess
+from memograft.serving.host import Host
 from memograft.storage.locks import ReadWriteLock, WriterLock
+from memograft.storage.process import OfOneProcess
 
 __all__ = ["Datastore"]
 
@@ -71,7 +71,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     @classmethod
     def build(
         cls,
-        engine: Any,
+        engine: Host,
         examples: Iterable[object],
         *,
         path: str | Path | None = None,
@@ -168,7 +168,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
 
     def add(
         self,
-        engine: Any,
+        engine: Host,
         examples: Iterable[object],
         *,
         stride: int | None = None,
@@ -187,7 +187,9 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self.check(engine.fingerprint)
             return self._add(engine, examples, stride, batch_size, progress)
 
-    def _add(self, engine: Any, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool) -> int:
+    def _add(
+        self, engine: Host, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool
+    ) -> int:
         queue, added, last = self._new(checked(examples)), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
         try:
@@ -249,7 +251,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                 dead = self._dead if self._dead is not None else np.zeros(self.header.entries, bool)
                 changes = self._files.rewrite(~dead)
                 with self._lock.writing():
-                    self._files.commit(**changes, indexes={})
+                    self._files.commit(**changes)
                     self._dead, self._indexes = self._find_dead(), {}
             self._finish(progress)
 

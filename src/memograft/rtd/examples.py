@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from memograft.documents import Document, as_documents
 from memograft.errors import PromptTooLongError, SettingsError
 from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
+from memograft.prompt.messages import Message
 from memograft.request import Source
 
-__all__ = ["Example", "Learned", "alike", "checked", "encode", "source_line", "turns"]
+__all__ = ["Example", "Learned", "alike", "as_example", "checked", "encode", "source_line", "turns"]
 
 _SHOWN = 60  # characters of a prompt in an error
 _AHEAD = 8  # batches that are sorted by length together, so that little is padded
@@ -36,7 +36,7 @@ class Example:
     """
 
     source: Source
-    messages: tuple[Mapping[str, Any], ...] = ()
+    messages: tuple[Message, ...] = ()
     documents: tuple[Document, ...] = ()
 
     @property
@@ -110,10 +110,10 @@ def as_example(item: object, number: int) -> Example:
     return Example(Source(id, text, prompt, dict(metadata)), tuple(dict(m) for m in messages), documents)
 
 
-def turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[list[Mapping[str, Any]], str]]:
+def turns(messages: Sequence[Message]) -> list[tuple[list[Message], str]]:
     """A conversation -> (messages before, answer) of every turn in which the assistant said something."""
     return [
-        (list(messages[:n]), message["content"])
+        (list(messages[:n]), str(message["content"]))
         for n, message in enumerate(messages)
         if n and message.get("role") == "assistant" and str(message.get("content") or "").strip()
     ]

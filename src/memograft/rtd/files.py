@@ -21,17 +21,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import ModelMismatchError, StoreCorruptError, StoreError
+from memograft.rtd.told import Calibration, IndexFiles
 from memograft.storage.disk import SEAL, is_sealed, sealed, sync
 
 __all__ = [
     "HEADER",
     "SOURCES",
+    "Changes",
     "Entries",
     "Files",
     "Header",
@@ -48,7 +50,7 @@ Place = Literal["ffn_input", "head_input"]
 
 HEADER, SOURCES, _LINES = "header.json", "sources.jsonl", "lines"
 _FORMAT = 1
-_ARRAYS: dict[str, tuple[str, Any]] = {
+_ARRAYS: dict[str, tuple[str, np.dtype[np.generic]]] = {
     "keys": ("f32", np.dtype("<f4")),
     "values": ("i32", np.dtype("<i4")),
     "sources": ("i32", np.dtype("<i4")),
@@ -97,11 +99,22 @@ class Header:
     sources_bytes: int = 0
     deleted: tuple[int, ...] = ()
     generation: int = 0
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    indexes: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    indexes: Mapping[str, IndexFiles] = field(default_factory=dict)
     checksums: Mapping[str, int] | None = field(default_factory=lambda: dict.fromkeys((*_ARRAYS, _LINES), 0))
     dtype: str = "float32"
     format: int = _FORMAT
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a header that change by themselves, not by what is appended."""
+
+    entries: int
+    deleted: tuple[int, ...]
+    generation: int
+    calibration: Calibration
+    indexes: Mapping[str, IndexFiles]
+    checksums: Mapping[str, int]
 
 
 def read_header(folder: Path) -> Header | None:
@@ -217,7 +230,7 @@ class Files:
         )
         self._whole = self._pending
 
-    def commit(self, **changes: Any) -> None:
+    def commit(self, **changes: Unpack[Changes]) -> None:
         """Make what was appended count, and change these fields of the header; when it returns it is on the disk.
 
         Raises:
@@ -238,7 +251,7 @@ class Files:
         if remap:
             self.entries = self._map()
 
-    def rewrite(self, alive: NDArray[np.bool_], rows: int = 65_536) -> dict[str, Any]:
+    def rewrite(self, alive: NDArray[np.bool_], rows: int = 65_536) -> Changes:
         """Copy the entries that are alive (N,) into files of the next generation, which count once `commit` is told.
 
         Returns:
@@ -249,7 +262,7 @@ class Files:
         """
         for name in _ARRAYS:
             self.compare(name)
-        changes: dict[str, Any] = {"generation": self.header.generation + 1, "entries": int(alive.sum())}
+        changes: Changes = {"generation": self.header.generation + 1, "entries": int(alive.sum())}
         sums = {_LINES: zlib.crc32(b"".join(line + b"\n" for line in self.source_lines()))}
         with self._writing():
             names = self.names(replace(self.header, **changes))
@@ -260,7 +273,7 @@ class Files:
                         data = array[start : start + rows][alive[start : start + rows]].tobytes()
                         sums[name] = zlib.crc32(data, sums[name])
                         stream.write(data)
-        return {**changes, "checksums": sums}
+        return {**changes, "checksums": sums, "indexes": {}}
 
     def clean(self) -> None:
         """Remove what earlier generations, earlier indexes and crashes left."""

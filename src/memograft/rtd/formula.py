@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memograft.decoding.batch_processor import BatchProcessor, Moved, nothing
+from memograft.decoding.sampling import is_number
 from memograft.errors import SettingsError
 from memograft.request import Source
 from memograft.rtd.datastore import Datastore
-from memograft.serving.shared import shared_datastore
+from memograft.rtd.shared import shared_datastore
 
 __all__ = ["Rtd", "agreed", "as_rtd", "merged", "neighbour_weights"]
 
@@ -73,9 +74,9 @@ class Rtd(BatchProcessor):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; leave it out")
-        if self.temperature != "auto" and not (_number(self.temperature) and 0 < self.temperature < math.inf):
+        if self.temperature != "auto" and not (is_number(self.temperature) and 0 < self.temperature < math.inf):
             raise SettingsError(f'`temperature` must be above 0, or "auto", got {self.temperature!r}')
-        if not (_number(self.weight) and 0 <= self.weight <= 1):
+        if not (is_number(self.weight) and 0 <= self.weight <= 1):
             raise SettingsError(f"`weight` must be between 0 and 1, got {self.weight!r}; 0.3 is the default")
         if self.gate not in ("auto", None):
             raise SettingsError(f'`gate` must be "auto", or None to move every token, got {self.gate!r}')
@@ -96,6 +97,10 @@ class Rtd(BatchProcessor):
     def source(self, number: int) -> Source:
         """The datastore's source of that number."""
         return self.datastore.source(number)
+
+    def alone(self) -> Rtd:
+        """The datastore's entries only: at weight 1, and where nothing near is found too."""
+        return replace(self, weight=1.0, gate=None)
 
     def __call__(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Callable[[NDArray[np.int64]], Moved]]:
         """(G, D), (G, V) -> (G, V) log-probabilities, but logits as they were where the gate is shut."""
@@ -138,7 +143,7 @@ def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
     )
 
 
-def agreed(distances: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.bool_]:
+def agreed(distances: NDArray[np.float64], values: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Squared distances and tokens (G, H, K) -> (G,): in half of the heads or more, what is nearest is so clearly.
 
     That is: at most `_CLEAR` of the squared distance to the nearest of the K that says something else.
@@ -147,7 +152,7 @@ def agreed(distances: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.b
     return np.asarray((distances[..., 0] <= _CLEAR * otherwise).mean(1) >= 0.5)
 
 
-def neighbour_weights(distances: NDArray[Any], t: float, distance: str) -> NDArray[np.float64]:
+def neighbour_weights(distances: NDArray[np.float64], t: float, distance: str) -> NDArray[np.float64]:
     """Squared distances between slices (G, H, K) -> weights (G, H, K), which sum to 1 over H and K. Steps 1 and 2."""
     heads = distances.shape[1]
     d = distances * heads
@@ -156,7 +161,7 @@ def neighbour_weights(distances: NDArray[Any], t: float, distance: str) -> NDArr
     return np.asarray(w / w.sum(-1, keepdims=True).clip(min=np.finfo(np.float64).tiny) / heads)
 
 
-def merged(w: NDArray[np.float64], values: NDArray[Any], logits: Tensor, weight: float) -> Tensor:
+def merged(w: NDArray[np.float64], values: NDArray[np.integer], logits: Tensor, weight: float) -> Tensor:
     """Weights and tokens of entries (G, H, K), logits (G, V) -> log p (G, V). Steps 3 and 4."""
     tokens = torch.from_numpy(values.astype(np.int64)).flatten(1).to(logits.device)
     votes = torch.from_numpy(w.astype(np.float32)).flatten(1).to(logits.device)
@@ -164,7 +169,3 @@ def merged(w: NDArray[np.float64], values: NDArray[Any], logits: Tensor, weight:
     p = logits.log_softmax(-1).add_(math.log(max(1 - weight, _LEAST)))
     # Only where an entry voted: logarithms of a whole vocabulary take longer than the search.
     return p.scatter_(1, tokens, torch.logaddexp((weight * r).log(), p.gather(1, tokens)))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,9 +10,10 @@ came after an index was trained are compared one by one. Knows nothing of models
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from types import ModuleType
+from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from memograft.errors import SettingsError, StoreCorruptError, StoreError
 from memograft.passages.progress import progress_bar
 from memograft.rtd.files import Files, IndexKind
+from memograft.rtd.told import IndexFile, IndexFiles
 from memograft.storage.disk import crc32
 
 __all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_index", "misfits", "train"]
@@ -33,6 +35,20 @@ _AT_ONCE = 16  # queries: from 20 on FAISS multiplies matrices, whose rounding d
 _ROWS = 16_384  # keys per step wherever many are read
 _ENDS = 1 << 20
 _UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
+
+
+class FaissIndex(Protocol):
+    """What is used of a FAISS index, whatever its kind."""
+
+    def train(self, vectors: FloatArray, /) -> None:
+        """Learn from (n, d) what the vectors are like."""
+
+    def add(self, vectors: FloatArray, /) -> None:
+        """Take (n, d) in, behind those that are there."""
+
+    def search(self, queries: FloatArray, k: int, /, *, params: object) -> tuple[FloatArray, NDArray[np.int64]]:
+        """(G, d) -> squared distances and numbers (G, k), -1 where there are fewer."""
+        ...
 
 
 class Nearest(NamedTuple):
@@ -92,7 +108,7 @@ class KeyIndex:
     """
 
     def __init__(
-        self, keys: FloatArray, kind: IndexKind, heads: int = 1, trained: Sequence[Any] = (), covered: int = 0
+        self, keys: FloatArray, kind: IndexKind, heads: int = 1, trained: Sequence[FaissIndex] = (), covered: int = 0
     ) -> None:
         count, dimension = keys.shape
         self.heads, self.covered, self._kind = heads, covered if trained else 0, kind
@@ -120,7 +136,9 @@ class KeyIndex:
         ids[np.isinf(distances)] = -1
         return Nearest(ids, distances, self._closest(queries, ids, distances))
 
-    def _closest(self, queries: FloatArray, ids: NDArray[Any], distances: NDArray[Any]) -> NDArray[np.float64]:
+    def _closest(
+        self, queries: FloatArray, ids: NDArray[np.int64], distances: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         if self.heads == 1:
             return np.asarray(distances[:, 0, 0])
         whole = ((self._keys[ids[:, :, 0].clip(0)].astype(np.float64) - queries[:, None]) ** 2).sum(-1)
@@ -140,7 +158,7 @@ class KeyIndex:
             parts.append(np.concatenate(found, 1))
         return np.concatenate(parts)
 
-    def _parameters(self, head: int, k: int, dead: NDArray[np.bool_] | None) -> Any:
+    def _parameters(self, head: int, k: int, dead: NDArray[np.bool_] | None) -> object:
         faiss, index = _faiss(), self._trained[head]
         selector = None if dead is None else _alive(dead[: self.covered])
         if isinstance(index, faiss.IndexHNSW):
@@ -161,7 +179,7 @@ def make_index(files: Files, heads: int, *, read_only: bool, progress: bool) -> 
     header, keys, folder = files.header, files.entries.keys, files.folder
     if header.dimension % heads:
         raise SettingsError(f"`heads` must divide D={header.dimension}, got {heads}; 1 compares whole states")
-    made = header.indexes.get(str(heads), {"entries": 0, "files": []})
+    made = header.indexes.get(str(heads), IndexFiles(entries=0, files=[]))
     behind = len(keys) - made["entries"] > _UNINDEXED * len(keys)
     if not read_only and (behind or misfits(made, folder)):
         try:
@@ -177,7 +195,9 @@ def make_index(files: Files, heads: int, *, read_only: bool, progress: bool) -> 
     return KeyIndex(keys, header.index, heads, load(made, folder), made["entries"])
 
 
-def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generation: int, progress: bool) -> Any:
+def train(
+    keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generation: int, progress: bool
+) -> IndexFiles | None:
     """Build an index per head over all of `keys`, write each, and return what the header says of them.
 
     Returns None where it is not worth it: "flat", or too few entries.
@@ -187,7 +207,7 @@ def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generatio
     """
     if kind == "flat" or len(keys) < _LEAST[kind]:
         return None
-    faiss, files = _faiss(), []
+    faiss, files = _faiss(), list[IndexFile]()
     count, dimension = keys.shape
     slices = keys.reshape(count, heads, -1)
     sample = slice(None, None, max(1, count // 100_000))
@@ -207,12 +227,12 @@ def train(keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generatio
                 draft.replace(file)
             finally:
                 draft.unlink(missing_ok=True)
-            sums = {"crc32": _checksum(file), "crc32_whole": crc32(file)}
-            files.append({"name": file.name, "bytes": file.stat().st_size, **sums})
+            size = file.stat().st_size
+            files.append({"name": file.name, "bytes": size, "crc32": _checksum(file), "crc32_whole": crc32(file)})
     return {"entries": count, "files": files}
 
 
-def load(made: Mapping[str, Any], folder: Path) -> list[Any]:
+def load(made: IndexFiles, folder: Path) -> list[FaissIndex]:
     """Map the indexes that `train` has written.
 
     Raises:
@@ -225,7 +245,7 @@ def load(made: Mapping[str, Any], folder: Path) -> list[Any]:
     return [faiss.read_index(str(folder / about["name"]), faiss.IO_FLAG_MMAP_IFC) for about in made["files"]]
 
 
-def misfits(made: Mapping[str, Any], folder: Path, *, whole: bool = False) -> dict[Path, str]:
+def misfits(made: IndexFiles, folder: Path, *, whole: bool = False) -> dict[Path, str]:
     """The files of an index that are not what the header says, and the sentence that says so; by their ends, or all."""
     found = {}
     for about in made["files"]:
@@ -239,17 +259,20 @@ def misfits(made: Mapping[str, Any], folder: Path, *, whole: bool = False) -> di
     return found
 
 
-def _new(kind: IndexKind, dimension: int, count: int) -> Any:
+def _new(kind: IndexKind, dimension: int, count: int) -> FaissIndex:
     faiss = _faiss()
+    index: FaissIndex
     if kind == "sq8":
-        return faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit)
-    if kind == "hnsw":  # a graph over 8-bit codes: the keys themselves are at hand
-        index = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_8bit, 32)
-        index.hnsw.efConstruction = 100
-        return index
-    codes = next(m for m in range(max(1, dimension // 8), 0, -1) if dimension % m == 0)
-    lists = max(1, min(int(count**0.5), count // 39))
-    return faiss.IndexIVFPQ(faiss.IndexFlatL2(dimension), dimension, lists, codes, 8)
+        index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit)
+    elif kind == "hnsw":  # a graph over 8-bit codes: the keys themselves are at hand
+        graph = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_8bit, 32)
+        graph.hnsw.efConstruction = 100
+        index = graph
+    else:
+        codes = next(m for m in range(max(1, dimension // 8), 0, -1) if dimension % m == 0)
+        lists = max(1, min(int(count**0.5), count // 39))
+        index = faiss.IndexIVFPQ(faiss.IndexFlatL2(dimension), dimension, lists, codes, 8)
+    return index
 
 
 def _exact(queries: FloatArray, keys: FloatArray, k: int, dead: NDArray[np.bool_] | None) -> NDArray[np.int64]:
@@ -264,7 +287,7 @@ def _exact(queries: FloatArray, keys: FloatArray, k: int, dead: NDArray[np.bool_
     return ids
 
 
-def _alive(dead: NDArray[np.bool_]) -> Any:
+def _alive(dead: NDArray[np.bool_]) -> object:
     """A FAISS selector of what is not dead."""
     packed = np.packbits(~dead, bitorder="little")
     selector = _faiss().IDSelectorBitmap(packed)
@@ -280,8 +303,8 @@ def _checksum(file: Path) -> int:
         return zlib.crc32(stream.read(_ENDS), first)
 
 
-def _faiss() -> Any:
-    """Import FAISS when it is first needed. Untyped on purpose: the stubs it ships do not know half of it."""
+def _faiss() -> ModuleType:
+    """Import FAISS when it is first needed. A module of any kind: the stubs it ships do not know half of it."""
     import faiss
 
     return faiss

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from functools import partial
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from memograft.model.prefill import prefill
 from memograft.prompt.builder import PromptBuilder
 from memograft.rtd.examples import Example, Learned, encode
 from memograft.rtd.files import Entries, Place
+from memograft.serving.host import Host
 
 __all__ = ["Place", "check_place", "hidden_states", "learn"]
 
@@ -44,8 +46,12 @@ def hidden_states(backbone: Backbone, batch: Sequence[Learned], place: Place) ->
     return states.float().cpu().numpy()
 
 
+def _states(batch: Sequence[Learned], place: Place, backbone: Backbone, _: PromptBuilder) -> NDArray[np.float32]:
+    return hidden_states(backbone, batch, place)
+
+
 def learn(
-    engine: Any, examples: Sequence[Example], place: Place, stride: int | None, batch_size: int
+    engine: Host, examples: Sequence[Example], place: Place, stride: int | None, batch_size: int
 ) -> Iterator[Entries]:
     """The entries of whole examples, a batch of sequences after the other; sources are numbered from 0."""
 
@@ -54,11 +60,11 @@ def learn(
         window = engine.max_length
         return [(n, part) for n, e in enumerate(examples) for part in encode(builder, e, ends, window, stride)]
 
-    parts: list[tuple[int, Learned]] = engine._with_model(encoded)
+    parts = engine.with_model(encoded)
     for start in range(0, len(parts), batch_size):
         batch = parts[start : start + batch_size]
         sequences = [part for _, part in batch]
-        keys = engine._with_model(lambda backbone, _, these=sequences: hidden_states(backbone, these, place))
+        keys = engine.with_model(partial(_states, sequences, place))
         counts = [len(part.ids) - part.first for part in sequences]
         places = [np.arange(part.position, part.position + len(part.ids) - part.first) for part in sequences]
         yield Entries(

@@ -9,7 +9,6 @@ import tempfile
 import threading
 import weakref
 from pathlib import Path
-from typing import Any
 
 __all__ = ["goes_with", "new_folder"]
 
@@ -19,7 +18,7 @@ def new_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="memograft-"))
 
 
-def goes_with(owner: object, folder: Path) -> weakref.finalize[Any, Any]:
+def goes_with(owner: object, folder: Path) -> weakref.finalize[[Path, int], object]:
     """Delete the folder with its owner, at the interpreter's exit, or when this is called; not in a forked child."""
     return weakref.finalize(owner, _remove, folder, os.getpid())
 

@@ -12,6 +12,7 @@ import torch
 from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.cad import Cad
 from memograft.decoding.json_schema import JsonSchema
+from memograft.decoding.processor import Processor
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import EngineClosedError, SettingsError
@@ -20,12 +21,12 @@ from memograft.memory.handle import MemoryHandle
 from memograft.model.backbone import Backbone
 from memograft.prompt.builder import Prompt, PromptBuilder
 from memograft.prompt.overflow import Fitted, fit
-from memograft.prompt.tokens import Tokens
 from memograft.request import Request, Sampling
+from memograft.serving.tokens import Tokens
 
 __all__ = ["Documents", "Work", "as_request", "check", "check_fork", "resolved"]
 
-Documents = Iterable[Document | str | Mapping[str, Any]]
+Documents = Iterable[Document | str | Mapping[str, object]]
 
 
 class Work:
@@ -69,9 +70,9 @@ class Work:
             self.max_new_tokens = self.tap.length(self.max_new_tokens)
 
     @property
-    def processors(self) -> list[Any]:
+    def processors(self) -> list[Processor]:
         """The request's own, and the JSON that it asks for, which has the last word; the batch processor is apart."""
-        own = [p for p in self.request.processors if not isinstance(p, BatchProcessor | Cad)]
+        own = [p for p in self.request.processors if isinstance(p, Processor) and not isinstance(p, BatchProcessor)]
         return [*own, *(last for last in (self.json, self.tap) if last is not None)]
 
     @property
@@ -108,7 +109,11 @@ class Work:
 
 
 def as_request(
-    question: str | Request, documents: Documents, memory: Any, sampling: Sampling | None, options: Mapping[str, Any]
+    question: str | Request,
+    documents: Documents,
+    memory: Memory | MemoryHandle | None,
+    sampling: Sampling | None,
+    options: Mapping[str, Any],
 ) -> Request:
     """What `answer` is called with -> the request it means."""
     if not isinstance(question, Request):
@@ -118,7 +123,7 @@ def as_request(
     return question
 
 
-def resolved(request: Request, own: Mapping[str, Any]) -> Request:
+def resolved(request: Request, own: Mapping[str, object]) -> Request:
     """The request with values for what its memory's settings leave to the model; see `Memory.resolved`.
 
     Raises:
@@ -149,6 +154,12 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
         raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")
     if len(alphas := [p.alpha for p in request.processors if isinstance(p, Cad)]) > 1:
         raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
+    for n, other in enumerate(request.processors):
+        if not isinstance(other, Processor | Cad):
+            raise SettingsError(
+                f"`processors` may hold transformers' LogitsProcessors, Rtd(...) and Cad(...), got {other!r:.80} in "
+                f"place {n}; pass an instance of one of them"
+            )
     for processor in batch:
         processor.check(fingerprint)
 

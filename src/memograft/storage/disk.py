@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from memograft.errors import MemograftError, StoreCorruptError
 
@@ -77,17 +76,17 @@ def crc32(file: Path, size: int | None = None) -> int:
     return checksum
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(values: Mapping[str, object]) -> dict[str, object]:
     """JSON values and, under `SEAL`, their digest."""
     return {**values, SEAL: _digest(values)}
 
 
-def is_sealed(values: Mapping[str, Any]) -> bool:
+def is_sealed(values: Mapping[str, object]) -> bool:
     """Whether what was read is what `sealed` returned."""
     return bool(_digest(values) == values.get(SEAL))
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def _digest(values: Mapping[str, object]) -> str:
     as_read = json.loads(json.dumps(values))  # without tuples, and with strings for keys
     as_read.pop(SEAL, None)
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from memograft.documents import Document
 from memograft.evaluation.items import Task
@@ -68,7 +67,7 @@ class Asked:
 
 def document(text: str, title: str = "") -> Document:
     """A page, with its title beside it, which the model is not shown."""
-    about: Mapping[str, Any] = {"title": title} if title else {}
+    about: Mapping[str, object] = {"title": title} if title else {}
     return Document(text, metadata=about)
 
 

@@ -7,7 +7,6 @@ The official file, {"_id", "question", "answer", "type", "context": [[title, [se
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from memograft.documents import Document
 from memograft.evaluation.entry import Entry, named
@@ -36,7 +35,7 @@ def read(entries: Iterable[Entry]) -> Iterator[Asked]:
 
 
 def _pages(entry: Entry) -> tuple[Document, ...]:
-    value: Any = entry.value("context")
+    value = entry.value("context")
     try:
         if isinstance(value, dict):
             value = list(zip(value["title"], value["sentences"], strict=True))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import string
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from memograft.evaluation.entry import Entry, named
 from memograft.evaluation.readers.asked import Asked, document
@@ -48,7 +47,7 @@ def read(entries: Iterable[Entry]) -> Iterator[Asked]:
 
 def _classes(entry: Entry) -> tuple[str, str]:
     """Both candidates without the full stop at their end."""
-    value: Any = entry.value("classes")
+    value = entry.value("classes")
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)

@@ -8,7 +8,6 @@ of 2.0 that their paragraph does not answer are skipped: there is nothing that a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from memograft.evaluation.entry import Entry, named
 from memograft.evaluation.readers.asked import Asked, document
@@ -49,7 +48,7 @@ def _asked(entry: Entry, context: str, title: str) -> Asked:
 
 def _answers(entry: Entry) -> tuple[str, ...]:
     """Of the file a list of {"text"}, of the hub's rows {"text": list}."""
-    value: Any = entry.value("answers")
+    value = entry.value("answers")
     if isinstance(value, dict):
         return Entry(entry.file, f"{entry.place}, answers", value).texts("text")
     if not isinstance(value, list):

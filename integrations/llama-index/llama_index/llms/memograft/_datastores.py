@@ -51,8 +51,8 @@ def opened(value: Any) -> Rtd | None:
     """
     if checked(value) is None:
         return None
+    from memograft import shared_datastore
     from memograft.rtd.formula import Rtd, as_rtd
-    from memograft.serving.shared import shared_datastore
 
     if isinstance(value, Mapping):
         return Rtd(**{**value, "datastore": shared_datastore(value["datastore"])})

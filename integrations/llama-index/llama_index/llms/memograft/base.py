@@ -38,8 +38,8 @@ from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import completion_response
+from memograft import shared_engine
 from memograft.request import Sampling
-from memograft.serving.shared import shared_engine
 
 if TYPE_CHECKING:
     from memograft.documents import Document
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from memograft.memory.handle import MemoryHandle
     from memograft.rtd.datastore import Datastore
     from memograft.rtd.files import IndexKind, Place
-    from memograft.rtd.formula import Rtd
 
 __all__ = ["Memograft"]
 
@@ -110,7 +109,7 @@ class Memograft(FunctionCalling):
 
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
-    _held: tuple[Rtd, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
+    _held: tuple[object, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
 
     @classmethod
     def from_engine(cls, engine: Engine, **settings: Any) -> Self:

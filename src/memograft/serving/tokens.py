@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from memograft.errors import SettingsError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from memograft.decoding.json_schema import JsonSchema, Vocabulary
 
 __all__ = ["Tokens"]
@@ -28,12 +30,12 @@ class Tokens:
         eos: ids of the tokens that end an answer.
     """
 
-    def __init__(self, tokenizer: Any, size: int, eos: Sequence[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, eos: Sequence[int]) -> None:
         self._source, self._size, self._eos = tokenizer, size, list(eos)
         self._lock = threading.Lock()
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         return copy.deepcopy(self._source)
 
     @cached_property
@@ -67,7 +69,7 @@ class Tokens:
             raise SettingsError(f"`response_template` must give a mapping, got {type(parsed).__name__}; mend it")
         return dict(parsed)
 
-    def json(self, schema: Mapping[str, Any]) -> JsonSchema:
+    def json(self, schema: Mapping[str, object]) -> JsonSchema:
         """A processor for one answer; see `JsonSchema` for what it raises."""
         from memograft.decoding.json_schema import JsonSchema
 

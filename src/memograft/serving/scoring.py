@@ -10,19 +10,25 @@ favoured; `rotations` makes the examples of a datastore in the same form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.tap import Tap
 from memograft.documents import as_documents
 from memograft.errors import SettingsError
+from memograft.memory.base import Memory
+from memograft.memory.handle import MemoryHandle
+from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
+from memograft.prompt.messages import Message
 from memograft.request import Request
-from memograft.rtd.formula import Rtd
+from memograft.serving.host import Host
+from memograft.serving.work import Documents
 
 __all__ = ["Choice", "choose", "logprobs_of", "rotations"]
 
@@ -36,7 +42,7 @@ class Choice:
     Attributes:
         best: the option with the highest score, the first of equals.
         index: its place among the options.
-        scores: one for each option; see `memograft.decoding.scoring`.
+        scores: one for each option; see `memograft.serving.scoring`.
     """
 
     best: str
@@ -55,20 +61,20 @@ def rotations(question: str, options: Sequence[str], answer: str) -> list[tuple[
 
 
 def choose(
-    engine: Any,
+    engine: Host,
     question: str,
     options: Sequence[str],
-    documents: Iterable[Any] = (),
+    documents: Documents = (),
     *,
-    memory: Any = None,
-    processors: Sequence[Any] = (),
-    messages: Sequence[Mapping[str, Any]] = (),
+    memory: Memory | MemoryHandle | None = None,
+    processors: Sequence[object] = (),
+    messages: Sequence[Message] = (),
     by: Literal["likelihood", "rtd", "both"] = "likelihood",
 ) -> Choice:
     """Score every option, all of them in one batch (of the engine's `max_batch` at most).
 
     Args:
-        engine: an `Engine`.
+        engine: who has the model.
         question: what is asked, without the options.
         options: the answers to choose from.
         documents: as of a request; so are `memory` and `processors`.
@@ -101,40 +107,38 @@ def logprobs_of(tap: Tap) -> Tensor:
     return tap.first.clone()
 
 
-def _likelihood(engine: Any, request: Request, options: Sequence[str]) -> Tensor:
+def _likelihood(engine: Host, request: Request, options: Sequence[str]) -> Tensor:
     """(O,) mean log-probability of each option's tokens."""
     tokens = _tokens(engine, request, options)
-    taps = engine._tapped([request] * len(options), [Tap(ids) for ids in tokens])
+    taps = engine.tapped([request] * len(options), [Tap(ids) for ids in tokens])
     return torch.tensor([sum(tap.chances) / len(tap.chances) for tap in taps], dtype=torch.float64)
 
 
-def _by_datastore(engine: Any, request: Request, options: Sequence[str]) -> Tensor:
+def _by_datastore(engine: Host, request: Request, options: Sequence[str]) -> Tensor:
     """(O,) mean over the rotations of log r of each option's label."""
-    rtd = next((p for p in request.processors if isinstance(p, Rtd)), None)
-    if rtd is None:
+    steering = next((p for p in request.processors if isinstance(p, BatchProcessor)), None)
+    if steering is None:
         raise SettingsError(
             '`by="rtd"` needs an Rtd among the `processors`, got none; pass processors=[Rtd(datastore)]'
         )
-    alone = replace(rtd, weight=1.0, gate=None)
     count, (*before, last) = len(options), request.messages
     asked = [
-        replace(request, messages=(*before, {**last, "content": listed}), processors=(alone,))
-        for listed in _listings(last["content"], options)
+        replace(request, messages=(*before, {**last, "content": listed}), processors=(steering.alone(),))
+        for listed in _listings(str(last["content"]), options)
     ]
     labels = [ids[0] for ids in _tokens(engine, asked[0], _LABELS[:count])]
     if len(set(labels)) < count:
         raise SettingsError("the tokenizer has no token of its own for each label; choose by likelihood instead")
-    taps = engine._tapped(asked, [Tap() for _ in asked])
+    taps = engine.tapped(asked, [Tap() for _ in asked])
     found = torch.stack([logprobs_of(tap)[labels] for tap in taps]).double()  # (rotation, label)
     return torch.stack([found[turn].roll(turn) for turn in range(count)]).mean(0)
 
 
-def _tokens(engine: Any, request: Request, answers: Sequence[str]) -> list[tuple[int, ...]]:
-    def encoded(_: Any, builder: Any) -> list[tuple[int, ...]]:
+def _tokens(engine: Host, request: Request, answers: Sequence[str]) -> list[tuple[int, ...]]:
+    def encoded(_: object, builder: PromptBuilder) -> list[tuple[int, ...]]:
         return [continuation(builder, request.messages, as_documents(request.documents), a)[1] for a in answers]
 
-    tokens: list[tuple[int, ...]] = engine._with_model(encoded)
-    return tokens
+    return engine.with_model(encoded)
 
 
 def _listings(question: str, options: Sequence[str]) -> list[str]:

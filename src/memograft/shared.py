@@ -1,5 +1,6 @@
-"""One engine for everybody in the process who wants the same model with the same settings, one datastore for those who
-read the same folder. Knows no framework.
+"""One engine for everybody in the process who wants the same model with the same settings. Knows no framework.
+
+It stands above the engine: no room of the core may import it, and importing it loads no torch.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import memograft
-
 if TYPE_CHECKING:
-    from memograft import Datastore, Engine
+    from memograft.engine import Engine
 
-__all__ = ["shared_datastore", "shared_engine"]
+__all__ = ["shared_engine"]
 
 _engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
-_datastores: weakref.WeakValueDictionary[Path, Datastore] = weakref.WeakValueDictionary()
 _loading: dict[str, threading.Lock] = {}
 _lock = threading.Lock()
 
@@ -35,30 +33,16 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
         >>> shared_engine("tiny") is shared_engine("tiny")
         True
     """
+    from memograft.engine import Engine
+
     key = _key(model, settings)
     with _lock:
         loading = _loading.setdefault(key, threading.Lock())
     with loading:  # several threads that want one model load it once; those that want another do not wait
         engine = _engines.get(key)
         if engine is None or engine.closed:
-            engine = _engines[key] = memograft.Engine.from_pretrained(model, **settings)
+            engine = _engines[key] = Engine.from_pretrained(model, **settings)
         return engine
-
-
-def shared_datastore(path: str | Path) -> Datastore:
-    """The datastore in a folder, open for reading, for as long as it is held; opened anew once somebody has changed it.
-
-    Raises:
-        StoreError: there is none; and see `Datastore.open`.
-    """
-    from memograft.rtd.files import read_header
-
-    folder = Path(path).resolve()
-    with _lock:
-        datastore = _datastores.get(folder)
-        if datastore is None or datastore.header != read_header(folder):
-            datastore = _datastores[folder] = memograft.Datastore.open(folder, read_only=True)
-        return datastore
 
 
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
