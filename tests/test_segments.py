@@ -16,7 +16,7 @@ from memograft.decoding.loop import Row, decode
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.model import prefill as module
 from memograft.model.backbone import Backbone, cache_name
-from memograft.model.kv import Prefill, Segment
+from memograft.model.kv import Prefill, Segment, pairs
 from memograft.model.prefill import prefill, prefill_behind, prefill_segment
 from memograft.request import Sampling
 from test_prefill import close, next_logits, prompts
@@ -215,6 +215,14 @@ def test_a_segment_without_tokens_counts_its_bytes() -> None:
     whole = prefill_segment(parts_of("llama"), HEADS[0])
     assert whole.x is not None
     assert replace(whole, ids=(), x=None, residual=None).nbytes == whole.nbytes - 2 * whole.x.nbytes
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_segment_keeps_no_more_than_its_bytes(family: str) -> None:
+    """What a sliding window has forgotten is not kept behind what it still holds."""
+    segment = prefill_segment(parts_of(family, **({"sliding_window": 6} if family == "gemma2" else {})), HEADS[2])
+    tensors = [tensor for pair in pairs(segment.kv_cache) for tensor in pair]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == sum(tensor.nbytes for tensor in tensors)
 
 
 class TestMoreThanKeysAndValues:

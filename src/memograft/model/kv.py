@@ -86,8 +86,8 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors."""
-        pairs = [t for layer in self.kv_cache.layers for t in (layer.keys, layer.values)]
-        return sum(t.nbytes for t in (*pairs, self.x, self.residual) if isinstance(t, Tensor))
+        kept = [tensor for pair in pairs(self.kv_cache) for tensor in pair]
+        return sum(t.nbytes for t in (*kept, self.x, self.residual) if isinstance(t, Tensor))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Prefill:
         mask: (B, T) 1 where a column holds something, a token or an entry of a segment that stands for none.
         text: (B, T) 1 where a token of the prompt is.
         kv_cache: keys and values of the first T - 1 columns; None if T is 1.
-        x: last-FFN inputs (B, T - 1, D); 0 where no token is.
+        x: last-FFN inputs (B, T - 1, D), and whatever stands where `text` is 0.
         residual: what the rest of the last layer adds to the FFN's output (B, T - 1, D).
         cached: for each row, tokens that came from its segment.
         shifts: for each row, how much further on its tokens behind the segment stand than the columns say.
@@ -173,7 +173,7 @@ def spread(backbone: Backbone, segments: Sequence[Segment]) -> tuple[Cache, Tens
 
 
 def nothing(backbone: Backbone, rows: int, columns: int) -> Tensor:
-    """x or residual (B, T, D) where no token is."""
+    """x or residual (B, T, D) of columns that were not read."""
     dtype: Any = backbone.model.dtype
     return torch.zeros(rows, columns, backbone.width, dtype=dtype, device=backbone.device)
 

@@ -147,6 +147,8 @@ def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
     mask = torch.ones_like(rows)
     x, residual, cache = run(backbone, rows, mask, None, positions(mask))
+    if window(cache) is not None:
+        cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that what windows forgot is not kept with it
     return Segment(tuple(ids), cache, x, residual)
 
 
