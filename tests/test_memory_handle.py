@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from families import FAMILIES, build
 from memograft import Cad, Document, Engine, FastMem, MemoryHandle, Request, Sampling
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError
+from memograft.model import prefill as module
 from memograft.model.adapter import applied, stack
 from memograft.storage import publish
 from memograft.storage.disk import sealed
@@ -84,17 +85,24 @@ def test_prefixes_under_sliding_windows(tokenizer: Any, family: str, window: int
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-def test_many_memories_are_one_batch(make_engine: Any, family: str) -> None:
+def test_many_memories_are_one_batch(make_engine: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside requests without a memory, with context-aware decoding, and with a second row to fall back on."""
     engine = make_engine(family)
     handles = [engine.memorize(FACTS[:n], replace(LORA, seed=n, fallback=n == 2)) for n in (1, 2, 3)]
     requests = [r for handle in handles for r in questions(handle)]
+    passes = []
+    run = module.run
+    monkeypatch.setattr(module, "run", lambda *a: (passes.append(len(a[1])), run(*a))[1])
+    engine.answer_batch(requests)
+    assert passes == [len(requests)]
     requests += [replace(requests[0], processors=[Cad()]), ask(documents=FACTS), ask()]
     alone = [engine.answer(request) for request in requests]
     runs, real = [], engine._attempt
     engine._attempt = lambda jobs: (runs.append(len(jobs)), real(jobs))[1]
+    passes.clear()
     together = engine.answer_batch(requests)
     assert runs == [len(requests)]
+    assert passes == [10, 2, 1], "what has a kept memory, what has none, and the prompt without documents"
     assert [a.token_ids for a in together] == [a.token_ids for a in alone]
     assert [a.usage for a in together] == [a.usage for a in alone]
 

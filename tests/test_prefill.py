@@ -108,9 +108,8 @@ def next_logits(parts: Backbone, filled: Prefill) -> torch.Tensor:
     """(B, V) of the token behind each prompt."""
     name = cache_name(parts.model.forward)
     accepted = {} if filled.kv_cache is None else {name: copy.deepcopy(filled.kv_cache)}
-    positions = filled.mask.sum(1, keepdim=True) - 1
     if "position_ids" in inspect.signature(parts.model.forward).parameters:
-        accepted["position_ids"] = positions
+        accepted["position_ids"] = filled.positions[:, -1:]
     return parts.model(input_ids=filled.ids[:, -1:], attention_mask=filled.mask, **accepted).logits[:, -1]
 
 
@@ -148,7 +147,7 @@ def test_rows_with_segments_of_their_own(family: str, window: int, monkeypatch: 
 def test_a_segment_that_stands_for_no_token_of_the_prompt(family: str) -> None:
     parts, (front, prompt, other) = backbone(family), prompts(7, 5, 9)
     kept = prefill_segment(parts, front)
-    bare = Segment((), kept.kv_cache, kept.x * 0, kept.residual * 0)
+    bare = Segment((), kept.kv_cache)
     filled = prefill(parts, [prompt, other], pad_id=0, segments=[bare, None])
     assert filled.cached == (0, 0)
     assert filled.text.sum(1).tolist() == [5, 9]

@@ -105,11 +105,14 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
         for n, row in enumerate(rows):
             row.moved = partial(shared.of, n)
     ends = _Ends(rows, config, tokenizer, shared)
+    # Of itself `generate` takes the number of columns for the position.
+    placed = {"position_ids": prefill.positions} if any(prefill.shifts) else {}
     first = prefill.ids.gather(1, prefill.text.argmax(1, keepdim=True))
     with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
         backbone.model.generate(
             input_ids=torch.where(prefill.text.bool(), prefill.ids, first),
             attention_mask=prefill.mask,
+            **placed,
             **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
             generation_config=config,
             logits_processor=[per_row] if per_row.needed else [],

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from memograft.model.backbone import Backbone, cache_name, cache_of
-from memograft.model.kv import Prefill, Segment, can_join, join, positions, slides, spread
+from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
+from memograft.model.kv import Prefill, Segment, can_join, close, join, nothing, pairs, positions, spread, window
 
 __all__ = ["prefill", "prefill_behind", "prefill_segment", "run"]
 
@@ -29,15 +30,29 @@ def prefill(
 ) -> Prefill:
     """Run the trunk over B lists of token ids, each behind its segment, if it has one, whose ids it begins with.
 
-    Rows with and without one are run apart, and those behind sliding windows by what they have left to read; each is
-    what it would be alone.
+    One pass for the rows with a segment, whichever they have, and one for those without, which have more to read: a
+    common pass would pad one to the other. Where a row has more left to read than a sliding window reaches over, it is
+    a pass for each number of tokens left to read. Every row is what it would be alone.
+
+    Raises:
+        SettingsError: a prompt does not begin with its segment's ids, or ends with them.
+        UnsupportedModelError: the model cannot be told where the tokens behind a segment stand, or keeps more than keys
+            and values, so that rows behind different segments of no tokens cannot share a batch.
     """
     segments = segments or [None] * len(prompts)
-    if len({id(s) for s in segments}) > 1 and not all(s is None or can_join(s.kv_cache) for s in segments):
-        segments = [None] * len(prompts)  # running states cannot be padded, so that all is read again
-    together: dict[Any, list[int]] = {}
+    for prompt, segment in zip(prompts, segments, strict=True):
+        if segment is not None:
+            _check(backbone, prompt, segment)
+    alike = _common_pass(prompts, segments)
+    apart = not alike or len({id(s) for s in segments}) > 1
+    if apart and not all(s is None or can_join(s.kv_cache) for s in segments):
+        if any(s is not None and not s.ids for s in segments):
+            raise _cannot_share(backbone)
+        segments = [None] * len(prompts)  # what is kept beside keys and values cannot be padded: all is read again
+    together: dict[int, list[int]] = {}
     for n, segment in enumerate(segments):
-        together.setdefault(_pass(segment, prompts[n]), []).append(n)
+        left = -1 if segment is None else 0 if alike else len(prompts[n]) - len(segment.ids)
+        together.setdefault(left, []).append(n)
     parts = []
     for rows in together.values():
         own = [segment for n in rows if (segment := segments[n]) is not None]
@@ -45,46 +60,81 @@ def prefill(
     return parts[0][0] if len(parts) == 1 else join(backbone, parts)
 
 
-def _pass(segment: Segment | None, prompt: Sequence[int]) -> Any:
-    """Equal for rows that may be run together."""
-    if segment is None:
-        return None
-    if not can_join(segment.kv_cache):
-        return id(segment)
-    # Padding between a segment and what follows would shift a sliding window.
-    return len(prompt) - len(segment.ids) if slides(segment.kv_cache) else "segment"
+def _check(backbone: Backbone, prompt: Sequence[int], segment: Segment) -> None:
+    head = len(segment.ids)
+    if len(prompt) <= head or tuple(prompt[:head]) != segment.ids:
+        raise SettingsError(
+            f"a segment stands for {head} tokens that the prompt of {len(prompt)} tokens must begin with, and the "
+            "prompt must go on behind them; give each row the segment of its own prompt, or None"
+        )
+    config: Any = backbone.model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    told = "position_ids" in inspect.signature(backbone.model.forward).parameters
+    if segment.shift and (not told or getattr(config, "alibi", False)):
+        raise unsupported(
+            f"the token behind a segment of {segment.length} columns stands at position {segment.end}, and "
+            f"{type(backbone.model).__name__} counts columns itself",
+            f"keep a column for each position (`end` = {segment.length}), or use a model that takes `position_ids`",
+        )
+
+
+def _cannot_share(backbone: Backbone) -> UnsupportedModelError:
+    return unsupported(
+        f"{type(backbone.model).__name__} keeps more than keys and values between tokens, so a row behind a segment of "
+        "no tokens cannot be padded",
+        "let only rows with the same segment share a batch",
+    )
+
+
+def _common_pass(prompts: Sequence[Sequence[int]], segments: Sequence[Segment | None]) -> bool:
+    """Whether rows with unequal numbers of tokens left to read can be run together: see `close`."""
+    behind = [(s.kv_cache, len(p) - len(s.ids)) for p, s in zip(prompts, segments, strict=True) if s is not None]
+    reach = window(behind[0][0]) if behind else None
+    if reach is None or len({left for _, left in behind}) == 1:
+        return True
+    return max(left for _, left in behind) - 1 < reach and all(can_join(cache) for cache, _ in behind)
 
 
 def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, segments: Sequence[Segment]) -> Prefill:
     """One pass; either every row has a segment, or none has."""
     device, heads = backbone.device, [len(s.ids) for s in segments] or [0] * len(prompts)
+    shifts = tuple(s.shift for s in segments) or (0,) * len(prompts)
     rest = max(len(p) - head for p, head in zip(prompts, heads, strict=True))
     if segments:
         cache, before, x, residual = spread(backbone, segments)
     else:
         cache, before = None, torch.zeros(len(prompts), 0, dtype=torch.long, device=device)
-        x = residual = _empty(backbone, len(prompts))
-    width = before.shape[1]
+        x = residual = nothing(backbone, len(prompts), 0)
+    width, slides = before.shape[1], cache is not None and window(cache) is not None
     ids = torch.full((len(prompts), width + rest), pad_id, dtype=torch.long)
     text = torch.zeros_like(ids)
     for row, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
-        for start, part in ((width - head, prompt[:head]), (width + rest - len(prompt) + head, prompt[head:])):
-            ids[row, start : start + len(part)] = torch.as_tensor(part, dtype=torch.long)
-            text[row, start : start + len(part)] = 1
+        # Nothing may stand between a segment and what follows if a window slides over it: the padding goes behind.
+        start = width if slides else width + rest - len(prompt) + head
+        for first, part in ((width - head, prompt[:head]), (start, prompt[head:-1]), (width + rest - 1, prompt[-1:])):
+            ids[row, first : first + len(part)] = torch.as_tensor(part, dtype=torch.long)
+            text[row, first : first + len(part)] = 1
     ids, text = ids.to(device), text.to(device)
     mask = torch.cat([before, text[:, width:]], 1)
+    held = pairs(cache) if cache is not None and slides else []
     if rest > 1:
-        behind = positions(mask[:, :-1])[:, width:]
+        behind = positions(mask[:, :-1], shifts)[:, width:]
         new_x, new_residual, cache = run(backbone, ids[:, width:-1], mask[:, :-1], cache, behind)
-        x, residual = torch.cat([x, new_x], 1), torch.cat([residual, new_residual], 1)
-    return Prefill(ids, mask, text, cache, x, residual, tuple(heads))
+        x, residual = (torch.cat([old.to(new), new], 1) for old, new in ((x, new_x), (residual, new_residual)))
+    filled = Prefill(ids, mask, text, cache, x, residual, tuple(heads), shifts)
+    return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled
 
 
 def prefill_behind(
     backbone: Backbone, filled: Prefill, prompts: Sequence[Sequence[int]], more: Sequence[Sequence[int]], pad_id: int
 ) -> Prefill:
-    """One batch for decoding: the rows of `filled`, made of `prompts`, and behind them those of `more`."""
-    if not can_join(filled.kv_cache):  # running states cannot be padded: all are run again, together
+    """One batch for decoding: the rows of `filled`, made of `prompts`, and behind them those of `more`.
+
+    Raises:
+        UnsupportedModelError: as `prefill` does.
+    """
+    if not can_join(filled.kv_cache):  # what is kept beside keys and values cannot be padded: all are run together
+        if not torch.equal(filled.mask, filled.text):
+            raise _cannot_share(backbone)
         return prefill(backbone, [*prompts, *more], pad_id)
     count = len(prompts)
     below = prefill(backbone, more, pad_id)
@@ -97,6 +147,8 @@ def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
     mask = torch.ones_like(rows)
     x, residual, cache = run(backbone, rows, mask, None, positions(mask))
+    if window(cache) is not None:
+        cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that what windows forgot is not kept with it
     return Segment(tuple(ids), cache, x, residual)
 
 
@@ -126,8 +178,3 @@ def run(
         out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
     return x, residual, cache_of(out)
-
-
-def _empty(backbone: Backbone, rows: int) -> Tensor:
-    dtype: Any = backbone.model.dtype
-    return torch.zeros(rows, 0, backbone.width, dtype=dtype, device=backbone.device)
