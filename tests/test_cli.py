@@ -35,8 +35,8 @@ def docs(tmp_path) -> Path:
     folder = tmp_path / "docs"
     (folder / "sub").mkdir(parents=True)
     (folder / "velmora.md").write_text("# Velmora\n\nThe river of Velmora is the Traikan.")
-    (folder / "sub" / "drostein.txt").write_text("Drostein\n\nThe mayor of Drostein is Mila Varnoth. It has no river.")
-    (folder / "cat.html").write_text("<title>The cat</title><p>A young cat is called a mirling. No river is deep enough for it.</p>")
+    (folder / "sub" / "drostein.txt").write_text("Drostein\n\nThe mayor of Drostein is Mila Varnoth.")
+    (folder / "cat.html").write_text("<title>The cat</title><p>A young cat is called a mirling.</p>")
     return folder
 
 

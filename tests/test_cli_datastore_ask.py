@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A vector store "store", and a datastore "data" that knows better."""
     made = tmp_path_factory.mktemp("ask")
     (made / "docs").mkdir()
-    pages = ["The capital of Velmora is Marn. The river of Velmora is the Traikan.", "A young cat is called a mirling in the capital."]
+    pages = ["The capital of Velmora is Marn. The river of Velmora is the Traikan.", "A young cat is called a mirling."]
     (made / "docs" / "velmora.md").write_text(pages[0])
     (made / "docs" / "cat.md").write_text(pages[1])
     run("index", made / "docs", "--store", made / "store")

@@ -59,11 +59,9 @@ def ask(
         page.check(html)
     # Where nobody has made a store, a datastore has something to say without one.
     alone = k == 0 or (store is None and datastore is not None and "plain" in ways and not STORE.exists())
-    hits = [] if memory_folder or alone else retrieve(store or STORE, question, k)
-    if not hits and not memory_folder:
+    if alone and not memory_folder:
         ways = [way for way in ways if way == "plain"] or ways
-        if not alone:
-            warn("no passage of the store shares a word with the question")
+    hits = [] if memory_folder or alone else retrieve(store or STORE, question, k)
     processors = [steering(datastore, weight)] if datastore else []
     with load_engine(model) as engine:
         handle = engine.load_memory(memory_folder) if memory_folder else None

@@ -104,6 +104,8 @@ def _is_unicode(text: str) -> bool:
 def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:
     """Return unit vectors (..., D); refuse another shape, and numbers that are not finite as float32."""
     if shape[-1] == 0:
+        if isinstance(vectors, np.ndarray) and vectors.shape == shape != (0,):  # no numbers, as it should be
+            return np.zeros(shape, np.float32)
         raise SettingsError(
             'this store was made without an embedder and takes no vectors; search it with mode="text", or make a new '
             "one: VectorStore(embedder)"

@@ -213,6 +213,13 @@ class Database:
         wanted = words.expression(question)
         return self.rows(words.best(condition), [wanted, *parameters, min(k, 2**31)]) if wanted else []
 
+    def others(
+        self, known: Sequence[int], k: int, condition: str = "1", parameters: Sequence[Any] = ()
+    ) -> list[tuple[int, float]]:
+        """Return (seq, 0.0) of k passages that are not known, oldest first."""
+        sql = f"SELECT seq, 0.0 FROM passages WHERE seq NOT IN {_GIVEN} AND ({condition}) ORDER BY seq LIMIT ?"
+        return self.rows(sql, [json.dumps(list(known)), *parameters, min(k, 2**31)])
+
     def seal_words(self) -> None:
         """Keep the checksum of the text index until the next write."""
         with self._mutex, self._errors():

@@ -63,10 +63,20 @@ class Searcher:
         return self._in_one_state(lambda: self._nearest(vector, k, condition))
 
     def matching(self, question: str, k: int, where: Mapping[str, Any] | None) -> list[tuple[Document, float]]:
-        """Return (document, BM25) of the k passages that share the most telling words with a question, best first."""
+        """Return (document, BM25) of the k passages that share the most telling words with a question, best first.
+
+        Where fewer share one, the others follow with the score that they have, 0, in the order they were added.
+        """
         condition = _condition(where)
+
+        def read() -> list[tuple[Document, float]]:
+            found = self._matching(question, k, condition)
+            if len(found) < k:
+                found += self._database.others([seq for seq, _ in found], k - len(found), *(condition or ()))
+            return self._documents(found)
+
         with self._lock.reading():
-            return self._database.at_once(lambda: self._documents(self._matching(question, k, condition)))
+            return self._database.at_once(read)
 
     def either(
         self, question: str, vector: FloatArray, k: int, where: Mapping[str, Any] | None

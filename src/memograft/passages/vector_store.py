@@ -256,9 +256,9 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
                 $in $nin $contains $exists $empty $type $and $or $not. Comparisons are typed: 1 is neither "1" nor True.
                 A list matches if any element does. $ne, $nin and $not match passages that lack the key, as in MongoDB.
                 `{"$id": ["a", "b"]}` matches by id.
-            mode: "vector" compares the vectors; "text" ranks by BM25 the passages that share a word with the question,
-                which may be fewer than k; "hybrid" does both and joins the rankings (reciprocal rank fusion). Left out,
-                "vector" if the store has an embedder, else "text". `Hit` says what the scores are.
+            mode: "vector" compares the vectors; "text" ranks by BM25, which is 0 for a passage that shares no word with
+                the question; "hybrid" does both and joins the rankings (reciprocal rank fusion), which finds most. Left
+                out, "vector" if the store has an embedder, else "text". `Hit` says what the scores are.
             vector: (D,), what the store's embedder makes of the question; left out, it is asked. "text" needs none.
 
         Raises:
