@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 from tqdm import tqdm
 
 from memograft import Document, LexicalEmbedder, SentenceTransformerEmbedder, VectorStore
+from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
 from memograft.passages.embedders import Embedder
 from memograft.passages.vector_store import SearchMode
@@ -97,8 +97,7 @@ def summary(ways: dict[str, dict[str, Any]], baseline: str) -> list[dict[str, An
         row = {"way": name, "ndcg@10": round(float(way["ndcg"].mean()), 4), "recall@10": round(way["recall"], 4)}
         difference = way["ndcg"] - ways[baseline]["ndcg"]
         if difference.any():
-            low, high = bootstrap((difference,), np.mean, rng=0, method="percentile").confidence_interval
-            row["difference"] = [round(float(value), 4) for value in (difference.mean(), low, high)]
+            row["difference"] = [round(float(difference.mean()), 4), *interval(difference)]
         table.append({**row, "milliseconds": way["milliseconds"]})
     return table
 

@@ -40,10 +40,11 @@ async def test_without_embeddings_a_store_is_searched_by_its_words(tmp_path: Pat
         ((first, score), *_) = store.similarity_search_with_score("bergamots")
         assert first.id == "b"
         assert score > 1
-        varied = store.max_marginal_relevance_search(QUESTION, k=2, fetch_k=4, lambda_mult=0.3)
+        how: dict[str, Any] = {"k": 2, "fetch_k": 4, "lambda_mult": 0.3}
+        varied = store.max_marginal_relevance_search(QUESTION, **how)
         assert varied[0].id == "paris"
         assert varied[1].id in ("wine", "fr")
-        assert varied == await store.amax_marginal_relevance_search(QUESTION, k=2, lambda_mult=0.3)
+        assert varied == await store.amax_marginal_relevance_search(QUESTION, **how)
         assert MemograftRetriever(vectorstore=store, k=1).invoke("wines") == [PAGES[2]]
     with MemograftVectorStore(path=tmp_path, read_only=True) as store:
         assert store.embeddings is None
