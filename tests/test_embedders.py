@@ -121,7 +121,7 @@ def test_config_round_trip() -> None:
     again = embedder_from_config(embedder.config())
     assert again.fingerprint == embedder.fingerprint
     for config in ({}, {"type": "other"}, {"type": "lexical"}):
-        with pytest.raises(SettingsError, match=r"of type lexical, sentence-transformers or given, got .*; pass"):
+        with pytest.raises(SettingsError, match=r"of type lexical, sentence-transformers, given or none, got .*; pass"):
             embedder_from_config(config)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from memograft import LexicalEmbedder
 from memograft.evaluation.metrics import table
 
 ROOT = Path(__file__).resolve().parent.parent
+MINILM = "all-MiniLM-L6-v2"
 
 
 def shown(page: str, marker: str) -> str:
@@ -79,4 +81,18 @@ def test_the_table_of_the_soak() -> None:
     rows = [f"| {what.replace('_', ' ')} | {tried[what]} |" for what in sorted(tried)]
     assert shown("docs/reliability.md", "soak").splitlines()[2:] == rows
     assert made["failed"] == []
+    assert "dirty" not in made["commit"]
+
+
+def test_the_table_of_the_searches() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text("utf-8"))
+    rows = {row["way"]: row for row in made["results"]}
+    lines = shown("docs/search.md", "search").splitlines()[2:]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == list(rows)
+    for line, row in zip(lines, rows.values(), strict=True):
+        assert line.split(" | ")[1:3] == [f"{row['ndcg@10']:.3f}", f"{row['recall@10']:.3f}"]
+    words, vectors, both = (rows[way]["ndcg@10"] for way in ("BM25", MINILM, f"hybrid of BM25 and {MINILM}"))
+    assert both > words > vectors
+    assert rows[f"hybrid of BM25 and {MINILM}"]["difference"][1] > 0, "not by chance"
+    assert f"reaches {words:.3f}" in (LexicalEmbedder.__doc__ or "")
     assert "dirty" not in made["commit"]

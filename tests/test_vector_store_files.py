@@ -32,7 +32,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 
 @pytest.fixture
 def folder(tmp_path):
-    with VectorStore(path=tmp_path / "store") as store:
+    with VectorStore(LexicalEmbedder(), tmp_path / "store") as store:
         store.add([Document(f"passage about topic{i}", str(i), {"i": i}) for i in range(40)])
     return tmp_path / "store"
 
@@ -216,7 +216,7 @@ def test_a_damaged_database_is_refused(folder, damage, read_only) -> None:
             connection = sqlite3.connect(file)
             connection.execute("PRAGMA user_version = 9")
             connection.close()
-            text = "its format is 9 and this Memograft reads format 1"
+            text = "its format is 9 and this Memograft reads formats 1 and 2"
     with pytest.raises(StoreCorruptError, match=text):
         VectorStore.open(folder, read_only=read_only)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from memograft import Datastore, Document, Engine, MemoryHandle, VectorStore
+from memograft import Datastore, Document, Engine, LexicalEmbedder, MemoryHandle, VectorStore
 from memograft.cli.app import app
 from memograft.cli.check import check
 from memograft.errors import MemograftError, MemoryFormatError, StoreCorruptError
@@ -57,7 +57,7 @@ def datastore_says(_: Engine, folder: Path) -> object:
 
 def vector_store_says(_: Engine, folder: Path) -> object:
     with VectorStore.open(folder, read_only=True) as store:
-        hits = store.search("topic3", k=5) + store.search("topic4", k=3, where={"odd": True})
+        hits = store.search("topic3", k=5) + store.search("topic4", k=3, where={"odd": True}, mode="text")
         return list(store), hits, store.vectors(["3", "17"]).tolist(), store.count({"i": {"$gt": 30}})
 
 
@@ -71,7 +71,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, models: Any, tokenizer: An
         store.extend(*synthetic(1000))
         store.extend(*synthetic(100, prefix="t"))
         store.delete(["s3"])
-    with VectorStore(path=made / "vector store") as passages:
+    with VectorStore(LexicalEmbedder(), made / "vector store") as passages:
         passages.add(DOCUMENTS)
         passages.delete(["5"])
     return made

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from memograft.documents import Document
-from memograft.errors import StoreCorruptError, StoreError
+from memograft.errors import SettingsError, StoreCorruptError, StoreError
 from memograft.passages.vector_store import VectorStore
 
 from langchain_memograft._plain_data import Record, Refused, plain_data
@@ -58,8 +58,17 @@ class FaissFolder:
     dimension: int
     index: Any
 
-    def pour_into(self, store: VectorStore) -> None:
-        """Add the documents with the vectors they have, thousands at a time."""
+    def pour_into(self, store: VectorStore, embedding: str) -> None:
+        """Add the documents with the vectors they have, thousands at a time; `embedding` is the name of the store's.
+
+        Raises:
+            SettingsError: the store has vectors of another length, or none.
+        """
+        if self.dimension != store.embedder.dimension:
+            raise SettingsError(
+                f"`embedding` must be the one the folder was built with, of {self.dimension} numbers a vector, got "
+                f"{embedding} with {store.embedder.dimension}; pass that one"
+            )
         for start in range(0, len(self.documents), _AT_ONCE):
             documents = self.documents[start : start + _AT_ONCE]
             store.add(documents, self.index.reconstruct_n(start, len(documents)))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from memograft import documents as core
 from memograft.errors import SettingsError
 from memograft.passages.vector_store import Hit
 
-__all__ = ["document_of", "only", "passages_of_documents", "passages_of_texts", "scored"]
+__all__ = ["document_of", "only", "passages_of_documents", "passages_of_texts", "require_cosines", "scored"]
 
 
 def passages_of_documents(documents: Iterable[Document], ids: Sequence[str | None] | None) -> list[core.Document]:
@@ -72,8 +73,18 @@ def document_of(passage: core.Document) -> Document:
 
 
 def scored(hits: Iterable[Hit]) -> list[tuple[Document, float]]:
-    """Return documents with their cosines."""
+    """Return documents with their scores."""
     return [(document_of(hit.document), hit.score) for hit in hits]
+
+
+def require_cosines(embeddings: Embeddings | None, options: Mapping[str, Any]) -> None:
+    """Refuse a search whose scores are no cosines, of which alone LangChain's relevance from 0 to 1 can be made."""
+    if embeddings is None or options.get("mode") not in (None, "vector"):
+        got = "a store without an embedding" if embeddings is None else f"mode={options['mode']!r}"
+        raise SettingsError(
+            f"relevance scores and thresholds need cosines, got {got}; pass an embedding and search by vectors, or "
+            "leave the threshold out"
+        )
 
 
 def only(given: Mapping[str, Any], *known: str) -> None:

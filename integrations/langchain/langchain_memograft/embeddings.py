@@ -17,7 +17,8 @@ class MemograftEmbeddings(Embeddings):
     Vectors have length 1. The async methods run in a thread, so they never block the event loop.
 
     Args:
-        embedder: left out, `LexicalEmbedder()`, which finds shared words, not meaning.
+        embedder: left out, `LexicalEmbedder()`, which finds shared words, not meaning. For what must have vectors: a
+            MemograftVectorStore without embeddings searches by BM25, and finds more.
 
     Raises:
         SettingsError: `embedder` is not one of Memograft's.

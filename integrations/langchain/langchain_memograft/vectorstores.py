@@ -23,12 +23,20 @@ from memograft.passages.vector_store import VectorStore as CoreStore
 
 from langchain_memograft._embedder import aembedded, aembedded_query, embedder_of
 from langchain_memograft._faiss_folder import read_faiss_folder
-from langchain_memograft._passages import document_of, only, passages_of_documents, passages_of_texts, scored
+from langchain_memograft._passages import (
+    document_of,
+    only,
+    passages_of_documents,
+    passages_of_texts,
+    require_cosines,
+    scored,
+)
 from langchain_memograft.embeddings import MemograftEmbeddings
 
 __all__ = ["MemograftVectorStore"]
 
 Filter = Mapping[str, Any]
+Metadatas = list[dict[str, Any]] | None
 Vector = Any  # (D,) numbers: list[float], as LangChain has it, or an array
 Scored = list[tuple[Document, float]]
 
@@ -36,16 +44,19 @@ Scored = list[tuple[Document, float]]
 class MemograftVectorStore(VectorStore):
     """Passages in SQLite and their vectors in FAISS: kept on the disk, filtered exactly, used from any thread.
 
-    Scores are cosines: higher is closer. `filter` is a mapping such as `{"year": {"$gte": 1990}, "lang": "en"}`, with
-    $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not; a search gives the k best of all passages that match it.
-    Metadata must be JSON. A document with an id that is there replaces it, and one without an id gets a new one.
+    Scores are cosines: higher is closer. With an embedding, `mode="hybrid"` finds most: it joins the ranking by vectors
+    with BM25's by words, which is all of `mode="text"` and of a store without an embedding; their scores are those of
+    `memograft.Hit`. Retrievers take it too: `as_retriever(search_kwargs={"mode": "hybrid"})`. `filter` is a mapping
+    such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not; a
+    search gives the k best of all passages that match it. Metadata must be JSON. A document with an id that is there
+    replaces it, and one without an id gets a new one.
 
-    Opening a store reads files, and asks `embedding` for a vector unless `dimension` is given. In async code, open it
-    with `await MemograftVectorStore.afrom_texts([], embedding, path=...)`.
+    Opening reads files, and asks `embedding` for a vector unless `dimension` is given; in async code, open a store with
+    `await MemograftVectorStore.afrom_texts([], embedding, path=...)`.
 
     Args:
-        embedding: any LangChain embeddings; left out, those the store at `path` was built with, or for a new store
-            `MemograftEmbeddings()`, which need no model and no network.
+        embedding: any LangChain embeddings; left out, those the store at `path` was built with, or none for a new
+            store: it is searched by its words, and needs no model and no network.
         path: folder of the store, made if it is not there; None keeps everything in memory. One writer at a time may
             have it open, and any number of readers.
         index: "flat", "hnsw", "ivf", or `memograft.IndexSettings`; left out, what the store has, or
@@ -53,7 +64,7 @@ class MemograftVectorStore(VectorStore):
         read_only: open without the right to write.
         dimension: D, the length of the vectors.
         batch_size: texts given to `embedding` at once.
-        progress: show a progress bar on a terminal when embedding or indexing takes long.
+        progress: show a progress bar on a terminal when something takes long.
 
     Attributes:
         store: the `memograft.VectorStore` below, for `count`, `compact`, `persist` and iterating.
@@ -61,9 +72,8 @@ class MemograftVectorStore(VectorStore):
     Raises:
         SettingsError: a setting that cannot work.
         EmbedderMismatchError: the store at `path` was built with other embeddings.
-        StoreLockedError: another writer has the store open.
-        StoreCorruptError: a file of the store is damaged or is not a store's.
-        StoreError: `read_only` without a store, or the folder cannot be used.
+        StoreError: `read_only` without a store, a folder that cannot be used, or that another writer has open
+            (StoreLockedError), or that is damaged or not a store's (StoreCorruptError).
 
     Example:
         >>> store = MemograftVectorStore()
@@ -96,11 +106,12 @@ class MemograftVectorStore(VectorStore):
                 f"the store {path} was built with embeddings that only its owner can make ({error}); pass them as "
                 "`embedding=`"
             ) from error
-        self._embeddings = MemograftEmbeddings(self.store.embedder) if embedding is None else embedding
+        own = MemograftEmbeddings(self.store.embedder) if self.store.embedder.dimension else None
+        self._embeddings = own if embedding is None else embedding
 
     @property
-    def embeddings(self) -> Embeddings:
-        """What turns text into this store's vectors."""
+    def embeddings(self) -> Embeddings | None:
+        """What turns text into this store's vectors; None if it has none."""
         return self._embeddings
 
     @classmethod
@@ -108,20 +119,21 @@ class MemograftVectorStore(VectorStore):
         cls,
         texts: list[str],
         embedding: Embeddings | None = None,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Metadatas = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
         """Open a store, `kwargs` as the class takes them, and add texts to it."""
-        return cls._filled(passages_of_texts(texts, metadatas, ids), embedding, kwargs)
+        passages = passages_of_texts(texts, metadatas, ids)
+        return cls._filled(embedding, kwargs, lambda store: store._add(passages))
 
     @classmethod
     async def afrom_texts(
         cls,
         texts: list[str],
         embedding: Embeddings | None = None,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: Metadatas = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
@@ -132,7 +144,8 @@ class MemograftVectorStore(VectorStore):
     @classmethod
     def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
         """Open a store, `kwargs` as the class takes them, and add documents to it; `ids=` goes with the documents."""
-        return cls._filled(passages_of_documents(documents, kwargs.pop("ids", None)), embedding, kwargs)
+        passages = passages_of_documents(documents, kwargs.pop("ids", None))
+        return cls._filled(embedding, kwargs, lambda store: store._add(passages))
 
     @classmethod
     async def afrom_documents(
@@ -142,19 +155,17 @@ class MemograftVectorStore(VectorStore):
         return await cls._afilled(passages_of_documents(documents, kwargs.pop("ids", None)), embedding, kwargs)
 
     @classmethod
-    def _filled(cls, passages: list[core.Document], embedding: Embeddings | None, options: dict[str, Any]) -> Self:
+    def _filled(cls, embedding: Embeddings | None, options: dict[str, Any], fill: Callable[[Self], object]) -> Self:
         store = cls(embedding, **options)
         try:
-            store._add(passages)
+            fill(store)
         except BaseException:
             store.close()
             raise
         return store
 
     @classmethod
-    async def _afilled(
-        cls, passages: list[core.Document], embedding: Embeddings | None, options: dict[str, Any]
-    ) -> Self:
+    async def _afilled(cls, passages: list[core.Document], embedding: Embeddings | None, options: Any) -> Self:
         store = await asyncio.to_thread(cls, embedding, **options)
         try:
             await store._aadd(passages)
@@ -169,10 +180,9 @@ class MemograftVectorStore(VectorStore):
     ) -> Self:
         """Convert a folder that `langchain_community`'s FAISS store wrote with `save_local`.
 
-        Nothing is unpickled: `index.pkl` is read as plain data, and whatever else it holds is refused. No document is
-        embedded again: the vectors come from `index.faiss`. They are compared by cosine from now on, which ranks as
-        the old store did if its vectors had length 1. Documents keep their ids, so that converting a second time into
-        the same `path` changes nothing.
+        Nothing is unpickled: `index.pkl` is read as plain data, and whatever else it holds is refused. The vectors are
+        those of `index.faiss`, compared by cosine from now on, which ranks as the old store did if they had length 1.
+        Documents keep their ids: converting again into the same `path` changes nothing.
 
         Args:
             folder: what was given to `save_local`. FAISS trusts `index.faiss`, so open folders of people you trust.
@@ -186,18 +196,7 @@ class MemograftVectorStore(VectorStore):
             SettingsError: `embedding` makes vectors of another length; otherwise as the class.
         """
         old = read_faiss_folder(folder, index_name)
-        store = cls(embedding, **kwargs)
-        try:
-            if old.dimension != store.store.embedder.dimension:
-                raise SettingsError(
-                    f"`embedding` must be the one {folder} was built with, of {old.dimension} numbers a vector, got "
-                    f"{type(store.embeddings).__name__} with {store.store.embedder.dimension}; pass that one"
-                )
-            old.pour_into(store.store)
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls._filled(embedding, kwargs, lambda store: old.pour_into(store.store, type(store.embeddings).__name__))
 
     @classmethod
     async def afrom_faiss_folder(cls, folder: str | Path, embedding: Embeddings | None, **kwargs: Any) -> Self:
@@ -207,12 +206,7 @@ class MemograftVectorStore(VectorStore):
     # writing ----------------------------------------------------------------------------------------------------
 
     def add_texts(
-        self,
-        texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
-        *,
-        ids: list[str] | None = None,
-        **kwargs: Any,
+        self, texts: Iterable[str], metadatas: Metadatas = None, *, ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """Add texts, replacing passages with the same id: all of them or, on any error, none. Returns the ids.
 
@@ -226,12 +220,7 @@ class MemograftVectorStore(VectorStore):
         return self._add(passages_of_texts(texts, metadatas, ids))
 
     async def aadd_texts(
-        self,
-        texts: Iterable[str],
-        metadatas: list[dict[str, Any]] | None = None,
-        *,
-        ids: list[str] | None = None,
-        **kwargs: Any,
+        self, texts: Iterable[str], metadatas: Metadatas = None, *, ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """Add texts; otherwise as `add_texts`."""
         only(kwargs, "batch_size")
@@ -248,15 +237,15 @@ class MemograftVectorStore(VectorStore):
         return await self._aadd(passages_of_documents(documents, kwargs.get("ids")))
 
     def _add(self, passages: list[core.Document]) -> list[str]:
-        texts = [passage.text for passage in passages]
-        if not texts:
+        if not passages:
             return []
+        texts = [passage.text for passage in passages]
         return self.store.add(passages, embedded(self.store.embedder, texts, self._batch_size, self._progress))
 
     async def _aadd(self, passages: list[core.Document]) -> list[str]:
+        if not passages or self._embeddings is None:
+            return await asyncio.to_thread(self._add, passages)
         texts = [passage.text for passage in passages]
-        if not texts:
-            return []
         vectors = await aembedded(self._embeddings, self.store.embedder, texts, self._batch_size)
         return await asyncio.to_thread(self.store.add, passages, vectors)
 
@@ -284,8 +273,10 @@ class MemograftVectorStore(VectorStore):
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """Return the k documents closest to a question, best first; fewer only if fewer match `filter`.
 
+        `mode=` is how: "vector", "hybrid" or "text".
+
         Raises:
-            SettingsError: `k` is not positive or `query` not a string.
+            SettingsError: `k` is not positive, `query` not a string, or the store has no vectors for this `mode`.
             FilterError: `filter` is not well formed.
             StoreError: the store is closed.
         """
@@ -300,23 +291,24 @@ class MemograftVectorStore(VectorStore):
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
-        """Return documents with their cosines in [-1, 1]; otherwise as `similarity_search`."""
-        only(kwargs)
-        return scored(self.store.search(query, k, filter))
+        """Return documents with their scores, cosines in [-1, 1] by default; otherwise as `similarity_search`."""
+        only(kwargs, "mode")
+        return scored(self.store.search(query, k, filter, **kwargs))
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
-        """Return documents with their cosines in [-1, 1]; otherwise as `similarity_search`."""
-        vector = await aembedded_query(self._embeddings, self.store.embedder, query)
-        return await self.asimilarity_search_with_score_by_vector(vector, k, filter, **kwargs)
+        """Return documents with their scores; otherwise as `similarity_search`."""
+        only(kwargs, "mode")
+        if self._embeddings is not None and kwargs.get("mode") != "text":
+            kwargs["vector"] = await aembedded_query(self._embeddings, self.store.embedder, query)
+        return scored(await asyncio.to_thread(self.store.search, query, k, filter, **kwargs))
 
     def similarity_search_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Return the k documents closest to a vector of any length; otherwise as `similarity_search`."""
-        only(kwargs)
-        return [document_of(hit.document) for hit in self.store.search_by_vector(embedding, k, filter)]
+        return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, filter, **kwargs)]
 
     def similarity_search_with_score_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
@@ -334,6 +326,14 @@ class MemograftVectorStore(VectorStore):
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         """Relevance is the cosine, and 0 for whatever points away from the question."""
         return lambda cosine: min(max(cosine, 0.0), 1.0)
+
+    def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
+        require_cosines(self._embeddings, kwargs)
+        return super()._similarity_search_with_relevance_scores(query, k, **kwargs)
+
+    async def _asimilarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
+        require_cosines(self._embeddings, kwargs)
+        return await super()._asimilarity_search_with_relevance_scores(query, k, **kwargs)
 
     def max_marginal_relevance_search(
         self,
@@ -362,9 +362,11 @@ class MemograftVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Return close but different documents; otherwise as `max_marginal_relevance_search`."""
+        options = k, fetch_k, lambda_mult, filter
+        if self._embeddings is None:
+            return await asyncio.to_thread(self.max_marginal_relevance_search, query, *options, **kwargs)
         vector = await aembedded_query(self._embeddings, self.store.embedder, query)
-        search = self.max_marginal_relevance_search_by_vector
-        return await asyncio.to_thread(search, vector, k, fetch_k, lambda_mult, filter, **kwargs)
+        return await asyncio.to_thread(self.max_marginal_relevance_search_by_vector, vector, *options, **kwargs)
 
     def max_marginal_relevance_search_by_vector(
         self,
@@ -377,8 +379,9 @@ class MemograftVectorStore(VectorStore):
     ) -> list[Document]:
         """Return documents close to a vector but different; otherwise as `max_marginal_relevance_search`."""
         only(kwargs)
-        found = self.store.mmr_by_vector(embedding, k, fetch_k, lambda_mult, filter)
-        return [document_of(hit.document) for hit in found]
+        return [
+            document_of(hit.document) for hit in self.store.mmr_by_vector(embedding, k, fetch_k, lambda_mult, filter)
+        ]
 
     # closing ----------------------------------------------------------------------------------------------------
 

@@ -117,10 +117,14 @@ def test_bad_queries(query, text) -> None:
             store.query(query)
 
 
-@pytest.mark.parametrize("mode", [m for m in VectorStoreQueryMode if m.value not in ("default", "mmr")])
+MODES = ("default", "mmr", "hybrid", "text_search", "sparse")
+
+
+@pytest.mark.parametrize("mode", [m for m in VectorStoreQueryMode if m.value not in MODES])
 def test_other_modes_are_refused_by_name(mode) -> None:
     for store in (MemograftVectorStore(), MemograftVectorStore(embedder=LexicalEmbedder(64))):
-        with pytest.raises(SettingsError, match=f"`mode` must be default or mmr, got '{mode.value}'; this store"):
+        text = f"`mode` must be default, mmr, hybrid, text_search or sparse, got '{mode.value}'; this store has"
+        with pytest.raises(SettingsError, match=text):
             store.query(VectorStoreQuery([1.0, 2.0], mode=mode))
 
 

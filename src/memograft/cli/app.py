@@ -64,7 +64,8 @@ def index(
     folder: Annotated[Path, typer.Argument(help="Folder with txt, md, pdf and html files, read recursively.")],
     store: StoreOption = STORE,
     kind: Annotated[
-        IndexKind | None, typer.Option("--index", help="Kind of FAISS index; left out, the store's own, or flat.")
+        IndexKind | None,
+        typer.Option("--index", help="Kind of FAISS index, of a store with vectors; left out, its own."),
     ] = None,
     chunk_size: ChunkOption = 600,
     chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,

@@ -3,7 +3,7 @@
 The index is a cache: it may be behind, damaged or gone, and is then caught up or rebuilt from the vectors in SQLite.
 As a seq is never used twice, being behind is a difference of two sets of seqs. An index file is written under a new
 name and becomes the store's by one commit in the database, so a crash leaves either the old file or the new one.
-Knows nothing of text and metadata; its caller locks.
+Knows nothing of text and metadata; its caller locks, but for `renew`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import numpy as np
 
 from memograft.errors import StoreError
 from memograft.passages.db import Database
-from memograft.passages.index import FloatArray, IdArray, IndexSettings, VectorIndex, best_first
+from memograft.passages.index import EXACT_BELOW, FloatArray, IdArray, IndexSettings, VectorIndex, best_first
 from memograft.passages.progress import progress_bar
 from memograft.storage.disk import crc32, sync
+from memograft.storage.locks import ReadWriteLock
 
 _LARGE = 10_000  # passages from which building an index shows a progress bar
 _LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
@@ -124,6 +125,28 @@ class IndexCache:
         self.index = index
         self._behind, self._saved = False, False
 
+    def renew(self, lock: ReadWriteLock, *, always: bool = False) -> int:
+        """Rebuild an index that is mostly dead or has grown up to its training; return how many dead vectors it had.
+
+        Searches go on while it is built; the caller keeps other writers away.
+        """
+        if not (always or self.index.needs_rebuild()):
+            return 0
+        dead, index = self.index.dead, self.build()
+        with lock.writing():
+            self.replace(index)
+        return dead
+
+    def find(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
+        """Ask the index, or the vectors one by one where it is approximate and would find too few."""
+        index = self.index
+        if among is not None and len(among) <= EXACT_BELOW and not index.is_exact:
+            return self.score(vector, k, among)
+        scores, seqs = index.search(vector, k, among)
+        if len(seqs) < min(k, len(index) if among is None else len(among)):
+            return self.score(vector, k, self._database.seqs() if among is None else among)
+        return scores, seqs
+
     def score(self, vector: FloatArray, k: int, seqs: IdArray) -> tuple[FloatArray, IdArray]:
         """Compare (D,) with each of these passages: the exact answer where an approximate index has too little."""
         parts = [(vectors @ vector, found) for found, vectors in self._database.vectors(seqs)]
@@ -176,6 +199,36 @@ class IndexCache:
                 break
         logger.info("rebuilding the vector index from SQLite: %s cannot be used, %s", file, reason)
         return None
+
+
+class NoIndex:
+    """In the place of an `IndexCache` where there are no vectors: there is nothing to keep in step."""
+
+    deletions = 0
+
+    def is_stale(self) -> bool:
+        """Never."""
+        return False
+
+    def catch_up(self) -> None:
+        """There is nothing to bring up."""
+
+    def find(self, *_: object) -> tuple[FloatArray, IdArray]:
+        """Nothing is close to anything."""
+        return np.zeros(0, np.float32), np.zeros(0, np.int64)
+
+    def expect(self) -> None:
+        """A commit is coming."""
+
+    def apply(self, *_: object) -> None:
+        """A commit has come."""
+
+    def renew(self, *_: object, **__: object) -> int:
+        """There are no dead vectors."""
+        return 0
+
+    def persist(self) -> None:
+        """There is nothing to write."""
 
 
 def index_file(folder: Path, number: int) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,17 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.passages.embedders import Embedder, unit_rows
 from memograft.passages.progress import progress_bar
+from memograft.passages.search import SearchMode
 
 FloatArray = NDArray[np.float32]
 
 _LARGE = 1_000  # texts from which embedding shows a progress bar
+
+
+def check_question(query: object) -> None:
+    """Refuse anything but a string."""
+    if not isinstance(query, str):
+        raise SettingsError(f"`query` must be a string, got {type(query).__name__}; search_by_vector takes vectors")
 
 
 def check_count(name: str, value: object) -> None:
@@ -27,10 +35,26 @@ def check_count(name: str, value: object) -> None:
         raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; 4 is usual for `k`")
 
 
+def check_varied(k: object, fetch_k: object, lambda_mult: object) -> None:
+    """Refuse what maximal marginal relevance cannot be asked for."""
+    check_count("fetch_k", fetch_k)
+    check_count("k", k)
+    check_share("lambda_mult", lambda_mult)
+
+
 def check_share(name: str, value: object) -> None:
     """Refuse anything but a number between 0 and 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise SettingsError(f"`{name}` must be between 0 and 1, got {value!r}; 0.5 is usual")
+
+
+def checked_mode(mode: object, dimension: int) -> SearchMode:
+    """Return how to search a store of vectors of this length; left to the store, by vectors if it has any."""
+    if mode is None:
+        return "vector" if dimension else "text"
+    if mode not in get_args(SearchMode):
+        raise SettingsError(f'`mode` must be "text", "vector" or "hybrid", got {mode!r}; leave it out')
+    return cast(SearchMode, mode)
 
 
 def checked_ids(ids: Sequence[str]) -> list[str]:
@@ -79,6 +103,13 @@ def _is_unicode(text: str) -> bool:
 
 def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:
     """Return unit vectors (..., D); refuse another shape, and numbers that are not finite as float32."""
+    if shape[-1] == 0:
+        if isinstance(vectors, np.ndarray) and vectors.shape == shape != (0,):  # no numbers, as it should be
+            return np.zeros(shape, np.float32)
+        raise SettingsError(
+            'this store was made without an embedder and takes no vectors; search it with mode="text", or make a new '
+            "one: VectorStore(embedder)"
+        )
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused below
         array = np.asarray(vectors, dtype=np.float32)
     if array.shape != shape:
@@ -91,6 +122,8 @@ def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> Float
 
 def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bool) -> FloatArray:
     """Return the (N, D) unit vectors of N >= 1 texts, `batch_size` at a time."""
+    if embedder.dimension == 0:
+        return np.zeros((len(texts), 0), np.float32)
     parts = []
     with progress_bar(len(texts), "Embedding", "passage", progress and len(texts) >= _LARGE) as bar:
         for start in range(0, len(texts), batch_size):
@@ -104,7 +137,6 @@ def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bo
 
 def embedded_query(embedder: Embedder, query: str) -> FloatArray:
     """Return the (D,) unit vector of a question."""
-    if not isinstance(query, str):
-        raise SettingsError(f"`query` must be a string, got {type(query).__name__}; search_by_vector takes vectors")
+    check_question(query)
     what = f"the embedder {embedder.fingerprint!r} must return"
     return checked_vectors(embedder.embed_query(query), (embedder.dimension,), what)

@@ -15,16 +15,18 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.documents import Document
-from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
-from memograft.passages import sums
+from memograft.errors import StoreCorruptError, StoreError
+from memograft.passages import sums, words
+from memograft.passages.rows import Passage, delete, insert, sum_settings, unseal_words
+from memograft.passages.sqlite_errors import damaged_words, named, refuse
 from memograft.storage.disk import sync
 
 FILE_NAME = "passages.sqlite3"
@@ -33,13 +35,13 @@ VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=102
 T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
-_FORMAT = 1
+_FORMATS = (1, 2)  # without and with a text index
 _SETTINGS = {  # what they hold
     "embedder": {"fingerprint", "dimension", "config"},
     "index": None,
     "index_file": {"number", "crc32", "settings"},
+    words.KEY: {"crc32"},
 }
-_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # of a text, which SQLite reports as an error of the query
 _GIVEN = "(SELECT value FROM json_each(?))"
 _TABLES = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -51,17 +53,8 @@ CREATE TABLE vectors (seq INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 """
 _SCHEMA = f"""{_TABLES}{sums.TABLE};
 PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_FORMAT};
+PRAGMA user_version = 1;
 """
-
-
-class Passage(NamedTuple):
-    """One passage on its way in; `vector` is the bytes of a (D,) float32 array."""
-
-    id: str
-    text: str
-    metadata: str
-    vector: bytes
 
 
 class Database:
@@ -73,13 +66,14 @@ class Database:
     Args:
         folder: the store's folder, which exists; None keeps everything in memory.
         read_only: never write, and see what a writer in another process commits.
+        progress: show a progress bar when the texts of a store from before there was a text index are indexed.
 
     Raises:
         StoreCorruptError: the file is damaged or is not a store's.
-        StoreError: there is no file to read, or it cannot be opened.
+        StoreError: there is no file to read, it cannot be opened, or its text index cannot be kept up to date.
     """
 
-    def __init__(self, folder: Path | None, read_only: bool) -> None:
+    def __init__(self, folder: Path | None, read_only: bool, progress: bool = False) -> None:
         self.file = folder / FILE_NAME if folder else None
         self._mutex = threading.RLock()
         with self._errors():
@@ -90,6 +84,12 @@ class Database:
                 if not is_there(self.file):
                     self._make(self.file, read_only)
                 self._connection = self._opened(self.file, read_only)
+            if not read_only:
+                try:
+                    words.have_index(self._connection, self.file, progress)
+                except BaseException:
+                    self._connection.close()
+                    raise
 
     def _make(self, file: Path, read_only: bool) -> None:
         if read_only:
@@ -127,9 +127,9 @@ class Database:
         if application != _APPLICATION_ID:
             self.refuse("it is not a Memograft store")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != _FORMAT:
-            self.refuse(f"its format is {version} and this Memograft reads format {_FORMAT}")
-        if not sums.is_schema(connection, _TABLES):
+        if version not in _FORMATS:
+            self.refuse(f"its format is {version} and this Memograft reads formats 1 and 2")
+        if not sums.is_schema(connection, _TABLES, with_words=version == 2):
             self.refuse("it is damaged (its tables are not those of a store)")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
@@ -143,38 +143,14 @@ class Database:
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise StoreCorruptError for the database file."""
-        raise StoreCorruptError(
-            f"{self.file} cannot be used as a store: {reason}; restore it from a backup, or choose another folder and "
-            "add the documents again"
-        )
+        refuse(self.file, reason)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn SQLite's errors into ours."""
-        try:
-            yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes what is damaged
-            code = _code(error)
-            damage = isinstance(error, UnicodeDecodeError) or str(error).startswith(_DAMAGE)
-            if damage or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise StoreCorruptError(
-                    f"{self.file} is damaged or not a store ({error}); restore it from a backup, or choose another "
-                    "folder and add the documents again"
-                ) from error
-            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StoreLockedError(f"{self.file} is in use by another program ({error}); close it there") from error
-            if code == sqlite3.SQLITE_READONLY:
-                raise StoreReadOnlyError(f"{self.file} may not be written ({error}); change its permissions") from error
-            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                raise StoreError(
-                    f"{self.file} could not be written ({error}) and holds what it held before; free some space, then "
-                    "try again"
-                ) from error
-            raise StoreError(f"{self.file} cannot be used ({error}); check its path and permissions") from error
-        except OSError as error:
-            raise StoreError(
-                f"{self.file} could not be made ({error}); check its path, permissions and the free space"
-            ) from error
+    def refuse_words(self) -> NoReturn:
+        """Raise StoreCorruptError for the text index."""
+        raise StoreCorruptError(damaged_words(self.file))
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return named(self.file)
 
     def at_once(self, read: Callable[[], T]) -> T:
         """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
@@ -214,8 +190,58 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
             connection.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
-            seal = sums.of_settings(connection.execute("SELECT key, value FROM settings"))
-            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [sums.KEY, seal])
+            sum_settings(connection)
+
+    # words ------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the store has a text index that can be asked."""
+        with self._errors(), self._mutex:
+            return words.are_indexed(self._connection) and words.is_available(self._connection)
+
+    def matching(
+        self, question: str, k: int, condition: str | None = None, parameters: Sequence[Any] = ()
+    ) -> list[tuple[int, float]]:
+        """Return (seq, BM25 score) of the k passages that match best, those that share a word with the question.
+
+        Raises:
+            StoreError: there is no text index to ask.
+        """
+        if not self.has_words:
+            raise words.no_index(self.file)
+        wanted = words.expression(question)
+        return self.rows(words.best(condition), [wanted, *parameters, min(k, 2**31)]) if wanted else []
+
+    def others(
+        self, known: Sequence[int], k: int, condition: str = "1", parameters: Sequence[Any] = ()
+    ) -> list[tuple[int, float]]:
+        """Return (seq, 0.0) of k passages that are not known, oldest first."""
+        sql = f"SELECT seq, 0.0 FROM passages WHERE seq NOT IN {_GIVEN} AND ({condition}) ORDER BY seq LIMIT ?"
+        return self.rows(sql, [json.dumps(list(known)), *parameters, min(k, 2**31)])
+
+    def seal_words(self) -> None:
+        """Keep the checksum of the text index until the next write."""
+        with self._mutex, self._errors():
+            if self.has_words and words.KEY not in self.settings():
+                self.set(**{words.KEY: {"crc32": words.checksum(self._connection)}})
+
+    def words_are_damaged(self, *, thoroughly: bool = False) -> bool:
+        """Whether the text index is not what was written; one that a writer has not closed only `thoroughly`."""
+
+        def read() -> bool:
+            if words.are_indexed(self._connection) and (seal := self.settings().get(words.KEY)):
+                return bool(seal["crc32"] != words.checksum(self._connection))
+            return thoroughly and self.has_words and not words.are_right(self._connection)
+
+        return self.at_once(read)
+
+    def rebuild_words(self) -> None:
+        """Make the text index anew."""
+        with self._errors(), self._mutex, self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if unseal_words(connection):
+                words.rebuild(connection)
 
     # passages ---------------------------------------------------------------------------------------------------
 
@@ -225,26 +251,22 @@ class Database:
         new: list[int] = []
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
+            has_words = unseal_words(connection)
             for row in rows:
                 old = connection.execute("SELECT seq FROM passages WHERE id = ?", [row.id]).fetchone()
                 if old:
                     gone.append(old[0])
-                    _delete(connection, old[0])
-                sql = "INSERT INTO passages (id, text, metadata) VALUES (?, ?, ?)"
-                seq = connection.execute(sql, [row.id, row.text, row.metadata]).lastrowid
-                assert seq is not None  # an INSERT always has one
-                connection.execute("INSERT INTO vectors VALUES (?, ?)", [seq, row.vector])
-                passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
-                connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, passage, zlib.crc32(row.vector)])
-                new.append(seq)
+                    delete(connection, old[0], has_words)
+                new.append(insert(connection, row, has_words))
         return gone, new
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Delete passages."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
+            has_words = unseal_words(connection)
             for seq in seqs:
-                _delete(connection, seq)
+                delete(connection, seq, has_words)
 
     def sum_up(self) -> None:
         """Give checksums to what was stored before there were any."""
@@ -313,8 +335,8 @@ class Database:
     def shrink(self) -> None:
         """Give the room of deleted passages back to the file system."""
         with self._mutex, self._errors():
-            self._connection.execute("VACUUM")
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            for command in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                self._connection.execute(command)
 
 
 def is_there(file: Path) -> bool:
@@ -334,17 +356,6 @@ def _connect(target: str) -> sqlite3.Connection:
     connection = sqlite3.connect(target, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
-
-
-def _code(error: Exception) -> int:
-    """Return SQLite's primary result code; the upper bits only refine it."""
-    return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
-
-
-def _delete(connection: sqlite3.Connection, seq: int) -> None:
-    connection.execute("DELETE FROM passages WHERE seq = ?", [seq])
-    connection.execute("DELETE FROM vectors WHERE seq = ?", [seq])
-    connection.execute("DELETE FROM checksums WHERE seq = ?", [seq])
 
 
 def _create(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Text to unit vectors: the `Embedder` protocol, the offline default, any sentence-transformers model, or neither.
+"""Text to unit vectors: the `Embedder` protocol, one without a model, any sentence-transformers model, or neither.
 
 An embedder turns N texts into an (N, D) float32 array whose rows have length 1, so that a dot product is a cosine.
 It describes itself twice: `fingerprint` says which vectors may be compared with each other, `config()` holds what
@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 
 from memograft.errors import MissingExtraError, SettingsError
 
-__all__ = ["Embedder", "GivenVectors", "LexicalEmbedder", "SentenceTransformerEmbedder", "embedder_from_config"]
+__all__ = [
+    "Embedder",
+    "GivenVectors",
+    "LexicalEmbedder",
+    "NoVectors",
+    "SentenceTransformerEmbedder",
+    "embedder_from_config",
+]
 
 FloatArray = NDArray[np.float32]
 
@@ -66,17 +73,18 @@ _GRAM_LENGTHS = (4, 5)
 
 
 class LexicalEmbedder:
-    """The default: deterministic, offline, instant to load, nothing to fit or to download.
+    """Vectors without a model: deterministic, offline, instant to load, nothing to fit or to download.
 
-    It finds shared words, not meaning: "car" and "automobile" are strangers to it. Each text becomes a weighted bag of
-    words, neighbouring word pairs and character n-grams (so "memorise" still meets "memorising"), with counts damped
-    by a logarithm and English stop words almost silenced. The bag is hashed with fixed signs (Weinberger et al.,
-    "Feature hashing for large scale multitask learning", 2009) and projected to `dimension` dense numbers (Achlioptas,
-    "Database-friendly random projections", 2003).
+    For what must have vectors, such as the frameworks' indexes; a store without an embedder searches by BM25, which
+    finds more. Like BM25 it finds shared words, not meaning: "car" and "automobile" are strangers to it. Each text
+    becomes a weighted bag of words, neighbouring word pairs and character n-grams (so "memorise" still meets
+    "memorising"), with counts damped by a logarithm and English stop words almost silenced. The bag is hashed with
+    fixed signs (Weinberger et al., "Feature hashing for large scale multitask learning", 2009) and projected to
+    `dimension` dense numbers (Achlioptas, "Database-friendly random projections", 2003).
 
     nDCG@10 on the 300 test queries of SciFact (5,183 abstracts, title and text joined): 0.560 at D=1024, 0.498 at 512,
-    0.574 at 2048. BM25, which knows how rare each word is in the collection, reaches 0.661. The weights were chosen on
-    these same queries, some thirty settings tried, so expect a little less elsewhere.
+    0.574 at 2048. BM25, which knows how rare each word is in the collection, reaches 0.684 (benchmarks/search.py). The
+    weights were chosen on these same queries, some thirty settings tried, so expect a little less elsewhere.
 
     Args:
         dimension: D, at least 64. More keeps more apart: the noise of a cosine is about 1 / sqrt(D).
@@ -298,6 +306,28 @@ class GivenVectors:
         )
 
 
+class NoVectors:
+    """Embeds nothing: it stands in for the embedder of a store that is searched by its words only. D is 0."""
+
+    dimension = 0
+    fingerprint = "no vectors"
+
+    def config(self) -> dict[str, Any]:
+        """JSON values from which `embedder_from_config` builds this embedder again."""
+        return {"type": "none"}
+
+    def embed_documents(self, texts: list[str]) -> FloatArray:
+        """Return (N, 0) vectors."""
+        return np.zeros((len(texts), 0), np.float32)
+
+    def embed_query(self, text: str) -> FloatArray:
+        """Refuse, naming the text."""
+        raise SettingsError(
+            f"this store was made without an embedder and has no vectors to compare, got {text[:80]!r}; search it with "
+            'mode="text", or make a new one: VectorStore(embedder)'
+        )
+
+
 def embedder_from_config(config: Mapping[str, Any]) -> Embedder:
     """Build the embedder whose `config()` returned this.
 
@@ -312,7 +342,9 @@ def embedder_from_config(config: Mapping[str, Any]) -> Embedder:
             return SentenceTransformerEmbedder(model, revision=config.get("revision"))
         case {"type": "given", "dimension": dimension}:
             return GivenVectors(dimension)
+        case {"type": "none"}:
+            return NoVectors()
     raise SettingsError(
-        f"the config of an embedder must be of type lexical, sentence-transformers or given, got {dict(config)!r}; "
-        "pass `embedder=` yourself"
+        f"the config of an embedder must be of type lexical, sentence-transformers, given or none, got "
+        f"{dict(config)!r}; pass `embedder=` yourself"
     )

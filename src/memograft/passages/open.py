@@ -6,6 +6,7 @@ What was decided when the store was new is kept in the database's settings `embe
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +19,14 @@ from memograft.errors import (
     StoreError,
     StoreReadOnlyError,
 )
-from memograft.passages.cache import IndexCache
+from memograft.passages import words
+from memograft.passages.cache import IndexCache, NoIndex
 from memograft.passages.db import Database
-from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_from_config
+from memograft.passages.embedders import Embedder, NoVectors, embedder_from_config
 from memograft.passages.index import IndexSettings
 from memograft.storage.locks import WriterLock
+
+logger = logging.getLogger(__name__)
 
 
 class Access:
@@ -94,16 +98,19 @@ def opened(
     *,
     read_only: bool,
     progress: bool,
-) -> tuple[Access, Database, Embedder, IndexCache]:
+) -> tuple[Access, Database, Embedder, IndexCache | NoIndex]:
     """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
     access = Access(folder, read_only)
     try:
-        database = Database(folder, read_only)
+        database = Database(folder, read_only, progress)
         try:
             embedder = settled_embedder(database, embedder, read_only)
             database.check_vectors(embedder.dimension)
             settings = settled_index(database, index, read_only)
-            cache = IndexCache(database, folder, embedder.dimension, settings, read_only=read_only, progress=progress)
+            mend_words(database, read_only)
+            cache: IndexCache | NoIndex = NoIndex()
+            if dimension := embedder.dimension:
+                cache = IndexCache(database, folder, dimension, settings, read_only=read_only, progress=progress)
         except BaseException:
             database.close()
             raise
@@ -119,7 +126,9 @@ def settled_embedder(database: Database, embedder: Embedder | None, read_only: b
     if stored is None:
         if read_only:
             raise StoreError(f"{database.file} is not finished, as its first opening was cut off; open it for writing")
-        embedder = embedder or LexicalEmbedder()
+        embedder = embedder or NoVectors()
+        if embedder.dimension == 0 and not database.has_words:
+            raise words.no_index(database.file)
         database.set(embedder=_config_of(embedder))
         return embedder
     embedder = embedder or embedder_from_config(stored["config"])
@@ -129,6 +138,16 @@ def settled_embedder(database: Database, embedder: Embedder | None, read_only: b
             f"{embedder.fingerprint!r} (D={embedder.dimension}); leave `embedder` out, or build a new store"
         )
     return embedder
+
+
+def mend_words(database: Database, read_only: bool) -> None:
+    """Make a text index anew that is not what its writer left."""
+    if not database.words_are_damaged():
+        return
+    if read_only:
+        database.refuse_words()
+    logger.info("rebuilding the text index of %s from its texts: its checksum is wrong", database.file)
+    database.rebuild_words()
 
 
 def _config_of(embedder: Embedder) -> dict[str, Any]:

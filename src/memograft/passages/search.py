@@ -1,28 +1,36 @@
-"""How a store finds passages: filter in SQLite, neighbours in FAISS, documents in SQLite again.
+"""How a store finds passages: filter and words in SQLite, neighbours in FAISS, documents in SQLite again.
 
-`Searcher.nearest` takes a unit vector (D,) and gives documents with cosines; `mmr_order` picks varied ones. Writes
-nothing but what brings a stale index up to date, and knows nothing of embedders. What one call gives is of one state
-of the store, however busy a writer in another process is.
+`Searcher.nearest` takes a unit vector (D,) and gives documents with cosines, `matching` takes a question and gives
+BM25, `either` joins both; `mmr_order` picks varied ones. Writes nothing but what brings a stale index up to date, and
+knows nothing of embedders. What one call gives is of one state of the store, however busy a writer in another process
+is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.documents import Document
-from memograft.passages.cache import IndexCache
+from memograft.passages import words
+from memograft.passages.cache import IndexCache, NoIndex
 from memograft.passages.db import Database
+from memograft.passages.embedders import unit_rows
 from memograft.passages.filtered import FilterCache
 from memograft.passages.filters import Condition, compile_filter
-from memograft.passages.index import EXACT_BELOW, FloatArray, IdArray
+from memograft.passages.index import FloatArray, IdArray
 from memograft.storage.locks import ReadWriteLock
 
+SearchMode = Literal["text", "vector", "hybrid"]
 T = TypeVar("T")
+
+_FUSED = 100  # of each ranking, at least: what stands lower adds under 1 / 160
+_DAMPING = 60  # the constant of reciprocal rank fusion, as in its paper
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,9 @@ class Hit:
 
     Attributes:
         document: the passage.
-        score: cosine similarity with the question, in [-1, 1]; higher is closer.
+        score: higher is closer. By mode: "vector", the cosine with the question, in [-1, 1]; "text", BM25, at least 0
+            and without an upper end, which depends on the question's words and on the other passages; "hybrid", the sum
+            of 1 / (60 + rank) over both rankings, at most 2 / 61. Only cosines of different questions can be compared.
     """
 
     document: Document
@@ -41,7 +51,7 @@ class Hit:
 class Searcher:
     """Searches one store; any number of threads may call it."""
 
-    def __init__(self, database: Database, cache: IndexCache, lock: ReadWriteLock) -> None:
+    def __init__(self, database: Database, cache: IndexCache | NoIndex, lock: ReadWriteLock) -> None:
         self._database = database
         self._cache = cache
         self._lock = lock
@@ -51,6 +61,42 @@ class Searcher:
         """Return (seq, document, cosine) of the k passages closest to the unit vector (D,), best first."""
         condition = _condition(where)
         return self._in_one_state(lambda: self._nearest(vector, k, condition))
+
+    def matching(self, question: str, k: int, where: Mapping[str, Any] | None) -> list[tuple[Document, float]]:
+        """Return (document, BM25) of the k passages that share the most telling words with a question, best first.
+
+        Where fewer share one, the others follow with the score that they have, 0, in the order they were added.
+        """
+        condition = _condition(where)
+
+        def read() -> list[tuple[Document, float]]:
+            found = self._matching(question, k, condition)
+            if len(found) < k:
+                found += self._database.others([seq for seq, _ in found], k - len(found), *(condition or ()))
+            return self._documents(found)
+
+        with self._lock.reading():
+            return self._database.at_once(read)
+
+    def either(
+        self, question: str, vector: FloatArray, k: int, where: Mapping[str, Any] | None
+    ) -> list[tuple[Document, float]]:
+        """Return (document, score) of the k passages that stand highest in both rankings together, see `fused`."""
+        condition = _condition(where)
+
+        def read() -> list[tuple[Document, float]]:
+            by_words = [seq for seq, _ in self._matching(question, max(k, _FUSED), condition)]
+            by_vector = [seq for seq, _ in self._closest(vector, max(k, _FUSED), condition)]
+            return self._documents(fused([by_words, by_vector])[:k])
+
+        return self._in_one_state(read)
+
+    def _matching(self, question: str, k: int, condition: Condition | None) -> list[tuple[int, float]]:
+        return self._database.matching(question, k, *(condition or (None, ())))
+
+    def _documents(self, found: Sequence[tuple[int, float]]) -> list[tuple[Document, float]]:
+        documents = self._database.documents([seq for seq, _ in found])
+        return [(documents[seq], score) for seq, score in found if seq in documents]
 
     def _in_one_state(self, read: Callable[[], T]) -> T:
         """Call `read` with an index and a database that say the same until it has ended."""
@@ -67,22 +113,15 @@ class Searcher:
         return read()
 
     def _nearest(self, vector: FloatArray, k: int, condition: Condition | None) -> list[tuple[int, Document, float]]:
-        among = None if condition is None else self._filtered.seqs(*condition, self._cache.deletions)
-        scores, seqs = self._find(vector, k, among)
-        documents = self._database.documents(seqs.tolist())
-        found = zip(seqs.tolist(), scores.clip(-1, 1).tolist(), strict=True)  # float32 rounds past 1
+        found = self._closest(vector, k, condition)
+        documents = self._database.documents([seq for seq, _ in found])
         # None is missing in one state of the store, and what was read from two is not used.
         return [(seq, documents[seq], score) for seq, score in found if seq in documents]
 
-    def _find(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
-        """Ask the index, or the vectors one by one where it is approximate and would find too few."""
-        index = self._cache.index
-        if among is not None and len(among) <= EXACT_BELOW and not index.is_exact:
-            return self._cache.score(vector, k, among)
-        scores, seqs = index.search(vector, k, among)
-        if len(seqs) < min(k, len(index) if among is None else len(among)):
-            return self._cache.score(vector, k, self._database.seqs() if among is None else among)
-        return scores, seqs
+    def _closest(self, vector: FloatArray, k: int, condition: Condition | None) -> list[tuple[int, float]]:
+        among = None if condition is None else self._filtered.seqs(*condition, self._cache.deletions)
+        scores, seqs = self._cache.find(vector, k, among)
+        return list(zip(seqs.tolist(), scores.clip(-1, 1).tolist(), strict=True))  # float32 rounds past 1
 
     def varied(
         self, vector: FloatArray, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
@@ -97,6 +136,15 @@ class Searcher:
         hits, vectors = self._in_one_state(read)
         order = mmr_order(np.array([score for _, _, score in hits]), vectors, k, lambda_mult)
         return [hits[position][1:] for position in order]
+
+    def varied_words(
+        self, question: str, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
+    ) -> list[tuple[Document, float]]:
+        """Return (document, BM25) of k of the `fetch_k` that match best, by `mmr_order` of their words."""
+        hits = self.matching(question, fetch_k, where)
+        scores = np.array([score for _, score in hits])
+        rows = bags(document.text for document, _ in hits)
+        return [hits[n] for n in mmr_order(scores / scores.max(initial=1e-9), rows, k, lambda_mult)]
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
         """Return the documents with these ids, in this order, without those that are not there."""
@@ -130,6 +178,30 @@ def _condition(where: Mapping[str, Any] | None) -> Condition | None:
     """Return a filter as SQL; None where it lets everything through."""
     condition = compile_filter(where)
     return condition if where else None
+
+
+def fused(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    """Return (seq, score) of every seq in some ranking, best first: the sum of 1 / (60 + rank), ranks from 1.
+
+    Cormack, Clarke and Buettcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
+    2009, section 1.
+    """
+    scores: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, seq in enumerate(ranking, start=1):
+            scores[seq] = scores.get(seq, 0.0) + 1 / (_DAMPING + rank)
+    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def bags(texts: Iterable[str]) -> FloatArray:
+    """Return (N, V) unit vectors: how often N texts have each of their V words, damped by a logarithm."""
+    counts = [Counter(words.cut(text)) for text in texts]
+    columns = {word: column for column, word in enumerate(dict.fromkeys(word for bag in counts for word in bag))}
+    rows = np.zeros((len(counts), len(columns)), np.float32)
+    for row, bag in zip(rows, counts, strict=True):
+        for word, count in bag.items():
+            row[columns[word]] = 1 + np.log(count)
+    return unit_rows(rows)
 
 
 def mmr_order(relevance: NDArray[np.float64], vectors: FloatArray, k: int, lambda_mult: float) -> list[int]:

@@ -12,10 +12,15 @@ import zlib
 from collections.abc import Iterable
 from functools import cache
 
+from memograft.passages import words
+
 KEY = "checksum"  # of the settings, among them
 TABLE = "CREATE TABLE checksums (seq INTEGER PRIMARY KEY, passage INTEGER NOT NULL, vector INTEGER NOT NULL)"
 
-_TABLES = "SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+_TABLES = (
+    "SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
+    f"AND name NOT IN {words.SHADOWS}"  # FTS5's own, which another SQLite may write otherwise
+)
 
 
 def of_passage(id: bytes, text: bytes, metadata: bytes) -> int:
@@ -34,9 +39,11 @@ def have_table(connection: sqlite3.Connection, read_only: bool) -> None:
         connection.execute(TABLE.replace("TABLE", "TEMP TABLE", 1) if read_only else TABLE)
 
 
-def is_schema(connection: sqlite3.Connection, schema: str) -> bool:
+def is_schema(connection: sqlite3.Connection, schema: str, *, with_words: bool) -> bool:
     """Whether the tables are those of a store, with or without checksums, letter for letter."""
     found, wanted = dict(connection.execute(_TABLES)), dict(_tables(schema))
+    if with_words:
+        wanted["words"] = words.TABLE
     return found in (wanted, {**wanted, **dict(_tables(TABLE))})
 
 

@@ -1,4 +1,4 @@
-"""`VectorStore`: passages with metadata in SQLite, their vectors in FAISS, found again by cosine similarity.
+"""`VectorStore`: passages with metadata in SQLite, found again by their words (BM25), their vectors (FAISS), or both.
 
 Takes and gives `Document`s; whatever it acknowledged survives a crash. SQLite holds the truth, vectors included, and
 the FAISS index is a cache of it, so no file is ever trusted to agree with another, and nothing is pickled. One writer
@@ -17,28 +17,29 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from memograft.documents import Document, as_documents
+from memograft.documents import Document
 from memograft.errors import SettingsError, StoreError
 from memograft.passages.checks import (
     check_count,
-    check_share,
+    check_question,
+    check_varied,
     checked_ids,
-    checked_metadata,
+    checked_mode,
     checked_vectors,
-    embedded,
     embedded_query,
 )
-from memograft.passages.db import FILE_NAME, Passage, is_there
+from memograft.passages.db import FILE_NAME, is_there
 from memograft.passages.embedders import Embedder
 from memograft.passages.filters import compile_filter
+from memograft.passages.incoming import prepared
 from memograft.passages.index import FloatArray, IndexKind, IndexSettings
 from memograft.passages.open import opened
-from memograft.passages.search import Hit, Searcher
+from memograft.passages.search import Hit, Searcher, SearchMode
 from memograft.passages.verify import compared, inspected
 from memograft.storage.locks import ReadWriteLock
 from memograft.storage.process import OfOneProcess
 
-__all__ = ["Hit", "IndexSettings", "VectorStore"]
+__all__ = ["Hit", "IndexSettings", "SearchMode", "VectorStore"]
 
 _PAGE = 256  # documents per step of an iteration
 
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class VectorStore(OfOneProcess, instead="open its folder in each process: VectorStore.open(...)"):
-    """Passages that can be searched by meaning and by metadata.
+    """Passages that can be searched by words, by meaning and by metadata.
 
     Every method may be called from any thread, and interrupted (Ctrl-C) at any point: a write is then there or not.
     Searches run side by side and wait only while a write commits; each sees one state of the store. Of several
@@ -54,8 +55,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     next call. A forked child opens a store on disk again, and has its own copy of one in memory.
 
     Args:
-        embedder: turns text into vectors; left out, the one the store was built with, or `LexicalEmbedder()` for a new
-            one. A store refuses another embedder than its own.
+        embedder: turns text into vectors; left out, the one the store was built with, or none for a new one, which is
+            then searched by its words alone. A store refuses another embedder than its own.
         path: folder of the store, made if it is not there; None keeps everything in memory.
         index: "flat", "hnsw", "ivf", or `IndexSettings`; left out, what the store has, or "flat" for a new one. Another
             kind than the store has rebuilds the index.
@@ -135,20 +136,9 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             StoreError: the disk is full, or the store is closed.
         """
         self._access.require_writable()
-        items = as_documents(documents)
-        metadata = [checked_metadata(document, i, needs_text=vectors is None) for i, document in enumerate(items)]
-        last = {document.id: position for position, document in enumerate(items)}
-        kept = sorted(last.values())
-        if not kept:
+        ids, rows, units = prepared(documents, vectors, self._embedder, self._batch_size, self._progress)
+        if not rows:
             return []
-        if vectors is None:
-            units = embedded(self._embedder, [items[i].text for i in kept], self._batch_size, self._progress)
-        else:
-            units = checked_vectors(vectors, (len(items), self._embedder.dimension), "`vectors` must have")[kept]
-        rows = [
-            Passage(items[i].id, items[i].text, metadata[i], unit.tobytes())
-            for i, unit in zip(kept, units, strict=True)
-        ]
         with self._one_writer:
             with self._lock.writing():
                 self._access.require_writable()
@@ -156,7 +146,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
                 gone, new = self._database.upsert(rows)
                 self._cache.apply(gone, new, units)
             self._tidy()
-        return [document.id for document in items]
+        return ids
 
     def delete(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> int:
         """Delete by id or by metadata and return how many passages that were; unknown ids are no error.
@@ -188,20 +178,13 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         return len(gone)
 
     def _tidy(self) -> None:
-        """Rebuild an index that is mostly dead or has grown up to its training; searches go on meanwhile."""
         try:
-            if self._cache.index.needs_rebuild():
-                self._rebuild()
+            self._cache.renew(self._lock)
         except (StoreError, RuntimeError, MemoryError) as error:  # the write itself is done, and the old index serves
             logger.warning("the vector index could not be rebuilt and stays as it is: %s", error)
 
-    def _rebuild(self) -> None:
-        index = self._cache.build()
-        with self._lock.writing():
-            self._cache.replace(index)
-
     def compact(self) -> int:
-        """Rebuild the index (and train "ivf" anew), shrink the files, persist; return how many dead vectors that freed.
+        """Rebuild the indexes (and train "ivf" anew), shrink the files, persist; return how many dead vectors went.
 
         What was stored before there were checksums has them then.
 
@@ -210,12 +193,12 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """
         self._access.require_writable()
         with self._one_writer:
-            dead = self._cache.index.dead
-            self._rebuild()
+            dead = self._cache.renew(self._lock, always=True)
             with self._lock.writing():
                 self._database.sum_up()
+                self._database.rebuild_words()
                 self._database.shrink()
-                self._cache.persist()
+                self._persist()
         return dead
 
     def persist(self) -> None:
@@ -227,7 +210,11 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """
         self._access.require_writable()
         with self._one_writer, self._lock.reading():
-            self._cache.persist()
+            self._persist()
+
+    def _persist(self) -> None:
+        self._cache.persist()
+        self._database.seal_words()
 
     def close(self) -> None:
         """Persist and close. A second call does nothing; should the index file not be writable, a log line says so."""
@@ -236,7 +223,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         with self._one_writer, self._lock.writing():
             try:
                 if not (self._access.closed or self._access.read_only):
-                    self._cache.persist()
+                    self._persist()
             except StoreError as error:
                 logger.warning("the store closes without its index file and will rebuild it: %s", error)
             finally:  # in full even after a call that was cut off here
@@ -251,23 +238,47 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
     # reading ----------------------------------------------------------------------------------------------------
 
-    def search(self, query: str, k: int = 4, where: Mapping[str, Any] | None = None) -> list[Hit]:
+    def search(
+        self,
+        query: str,
+        k: int = 4,
+        where: Mapping[str, Any] | None = None,
+        *,
+        mode: SearchMode | None = None,
+        vector: ArrayLike | None = None,
+    ) -> list[Hit]:
         """Return the k passages closest to a question, best first; fewer only if fewer match `where`.
 
         Args:
-            query: the question.
+            query: the question. Any text: nothing in it is syntax.
             k: how many, at least 1.
             where: metadata filter, such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte
                 $in $nin $contains $exists $empty $type $and $or $not. Comparisons are typed: 1 is neither "1" nor True.
                 A list matches if any element does. $ne, $nin and $not match passages that lack the key, as in MongoDB.
                 `{"$id": ["a", "b"]}` matches by id.
+            mode: "vector" compares the vectors; "text" ranks by BM25, which is 0 for a passage that shares no word with
+                the question; "hybrid" does both and joins the rankings (reciprocal rank fusion), which finds most. Left
+                out, "vector" if the store has an embedder, else "text". `Hit` says what the scores are.
+            vector: (D,), what the store's embedder makes of the question; left out, it is asked. "text" needs none.
 
         Raises:
-            SettingsError: `k` is not positive or `query` not a string.
+            SettingsError: `k` is not positive, `query` not a string, or the store has no vectors for this `mode`.
             FilterError: `where` is not well formed.
-            StoreError: the store is closed.
+            StoreError: the store is closed, or has no text index: one that is open read-only and was never opened for
+                writing since there is one.
         """
-        return self._nearest(embedded_query(self._embedder, query), k, where)
+        check_question(query)
+        check_count("k", k)
+        mode = checked_mode(mode, self._embedder.dimension)
+        self._access.require_open()
+        if mode == "text":
+            return [Hit(*found) for found in self._search.matching(query, k, where)]
+        if vector is None:
+            vector = embedded_query(self._embedder, query)
+        if mode == "vector":
+            return self.search_by_vector(vector, k, where)
+        unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
+        return [Hit(*found) for found in self._search.either(query, unit, k, where)]
 
     def search_by_vector(self, vector: ArrayLike, k: int = 4, where: Mapping[str, Any] | None = None) -> list[Hit]:
         """Return the k passages closest to a vector (D,) of any length; otherwise as `search`.
@@ -276,7 +287,9 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             SettingsError: another shape, or numbers that are not finite; otherwise as `search`.
         """
         unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
-        return self._nearest(unit, k, where)
+        check_count("k", k)
+        self._access.require_open()
+        return [Hit(document, score) for _, document, score in self._search.nearest(unit, k, where)]
 
     def mmr(
         self,
@@ -290,12 +303,18 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
         Maximal marginal relevance (Carbonell and Goldstein, 1998, section 2): each step takes the passage with the
         largest `lambda_mult` x cosine with the question - (1 - `lambda_mult`) x largest cosine with one taken before.
-        1 is plain search. Hits carry the cosine with the question.
+        1 is plain search. Hits carry the cosine with the question. A store without an embedder compares by words: BM25
+        as a share of the highest, and cosines of the passages' bags of words.
 
         Raises:
             SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `search`.
         """
-        return self.mmr_by_vector(embedded_query(self._embedder, query), k, fetch_k, lambda_mult, where)
+        if self._embedder.dimension:
+            return self.mmr_by_vector(embedded_query(self._embedder, query), k, fetch_k, lambda_mult, where)
+        check_question(query)
+        check_varied(k, fetch_k, lambda_mult)
+        self._access.require_open()
+        return [Hit(*found) for found in self._search.varied_words(query, k, max(k, fetch_k), lambda_mult, where)]
 
     def mmr_by_vector(
         self,
@@ -306,9 +325,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         where: Mapping[str, Any] | None = None,
     ) -> list[Hit]:
         """As `mmr`, with the question as a vector (D,) of any length."""
-        check_count("fetch_k", fetch_k)
-        check_count("k", k)
-        check_share("lambda_mult", lambda_mult)
+        check_varied(k, fetch_k, lambda_mult)
         self._access.require_open()
         unit = checked_vectors(vector, (self._embedder.dimension,), "`vector` must have")
         return [Hit(*found) for found in self._search.varied(unit, k, max(k, fetch_k), lambda_mult, where)]
@@ -332,7 +349,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
     @property
     def embedder(self) -> Embedder:
-        """What turns text into this store's vectors."""
+        """What turns text into this store's vectors; `NoVectors()`, of dimension 0, if it has none."""
         return self._embedder
 
     def get(self, ids: Sequence[str]) -> list[Document]:
@@ -343,6 +360,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     def vectors(self, ids: Sequence[str]) -> FloatArray:
         """Return the (N, D) unit vectors of the documents with these ids, as `get` returns the documents."""
         self._access.require_open()
+        if self._embedder.dimension == 0:
+            return np.zeros((len(self.get(ids)), 0), np.float32)
         return self._search.vectors(checked_ids(ids))
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
@@ -378,8 +397,3 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             with self._lock.reading():
                 page = self._database.documents(seqs[start : start + _PAGE].tolist())
             yield from page.values()
-
-    def _nearest(self, vector: FloatArray, k: int, where: Mapping[str, Any] | None) -> list[Hit]:
-        check_count("k", k)
-        self._access.require_open()
-        return [Hit(document, score) for _, document, score in self._search.nearest(vector, k, where)]

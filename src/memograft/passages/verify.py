@@ -55,6 +55,8 @@ def compared(database: Database) -> Findings:
             database.refuse(f"it is damaged (passage {damaged[0]!r}{others} is not what was stored)")
         if database.rows(_ORPHANS)[0][0]:
             database.refuse("it is damaged (a checksum is of no passage)")
+        if database.words_are_damaged(thoroughly=True):
+            database.refuse_words()
         if unsummed or database.rows(_UNSEALED, [sums.KEY])[0][0]:
             found.unsummed.append(file)
     except StoreLockedError:

@@ -96,7 +96,7 @@ async def test_thresholds(store: VectorStore, name: str) -> None:
 
 
 def test_the_threshold_of_our_store_is_a_cosine() -> None:
-    with MemograftVectorStore.from_documents(PAGES) as store:
+    with MemograftVectorStore.from_documents(PAGES, MemograftEmbeddings()) as store:
         scores = [score for _, score in store.similarity_search_with_score(QUESTION)]
         between = (scores[1] + scores[2]) / 2
         assert len(MemograftRetriever(vectorstore=store, score_threshold=between).invoke(QUESTION)) == 2
@@ -109,7 +109,7 @@ def test_fields_are_checked(fields: dict[str, Any]) -> None:
 
 
 async def test_arguments_of_a_call_are_checked() -> None:
-    retriever = MemograftRetriever(vectorstore=MemograftVectorStore.from_documents(PAGES))
+    retriever = MemograftRetriever(vectorstore=MemograftVectorStore.from_documents(PAGES, MemograftEmbeddings()))
     for k in (0, True, "2"):
         with pytest.raises(SettingsError, match="`k` must be a whole number of at least 1, got"):
             retriever.invoke(QUESTION, k=k)
@@ -137,7 +137,7 @@ class Notes(BaseCallbackHandler):
 
 def test_what_is_told_to_callbacks() -> None:
     notes = Notes()
-    store = MemograftVectorStore.from_documents(PAGES)
+    store = MemograftVectorStore.from_documents(PAGES, MemograftEmbeddings())
     retriever = MemograftRetriever(vectorstore=store, k=3)
     retriever.invoke(QUESTION, {"callbacks": [notes]})
     store.close()

@@ -42,7 +42,7 @@ def ids_of(found: list[Document]) -> list[str | None]:
 
 @pytest.fixture
 def store() -> Iterator[MemograftVectorStore]:
-    with MemograftVectorStore.from_documents(PAGES) as store:
+    with MemograftVectorStore.from_documents(PAGES, MemograftEmbeddings()) as store:
         yield store
 
 

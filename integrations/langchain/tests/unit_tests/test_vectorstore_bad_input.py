@@ -12,12 +12,12 @@ from memograft.errors import SettingsError, StoreError
 from memograft.passages.embedders import LexicalEmbedder
 from vectorstore_doubles import PAGES, QUESTION, Numbers
 
-from langchain_memograft import MemograftVectorStore
+from langchain_memograft import MemograftEmbeddings, MemograftVectorStore
 
 
 @pytest.fixture
 def store() -> Iterator[MemograftVectorStore]:
-    with MemograftVectorStore.from_documents(PAGES) as store:
+    with MemograftVectorStore.from_documents(PAGES, MemograftEmbeddings()) as store:
         yield store
 
 

@@ -34,11 +34,20 @@ class TestOnTheDisk(VectorStoreIntegrationTests):
 
 
 class TestOffline(VectorStoreIntegrationTests):
-    """With the embedder of its own."""
+    """By words, without embeddings."""
 
     @pytest.fixture
     def vectorstore(self) -> Iterator[VectorStore]:
         with MemograftVectorStore() as store:
+            yield store
+
+
+class TestLexical(VectorStoreIntegrationTests):
+    """With the embedder of its own."""
+
+    @pytest.fixture
+    def vectorstore(self) -> Iterator[VectorStore]:
+        with MemograftVectorStore(MemograftEmbeddings()) as store:
             yield store
 
 

@@ -10,6 +10,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from memograft.errors import SettingsError
 
 MMR_OPTIONS = ("mmr_prefetch_factor", "mmr_prefetch_k", "mmr_threshold")
+BY_WORDS = (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE)
 _PREFETCH = 4.0  # candidates of MMR per node wanted, as in LlamaIndex's other stores
 
 
@@ -35,19 +36,38 @@ def checked_embedding(node: BaseNode, position: int, dimension: int | None) -> l
 
 def check_query(query: VectorStoreQuery) -> None:
     """Refuse what a query asks for and this store cannot do."""
-    if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
+    mode = VectorStoreQueryMode
+    if query.mode not in (mode.DEFAULT, mode.MMR, mode.HYBRID, *BY_WORDS):
         name = getattr(query.mode, "value", query.mode)
-        raise SettingsError(f"`mode` must be default or mmr, got {name!r}; this store searches by embedding only")
-    if query.query_embedding is None:
+        raise SettingsError(
+            f"`mode` must be default, mmr, hybrid, text_search or sparse, got {name!r}; this store has no other"
+        )
+    if query.query_embedding is None and query.mode not in BY_WORDS:
         raise SettingsError(
             "`query_embedding` must be an embedding, got None; ask through VectorStoreIndex, or embed it"
         )
-    k = query.similarity_top_k
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise SettingsError(f"`similarity_top_k` must be a whole number of at least 1, got {k!r}; 2 is usual")
+    if query.mode in (mode.HYBRID, *BY_WORDS):
+        checked_question(query)
+    if query.alpha is not None and query.mode == mode.HYBRID:
+        raise SettingsError(
+            f"`alpha` is not for this store, got {query.alpha!r}; it joins ranks, which have no weights"
+        )
+    for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
+        k = getattr(query, name)
+        if k is None and name != "similarity_top_k":
+            continue
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise SettingsError(f"`{name}` must be a whole number of at least 1, got {k!r}; 2 is usual")
     for name in ("output_fields", "embedding_field"):
         if getattr(query, name) is not None:
             raise SettingsError(f"`{name}` is not for this store, got {getattr(query, name)!r}; leave it out")
+
+
+def checked_question(query: VectorStoreQuery) -> str:
+    """Return the question, whose words are searched for."""
+    if not isinstance(query.query_str, str):
+        raise SettingsError(f"`query_str` must be the question, got {query.query_str!r}; its words are searched for")
+    return query.query_str
 
 
 def checked_ids(name: str, ids: Sequence[str]) -> list[str]:

@@ -16,7 +16,8 @@ from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_fro
 class MemograftEmbedding(BaseEmbedding):
     """Vectors of Memograft's embedders: deterministic, offline and instant with the default, `LexicalEmbedder`.
 
-    The default finds shared words, not meaning; `SentenceTransformerEmbedder("...")` finds meaning.
+    The default finds shared words, not meaning, and worse than BM25 (`vector_store_query_mode="text_search"`) does;
+    `SentenceTransformerEmbedder("...")` finds meaning.
 
     Args:
         embedder: what makes the vectors; left out, `LexicalEmbedder()`.

@@ -29,10 +29,12 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.llms.memograft import _filters
 from llama_index.llms.memograft._store_checks import (
+    BY_WORDS,
     MMR_OPTIONS,
     check_query,
     checked_embedding,
     checked_ids,
+    checked_question,
     mmr_candidates,
     mmr_weight,
     refuse_unknown,
@@ -49,11 +51,14 @@ _AT_ONCE = 1_000  # nodes per step of a copy
 
 
 class MemograftVectorStore(BasePydanticVectorStore):
-    """Nodes that can be searched by embedding, by id and by every `MetadataFilters`.
+    """Nodes that can be searched by embedding, by words, by both, by id and by every `MetadataFilters`.
 
     Every method may be called from any thread; the async ones leave the event loop free. Adding a node whose id is
     there replaces it. Similarities are cosines. What a folder holds after `add` or `delete` survives a crash; one
-    process at a time may write to it, any number may open it with `read_only=True`.
+    process at a time may write to it, any number may open it with `read_only=True`. Words and embedding together find
+    most: `index.as_query_engine(vector_store_query_mode="hybrid")`.
+
+    A folder without vectors, as `memograft index` makes it, is searched by words in every mode and keeps no embeddings.
 
     Metadata must be JSON; a tuple comes back as a list. Filters see a node's metadata and, unless the metadata has keys
     of these names, its source document's id as `doc_id`, `ref_doc_id` and `document_id`.
@@ -173,7 +178,9 @@ class MemograftVectorStore(BasePydanticVectorStore):
         with self._changing:
             known = self._existing()
             dimension = known.embedder.dimension if known else len(checked_embedding(nodes[0], 0, None))
-            vectors = np.array([checked_embedding(node, i, dimension) for i, node in enumerate(nodes)], np.float64)
+            vectors = np.zeros((len(nodes), 0))  # for a store without vectors
+            if dimension:
+                vectors = np.array([checked_embedding(node, i, dimension) for i, node in enumerate(nodes)], np.float64)
             return (known or self._open(GivenVectors(dimension))).add(documents, vectors)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
@@ -232,16 +239,20 @@ class MemograftVectorStore(BasePydanticVectorStore):
         """Return the `similarity_top_k` closest nodes, best first; fewer only if fewer meet ids and filters.
 
         Honours `node_ids`, `doc_ids` (source documents) and `filters`; empty lists of ids do not restrict, as
-        LlamaIndex's retrievers pass them. Similarities are cosines in [-1, 1].
+        LlamaIndex's retrievers pass them. Similarities are cosines in [-1, 1]; with TEXT_SEARCH and SPARSE BM25, and
+        with HYBRID the sum of 1 / (60 + rank) over the rankings by words and by embedding.
 
         Args:
-            query: what is asked, with mode DEFAULT or MMR.
+            query: what is asked, with mode DEFAULT, MMR, HYBRID (which finds most), TEXT_SEARCH or SPARSE. The latter
+                two are one: the nodes that share words with `query_str`, up to `sparse_top_k` if that is given; HYBRID
+                heeds `hybrid_top_k`.
             kwargs: for MMR: `mmr_threshold` (also in the query): 1 is plain search, 0 looks for variety only, 0.5 if
                 left out; `mmr_prefetch_k`, how many of the closest to choose from, or `mmr_prefetch_factor`, how many
                 per node wanted (4).
 
         Raises:
-            SettingsError: no embedding, one of another length, a mode or an option that is not there.
+            SettingsError: no embedding or no `query_str` where the mode needs it, an embedding of another length, a
+                mode or an option that is not there.
             FilterError: a filter whose value does not go with its operator.
             StoreError: the store is closed.
         """
@@ -262,7 +273,15 @@ class MemograftVectorStore(BasePydanticVectorStore):
     def _search(
         self, store: VectorStore, query: VectorStoreQuery, where: dict[str, Any], options: dict[str, Any]
     ) -> list[Hit]:
-        vector, k = np.asarray(query.query_embedding, np.float64), query.similarity_top_k
+        k = query.similarity_top_k
+        if not store.embedder.dimension and query.mode == VectorStoreQueryMode.MMR:
+            question = checked_question(query)
+            return store.mmr(question, k, mmr_candidates(k, options), mmr_weight(query, options), where)
+        if query.mode in BY_WORDS or not store.embedder.dimension:
+            return store.search(checked_question(query), query.sparse_top_k or k, where, mode="text")
+        vector = np.asarray(query.query_embedding, np.float64)
+        if query.mode == VectorStoreQueryMode.HYBRID:
+            return store.search(checked_question(query), query.hybrid_top_k or k, where, mode="hybrid", vector=vector)
         if query.mode == VectorStoreQueryMode.DEFAULT:
             return store.search_by_vector(vector, k, where)
         return store.mmr_by_vector(vector, k, mmr_candidates(k, options), mmr_weight(query, options), where)

@@ -1,0 +1,42 @@
+"""Documents on their way into a store: checked, embedded, and as the rows that are written. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from memograft.documents import Document, as_documents
+from memograft.passages.checks import FloatArray, checked_metadata, checked_vectors, embedded
+from memograft.passages.embedders import Embedder
+from memograft.passages.rows import Passage
+
+__all__ = ["prepared"]
+
+
+def prepared(
+    documents: Iterable[Document | str | Mapping[str, Any]],
+    vectors: ArrayLike | None,
+    embedder: Embedder,
+    batch_size: int,
+    progress: bool,
+) -> tuple[list[str], list[Passage], FloatArray]:
+    """Return (the id of each document, the M rows to write, their (M, D) unit vectors).
+
+    Of documents with the same id, the last one is written. See `VectorStore.add`.
+    """
+    items = as_documents(documents)
+    if not items:
+        return [], [], np.zeros((0, embedder.dimension), np.float32)
+    metadata = [checked_metadata(document, i, needs_text=vectors is None) for i, document in enumerate(items)]
+    kept = sorted({document.id: position for position, document in enumerate(items)}.values())
+    if vectors is None:
+        units = embedded(embedder, [items[i].text for i in kept], batch_size, progress)
+    else:
+        units = checked_vectors(vectors, (len(items), embedder.dimension), "`vectors` must have")[kept]
+    rows = [
+        Passage(items[i].id, items[i].text, metadata[i], unit.tobytes()) for i, unit in zip(kept, units, strict=True)
+    ]
+    return [document.id for document in items], rows, units

@@ -1,0 +1,165 @@
+"""The text index of a store: SQLite's FTS5 over the passages' texts, which ranks by BM25 and keeps no second copy.
+
+A table of external content: FTS5 holds which words are where and reads no text of its own, so whoever changes a passage
+changes the index in the same transaction (`add`, `remove`). Words are cut by Unicode, without accents and case, and
+English endings are removed (Porter, "An algorithm for suffix stripping", 1980); a language written without blanks has
+whole phrases as words. Functions of an open connection; only `have_index` commits. Know nothing of vectors and filters.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import zlib
+from contextlib import closing
+from itertools import zip_longest
+from pathlib import Path
+
+from memograft.errors import StoreError
+from memograft.passages.progress import progress_bar
+
+KEY = "words"  # of the settings: the checksum of the index as it was when its writer closed the store
+SHADOWS = ("words_data", "words_idx", "words_docsize", "words_config")  # FTS5's own tables
+_CUT = "tokenize='porter unicode61 remove_diacritics 2'"
+TABLE = f"CREATE VIRTUAL TABLE words USING fts5(text, content='passages', content_rowid='seq', {_CUT})"
+
+_LARGE = 10_000  # passages from which building the index shows a progress bar
+_AT_ONCE = 2048
+_WORD = re.compile(r"[^\W_]+")
+_MOST = 256  # words of a question: a thousand take 0.2 s even among 2,000 passages
+# In so many English texts that they tell none from another, and a search that asks for them looks at every passage.
+_COMMON = frozenset(
+    "a an and are as at be been but by did do does for from had has have how if in into is it its of on or such that "
+    "the their then there these they this to was were what when where which who why will with".split()
+)
+
+
+def is_available(connection: sqlite3.Connection) -> bool:
+    """Whether this SQLite was built with FTS5."""
+    return bool(connection.execute("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'").fetchone())
+
+
+def are_indexed(connection: sqlite3.Connection) -> bool:
+    """Whether the store has a text index."""
+    return bool(connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'words'").fetchone())
+
+
+def have_index(connection: sqlite3.Connection, file: Path | None, progress: bool) -> None:
+    """Let a store that is to be written have a text index, where this SQLite can make one.
+
+    Raises:
+        StoreError: there is one, and this SQLite cannot keep it up to date.
+    """
+    if is_available(connection):
+        if not are_indexed(connection):
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                _create(connection, progress)
+                connection.execute("PRAGMA user_version = 2")
+    elif are_indexed(connection):
+        raise StoreError(
+            f"{file} has a text index, which only an SQLite with FTS5 can keep up to date, and that of this Python "
+            f"({sqlite3.sqlite_version}) has none; open it with read_only=True, or use another Python"
+        )
+
+
+def no_index(file: Path | None) -> StoreError:
+    """What to raise where there is no index to ask."""
+    return StoreError(
+        f"{file or 'a store in memory'} cannot be searched by its words: it has no text index, or the SQLite of this "
+        f"Python ({sqlite3.sqlite_version}) has no FTS5; open it for writing once, which makes the index, or search "
+        'with mode="vector"'
+    )
+
+
+def _create(connection: sqlite3.Connection, progress: bool) -> None:
+    """Index the texts of a store that was made without."""
+    connection.execute(TABLE)
+    ((count, after),) = connection.execute("SELECT count(*), min(seq) - 1 FROM passages")
+    with progress_bar(count, "Indexing the words", "passage", progress and count >= _LARGE) as bar:
+        while after is not None:
+            # bound to be text: a damaged store's may be anything, and is named when it is read
+            page = "SELECT seq, text FROM passages WHERE seq > ? ORDER BY seq LIMIT ?"
+            connection.execute(f"INSERT INTO words (rowid, text) {page}", [after, _AT_ONCE])
+            ((done, after),) = connection.execute(f"SELECT count(*), max(seq) FROM ({page})", [after, _AT_ONCE])
+            bar.update(done)
+
+
+def rebuild(connection: sqlite3.Connection) -> None:
+    """Index all texts anew, in one piece."""
+    connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
+    connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+
+
+def add(connection: sqlite3.Connection, seq: int, text: str) -> None:
+    """Index a passage that was added."""
+    connection.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", [seq, text])
+
+
+def remove(connection: sqlite3.Connection, seq: int) -> None:
+    """Forget a passage that is to be deleted, and is there still: FTS5 needs its text to know what to forget."""
+    connection.execute(
+        "INSERT INTO words (words, rowid, text) SELECT 'delete', seq, text FROM passages WHERE seq = ?", [seq]
+    )
+
+
+def cut(text: str) -> list[str]:
+    """The words of a text in lower case, without those that are everywhere unless there are no others."""
+    found = _WORD.findall(text.lower())
+    return [word for word in found if word not in _COMMON] or found
+
+
+def expression(question: str) -> str:
+    """The question in FTS5's language: any of its words. Empty if it has none.
+
+    Each word stands in quotation marks and consists of letters and digits, so that nothing in a question is syntax.
+    """
+    return " OR ".join(f'"{word}"' for word in list(dict.fromkeys(cut(question)))[:_MOST])
+
+
+def best(condition: str | None) -> str:
+    """SQL for (seq, BM25) of the best passages; parameters: the expression, those of the condition, how many.
+
+    BM25 (Robertson and Zaragoza, "The probabilistic relevance framework", 2009, section 3) with FTS5's k1 = 1.2 and
+    b = 0.75, and its sign turned, so that more is better.
+    """
+    if condition is None:
+        return "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?"
+    return (
+        "SELECT seq, -rank FROM words JOIN passages ON seq = words.rowid "
+        f"WHERE words MATCH ? AND ({condition}) ORDER BY rank, seq LIMIT ?"
+    )
+
+
+def checksum(connection: sqlite3.Connection) -> int:
+    """CRC-32 of everything in FTS5's tables."""
+    crc = 0
+    for table in SHADOWS:
+        for row in connection.execute(f"SELECT * FROM {table} ORDER BY 1, 2"):
+            for value in row:
+                crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode(), crc)
+    return crc
+
+
+def are_right(connection: sqlite3.Connection) -> bool:
+    """Whether the index says of each text what is in it: makes a second one, beside the database, and compares."""
+    connection.execute(f"CREATE VIRTUAL TABLE temp.words_again USING fts5(text, content='', {_CUT})")
+    connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
+    connection.execute("CREATE VIRTUAL TABLE temp.places_again USING fts5vocab(temp, words_again, instance)")
+    try:
+        connection.execute("INSERT INTO words_again (rowid, text) SELECT seq, text FROM main.passages")
+        sizes = "SELECT id, sz FROM {} ORDER BY id"
+        places = "SELECT term, doc, offset FROM {}"  # in this order
+        return _are_equal(connection, sizes, "main.words_docsize", "temp.words_again_docsize") and _are_equal(
+            connection, places, "temp.places", "temp.places_again"
+        )
+    finally:
+        for table in ("places", "places_again", "words_again"):
+            connection.execute(f"DROP TABLE temp.{table}")
+
+
+def _are_equal(connection: sqlite3.Connection, query: str, one: str, other: str) -> bool:
+    """Whether a query has the same rows, in the same order, of two tables."""
+    left, right = (connection.execute(query.format(table)) for table in (one, other))
+    with closing(left), closing(right):
+        return all(a == b for a, b in zip_longest(left, right))
