@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -177,6 +178,18 @@ class Files:
         if header.checksums is None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < header.sources:
             raise damaged(self.file("sources"), "it names sources that there are not")
 
+    @classmethod
+    def current(cls, folder: Path, header: Header) -> Files:
+        """The files under this header, or under a newer one, should a writer have compacted them meanwhile."""
+        while True:
+            try:
+                return cls(folder, header)
+            except StoreCorruptError:
+                if (now := read_header(folder)) in (None, header):
+                    raise
+                assert now is not None
+                header = now
+
     def append(self, entries: Entries) -> None:
         """Write entries behind those there are. Their source numbers count from the next source on.
 
@@ -261,6 +274,21 @@ class Files:
                         sums[name] = zlib.crc32(data, sums[name])
                         stream.write(data)
         return {**changes, "checksums": sums}
+
+    def copy(self, target: Path) -> None:
+        """Copy what counts to another folder, the header last.
+
+        Raises:
+            StoreError: a file cannot be read or written.
+        """
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.iterdir():
+                if file.name not in (HEADER, "writer.lock"):
+                    shutil.copy2(file, target / file.name)
+        except OSError as error:
+            raise StoreError(f"{self.folder} could not be copied ({error}); choose another folder") from error
+        Files(target, self.header).commit()
 
     def clean(self) -> None:
         """Remove what earlier generations, earlier indexes and crashes left."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from memograft.errors import StoreError, StoreLockedError
@@ -104,18 +106,6 @@ class WriterLock:
             self._file.close()
             raise
 
-    def check(self) -> None:
-        """Refuse a fork of the process that holds it.
-
-        Raises:
-            StoreLockedError: this is one.
-        """
-        if os.getpid() != self._owner:
-            raise StoreLockedError(
-                f"{Path(self._file.name).parent} is written by the process {self._owner}, which opened it, and "
-                f"{os.getpid()} is a fork of it; write there, or close it there and open it here"
-            )
-
     def release(self) -> None:
         """Let the next writer in, even while a forked child has the file open too."""
         import fcntl
@@ -123,3 +113,37 @@ class WriterLock:
         if os.getpid() == self._owner and not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
+
+
+def refuse_fork(folder: Path, owner: int) -> None:
+    """Refuse to write to what another process has open.
+
+    Raises:
+        StoreLockedError: this is a fork of it.
+    """
+    if os.getpid() != owner:
+        raise StoreLockedError(
+            f"{folder} is written by the process {owner}, which opened it, and {os.getpid()} is a fork of it; write "
+            "there, or close it there and open it here"
+        )
+
+
+_made: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()  # owner -> its method
+
+
+def made_anew_in_forks(make: Callable[[], None]) -> None:
+    """Call a method that makes its object's locks, now and in every child that is forked from this process.
+
+    A thread that holds a lock while another one forks is not in the child, where nobody would ever let it go.
+    """
+    make()
+    _made[make.__self__] = make.__name__  # type: ignore[attr-defined]
+
+
+def _after_fork() -> None:
+    for owner, name in list(_made.items()):
+        getattr(owner, name)()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
