@@ -26,6 +26,7 @@ from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
 from memograft.passages import sums
 from memograft.storage.disk import sync
+from memograft.storage.locks import held_in_forks
 
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
@@ -81,8 +82,8 @@ class Database:
 
     def __init__(self, folder: Path | None, read_only: bool) -> None:
         self.file = folder / FILE_NAME if folder else None
-        self._mutex = threading.RLock()
-        with self._errors():
+        self._mutex = held_in_forks(threading.RLock())  # SQLite has locks of the whole process
+        with self._mutex, self._errors():
             if self.file is None:
                 self._connection = _connect(":memory:")
                 self._connection.executescript(_SCHEMA)

@@ -1,8 +1,8 @@
-"""The two locks of a vector store: readers against the writer inside a process, writers against each other outside.
+"""The two locks of a store: readers against the writer inside a process, writers against each other outside.
 
 FAISS indexes may be searched by many threads at once but not while one of them changes them, hence
 `ReadWriteLock`. `WriterLock` is an advisory lock on a file; the kernel drops it when the process dies, however it
-dies, so it can never be left behind. Neither knows what it protects.
+dies, so it can never be left behind. Neither knows what it protects. Below them, what forks make of locks.
 """
 
 from __future__ import annotations
@@ -140,10 +140,39 @@ def made_anew_in_forks(make: Callable[[], None]) -> None:
     _made[make.__self__] = make.__name__  # type: ignore[attr-defined]
 
 
+def held_in_forks(lock: threading.RLock) -> threading.RLock:
+    """A lock that whoever forks holds meanwhile, so that no thread is in the middle of what it guards.
+
+    For libraries with locks of their own, which a child would find held for ever.
+    """
+    with _no_fork:
+        _held.add(lock)
+    return lock
+
+
+_no_fork = threading.RLock()
+_held: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_taken: list[threading.RLock] = []  # by the fork that goes on
+
+
+def _before_fork() -> None:
+    _no_fork.acquire()
+    for lock in list(_held):
+        lock.acquire()
+        _taken.append(lock)
+
+
 def _after_fork() -> None:
+    while _taken:
+        _taken.pop().release()
+    _no_fork.release()
+
+
+def _in_child() -> None:
+    _after_fork()
     for owner, name in list(_made.items()):
         getattr(owner, name)()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
