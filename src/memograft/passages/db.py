@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, StoreReadOnlyError
 from memograft.passages import sums
-from memograft.storage.disk import sync
+from memograft.storage.disk import is_there, sync
 from memograft.storage.locks import held_in_forks
 
 FILE_NAME = "passages.sqlite3"
@@ -316,18 +316,6 @@ class Database:
         with self._mutex, self._errors():
             self._connection.execute("VACUUM")
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def is_there(file: Path) -> bool:
-    """Whether a store's file is there.
-
-    Raises:
-        StoreError: the system does not say: one may not look into the folder, or the path is too long.
-    """
-    try:
-        return file.exists()
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read ({error}); check its path and permissions") from error
 
 
 def _connect(target: str) -> sqlite3.Connection:

@@ -28,7 +28,7 @@ from memograft.passages.checks import (
     embedded,
     embedded_query,
 )
-from memograft.passages.db import FILE_NAME, Passage, is_there
+from memograft.passages.db import FILE_NAME, Passage
 from memograft.passages.embedders import Embedder
 from memograft.passages.filters import compile_filter
 from memograft.passages.index import FloatArray, IndexKind, IndexSettings
@@ -36,6 +36,7 @@ from memograft.passages.open import opened
 from memograft.passages.search import Hit, Searcher
 from memograft.passages.verify import compared, inspected
 from memograft.serving.process import OfOneProcess
+from memograft.storage.disk import is_there
 from memograft.storage.locks import ReadWriteLock
 
 __all__ = ["Hit", "IndexSettings", "VectorStore"]

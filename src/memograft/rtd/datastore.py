@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from memograft.errors import ModelMismatchError, SettingsError, StoreError, StoreReadOnlyError
 from memograft.passages.checks import check_count
-from memograft.passages.db import is_there
 from memograft.passages.open import claim_folder
 from memograft.passages.progress import progress_bar
 from memograft.request import Source
@@ -31,6 +30,7 @@ from memograft.rtd.sources import Sources
 from memograft.rtd.temporary import goes_with, new_folder
 from memograft.rtd.verify import inspected
 from memograft.serving.process import OfOneProcess
+from memograft.storage.disk import is_there
 from memograft.storage.locks import ReadWriteLock, WriterLock, made_anew_in_forks, refuse_fork
 
 __all__ = ["Datastore"]
@@ -51,8 +51,6 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         >>> answer.text, answer.sources[0].source.text
         ('Torstad.', 'Torstad.')
     """
-
-    _files: Files
 
     def __init__(self, folder: Path, lock: WriterLock | None, header: Header, *, read_only: bool, owned: bool) -> None:
         self._folder, self._writer, self._read_only = folder, lock, read_only
@@ -206,16 +204,15 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
         """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
         with self._one_writer:
-            self._extend(entries, sources)
-
-    def _extend(self, entries: Entries, sources: Sequence[Source]) -> None:
-        self._begin()
-        if twice := sorted({source.id for source in sources} & set(self.ids())):
-            raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out")
-        self._files.append(entries)
-        self._files.append_sources([source_line(source) for source in sources])
-        self._commit()
-        self._finish(progress=False)
+            self._begin()
+            if twice := sorted({source.id for source in sources} & set(self.ids())):
+                raise SettingsError(
+                    f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out"
+                )
+            self._files.append(entries)
+            self._files.append_sources([source_line(source) for source in sources])
+            self._commit()
+            self._finish(progress=False)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
@@ -378,7 +375,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             with self._lock.writing():
                 if not self._settled:
                     header = header or read_header(self._folder) or self._files.header
-                    self._files = Files.current(self._folder, header)
+                    self._files: Files = Files.current(self._folder, header)
                     self._look()
                     self._settled = True
 
