@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -136,7 +135,6 @@ def test_processes_that_share_a_folder_are_killed(
         try:
             for _ in range(rng.randrange(30, 90)):
                 assert os.read(read, 1), "all of them failed"
-            time.sleep(rng.uniform(0, 0.01))  # somewhere in what they do
         finally:
             for child in children:
                 os.kill(child, signal.SIGKILL)
