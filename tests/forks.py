@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ def in_a_fork(call: Callable[[], object]) -> int:
         try:
             call()
             code = 0
+        except BaseException:
+            traceback.print_exc()  # into what is printed of the test
         finally:
             atexit._run_exitfuncs()
             os._exit(code)

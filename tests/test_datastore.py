@@ -305,3 +305,17 @@ def test_what_stands_before_a_bad_example_is_learned(engine: Engine) -> None:
         with pytest.raises(SettingsError, match=r"examples\[1\] needs a text"):
             store.add(engine, [("one more", "yes"), ("no answer", "")], progress=False)
         assert len(store.ids()) == len(EXAMPLES) + 1
+
+
+def test_no_room_for_a_temporary_one(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match=r"folder could not be made \(.*none.*\); set TMPDIR .*, or pass `path`"):
+        Datastore.build(engine, EXAMPLES, progress=False)
+
+
+def test_what_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    with new(tmp_path / "store", "flat") as store:
+        (store.path / "index-old.faiss").mkdir()
+        with pytest.raises(StoreError, match=r"index-old.faiss' cannot be removed \(.*\); remove it; the entries are"):
+            store.extend(*synthetic(30, sources=3))
+        assert len(store) == 30

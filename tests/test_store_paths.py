@@ -50,7 +50,7 @@ def test_a_folder_that_is_closed_to_us(tmp_path: Path, name: str) -> None:
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     (tmp_path / "header.json").mkdir()
     (tmp_path / "passages.sqlite3").mkdir()
-    with pytest.raises(StoreError, match=r"(header\.json|passages\.sqlite3) (cannot be|could not be)"):
+    with pytest.raises(StoreError, match=r"(header\.json'|passages\.sqlite3) (cannot be|could not be)"):
         CALLS[name](tmp_path)
 
 

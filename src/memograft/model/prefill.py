@@ -67,7 +67,7 @@ def _check(backbone: Backbone, prompt: Sequence[int], segment: Segment) -> None:
             f"a segment stands for {head} tokens that the prompt of {len(prompt)} tokens must begin with, and the "
             "prompt must go on behind them; give each row the segment of its own prompt, or None"
         )
-    config: Any = backbone.model.config.get_text_config(decoder=True)  # type: ignore[operator,union-attr]
+    config: Any = backbone.model.config.get_text_config(decoder=True)
     told = "position_ids" in inspect.signature(backbone.model.forward).parameters
     if segment.shift and (not told or getattr(config, "alibi", False)):
         raise unsupported(

@@ -27,7 +27,8 @@ from memograft.errors import StoreCorruptError, StoreError
 from memograft.passages import sums, words
 from memograft.passages.rows import Passage, delete, insert, sum_settings, unseal_words
 from memograft.passages.sqlite_errors import damaged_words, named, refuse
-from memograft.storage.disk import sync
+from memograft.storage.disk import is_there, sync
+from memograft.storage.locks import held_in_forks
 
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
@@ -75,8 +76,8 @@ class Database:
 
     def __init__(self, folder: Path | None, read_only: bool, progress: bool = False) -> None:
         self.file = folder / FILE_NAME if folder else None
-        self._mutex = threading.RLock()
-        with self._errors():
+        self._mutex = held_in_forks(threading.RLock())  # SQLite has locks of the whole process
+        with self._mutex, self._errors():
             if self.file is None:
                 self._connection = _connect(":memory:")
                 self._connection.executescript(_SCHEMA)
@@ -337,18 +338,6 @@ class Database:
         with self._mutex, self._errors():
             for command in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
                 self._connection.execute(command)
-
-
-def is_there(file: Path) -> bool:
-    """Whether a store's file is there.
-
-    Raises:
-        StoreError: the system does not say: one may not look into the folder, or the path is too long.
-    """
-    try:
-        return file.exists()
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read ({error}); check its path and permissions") from error
 
 
 def _connect(target: str) -> sqlite3.Connection:

@@ -28,7 +28,7 @@ from memograft.passages.checks import (
     checked_vectors,
     embedded_query,
 )
-from memograft.passages.db import FILE_NAME, is_there
+from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder
 from memograft.passages.filters import compile_filter
 from memograft.passages.incoming import prepared
@@ -36,6 +36,7 @@ from memograft.passages.index import FloatArray, IndexKind, IndexSettings
 from memograft.passages.open import opened
 from memograft.passages.search import Hit, Searcher, SearchMode
 from memograft.passages.verify import compared, inspected
+from memograft.storage.disk import is_there
 from memograft.storage.locks import ReadWriteLock
 from memograft.storage.process import OfOneProcess
 

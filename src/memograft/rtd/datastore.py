@@ -6,37 +6,33 @@ searched from disk. The formula is in `rtd/formula.py`, the folder's format in `
 
 from __future__ import annotations
 
-import shutil
+import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memograft.errors import (
-    ModelMismatchError,
-    SettingsError,
-    StoreCorruptError,
-    StoreError,
-    StoreReadOnlyError,
-)
+from memograft.errors import ModelMismatchError, SettingsError, StoreError, StoreReadOnlyError
 from memograft.passages.checks import check_count
-from memograft.passages.db import is_there
 from memograft.passages.open import claim_folder
 from memograft.passages.progress import progress_bar
 from memograft.request import Source
 from memograft.rtd.calibrate import calibrate
-from memograft.rtd.examples import Example, alike, checked, source_line
+from memograft.rtd.examples import alike, checked, source_line, unknown
 from memograft.rtd.files import HEADER, Entries, Files, Header, IndexKind, Place, read_header
 from memograft.rtd.index import KeyIndex, Neighbours, check_kind, make_index
 from memograft.rtd.keys import check_place, learn
 from memograft.rtd.sources import Sources
 from memograft.rtd.temporary import goes_with, new_folder
+from memograft.rtd.told import Changes
 from memograft.rtd.verify import inspected
 from memograft.serving.host import Host
-from memograft.storage.locks import ReadWriteLock, WriterLock
+from memograft.storage.disk import is_there
+from memograft.storage.locks import ReadWriteLock, WriterLock, made_anew_in_forks, refuse_fork
 from memograft.storage.process import OfOneProcess
 
 __all__ = ["Datastore"]
@@ -60,12 +56,13 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
 
     def __init__(self, folder: Path, lock: WriterLock | None, header: Header, *, read_only: bool, owned: bool) -> None:
         self._folder, self._writer, self._read_only = folder, lock, read_only
-        self._lock = ReadWriteLock()
-        self._one_writer = threading.RLock()  # one thread at a time appends, deletes, compacts or closes
-        self._files = Files(folder, header)
-        self._dead = self._find_dead()
-        self._indexes: dict[int, KeyIndex] = {}
-        self._sources = Sources(self._files)
+        self._process = os.getpid()
+        made_anew_in_forks(self._make_locks)
+        self._settled = (
+            False  # what is known of the files fits them, but for a change that holds the lock, or was cut off
+        )
+        self._clean = True  # nothing was appended, or written to the header, by a change that was cut off
+        self._settle(header)
         self._temporary = goes_with(self, folder) if owned else None
 
     @classmethod
@@ -141,13 +138,8 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         lock = claim_folder(folder, read_only)
         try:
             header = read_header(folder)
-            while True:
-                assert header is not None
-                try:
-                    return cls(folder, lock, header, read_only=read_only, owned=False)
-                except StoreCorruptError:  # or a writer has compacted it meanwhile
-                    if header == (header := read_header(folder)):
-                        raise
+            assert header is not None
+            return cls(folder, lock, header, read_only=read_only, owned=False)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -161,6 +153,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     @property
     def header(self) -> Header:
         """Model, place, dimension, counts and calibration, as they are on the disk."""
+        self._settle()
         return self._files.header
 
     def __len__(self) -> int:
@@ -183,19 +176,19 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         if stride is not None:
             check_count("stride", stride)
         with self._one_writer:
-            self._check_writable()
+            self._begin()
             self.check(engine.fingerprint)
             return self._add(engine, examples, stride, batch_size, progress)
 
     def _add(
         self, engine: Host, examples: Iterable[object], stride: int | None, batch_size: int, progress: bool
     ) -> int:
-        queue, added, last = self._new(checked(examples)), 0, time.monotonic()
+        queue, added, last = unknown(checked(examples), self.ids()), 0, time.monotonic()
         total = len(examples) if isinstance(examples, Sized) else None
         try:
             with progress_bar(total, "Learning", "example", progress) as bar:
                 for batch in alike(queue, batch_size):
-                    for entries in learn(engine, batch, self.header.place, stride, batch_size):
+                    for entries in learn(engine, batch, self._files.header.place, stride, batch_size):
                         self._files.append(entries)
                     self._files.append_sources([source_line(example.source) for example in batch])
                     added += len(batch)
@@ -215,28 +208,25 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
         """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
         with self._one_writer:
-            self._extend(entries, sources)
-
-    def _extend(self, entries: Entries, sources: Sequence[Source]) -> None:
-        self._check_writable()
-        if twice := sorted({source.id for source in sources} & set(self.ids())):
-            raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out")
-        self._files.append(entries)
-        self._files.append_sources([source_line(source) for source in sources])
-        self._commit()
-        self._finish(progress=False)
+            self._begin()
+            if twice := sorted({source.id for source in sources} & set(self.ids())):
+                raise SettingsError(
+                    f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out"
+                )
+            self._files.append(entries)
+            self._files.append_sources([source_line(source) for source in sources])
+            self._commit()
+            self._finish(progress=False)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
         wanted = set(ids)
         with self._one_writer:
-            self._check_writable()
+            self._begin()
             gone = [number for number, source in self._sources.living() if source.id in wanted]
             if gone:
-                with self._lock.writing():
-                    self._files.commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
-                    self._dead = self._find_dead()
-                self._finish(progress=False)
+                self._commit(deleted=tuple(sorted({*self.header.deleted, *gone})))
+            self._finish(progress=False)
         return len(gone)
 
     def compact(self, *, progress: bool = True) -> None:
@@ -246,13 +236,10 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             StoreCorruptError: they are damaged.
         """
         with self._one_writer:
-            self._check_writable()
+            self._begin()
             if self._dead is not None or self.header.checksums is None:
                 dead = self._dead if self._dead is not None else np.zeros(self.header.entries, bool)
-                changes = self._files.rewrite(~dead)
-                with self._lock.writing():
-                    self._files.commit(**changes)
-                    self._dead, self._indexes = self._find_dead(), {}
+                self._commit(**self._files.rewrite(~dead))
             self._finish(progress)
 
     def save(self, path: str | Path) -> Path:
@@ -260,23 +247,19 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         target = Path(path)
         if is_there(target) and target.is_dir() and any(target.iterdir()):
             raise SettingsError(f"{target} is not empty, so it is not overwritten; choose another folder")
+        self._settle()
         with self._lock.reading():
-            try:
-                target.mkdir(parents=True, exist_ok=True)
-                for file in self._folder.iterdir():
-                    if file.name not in (HEADER, "writer.lock"):
-                        shutil.copy2(file, target / file.name)
-            except OSError as error:
-                raise StoreError(f"{self._folder} could not be copied ({error}); choose another folder") from error
-            Files(target, self.header).commit()
+            self._files.copy(target)
         return target
 
     def ids(self) -> list[str]:
         """The ids of its sources, in the order they came."""
+        self._settle()
         return [source.id for _, source in self._sources.living()]
 
     def source(self, number: int) -> Source:
         """What is known of a source that a search has found."""
+        self._settle()
         return self._sources[number]
 
     def verify(self) -> list[Path]:
@@ -309,8 +292,14 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def prepare(self, heads: int = 1, *, progress: bool = False) -> None:
         """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
         if heads not in self._indexes:
-            with self._lock.writing():
-                self._indexes[heads] = make_index(self._files, heads, read_only=self._read_only, progress=progress)
+            self._settle()
+            try:
+                with self._lock.writing():
+                    read_only = self._read_only or os.getpid() != self._process
+                    self._indexes[heads] = make_index(self._files, heads, read_only=read_only, progress=progress)
+            except BaseException:
+                self._clean = False  # the header, perhaps
+                raise
 
     def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
         """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.
@@ -319,12 +308,15 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             ModelMismatchError: the states are of another width.
         """
         while True:
+            self._settle()
             with self._lock.reading():
+                if not self._settled:  # a change was cut off meanwhile
+                    continue
                 if not len(self):
                     return Neighbours.none(len(states), heads)
-                if states.shape[1] != self.header.dimension:
+                if states.shape[1] != (width := self._files.header.dimension):
                     raise ModelMismatchError(
-                        f"the datastore {self._folder} has keys of D={self.header.dimension}, got states of "
+                        f"the datastore {self._folder} has keys of D={width}, got states of "
                         f"D={states.shape[1]}; build it with this model"
                     )
                 if (index := self._indexes.get(heads)) is not None:
@@ -349,18 +341,20 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _new(self, examples: Iterable[Example]) -> Iterator[Example]:
-        known = set(self.ids())
-        for example in examples:
-            if example.source.id not in known:
-                known.add(example.source.id)
-                yield example
+    def _begin(self) -> None:
+        """Refuse a change, or make sure that it does not go on from one that was cut off."""
+        self._check_writable()
+        self._settled = self._settled and self._clean
+        self._settle()
+        self._clean = False
 
-    def _commit(self) -> None:
-        """What was appended counts, and is found."""
+    def _commit(self, **changes: Unpack[Changes]) -> None:
+        """What was appended counts, and is found; so do these changes of the header."""
         with self._lock.writing():
-            self._files.commit()
-            self._dead, self._indexes, self._sources = self._find_dead(), {}, Sources(self._files)
+            self._settled = False
+            self._files.commit(**changes)
+            self._look()
+            self._settled = True
 
     def _finish(self, progress: bool) -> None:
         """Measure the distances anew and bring the indexes up to date, where something has changed."""
@@ -370,20 +364,34 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         for heads in {1, *map(int, self.header.indexes)}:
             self.prepare(heads, progress=progress)
         self._files.clean()
+        self._clean = True
 
-    def _find_dead(self) -> NDArray[np.bool_] | None:
-        """(N,) which entries belong to deleted sources; None if none does."""
-        if not self.header.deleted:
-            return None
-        dead = np.isin(self._files.entries.sources, self.header.deleted)
-        return dead if dead.any() else None
+    def _settle(self, header: Header | None = None) -> None:
+        """Where a change was cut off, as by Ctrl-C, go on from what is on the disk; waits for one that goes on."""
+        while not self._settled:
+            with self._lock.writing():
+                if not self._settled:
+                    header = header or read_header(self._folder) or self._files.header
+                    self._files: Files = Files.current(self._folder, header)
+                    self._look()
+                    self._settled = True
+
+    def _look(self) -> None:
+        """Forget what was known of the files before they changed."""
+        self._indexes: dict[int, KeyIndex] = {}
+        self._sources, header = Sources(self._files), self._files.header
+        dead = np.isin(self._files.entries.sources, header.deleted) if header.deleted else None
+        self._dead = dead if dead is not None and dead.any() else None  # (N,) which entries belong to deleted sources
+
+    def _make_locks(self) -> None:
+        self._lock = ReadWriteLock()
+        self._one_writer = threading.RLock()  # one thread at a time appends, deletes, compacts or closes
 
     def _check_there(self) -> None:
         if self._temporary is not None and not self._temporary.alive:
             raise StoreError("the datastore was temporary and is closed; close it later, or build it with a `path`")
 
     def _check_writable(self) -> None:
+        refuse_fork(self._folder, self._process)
         if self._read_only:
             raise StoreReadOnlyError(f"{self._folder} was opened read-only or is closed; open it again for writing")
-        if self._writer is not None:
-            self._writer.check()

@@ -18,7 +18,7 @@ from memograft.prompt.continuation import continuation
 from memograft.prompt.messages import Message
 from memograft.request import Source
 
-__all__ = ["Example", "Learned", "alike", "as_example", "checked", "encode", "source_line", "turns"]
+__all__ = ["Example", "Learned", "alike", "as_example", "checked", "encode", "source_line", "turns", "unknown"]
 
 _SHOWN = 60  # characters of a prompt in an error
 _AHEAD = 8  # batches that are sorted by length together, so that little is padded
@@ -159,6 +159,15 @@ def checked(examples: Iterable[object]) -> Iterable[Example]:
     if isinstance(examples, str | Mapping):
         raise SettingsError(f"`examples` must be a list, got one {type(examples).__name__}; write examples=[...]")
     return (as_example(item, number) for number, item in enumerate(examples))
+
+
+def unknown(examples: Iterable[Example], known: Iterable[str]) -> Iterator[Example]:
+    """Those whose sources have other ids, each id once."""
+    seen = set(known)
+    for example in examples:
+        if example.source.id not in seen:
+            seen.add(example.source.id)
+            yield example
 
 
 def alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:

@@ -15,25 +15,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import ModelMismatchError, StoreCorruptError, StoreError
-from memograft.rtd.told import Calibration, IndexFiles
-from memograft.storage.disk import SEAL, is_sealed, sealed, sync
+from memograft.rtd.told import Calibration, Changes, IndexFiles
+from memograft.storage.disk import SEAL, is_sealed, sealed, sync, told
 
 __all__ = [
     "HEADER",
     "SOURCES",
-    "Changes",
     "Entries",
     "Files",
     "Header",
@@ -106,17 +106,6 @@ class Header:
     format: int = _FORMAT
 
 
-class Changes(TypedDict, total=False):
-    """Fields of a header that change by themselves, not by what is appended."""
-
-    entries: int
-    deleted: tuple[int, ...]
-    generation: int
-    calibration: Calibration
-    indexes: Mapping[str, IndexFiles]
-    checksums: Mapping[str, int]
-
-
 def read_header(folder: Path) -> Header | None:
     """What the folder's header says; None if there is no header, so no datastore yet.
 
@@ -125,14 +114,13 @@ def read_header(folder: Path) -> Header | None:
         StoreError: it cannot be read.
     """
     file = folder / HEADER
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise unreadable(file, error) from error
-    except (ValueError, RecursionError) as error:
-        raise damaged(file, str(error)) from error
+    with told(file, StoreError, "read"):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, RecursionError) as error:
+            raise damaged(file, str(error)) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         version = found.get("format") if isinstance(found, dict) else None
         raise damaged(file, f"its format is {version!r} and this Memograft reads format {_FORMAT}")
@@ -178,17 +166,27 @@ class Files:
         self._pending = self._whole = header  # with what was appended; the second in whole examples only
         if sys.byteorder != "little":
             raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
-        try:
-            for name, size, _ in counted(header):
+        for name, size, _ in counted(header):
+            with told(folder / name, StoreError, "read"):
                 check_size(folder / name, size)
-            self.entries = self._map()
-        except OSError as error:
-            raise unreadable(folder, error) from error
+        self.entries = self._map()
         for name in _SMALL:
             self.compare(name)
         numbers = self.entries.sources
         if header.checksums is None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < header.sources:
             raise damaged(self.file("sources"), "it names sources that there are not")
+
+    @classmethod
+    def current(cls, folder: Path, header: Header) -> Files:
+        """The files under this header, or under a newer one, should a writer have compacted them meanwhile."""
+        while True:
+            try:
+                return cls(folder, header)
+            except StoreCorruptError:
+                if (now := read_header(folder)) in (None, header):
+                    raise
+                assert now is not None
+                header = now
 
     def append(self, entries: Entries) -> None:
         """Write entries behind those there are. Their source numbers count from the next source on.
@@ -275,14 +273,34 @@ class Files:
                         stream.write(data)
         return {**changes, "checksums": sums, "indexes": {}}
 
+    def copy(self, target: Path) -> None:
+        """Copy what counts to another folder, the header last.
+
+        Raises:
+            StoreError: a file cannot be read or written.
+        """
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            for file in self.folder.iterdir():
+                if file.name not in (HEADER, "writer.lock"):
+                    shutil.copy2(file, target / file.name)
+        except OSError as error:
+            raise StoreError(f"{self.folder} could not be copied ({error}); choose another folder") from error
+        Files(target, self.header).commit()
+
     def clean(self) -> None:
-        """Remove what earlier generations, earlier indexes and crashes left."""
+        """Remove what earlier generations, earlier indexes and crashes left.
+
+        Raises:
+            StoreError: the system keeps a file. What counts is whole.
+        """
         kept = {HEADER, SOURCES, "writer.lock", *self.names(self.header)}
         kept |= {file["name"] for made in self.header.indexes.values() for file in made["files"]}
         patterns = ("*.new", "index-*.faiss", *(f"{name}-*.{suffix}" for name, (suffix, _) in _ARRAYS.items()))
         for file in (file for pattern in patterns for file in self.folder.glob(pattern)):
             if file.name not in kept:
-                file.unlink(missing_ok=True)
+                with told(file, StoreError, "removed", "remove it; the entries are safe, and the call is done"):
+                    file.unlink(missing_ok=True)
 
     def source_lines(self) -> list[bytes]:
         """The lines of sources.jsonl that count.
@@ -294,11 +312,8 @@ class Files:
         header, file = self.header, self.folder / SOURCES
         if not header.sources_bytes:
             return []
-        try:
-            with open(file, "rb") as stream:
-                text = stream.read(header.sources_bytes)
-        except OSError as error:
-            raise unreadable(file, error) from error
+        with told(file, StoreError, "read"), open(file, "rb") as stream:
+            text = stream.read(header.sources_bytes)
         if header.checksums is not None and zlib.crc32(text) != header.checksums[_LINES]:
             raise damaged(file, "its checksum is wrong")
         lines = text.split(b"\n")[:-1]
@@ -337,8 +352,9 @@ class Files:
         arrays: list[Any] = []
         for name, (what, (_, dtype)) in zip(self.names(self.header), _ARRAYS.items(), strict=True):
             shape = (self.header.entries, self.header.dimension) if what == "keys" else (self.header.entries,)
-            empty = not np.prod(shape)
-            arrays.append(np.zeros(shape, dtype) if empty else np.memmap(self.folder / name, dtype, "r", shape=shape))
+            file, empty = self.folder / name, not np.prod(shape)
+            with told(file, StoreError, "read"):
+                arrays.append(np.zeros(shape, dtype) if empty else np.memmap(file, dtype, "r", shape=shape))
         return Entries(*arrays)
 
     @contextmanager
@@ -359,11 +375,6 @@ def check_size(file: Path, size: int) -> None:
     found = file.stat().st_size if file.exists() else 0
     if found < size:
         raise damaged(file, f"it must have {size} bytes and has {found}")
-
-
-def unreadable(file: Path, error: OSError) -> StoreError:
-    """The error for a file or folder that the system does not let us read."""
-    return StoreError(f"{file} cannot be read ({error}); check its path and permissions")
 
 
 def damaged(file: Path, reason: str) -> StoreCorruptError:

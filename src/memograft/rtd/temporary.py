@@ -10,12 +10,23 @@ import threading
 import weakref
 from pathlib import Path
 
+from memograft.errors import StoreError
+
 __all__ = ["goes_with", "new_folder"]
 
 
 def new_folder() -> Path:
-    """An empty folder among the system's temporary ones."""
-    return Path(tempfile.mkdtemp(prefix="memograft-"))
+    """An empty folder among the system's temporary ones.
+
+    Raises:
+        StoreError: none can be made there.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix="memograft-"))
+    except OSError as error:
+        raise StoreError(
+            f"a temporary folder could not be made ({error}); set TMPDIR to a folder with room, or pass `path`"
+        ) from error
 
 
 def goes_with(owner: object, folder: Path) -> weakref.finalize[[Path, int], object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
-__all__ = ["Calibration", "IndexFile", "IndexFiles", "Temperatures"]
+__all__ = ["Calibration", "Changes", "IndexFile", "IndexFiles", "Temperatures"]
 
 
 class Temperatures(TypedDict):
@@ -40,3 +41,14 @@ class IndexFiles(TypedDict):
 
     entries: int
     files: list[IndexFile]
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a header that change by themselves, not by what is appended."""
+
+    entries: int
+    deleted: tuple[int, ...]
+    generation: int
+    calibration: Calibration
+    indexes: Mapping[str, IndexFiles]
+    checksums: Mapping[str, int]

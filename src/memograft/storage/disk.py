@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memograft.errors import MemograftError, StoreCorruptError
+from memograft.errors import MemograftError, StoreCorruptError, StoreError
 
-__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "sealed", "sync", "told"]
+__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "is_there", "sealed", "sync", "told"]
 
 SEAL = "checksum"  # the key of a JSON file's digest of its other values
 _BLOCK = 2**20
@@ -57,14 +57,26 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def told(path: str | Path, error: type[MemograftError], what: str) -> Iterator[None]:
+def told(
+    path: str | Path, error: type[MemograftError], what: str, remedy: str = "pass a path that can"
+) -> Iterator[None]:
     """Raise what the system refuses about a path as an error of ours; `what` is what could not be done, in words."""
     try:
         if "\0" in str(path):
             raise OSError("no path holds NUL")
         yield
     except OSError as e:
-        raise error(f"{str(path)!r} cannot be {what} ({e.strerror or e}); pass a path that can") from e
+        raise error(f"{str(path)!r} cannot be {what} ({e.strerror or e}); {remedy}") from e
+
+
+def is_there(file: Path) -> bool:
+    """Whether a store's file is there.
+
+    Raises:
+        StoreError: the system does not say: one may not look into the folder, or the path is too long.
+    """
+    with told(file, StoreError, "read"):
+        return file.exists()
 
 
 def crc32(file: Path, size: int | None = None) -> int:

@@ -1,14 +1,16 @@
-"""The two locks of a vector store: readers against the writer inside a process, writers against each other outside.
+"""The two locks of a store: readers against the writer inside a process, writers against each other outside.
 
 FAISS indexes may be searched by many threads at once but not while one of them changes them, hence
 `ReadWriteLock`. `WriterLock` is an advisory lock on a file; the kernel drops it when the process dies, however it
-dies, so it can never be left behind. Neither knows what it protects.
+dies, so it can never be left behind. Neither knows what it protects. Below them, what forks make of locks.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from memograft.errors import StoreError, StoreLockedError
@@ -104,18 +106,6 @@ class WriterLock:
             self._file.close()
             raise
 
-    def check(self) -> None:
-        """Refuse a fork of the process that holds it.
-
-        Raises:
-            StoreLockedError: this is one.
-        """
-        if os.getpid() != self._owner:
-            raise StoreLockedError(
-                f"{Path(self._file.name).parent} is written by the process {self._owner}, which opened it, and "
-                f"{os.getpid()} is a fork of it; write there, or close it there and open it here"
-            )
-
     def release(self) -> None:
         """Let the next writer in, even while a forked child has the file open too."""
         import fcntl
@@ -123,3 +113,66 @@ class WriterLock:
         if os.getpid() == self._owner and not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
+
+
+def refuse_fork(folder: Path, owner: int) -> None:
+    """Refuse to write to what another process has open.
+
+    Raises:
+        StoreLockedError: this is a fork of it.
+    """
+    if os.getpid() != owner:
+        raise StoreLockedError(
+            f"{folder} is written by the process {owner}, which opened it, and {os.getpid()} is a fork of it; write "
+            "there, or close it there and open it here"
+        )
+
+
+_made: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()  # owner -> its method
+
+
+def made_anew_in_forks(make: Callable[[], None]) -> None:
+    """Call a method that makes its object's locks, now and in every child that is forked from this process.
+
+    A thread that holds a lock while another one forks is not in the child, where nobody would ever let it go.
+    """
+    make()
+    _made[make.__self__] = make.__name__  # type: ignore[attr-defined]
+
+
+def held_in_forks(lock: threading.RLock) -> threading.RLock:
+    """A lock that whoever forks holds meanwhile, so that no thread is in the middle of what it guards.
+
+    For libraries with locks of their own, which a child would find held for ever.
+    """
+    with _no_fork:
+        _held.add(lock)
+    return lock
+
+
+_no_fork = threading.RLock()
+_held: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_taken: list[threading.RLock] = []  # by the fork that goes on
+
+
+def _before_fork() -> None:
+    _no_fork.acquire()
+    for lock in list(_held):
+        lock.acquire()
+        _taken.append(lock)
+
+
+def _after_fork() -> None:
+    while _taken:
+        _taken.pop().release()
+    _no_fork.release()
+
+
+def _in_child() -> None:
+    _after_fork()
+    for owner, name in list(_made.items()):
+        getattr(owner, name)()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

@@ -67,7 +67,7 @@ def clear_up(parent: Path) -> None:
 def withdraw(path: Path) -> None:
     """Remove a folder in one step: whoever looks finds all of it or nothing."""
     gone = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    with suppress(FileNotFoundError):  # another process was faster
+    with suppress(FileNotFoundError), _alone_in(path.parent):  # or another process was faster; none is publishing
         path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
