@@ -10,6 +10,7 @@ import typer
 from memograft import __version__
 from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
 from memograft.cli.datastore_app import datastore_app
+from memograft.cli.memory_app import memory_app
 from memograft.cli.options import (
     STORE,
     ChunkOption,
@@ -42,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(datastore_app, name="datastore")
+app.add_typer(memory_app, name="memory")
 
 
 def _show_version(wanted: bool) -> None:

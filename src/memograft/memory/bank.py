@@ -11,8 +11,13 @@ that dies with its process; several processes may share a folder. What is damage
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import tempfile
 import threading
+import uuid
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.storage.disk import told
-from memograft.storage.publish import clear_up, withdraw
+from memograft.storage.publish import clear_up, published, withdraw
 
 if TYPE_CHECKING:
     from memograft.memory.handle import MemoryHandle
@@ -170,6 +175,7 @@ class Bank:
             MemoryFormatError: there is none, or more than one.
         """
         found = [entry for entry in self._entries() if id and entry.id.startswith(id)]
+        found = [entry for entry in found if entry.id == id] or found
         if len(found) != 1:
             many = f"{len(found)} of them" if found else "none"
             raise MemoryFormatError(f"`id` must name one memory of {self.folder}, got {id!r}, and there is {many}")
@@ -183,6 +189,58 @@ class Bank:
         """
         entry = self.entry(id)
         self._drop(entry)
+
+    def export(self, id: str, file: str | Path) -> Entry:
+        """Write an entry to a zip file, which `take` reads.
+
+        Raises:
+            MemoryFormatError: there is none of that id, or the file cannot be written.
+        """
+        from memograft.memory.folder import FILES
+
+        entry, file = self.entry(id), Path(file)
+        draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+        with told(file, MemoryFormatError, "written"):
+            try:
+                with zipfile.ZipFile(draft, "w") as archive:
+                    for name in FILES:
+                        archive.write(entry.path / name, name)
+                draft.replace(file)
+            finally:
+                draft.unlink(missing_ok=True)
+        return entry
+
+    def take(self, path: str | Path) -> Entry:
+        """Keep a memory from a zip file of `export` or a folder of `MemoryHandle.save`; one that is there stays.
+
+        Raises:
+            MemoryFormatError: it is no memory, or damaged; or this bank has no folder.
+        """
+        from memograft.memory.folder import FILES, about, inspected
+
+        path = Path(path)
+        if self.folder is None:
+            raise MemoryFormatError("a bank that takes memories needs a folder, got none; make it with Bank(folder)")
+        with told(path, MemoryFormatError, "read"), tempfile.TemporaryDirectory() as unpacked:
+            source = path
+            if path.is_file():
+                source = Path(unpacked)
+                try:
+                    with zipfile.ZipFile(path) as archive:
+                        for name in FILES:  # and nothing else that it may hold
+                            (source / name).write_bytes(archive.read(name))
+                except (zipfile.BadZipFile, KeyError) as e:
+                    raise MemoryFormatError(f"{path} is no exported memory ({e}); export it again") from e
+            if damaged := inspected(source).damaged:
+                raise MemoryFormatError("\n".join(damaged.values()))
+            id = str(about(source)["id"])
+            if not re.fullmatch(r"[0-9a-f]{32}", id):  # it becomes the name of a folder
+                raise MemoryFormatError(f"{path} must hold a memory with an id of 32 hex digits, got {id!r}")
+            if not (self.folder / id).exists():
+                with published(self.folder / id) as draft:
+                    for name in FILES:
+                        shutil.copyfile(source / name, draft / name)
+        return self.entry(id)
 
     def gc(self, max_bytes: int | None = None) -> list[Entry]:
         """Remove what was not used for longest until the folder holds `max_bytes` at most; returns what was removed.

@@ -17,11 +17,12 @@ import torch
 
 from memograft.errors import MemoryFormatError
 from memograft.model.adapter import Adapter
-from memograft.storage.disk import SEAL, Findings, is_sealed, sealed
+from memograft.storage.disk import SEAL, Findings, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
 
 _FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
+FILES = (ABOUT, _WEIGHTS, _CONFIG)
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
@@ -79,6 +80,16 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
     if _sha256(weights) != about["files"][_WEIGHTS]:
         raise damaged(path / _WEIGHTS, "its checksum is wrong")
     return _adapter(weights, path / _WEIGHTS, device), about
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What a memory's memograft.json says.
+
+    Raises:
+        MemoryFormatError: there is none, or it is damaged.
+    """
+    with told(path / ABOUT, MemoryFormatError, "read"):
+        return _parsed((path / ABOUT).read_bytes(), path / ABOUT)
 
 
 def inspected(path: Path) -> Findings:

@@ -1,0 +1,170 @@
+"""`memograft memory ls | show | rm | pin | unpin | gc | export | import`: the folder of a bank."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from memograft.cli.console import out, reporting
+from memograft.cli.options import JsonOption
+from memograft.errors import MemoryFormatError, SettingsError
+from memograft.memory.bank import Bank, Entry
+
+memory_app = typer.Typer(
+    help="Kept memories: the folder of a bank.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+BankArgument = Annotated[Path, typer.Argument(help="Folder of the bank.", metavar="BANK")]
+IdArgument = Annotated[str, typer.Argument(help="Id of a memory, or what it begins with.", metavar="ID")]
+IdsArgument = Annotated[list[str], typer.Argument(help="Ids of memories, or what they begin with.", metavar="ID...")]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SHOWN = 60  # characters of a document
+
+
+@memory_app.command("ls")
+def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
+    """List what a bank holds, most recently used first."""
+    with reporting(as_json) as result:
+        entries = _opened(bank).entries()
+        result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
+        if not as_json:
+            table = Table("id", "bytes", "last used", "pinned", "documents", box=None, padding=(0, 2, 0, 0))
+            for entry in entries:
+                first, *more = [*(document["text"] for document in _about(entry)["documents"]), ""]
+                shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
+                shown += f" (and {len(more) - 1} more)" if len(more) > 1 else ""
+                pinned = "yes" if entry.pinned else ""
+                table.add_row(entry.id[:12], str(entry.size), _when(entry), pinned, Text(shown.replace("\n", " ")))
+            out().print(table)
+            out().print(f"{len(entries)} memories, {result['bytes']} bytes")
+
+
+@memory_app.command()
+def show(bank: BankArgument, id: IdArgument, as_json: JsonOption = False) -> None:
+    """Show a memory: its documents, how it was made and what that did."""
+    with reporting(as_json) as result:
+        entry = _opened(bank).entry(id)
+        about = _about(entry)
+        report = about["report"]
+        done = ("steps", "loss_before", "loss_after", "kl", "seconds")
+        result |= _entry_json(entry) | {name: about[name] for name in ("fingerprint", "settings", "documents")}
+        result |= {"report": {name: report.get(name) for name in done}}
+        if not as_json:
+            out().print(Text(f"{entry.id}, of the model {about['fingerprint']}, last used {_when(entry)}"))
+            settings = ", ".join(f"{name}={value}" for name, value in about["settings"].items())
+            out().print(Text(settings), soft_wrap=True)
+            out().print(Text(f"loss {report['loss_before']:.3f} -> {report['loss_after']:.3f}, KL {report['kl']:.3f}"))
+            for document in about["documents"]:
+                out().print(Text(f"\n[{document['id']}] {document['text']}"), soft_wrap=True)
+
+
+@memory_app.command()
+def rm(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
+    """Forget memories."""
+    with reporting(as_json) as result:
+        opened = _opened(bank)
+        entries = [opened.entry(id) for id in ids]  # all are there, or none is removed
+        for entry in entries:
+            opened.remove(entry.id)
+        _tell(result, "removed", entries, as_json)
+
+
+@memory_app.command()
+def pin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
+    """Keep `gc` away from memories."""
+    with reporting(as_json) as result:
+        opened = _opened(bank)
+        entries = [opened.entry(id) for id in ids]
+        for entry in entries:
+            opened.pin(entry.id)
+        _tell(result, "pinned", entries, as_json)
+
+
+@memory_app.command()
+def unpin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
+    """Let `gc` remove memories again."""
+    with reporting(as_json) as result:
+        opened = _opened(bank)
+        entries = [opened.entry(id) for id in ids]
+        for entry in entries:
+            opened.unpin(entry.id)
+        _tell(result, "unpinned", entries, as_json)
+
+
+@memory_app.command()
+def gc(
+    bank: BankArgument,
+    max_bytes: Annotated[str, typer.Option(help="What may stay, such as 500M or 2G.", metavar="SIZE")],
+    as_json: JsonOption = False,
+) -> None:
+    """Forget the memories that were not used for longest, until the rest is small enough. Pinned ones stay."""
+    with reporting(as_json) as result:
+        _tell(result, "removed", _opened(bank).gc(_bytes(max_bytes)), as_json)
+
+
+@memory_app.command()
+def export(
+    bank: BankArgument,
+    id: IdArgument,
+    file: Annotated[Path, typer.Argument(help="Zip file to write.", metavar="FILE")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a memory to a zip file; it holds a PEFT LoRA folder."""
+    with reporting(as_json) as result:
+        entry = _opened(bank).export(id, file)
+        _tell(result, "exported", [entry], as_json)
+
+
+@memory_app.command("import")
+def import_(
+    bank: BankArgument,
+    files: Annotated[list[Path], typer.Argument(help="Zip files of `export`, or memories' folders.", metavar="FILE")],
+    as_json: JsonOption = False,
+) -> None:
+    """Take memories into a bank, which is made if it is not there. What is damaged is refused."""
+    with reporting(as_json) as result:
+        opened = Bank(bank)
+        _tell(result, "imported", [opened.take(file) for file in files], as_json)
+
+
+def _opened(folder: Path) -> Bank:
+    if not folder.is_dir():
+        raise MemoryFormatError(f"{folder} must be the folder of a bank, and there is no such folder; check the path")
+    return Bank(folder)
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    from memograft.memory.folder import about
+
+    return about(entry.path)
+
+
+def _entry_json(entry: Entry) -> dict[str, object]:
+    return {"id": entry.id, "bytes": entry.size, "used": _when(entry), "pinned": entry.pinned}
+
+
+def _when(entry: Entry) -> str:
+    return datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds")
+
+
+def _tell(result: dict[str, object], done: str, entries: list[Entry], quiet: bool) -> None:
+    result[done] = [entry.id for entry in entries]
+    if not quiet:
+        for entry in entries:
+            out().print(f"{done} {entry.id}")
+        if not entries:
+            out().print(f"nothing {done}")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", text.strip().lower())
+    if match is None:
+        raise SettingsError(f"`--max-bytes` must be a size such as 500M or 2G, got {text!r}")
+    return int(float(match[1]) * _UNITS[match[2]])
