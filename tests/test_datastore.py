@@ -319,3 +319,19 @@ def test_what_cannot_be_removed_is_named(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"index-old.faiss' cannot be removed \(.*\); remove it; the entries are"):
             store.extend(*synthetic(30, sources=3))
         assert len(store) == 30
+
+
+def test_an_index_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    with new(tmp_path / "store", "sq8") as store:
+        (in_the_way := store.path / "index-sq8-0-2000-1-0.new").mkdir()
+        with pytest.raises(
+            StoreError, match=r"an index could not be written to .*store \(.*\); the entries are safe and "
+        ):
+            store.extend(*synthetic(2000))
+        state = store._files.entries.keys[7:8].copy()
+        assert store.nearest(state, 1).distances.tolist() == [[[0.0]]]
+        assert store.header.indexes == {}
+        in_the_way.rmdir()
+        store.extend(*synthetic(6, prefix="next"))
+        assert store.header.indexes["1"]["entries"] == 2006
+        assert store.nearest(state, 1).distances.tolist() == [[[0.0]]]

@@ -58,9 +58,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         self._folder, self._writer, self._read_only = folder, lock, read_only
         self._process = os.getpid()
         made_anew_in_forks(self._make_locks)
-        self._settled = (
-            False  # what is known of the files fits them, but for a change that holds the lock, or was cut off
-        )
+        self._settled = False  # what is known of the files fits them, unless a change holds the lock or was cut off
         self._clean = True  # nothing was appended, or written to the header, by a change that was cut off
         self._settle(header)
         self._temporary = goes_with(self, folder) if owned else None
@@ -210,9 +208,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         with self._one_writer:
             self._begin()
             if twice := sorted({source.id for source in sources} & set(self.ids())):
-                raise SettingsError(
-                    f"{self._folder} has sources of these ids already, got {twice[0]!r}; leave them out"
-                )
+                raise SettingsError(f"{self._folder} has sources of these ids already, got {twice[0]!r}; omit them")
             self._files.append(entries)
             self._files.append_sources([source_line(source) for source in sources])
             self._commit()
@@ -289,14 +285,18 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                 f"this model's is {fingerprint}); build it with this engine"
             )
 
-    def prepare(self, heads: int = 1, *, progress: bool = False) -> None:
-        """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side."""
+    def prepare(self, heads: int = 1, *, progress: bool = False, written: bool = False) -> None:
+        """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side.
+
+        One that cannot be written, as on a full disk, is done without until the next change, unless it must be.
+        """
         if heads not in self._indexes:
             self._settle()
             try:
                 with self._lock.writing():
                     read_only = self._read_only or os.getpid() != self._process
-                    self._indexes[heads] = make_index(self._files, heads, read_only=read_only, progress=progress)
+                    options = {"read_only": read_only, "progress": progress, "written": written}
+                    self._indexes[heads] = make_index(self._files, heads, **options)
             except BaseException:
                 self._clean = False  # the header, perhaps
                 raise
@@ -362,7 +362,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             calibration = calibrate(self._files.entries, self._dead) | {"entries": len(self)}
             self._files.commit(calibration=calibration)
         for heads in {1, *map(int, self.header.indexes)}:
-            self.prepare(heads, progress=progress)
+            self.prepare(heads, progress=progress, written=True)
         self._files.clean()
         self._clean = True
 

@@ -9,6 +9,7 @@ came after an index was trained are compared one by one. Knows nothing of models
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from memograft.passages.progress import progress_bar
 from memograft.rtd.files import Files, IndexKind
 from memograft.rtd.told import IndexFile, IndexFiles
 from memograft.storage.disk import crc32
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_index", "misfits", "train"]
 
@@ -168,13 +171,13 @@ class KeyIndex:
         return faiss.SearchParameters(sel=selector)
 
 
-def make_index(files: Files, heads: int, *, read_only: bool, progress: bool) -> KeyIndex:
+def make_index(files: Files, heads: int, *, read_only: bool, progress: bool, written: bool) -> KeyIndex:
     """An index of what a datastore's files hold: from its own files or, where these are behind or damaged, anew.
 
     Raises:
         SettingsError: D cannot be divided into so many heads.
-        StoreCorruptError: a file is damaged, and `read_only` forbids to write another.
-        StoreError: a file could not be written.
+        StoreCorruptError: a file is damaged, and another may not (`read_only`) or could not be written.
+        StoreError: a file must be `written` and could not be.
     """
     header, keys, folder = files.header, files.entries.keys, files.folder
     if header.dimension % heads:
@@ -184,14 +187,16 @@ def make_index(files: Files, heads: int, *, read_only: bool, progress: bool) -> 
     if not read_only and (behind or misfits(made, folder)):
         try:
             built = train(keys, header.index, heads, folder, header.generation, progress)
-        except (OSError, RuntimeError) as error:  # FAISS reports a full disk as a RuntimeError
-            raise StoreError(
-                f"an index could not be written to {folder} ({error}); the entries are safe, so free some space and "
-                "open the datastore again"
-            ) from error
-        if built is not None:
-            made = built
-            files.commit(indexes={**header.indexes, str(heads): made})
+            if built is not None:
+                files.commit(indexes={**header.indexes, str(heads): built})
+                made = built
+        except (OSError, RuntimeError, StoreError) as error:  # FAISS reports a full disk as a RuntimeError
+            if written:
+                raise StoreError(
+                    f"an index could not be written to {folder} ({error}); the entries are safe and searches compare "
+                    "them one by one, so free some space: the next change writes it"
+                ) from error
+            logger.warning("searching %s without an index, which could not be written: %s", folder, error)
     return KeyIndex(keys, header.index, heads, load(made, folder), made["entries"])
 
 
