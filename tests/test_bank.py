@@ -120,7 +120,7 @@ def test_what_was_rolled_back_is_not_tried_again_and_what_broke_off_is(
 def test_a_restart_forgets_nothing(make_engine: Any, tmp_path: Path, trained: list[int]) -> None:
     request = ask(documents=FACTS, memory=LORA)
     first = make_engine(bank=Bank(tmp_path / "bank")).answer(request)
-    again = make_engine(bank=Bank(tmp_path / "bank")).answer(request)
+    again = make_engine(bank=tmp_path / "bank").answer(request)
     assert trained == [1]
     assert reused(again)
     assert first.token_ids == again.token_ids

@@ -23,7 +23,7 @@ from memograft.decoding.loop import Row, decode, end_tokens
 from memograft.decoding.tap import Tap
 from memograft.documents import Document, as_documents
 from memograft.errors import SettingsError
-from memograft.memory.bank import Bank
+from memograft.memory.bank import Bank, as_bank
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind, content_id
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import gather
@@ -60,7 +60,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: tokens of prompt and answer together; by default what the model's configuration says.
         max_batch: requests in one batch at most.
         defaults: settings of FastMem that suit this model, for what requests leave at "auto".
-        bank: keeps what is memorized, for requests about the same documents; several engines may share one.
+        bank: keeps what is memorized for later requests about the same documents: a folder, or a `Bank`.
 
     Raises:
         UnsupportedModelError: the model's last FFN cannot be adapted exactly.
@@ -80,7 +80,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         defaults: Mapping[str, Any] | None = None,
-        bank: Bank | None = None,
+        bank: Bank | str | Path | None = None,
     ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
@@ -94,7 +94,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._window = min(max_length or self._backbone.max_length, self._backbone.max_length)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)
-        self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, bank)
+        self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, as_bank(bank))
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
@@ -106,7 +106,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         *,
         max_length: int | None = None,
         max_batch: int = 16,
-        bank: Bank | None = None,
+        bank: Bank | str | Path | None = None,
         **kwargs: Any,
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).

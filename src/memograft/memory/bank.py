@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from memograft.memory.handle import MemoryHandle
     from memograft.model.backbone import Backbone
 
-__all__ = ["Bank", "Entry", "Statistics"]
+__all__ = ["Bank", "Entry", "Statistics", "as_bank"]
 
 _PIN = ".pin"
 
@@ -306,3 +306,8 @@ class Bank:
         with self._lock:
             now = self._statistics
             self._statistics = Statistics(now.hits + hits, now.misses + misses, now.damaged + damaged)
+
+
+def as_bank(bank: Bank | str | Path | None) -> Bank | None:
+    """A bank, or the one of a folder."""
+    return bank if bank is None or isinstance(bank, Bank) else Bank(bank)
