@@ -322,11 +322,12 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
         # 2. Prefill: keys and values that are right under every memory.
         wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
-        segments: list[Segment | None] = [None] * len(works)
+        segments = [self._model.recalled(work.prompt) for work in works]
         for kind, own in by_kind(wanted):
             for want, segment in zip(own, kind.before(self._model, own), strict=True):
-                segments[want.row] = segment
+                segments[want.row] = segment or segments[want.row]
         filled = prefill(self._backbone, [w.prompt.ids for w in works], self._pad_id, segments)
+        self._model.remember([work.prompt for work in works], filled)
         clock.append(time.perf_counter())
 
         # 3. Memorize: what each request's memory brings.

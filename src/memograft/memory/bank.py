@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memograft.errors import MemoryFormatError, SettingsError
+from memograft.memory.prefixes import Prefixes
 from memograft.storage.disk import told
 from memograft.storage.publish import clear_up, published, withdraw
 
@@ -84,6 +85,8 @@ class Bank:
         max_bytes: of the folder; the memories that were not used for longest go first, pinned ones never. None is
             without bound.
         memory_bytes: the same of what is held in memory, where the model's device has it.
+        prefix_bytes: the same of documents' keys and values, which spare later prompts with the same documents in front
+            their prefill, under every memory and under none; held in memory only. 0 holds none.
 
     Raises:
         SettingsError: a bound is not a positive number of bytes.
@@ -96,11 +99,19 @@ class Bank:
     """
 
     def __init__(
-        self, folder: str | Path | None = None, *, max_bytes: int | None = None, memory_bytes: int = 1 << 30
+        self,
+        folder: str | Path | None = None,
+        *,
+        max_bytes: int | None = None,
+        memory_bytes: int = 1 << 30,
+        prefix_bytes: int = 1 << 30,
     ) -> None:
         for name, value in {"max_bytes": max_bytes, "memory_bytes": memory_bytes}.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise SettingsError(f"`{name}` must be a positive number of bytes, got {value!r}")
+        if not isinstance(prefix_bytes, int) or isinstance(prefix_bytes, bool) or prefix_bytes < 0:
+            raise SettingsError(f"`prefix_bytes` must be a number of bytes, or 0 to hold none, got {prefix_bytes!r}")
+        self.prefixes = Prefixes(prefix_bytes)
         self.folder = None if folder is None else Path(folder)
         self.max_bytes, self.memory_bytes = max_bytes, memory_bytes
         self._lock = threading.Lock()

@@ -53,6 +53,16 @@ class Model:
     fingerprint: str
     bank: Bank | None = None
 
+    def recalled(self, prompt: Prompt) -> Segment | None:
+        """What the bank has of the keys and values that the prompt begins with."""
+        return self.bank.prefixes.get(self, prompt) if self.bank is not None else None
+
+    def remember(self, prompts: Sequence[Prompt], filled: Prefill) -> None:
+        """Let the bank keep the keys and values of the prompts' documents."""
+        for row, prompt in enumerate(prompts if self.bank is not None else ()):
+            assert self.bank is not None
+            self.bank.prefixes.put(self, prompt, filled, row)
+
 
 @dataclass(frozen=True)
 class Wanted:

@@ -30,6 +30,8 @@ __all__ = [
     "Segment",
     "can_join",
     "close",
+    "cut",
+    "head",
     "join",
     "nothing",
     "pairs",
@@ -206,6 +208,35 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
         states: Tensor = getattr(filled, name)
         own[name] = states.take_along_dim(order.to(states.device)[..., None], 1)
     return replace(filled, **own, kv_cache=cache)
+
+
+def cut(backbone: Backbone, filled: Prefill, row: int, end: int) -> Segment | None:
+    """The first `end` tokens of a row's prompt, for others that begin with them.
+
+    None where a sliding window may have forgotten some, or the row stands behind what is no token of its prompt.
+    """
+    cache = filled.kv_cache
+    if cache is None or not can_join(cache) or window(cache) is not None or filled.shifts[row]:
+        return None
+    if not torch.equal(filled.mask[row], filled.text[row]):
+        return None
+    columns, own = filled.columns(row, range(end)), _empty(backbone)
+    for n, pair in enumerate(pairs(cache)):
+        own.update(*(t[row : row + 1, :, columns.to(t.device)] for t in pair), n)
+    x, residual = (t[row : row + 1, columns.to(t.device)] for t in (filled.x, filled.residual))
+    return Segment(tuple(filled.ids[row, columns].tolist()), own, x, residual)
+
+
+def head(backbone: Backbone, segment: Segment, end: int) -> Segment:
+    """The first `end` tokens of a segment that `cut` made."""
+    if end == len(segment.ids):
+        return segment
+    own = _empty(backbone)
+    for n, pair in enumerate(pairs(segment.kv_cache)):
+        own.update(*(t[:, :, :end] for t in pair), n)
+    assert segment.x is not None
+    assert segment.residual is not None
+    return Segment(segment.ids[:end], own, segment.x[:, :end], segment.residual[:, :end])
 
 
 def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> Prefill:
