@@ -1,4 +1,8 @@
-"""The loss of memorizing: next-token cross-entropy plus KL to the base model, over all tokens or over a shortlist.
+"""The loss of memorizing (FastMem, arXiv 2406.16069, section 3), over all tokens or over a shortlist.
+
+    L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))
+
+It is `Objective.loss`; CE is `_pick` and KL `_kl`, whatever the tokens are that the distributions p are over.
 
 A step over a shortlist of S candidates (the context's own tokens and the base model's best guesses there) spares most
 of the head, which is 70-90% of a step for today's vocabularies. Every context has its own. Everything outside it is
