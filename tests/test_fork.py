@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from forks import in_a_fork
-from memograft import Engine, FastMem, Request, shared, shared_engine
+from memograft import Bank, Engine, FastMem, Request, shared, shared_engine
 from memograft.errors import EngineClosedError
 from memograft.serving.work import check_fork
 from test_engine import FACTS
@@ -71,16 +71,17 @@ def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine) -> None:
 
 def test_locks_that_are_held_while_a_process_forks_are_free_in_the_child() -> None:
     taken, go = threading.Event(), threading.Event()
-    engine = shared_engine("tiny")
+    engine, bank = shared_engine("tiny"), Bank()
 
     def hold() -> None:
-        with engine._worker._lock, shared._lock:
+        with engine._worker._lock, shared._lock, bank._lock, bank.prefixes._lock:
             taken.set()
             go.wait()
 
     def child() -> None:
         assert shared_engine("tiny") is engine
         assert engine.answer(ASKED).text
+        assert (bank.statistics.held, bank.prefixes.nbytes) == (0, 0)
 
     holder = threading.Thread(target=hold)
     holder.start()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory.prefixes import Prefixes
 from memograft.storage.disk import told
+from memograft.storage.locks import made_anew_in_forks
 from memograft.storage.publish import clear_up, published, withdraw
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Bank:
         self.prefixes = Prefixes(prefix_bytes)
         self.folder = None if folder is None else Path(folder)
         self.max_bytes, self.memory_bytes = max_bytes, memory_bytes
-        self._lock = threading.Lock()
+        made_anew_in_forks(self._make_lock)
         self._held: OrderedDict[str, MemoryHandle] = OrderedDict()  # by last use, oldest first
         self._statistics = Statistics()
         if self.folder is not None:
@@ -271,6 +272,9 @@ class Bank:
                 removed.append(entry)
                 total -= entry.size
         return removed
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def _entries(self) -> Iterator[Entry]:
         for path in self.folder.iterdir() if self.folder is not None else ():

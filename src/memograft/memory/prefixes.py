@@ -10,6 +10,8 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from memograft.storage.locks import made_anew_in_forks
+
 if TYPE_CHECKING:
     from memograft.memory.base import Model
     from memograft.model.kv import Prefill, Segment
@@ -25,9 +27,12 @@ class Prefixes:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+        made_anew_in_forks(self._make_lock)
         self._held: OrderedDict[_Key, Segment] = OrderedDict()
         self._ends: dict[_Key, _Key] = {}  # what ends with a document, and the segment that begins with it
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
