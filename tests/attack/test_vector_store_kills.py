@@ -89,7 +89,11 @@ def run_and_kill(folder: Path, kind: str, number: int, delay: float) -> int:
         time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
-        out, err = process.communicate(timeout=30)
+        process.wait(30)
+    # Not by `communicate`, which passes over what was read together with the first line.
+    out, err = process.stdout.read(), process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
     assert process.returncode == -signal.SIGKILL, err
     done = [int(line.split()[1]) for line in out.split("\n")[:-1]]
     assert done == list(range(number, number + len(done)))
