@@ -126,10 +126,13 @@ class DatastoreStates(Folder):
     def begin(self) -> None:
         self.model: dict[str, list[tuple[int, int, bytes]]] = {}
         self.store: Datastore = new(self.folder / "store", "flat")
+        self.extended = 0
 
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99))
     def extend(self, counts: list[int], seed: int) -> None:
-        rng, total = np.random.default_rng(seed), sum(counts)
+        self.extended += 1
+        # No key twice: of entries that are equally near, either may be found.
+        rng, total = np.random.default_rng([seed, self.extended]), sum(counts)
         ids = [f"{len(self.model)}-{seed}-{n}" for n in range(len(counts))]
         if self.model.keys() & set(ids):
             return
