@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,34 +69,19 @@ def show(bank: BankArgument, id: IdArgument, as_json: JsonOption = False) -> Non
 @memory_app.command()
 def rm(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
     """Forget memories."""
-    with reporting(as_json) as result:
-        opened = _opened(bank)
-        entries = [opened.entry(id) for id in ids]  # all are there, or none is removed
-        for entry in entries:
-            opened.remove(entry.id)
-        _tell(result, "removed", entries, as_json)
+    _for_each(bank, ids, Bank.remove, "removed", as_json)
 
 
 @memory_app.command()
 def pin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
     """Keep `gc` away from memories."""
-    with reporting(as_json) as result:
-        opened = _opened(bank)
-        entries = [opened.entry(id) for id in ids]
-        for entry in entries:
-            opened.pin(entry.id)
-        _tell(result, "pinned", entries, as_json)
+    _for_each(bank, ids, Bank.pin, "pinned", as_json)
 
 
 @memory_app.command()
 def unpin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
     """Let `gc` remove memories again."""
-    with reporting(as_json) as result:
-        opened = _opened(bank)
-        entries = [opened.entry(id) for id in ids]
-        for entry in entries:
-            opened.unpin(entry.id)
-        _tell(result, "unpinned", entries, as_json)
+    _for_each(bank, ids, Bank.unpin, "unpinned", as_json)
 
 
 @memory_app.command()
@@ -132,6 +118,15 @@ def import_(
     with reporting(as_json) as result:
         opened = Bank(bank)
         _tell(result, "imported", [opened.take(file) for file in files], as_json)
+
+
+def _for_each(folder: Path, ids: list[str], change: Callable[[Bank, str], None], done: str, as_json: bool) -> None:
+    with reporting(as_json) as result:
+        bank = _opened(folder)
+        entries = [bank.entry(id) for id in ids]  # all are there, or none is changed
+        for entry in entries:
+            change(bank, entry.id)
+        _tell(result, done, entries, as_json)
 
 
 def _opened(folder: Path) -> Bank:
