@@ -17,6 +17,7 @@ import torch
 
 from families import build
 from memograft import Engine, shared_engine
+from memograft.memory.fastmem import memory as fastmem
 from tokenizers_ import make
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -57,6 +58,20 @@ def make_engine(models: Any, tokenizer: Any) -> Iterator[Callable[..., Engine]]:
 @pytest.fixture
 def engine(make_engine: Any) -> Engine:
     return make_engine()
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many contexts each call of `memorize` was given."""
+    calls: list[int] = []
+    real = fastmem.memorize
+
+    def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
+        calls.append(len(rows.mask))
+        return real(backbone, rows, *args, **options)
+
+    monkeypatch.setattr(fastmem, "memorize", counted)
+    return calls
 
 
 @pytest.fixture(scope="session")

@@ -14,27 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from memograft import Answer, Bank, Cad, Engine, FastMem, Request
+from memograft import Answer, Bank, Engine, FastMem, Request
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory.fastmem import memory as fastmem
 from test_engine import FACTS, ask
 from test_memory_handle import resealed
 
 LORA = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many contexts each call of `memorize` was given."""
-    calls: list[int] = []
-    real = fastmem.memorize
-
-    def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
-        calls.append(len(rows.mask))
-        return real(backbone, rows, *args, **options)
-
-    monkeypatch.setattr(fastmem, "memorize", counted)
-    return calls
 
 
 def reused(answer: Answer) -> bool:
@@ -207,58 +193,6 @@ class TestBudgets:
             True,
             False,
         ]
-
-
-class TestPrefixes:
-    """Keys and values of documents are reused, under every memory and under none."""
-
-    @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "olmo2"])
-    def test_answers_are_the_same(self, make_engine: Any, family: str) -> None:
-        bank = Bank()
-        engine, plain = make_engine(family, bank=bank), make_engine(family)
-        handle = plain.memorize(FACTS[:1], LORA)
-        requests = [
-            ask(documents=FACTS),
-            ask("Where is it?", documents=FACTS, memory=LORA),
-            ask(documents=FACTS, memory=replace(LORA, relevance="auto")),
-            ask(documents=[*FACTS[:2], "Something else."], memory=LORA),
-            ask(documents=FACTS[:1]),
-            ask(memory=handle),
-            ask(documents=FACTS, processors=[Cad()]),
-            ask("No documents?"),
-        ]
-        alone = [plain.answer(request) for request in requests]
-        answers = [engine.answer(request) for request in requests]
-        assert [a.token_ids for a in answers] == [a.token_ids for a in alone]
-        cached = [a.usage.cached_tokens for a in answers]
-        assert cached[0] == cached[7] == 0
-        assert cached[1] == cached[2] == cached[6] > cached[3] > cached[4] > 0
-        assert [a.token_ids for a in engine.answer_batch(requests)] == [a.token_ids for a in alone]
-
-    def test_the_bound_holds(self, make_engine: Any) -> None:
-        engine = make_engine(bank=Bank())
-        engine.answer(ask(documents=FACTS[:2]))
-        one = engine._model.bank.prefixes.nbytes
-        bank = Bank(prefix_bytes=2 * one)
-        engine = make_engine(bank=bank)
-        for fact in FACTS:
-            engine.answer(ask(documents=[fact, FACTS[0]]))
-            assert 0 < bank.prefixes.nbytes <= 2 * one
-        for n, cached in ((2, True), (0, False)):
-            assert bool(engine.answer(ask(documents=[FACTS[n], FACTS[0]])).usage.cached_tokens) == cached
-
-    def test_none_is_held(self, make_engine: Any) -> None:
-        engine = make_engine(bank=Bank(prefix_bytes=0))
-        answers = [engine.answer(ask(documents=FACTS)) for _ in range(2)]
-        assert [a.usage.cached_tokens for a in answers] == [0, 0]
-        with pytest.raises(SettingsError, match="`prefix_bytes` must be a number of bytes, or 0 to hold none, got -1"):
-            Bank(prefix_bytes=-1)
-
-    def test_behind_sliding_windows_all_is_read_again(self, make_engine: Any) -> None:
-        engine = make_engine("mistral", bank=Bank())
-        answers = [engine.answer(ask(documents=FACTS)) for _ in range(2)]
-        assert answers[0].token_ids == answers[1].token_ids
-        assert answers[1].usage.cached_tokens == 0
 
 
 def test_entries_are_named_by_what_their_ids_begin_with(make_engine: Any, tmp_path: Path) -> None:

@@ -47,6 +47,15 @@ class TestCommands:
         assert (shown["id"], shown["settings"]["kind"], shown["report"]["steps"]) == (one.id, "fastmem", 2)
         assert "kind=fastmem" in self.run("show", bank.folder, one.id)
 
+    def test_prefixes(self, make_engine: Any, tmp_path: Path) -> None:
+        folder = tmp_path / "bank"
+        make_engine(bank=Bank(folder, prefix_files="int8")).answer(ask(documents=FACTS[:2], memory=LORA))
+        assert "1 memories and 2 prefixes" in self.run("ls", folder)
+        one = next(m["id"] for m in self.told("ls", folder)["memories"] if m["kind"] == "prefix")
+        shown = self.told("show", folder, one)
+        assert [d["text"] for d in shown["documents"]] == [FACTS[0] if shown["tokens"][0] == 0 else FACTS[1]]
+        assert "rounded to int8" in self.run("show", folder, one)
+
     def test_rm_pin_and_gc(self, bank: Bank) -> None:
         old, new = sorted(bank.entries(), key=lambda entry: entry.used)
         assert self.told("pin", bank.folder, old.id) == {"pinned": [old.id]}

@@ -288,14 +288,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return list(taps)
 
     def _run(self, jobs: list[Job]) -> None:
-        """Answer what the queue handed over."""
-        if fitting := [job for job in jobs if self._fit(job)]:
-            self._attempt(fitting)
-
-    def _attempt(self, jobs: list[Job]) -> None:
         """Answer a batch; if it fails as a whole, its requests one by one, so that only the culprit suffers."""
+        jobs = [job for job in jobs if self._fit(job)]
         try:
-            self._answer(jobs)
+            if jobs:
+                self._answer(jobs)
         except Exception as e:
             error = e
         else:
@@ -305,8 +302,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             return
         traceback.clear_frames(error.__traceback__)  # what the batch held in memory may be what was missing
         for job in jobs:
-            if not job.given_up():
-                self._attempt([job])
+            self._run([job])
 
     def _fit(self, job: Job) -> bool:
         """1. Prompt: of one request; False if the request has ended here."""
@@ -390,11 +386,15 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         row = Wanted(memory, prompt, 0)
         segment = self._segment_of(prompt.documents)
         filled = prefill(self._backbone, [prompt.ids], self._pad_id, [segment])
+        self._model.remember([prompt], filled)
         (brought,) = memory.prepare(self._model, [row], filled, task)
         id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
         return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, segment)
 
     def _segment_of(self, documents: tuple[Document, ...]) -> Segment | None:
-        """Keys and values of a prompt up to the end of its documents."""
-        ids = gather(self._prompts.build([{"role": "user", "content": "?"}], documents))
+        """Keys and values of a prompt up to the end of its documents, out of the bank if it has them."""
+        prompt = self._prompts.build([{"role": "user", "content": "?"}], documents)
+        ids, known = gather(prompt), self._model.recalled(prompt)
+        if known is not None and known.ids == ids:
+            return known
         return prefill_segment(self._backbone, ids) if ids else None

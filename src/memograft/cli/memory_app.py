@@ -15,6 +15,7 @@ from rich.text import Text
 from memograft.cli.console import out, reporting
 from memograft.cli.options import JsonOption
 from memograft.errors import MemoryFormatError, SettingsError
+from memograft.memory import prefix_folder
 from memograft.memory.bank import Bank, Entry
 
 memory_app = typer.Typer(
@@ -36,32 +37,34 @@ def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
         entries = _opened(bank).entries()
         result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
         if not as_json:
-            table = Table("id", "bytes", "last used", "pinned", "documents", box=None, padding=(0, 2, 0, 0))
+            table = Table("id", "kind", "bytes", "last used", "pinned", "documents", box=None, padding=(0, 2, 0, 0))
             for entry in entries:
                 first, *more = [*(document["text"] for document in _about(entry)["documents"]), ""]
                 shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
                 shown += f" (and {len(more) - 1} more)" if len(more) > 1 else ""
                 pinned = "yes" if entry.pinned else ""
-                table.add_row(entry.id[:12], str(entry.size), _when(entry), pinned, Text(shown.replace("\n", " ")))
+                document = Text(shown.replace("\n", " "))
+                table.add_row(entry.id[:12], entry.kind, str(entry.size), _when(entry), pinned, document)
             out().print(table)
-            out().print(f"{len(entries)} memories, {result['bytes']} bytes")
+            memories = sum(entry.kind == "memory" for entry in entries)
+            prefixes = f" and {len(entries) - memories} prefixes" if memories < len(entries) else ""
+            out().print(f"{memories} memories{prefixes}, {result['bytes']} bytes")
 
 
 @memory_app.command()
 def show(bank: BankArgument, id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show a memory: its documents, how it was made and what that did."""
+    """Show a memory: its documents, how it was made and what that did; or a document's keys and values."""
     with reporting(as_json) as result:
         entry = _opened(bank).entry(id)
         about = _about(entry)
-        report = about["report"]
-        done = ("steps", "loss_before", "loss_after", "kl", "seconds")
-        result |= _entry_json(entry) | {name: about[name] for name in ("fingerprint", "settings", "documents")}
-        result |= {"report": {name: report.get(name) for name in done}}
+        shown = ("fingerprint", "documents", *(("settings",) if entry.kind == "memory" else ("tokens", "int8")))
+        result |= _entry_json(entry) | {name: about[name] for name in shown}
+        if entry.kind == "memory":
+            done = ("steps", "loss_before", "loss_after", "kl", "seconds")
+            result |= {"report": {name: about["report"].get(name) for name in done}}
         if not as_json:
             out().print(Text(f"{entry.id}, of the model {about['fingerprint']}, last used {_when(entry)}"))
-            settings = ", ".join(f"{name}={value}" for name, value in about["settings"].items())
-            out().print(Text(settings), soft_wrap=True)
-            out().print(Text(f"loss {report['loss_before']:.3f} -> {report['loss_after']:.3f}, KL {report['kl']:.3f}"))
+            out().print(Text(_made(entry, about)), soft_wrap=True)
             for document in about["documents"]:
                 out().print(Text(f"\n[{document['id']}] {document['text']}"), soft_wrap=True)
 
@@ -136,13 +139,23 @@ def _opened(folder: Path) -> Bank:
 
 
 def _about(entry: Entry) -> dict[str, Any]:
-    from memograft.memory.folder import about
+    """What its JSON file says, with the documents that it is of."""
+    from memograft.memory import folder
 
-    return about(entry.path)
+    return folder.about(entry.path) if entry.kind == "memory" else prefix_folder.about(entry.path)
+
+
+def _made(entry: Entry, about: dict[str, Any]) -> str:
+    if entry.kind == "prefix":
+        start, end = about["tokens"]
+        return f"keys and values of tokens {start} to {end}, {'rounded to int8' if about['int8'] else 'exact'}"
+    settings = ", ".join(f"{name}={value}" for name, value in about["settings"].items())
+    report = about["report"]
+    return f"{settings}\nloss {report['loss_before']:.3f} -> {report['loss_after']:.3f}, KL {report['kl']:.3f}"
 
 
 def _entry_json(entry: Entry) -> dict[str, object]:
-    return {"id": entry.id, "bytes": entry.size, "used": _when(entry), "pinned": entry.pinned}
+    return {"id": entry.id, "kind": entry.kind, "bytes": entry.size, "used": _when(entry), "pinned": entry.pinned}
 
 
 def _when(entry: Entry) -> str:

@@ -1,6 +1,7 @@
 """`Bank`: memories kept by what decides them, so that a context that comes again is not memorized again.
 
-    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json
+    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json;
+                                or a piece of documents' keys and values, as `prefix_folder` writes it
     <folder>/<id>.pin           there while `gc` must leave that entry alone
 
 An entry's id is a hash of model, settings and context, so that an entry is never changed and its age is all there is to
@@ -19,33 +20,40 @@ import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from memograft.errors import MemoryFormatError, SettingsError
-from memograft.memory.prefixes import Prefixes
+from memograft.memory import prefix_folder
+from memograft.memory.prefix_folder import ABOUT as PREFIX
+from memograft.memory.prefixes import Place, Prefixes
 from memograft.storage.disk import told
 from memograft.storage.locks import made_anew_in_forks
 from memograft.storage.publish import clear_up, published, withdraw
 
 if TYPE_CHECKING:
+    from memograft.memory.base import Model
     from memograft.memory.handle import MemoryHandle
     from memograft.model.backbone import Backbone
+    from memograft.model.kv import Piece
 
 __all__ = ["Bank", "Entry", "Statistics", "as_bank"]
+
+T = TypeVar("T")
 
 _PIN = ".pin"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One memory of a bank's folder.
+    """One memory of a bank's folder, or a document's keys and values.
 
     Attributes:
         id: its id.
+        kind: "memory", or "prefix".
         path: its folder.
         size: bytes on the disk.
         used: when it was last used, in seconds since 1970.
@@ -53,6 +61,7 @@ class Entry:
     """
 
     id: str
+    kind: str
     path: Path
     size: int
     used: float
@@ -69,6 +78,8 @@ class Statistics:
         damaged: entries that were removed because they were not what was written.
         held: memories in memory.
         held_bytes: their size.
+        prefix_tokens: tokens of prompts whose keys and values were found.
+        prefix_bytes: size of the keys and values in memory.
     """
 
     hits: int = 0
@@ -76,6 +87,8 @@ class Statistics:
     damaged: int = 0
     held: int = 0
     held_bytes: int = 0
+    prefix_tokens: int = 0
+    prefix_bytes: int = 0
 
 
 class Bank:
@@ -87,10 +100,13 @@ class Bank:
             without bound.
         memory_bytes: the same of what is held in memory, where the model's device has it.
         prefix_bytes: the same of documents' keys and values, which spare later prompts with the same documents in front
-            their prefill, under every memory and under none; held in memory only. 0 holds none.
+            their prefill, under every memory and under none. 0 holds none.
+        prefix_files: whether these are written to the folder too, so that a restart forgets none of them: None (no),
+            "exact" (in the model's dtype: 2 bytes a number in bfloat16) or "int8" (about half of that; an answer may
+            differ in a token from the one before the restart). They count towards `max_bytes`.
 
     Raises:
-        SettingsError: a bound is not a positive number of bytes.
+        SettingsError: a bound is not a positive number of bytes, or `prefix_files` is none of these or has no folder.
         MemoryFormatError: the folder cannot be made.
 
     Example:
@@ -106,13 +122,19 @@ class Bank:
         max_bytes: int | None = None,
         memory_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 30,
+        prefix_files: Literal["exact", "int8"] | None = None,
     ) -> None:
         for name, value in {"max_bytes": max_bytes, "memory_bytes": memory_bytes}.items():
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise SettingsError(f"`{name}` must be a positive number of bytes, got {value!r}")
         if not isinstance(prefix_bytes, int) or isinstance(prefix_bytes, bool) or prefix_bytes < 0:
             raise SettingsError(f"`prefix_bytes` must be a number of bytes, or 0 to hold none, got {prefix_bytes!r}")
-        self.prefixes = Prefixes(prefix_bytes)
+        if prefix_files not in (None, "exact", "int8"):
+            raise SettingsError(f'`prefix_files` must be None, "exact" or "int8", got {prefix_files!r}')
+        if prefix_files is not None and folder is None:
+            raise SettingsError(f"`prefix_files` needs a folder, got {prefix_files!r} without; pass Bank(folder, ...)")
+        self.prefixes = Prefixes(prefix_bytes, *((self._read_prefix, self._write_prefix) if prefix_files else ()))
+        self._int8 = prefix_files == "int8"
         self.folder = None if folder is None else Path(folder)
         self.max_bytes, self.memory_bytes = max_bytes, memory_bytes
         made_anew_in_forks(self._make_lock)
@@ -128,7 +150,8 @@ class Bank:
         """What it was asked for so far."""
         with self._lock:
             held = sum(handle.nbytes for handle in self._held.values())
-            return replace(self._statistics, held=len(self._held), held_bytes=held)
+            now = replace(self._statistics, held=len(self._held), held_bytes=held)
+        return replace(now, prefix_tokens=self.prefixes.tokens, prefix_bytes=self.prefixes.nbytes)
 
     def get(self, id: str, backbone: Backbone) -> MemoryHandle | None:
         """The memory of that id, for this model; None where there is none, or where it was damaged."""
@@ -137,12 +160,13 @@ class Bank:
             if found is not None:
                 self._held.move_to_end(id)
         if found is None and self.folder is not None:
-            found = self._read(self.folder / id, backbone)
+            from memograft.memory.handle import MemoryHandle
+
+            found = self._read(self.folder / id, lambda path: MemoryHandle.load(path, backbone))
             if found is not None:
                 self._hold(found)
         if found is not None and self.folder is not None:
-            with suppress(OSError):  # another process may have removed it meanwhile
-                os.utime(self.folder / id)
+            self._touch(self.folder / id)
         self._count(hits=found is not None, misses=found is None)
         return found
 
@@ -152,15 +176,8 @@ class Bank:
         A folder that cannot be written to costs the entry, with a warning, and not the answer.
         """
         self._hold(handle)
-        if self.folder is None or handle.adapter is None:
-            return
-        path = self.folder / handle.id
-        try:
-            if not path.exists():  # what has the same id is the same
-                handle.save(path)
-                self.gc()
-        except (OSError, MemoryFormatError) as e:
-            warnings.warn(f"memory {handle.id} could not be kept in {self.folder}: {e}", stacklevel=2)
+        if handle.adapter is not None:
+            self._write(handle.id, handle.save)
 
     def entries(self) -> list[Entry]:
         """What the folder holds, most recently used first."""
@@ -200,17 +217,19 @@ class Bank:
             MemoryFormatError: there is none of that id.
         """
         entry = self.entry(id)
-        self._drop(entry)
+        self._drop(entry.path)
 
     def export(self, id: str, file: str | Path) -> Entry:
         """Write an entry to a zip file, which `take` reads.
 
         Raises:
-            MemoryFormatError: there is none of that id, or the file cannot be written.
+            MemoryFormatError: there is no memory of that id, or the file cannot be written.
         """
         from memograft.memory.folder import FILES
 
         entry, file = self.entry(id), Path(file)
+        if entry.kind != "memory":
+            raise MemoryFormatError(f"`export` writes memories, and {entry.id} is a prefix; a model makes it anew")
         draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
         with told(file, MemoryFormatError, "written"):
             try:
@@ -268,7 +287,7 @@ class Bank:
             if total <= bound:
                 break
             if not entry.pinned:
-                self._drop(entry)
+                self._drop(entry.path)
                 removed.append(entry)
                 total -= entry.size
         return removed
@@ -285,28 +304,60 @@ class Bank:
                 used = path.stat().st_mtime
             except OSError:  # no folder, or another process has removed it
                 continue
-            yield Entry(path.name, path, size, used, path.with_name(path.name + _PIN).exists())
+            kind = "prefix" if (path / PREFIX).exists() else "memory"
+            yield Entry(path.name, kind, path, size, used, path.with_name(path.name + _PIN).exists())
 
-    def _drop(self, entry: Entry) -> None:
+    def _drop(self, path: Path) -> None:
         with self._lock:
-            self._held.pop(entry.id, None)
-        withdraw(entry.path)
-        entry.path.with_name(entry.id + _PIN).unlink(missing_ok=True)
+            self._held.pop(path.name, None)
+        withdraw(path)
+        path.with_name(path.name + _PIN).unlink(missing_ok=True)
 
-    def _read(self, path: Path, backbone: Backbone) -> MemoryHandle | None:
-        from memograft.memory.handle import MemoryHandle
-
+    def _read(self, path: Path, read: Callable[[Path], T]) -> T | None:
+        """What `read` makes of an entry; one that is damaged is removed."""
         if not path.exists():
             return None
         try:
-            return MemoryHandle.load(path, backbone)
+            return read(path)
         except MemoryFormatError as e:
             if not path.exists():  # another process has removed it
                 return None
             warnings.warn(f"{e} (the bank has removed it, and it is made anew)", stacklevel=2)
             self._count(damaged=True)
-            self._drop(Entry(path.name, path, 0, 0.0, pinned=False))
+            self._drop(path)
             return None
+
+    def _read_prefix(self, model: Model, place: Place) -> Piece | None:
+        backbone = model.backbone
+        if self.folder is None or len({weight.device for weight in backbone.model.parameters()}) > 1:
+            return None  # nobody knows which layer's keys belong on which device
+        path = self.folder / place.id
+        found = self._read(path, lambda path: prefix_folder.read(path, backbone.device, backbone.model.dtype))
+        if found is not None:
+            self._touch(path)
+        return found
+
+    def _write_prefix(self, model: Model, place: Place, piece: Piece) -> None:
+        def write(path: Path) -> None:
+            prefix_folder.write(path, piece, place, model.fingerprint, int8=self._int8)
+
+        self._write(place.id, write)
+
+    def _write(self, id: str, write: Callable[[Path], object]) -> None:
+        """Add an entry, if there is a folder; what has the same id is the same."""
+        if self.folder is None:
+            return
+        path = self.folder / id
+        try:
+            if not path.exists():
+                write(path)
+                self.gc()
+        except (OSError, MemoryFormatError) as e:
+            warnings.warn(f"{id} could not be kept in {self.folder}: {e}", stacklevel=3)
+
+    def _touch(self, path: Path) -> None:
+        with suppress(OSError):  # another process may have removed it meanwhile
+            os.utime(path)
 
     def _hold(self, handle: MemoryHandle) -> None:
         with self._lock:

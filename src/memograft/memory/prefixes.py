@@ -1,35 +1,66 @@
 """Keys and values of documents that prompts began with, for the next prompt that begins with the same ones.
 
-No memory changes them, so they are reused under every memory and under none. A prompt that shares only the first of its
-documents with one of before gets the keys and values of these. Held in memory, where the model's device has them.
+No memory changes them, so they are reused under every memory and under none. They are kept in pieces, one for each
+document and whatever stands before it, by a hash of all tokens up to its end: prompts that share only their first
+documents share the pieces of these. Held in memory, where the model's device has them, and in a bank's folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memograft.storage.locks import made_anew_in_forks
 
 if TYPE_CHECKING:
+    from memograft.documents import Document
     from memograft.memory.base import Model
-    from memograft.model.kv import Prefill, Segment
+    from memograft.model.kv import Piece, Prefill, Segment
     from memograft.prompt.builder import Prompt
 
-__all__ = ["Prefixes"]
+__all__ = ["Place", "Prefixes"]
 
-_Key = tuple[str, tuple[int, ...]]  # the model's fingerprint, tokens
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a prompt a piece stands.
+
+    Attributes:
+        id: 32 hex digits of what decides the piece: model, dtype, and all tokens up to its end.
+        start: its first token.
+        end: the one behind its last.
+        document: the one that it ends with.
+    """
+
+    id: str
+    start: int
+    end: int
+    document: Document
+
+
+Read = Callable[["Model", Place], "Piece | None"]
+Write = Callable[["Model", Place, "Piece"], None]
 
 
 class Prefixes:
-    """Segments by the tokens they are of, at most `max_bytes` of them; those not used for longest go first."""
+    """Pieces by their ids, at most `max_bytes` of them in memory; those not used for longest go first.
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    Args:
+        max_bytes: of what is held.
+        read: finds what is not held.
+        write: keeps a new piece somewhere else too.
+    """
+
+    def __init__(self, max_bytes: int, read: Read | None = None, write: Write | None = None) -> None:
+        self._max_bytes, self._read, self._write = max_bytes, read, write
         made_anew_in_forks(self._make_lock)
-        self._held: OrderedDict[_Key, Segment] = OrderedDict()
-        self._ends: dict[_Key, _Key] = {}  # what ends with a document, and the segment that begins with it
+        self._held: OrderedDict[tuple[str, str], Piece] = OrderedDict()  # by id and device
+        self.tokens = 0  # whose keys and values were found
 
     def _make_lock(self) -> None:
         self._lock = threading.Lock()
@@ -38,43 +69,70 @@ class Prefixes:
     def nbytes(self) -> int:
         """Bytes of what is held."""
         with self._lock:
-            return sum(segment.nbytes for segment in self._held.values())
+            return sum(piece.nbytes for piece in self._held.values())
 
     def get(self, model: Model, prompt: Prompt) -> Segment | None:
-        """The longest segment that ends with a document and that the prompt begins with."""
-        from memograft.model.kv import head
+        """The longest known segment that ends with a document and that the prompt begins with."""
+        from memograft.model.kv import chain
 
-        for end in sorted(_ends(prompt), reverse=True):
-            with self._lock:
-                key = self._ends.get((model.fingerprint, prompt.ids[:end]))
-                segment = self._held.get(key) if key is not None else None
-                if key is not None and segment is not None:
-                    self._held.move_to_end(key)
-            if segment is not None:
-                return head(model.backbone, segment, end)
-        return None
+        found = []
+        for place in _places(model, prompt):
+            piece = self._piece(model, place)
+            if piece is None:
+                break
+            found.append((place, piece))
+        if not found:
+            return None
+        end = found[-1][0].end
+        self._hold(model, found, found_tokens=end)
+        return chain(model.backbone, prompt.ids[:end], [piece for _, piece in found])
 
     def put(self, model: Model, prompt: Prompt, filled: Prefill, row: int) -> None:
-        """Keep what a row of a prefill has of its prompt up to the end of the last document, where it can be cut."""
+        """Keep what a row of a prefill has of its prompt's documents, as far as it can be cut."""
         from memograft.model.kv import cut
 
-        ends = _ends(prompt)
-        key = (model.fingerprint, prompt.ids[: max(ends, default=0)])
-        with self._lock:
-            known = key in self._ends
-        segment = cut(model.backbone, filled, row, len(key[1])) if key[1] and not known else None
-        if segment is None or segment.nbytes > self._max_bytes:
+        if not self._max_bytes and self._write is None:
             return
+        new = []
+        for place in _places(model, prompt):
+            with self._lock:
+                if (place.id, str(model.backbone.device)) in self._held:
+                    continue
+            piece = cut(filled, row, place.start, place.end)
+            if piece is None:
+                break
+            new.append((place, piece))
+        self._hold(model, new)
+        for place, piece in reversed(new if self._write is not None else ()):
+            assert self._write is not None
+            self._write(model, place, piece)
+
+    def _piece(self, model: Model, place: Place) -> Piece | None:
         with self._lock:
-            self._held[key] = segment
-            self._ends |= {(model.fingerprint, prompt.ids[:end]): key for end in ends}
+            held = self._held.get((place.id, str(model.backbone.device)))
+        return held if held is not None or self._read is None else self._read(model, place)
+
+    def _hold(self, model: Model, pieces: list[tuple[Place, Piece]], found_tokens: int = 0) -> None:
+        with self._lock:
+            self.tokens += found_tokens
+            for place, piece in reversed(pieces):  # the first is the youngest: those behind it are nothing without it
+                key = (place.id, str(model.backbone.device))
+                self._held[key] = piece
+                self._held.move_to_end(key)
             total = sum(held.nbytes for held in self._held.values())
             while total > self._max_bytes:
-                gone, old = self._held.popitem(last=False)
-                self._ends = {end: held for end, held in self._ends.items() if held != gone}
-                total -= old.nbytes
+                _, gone = self._held.popitem(last=False)
+                total -= gone.nbytes
 
 
-def _ends(prompt: Prompt) -> set[int]:
-    """Where documents end; the last token of a prompt is decoding's."""
-    return {min(end, len(prompt.ids) - 1) for start, end in prompt.spans if end > start}
+def _places(model: Model, prompt: Prompt) -> Iterator[Place]:
+    """The pieces that a prompt's documents make, first to last; its last token is decoding's."""
+    digest = hashlib.sha256(json.dumps([model.fingerprint, str(model.backbone.model.dtype)]).encode())
+    start = 0
+    for (_, end), document in zip(prompt.spans, prompt.documents, strict=True):
+        end = min(end, len(prompt.ids) - 1)
+        if end <= start:
+            continue
+        digest.update(json.dumps(prompt.ids[start:end]).encode())
+        yield Place(digest.hexdigest()[:32], start, end, document)
+        start = end

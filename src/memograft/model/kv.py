@@ -26,12 +26,13 @@ from memograft.errors import SettingsError
 from memograft.model.backbone import Backbone
 
 __all__ = [
+    "Piece",
     "Prefill",
     "Segment",
     "can_join",
+    "chain",
     "close",
     "cut",
-    "head",
     "join",
     "nothing",
     "pairs",
@@ -90,6 +91,26 @@ class Segment:
         """Bytes of all its tensors."""
         kept = [tensor for pair in pairs(self.kv_cache) for tensor in pair]
         return sum(t.nbytes for t in (*kept, self.x, self.residual) if isinstance(t, Tensor))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some columns of one row, which `chain` puts behind others. Never written to.
+
+    Attributes:
+        layers: keys and values of each layer, (1, H, P, head dimension).
+        x: FFN inputs (1, P, D).
+        residual: (1, P, D).
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    x: Tensor
+    residual: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(t.nbytes for t in (*(t for pair in self.layers for t in pair), self.x, self.residual))
 
 
 @dataclass(frozen=True)
@@ -210,33 +231,35 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
     return replace(filled, **own, kv_cache=cache)
 
 
-def cut(backbone: Backbone, filled: Prefill, row: int, end: int) -> Segment | None:
-    """The first `end` tokens of a row's prompt, for others that begin with them.
+def cut(filled: Prefill, row: int, start: int, end: int) -> Piece | None:
+    """Tokens `start` to `end` of a row's prompt, for others that begin with the same `end` tokens.
 
-    None where a sliding window may have forgotten some, or the row stands behind what is no token of its prompt.
+    None where a sliding window has forgotten some, or the row stands behind what is no token of its prompt.
     """
     cache = filled.kv_cache
-    if cache is None or not can_join(cache) or window(cache) is not None or filled.shifts[row]:
+    if cache is None or not can_join(cache):
         return None
-    if not torch.equal(filled.mask[row], filled.text[row]):
+    if filled.shifts[row] or not torch.equal(filled.mask[row], filled.text[row]):
         return None
-    columns, own = filled.columns(row, range(end)), _empty(backbone)
-    for n, pair in enumerate(pairs(cache)):
-        own.update(*(t[row : row + 1, :, columns.to(t.device)] for t in pair), n)
+    columns, count = filled.columns(row, range(start, end)), filled.mask.shape[1] - 1
+    if any(keys.shape[2] < count - int(columns[0]) for keys, _ in pairs(cache)):
+        return None
+
+    def own(tensor: Tensor) -> Tensor:
+        return tensor[row : row + 1, :, columns.to(tensor.device) - (count - tensor.shape[2])]
+
     x, residual = (t[row : row + 1, columns.to(t.device)] for t in (filled.x, filled.residual))
-    return Segment(tuple(filled.ids[row, columns].tolist()), own, x, residual)
+    return Piece(tuple((own(keys), own(values)) for keys, values in pairs(cache)), x, residual)
 
 
-def head(backbone: Backbone, segment: Segment, end: int) -> Segment:
-    """The first `end` tokens of a segment that `cut` made."""
-    if end == len(segment.ids):
-        return segment
-    own = _empty(backbone)
-    for n, pair in enumerate(pairs(segment.kv_cache)):
-        own.update(*(t[:, :, :end] for t in pair), n)
-    assert segment.x is not None
-    assert segment.residual is not None
-    return Segment(segment.ids[:end], own, segment.x[:, :end], segment.residual[:, :end])
+def chain(backbone: Backbone, ids: Sequence[int], pieces: Sequence[Piece]) -> Segment:
+    """One segment of pieces that follow each other; `ids` are the tokens of all of them."""
+    cache = _empty(backbone)
+    for n, parts in enumerate(zip(*(piece.layers for piece in pieces), strict=True)):
+        keys, values = zip(*parts, strict=True)
+        cache.update(torch.cat(keys, 2), torch.cat(values, 2), n)  # a sliding window keeps what it needs of it
+    x, residual = torch.cat([p.x for p in pieces], 1), torch.cat([p.residual for p in pieces], 1)
+    return Segment(tuple(ids), cache, x, residual)
 
 
 def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> Prefill:

@@ -54,11 +54,13 @@ class Work:
         self.said: list[int] = []  # a batch that is tried again goes on where it broke off
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
-        """Build the prompt, and make sure that there is room for what the answer must hold.
+        """Build the prompt, unless it is built, and make sure that there is room for what the answer must hold.
 
         Raises:
             PromptTooLongError, SettingsError: see `overflow.fit`, `JsonSchema.limit`.
         """
+        if self.fitted is not None:
+            return
         self.fitted = fit(builder, self.request, self.documents, window)
         self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
         if self.cad is not None:

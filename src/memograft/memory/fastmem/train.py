@@ -50,13 +50,45 @@ def memorize(
     if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
         singles = (rows.single(n) for n in range(len(rows.mask)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
-    started = time.perf_counter()
-    names = list(backbone.projections)
+    assert settings.learning_rate != "auto"
+    assert settings.target_kl != "auto"
     assert settings.shortlist != "auto"
-    assert settings.max_kl != "auto"
+    started, count, names = time.perf_counter(), len(rows.mask), list(backbone.projections)
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
-    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
-    losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)
+    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, count)
+    optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
+    limit = math.inf if settings.target_kl is None else settings.target_kl
+    losses: list[list[float]] = [[] for _ in range(count)]  # of each row, before each step
+    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
+        if cancelled():
+            break
+        with torch.enable_grad(), weights.active():
+            loss, kl = objective.loss()  # (B,), (B,)
+            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
+        there = kl.detach() >= limit
+        if bool(there.all()):
+            break
+        for row in (~there).nonzero().flatten().tolist():
+            losses[row].append(float(loss[row].detach()))
+        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, count), strict=True):
+            leaf.grad = gradient
+        with weights.held(there):
+            optimiser.step()
+    if settings.target_kl is not None:
+        _shrink(weights, objective, settings.target_kl)
+    return _results(weights, objective, rows, settings, losses, started)
+
+
+def _results(
+    weights: _LoRA | _Full,
+    objective: Objective,
+    rows: TrainingRows,
+    settings: Training,
+    losses: Sequence[Sequence[float]],
+    started: float,
+) -> list[tuple[Adapter | None, MemoryReport]]:
+    """Each context's adapter, unless a guard rolls it back, and what it does over the whole vocabulary."""
+    assert settings.max_kl != "auto"
     with weights.active():
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
@@ -74,40 +106,6 @@ def memorize(
         )
         results.append((None if report.rolled_back else adapter, report))
     return results
-
-
-def _fit(
-    weights: _LoRA | _Full,
-    objective: Objective,
-    settings: Training,
-    rows: int,
-    cancelled: Callable[[], bool],
-    progress: bool,
-) -> list[list[float]]:
-    """The loop: AdamW on L(phi), each row until it has moved as far as it may. The loss before each step."""
-    assert settings.learning_rate != "auto"
-    assert settings.target_kl != "auto"
-    optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
-    limit = math.inf if settings.target_kl is None else settings.target_kl
-    losses: list[list[float]] = [[] for _ in range(rows)]
-    for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
-        if cancelled():
-            break
-        with torch.enable_grad(), weights.active():
-            loss, kl = objective.loss()  # (B,), (B,)
-            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
-        there = kl.detach() >= limit
-        if bool(there.all()):
-            break
-        for row in (~there).nonzero().flatten().tolist():
-            losses[row].append(float(loss[row].detach()))
-        for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, rows), strict=True):
-            leaf.grad = gradient
-        with weights.held(there):
-            optimiser.step()
-    if settings.target_kl is not None:
-        _shrink(weights, objective, settings.target_kl)
-    return losses
 
 
 def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
