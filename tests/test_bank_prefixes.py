@@ -65,18 +65,21 @@ class TestPrefixes:
             Bank(prefix_bytes=-1)
 
     @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text"])
-    @pytest.mark.parametrize(("window", "reused"), [(512, True), (16, False)])
+    @pytest.mark.parametrize("window", [512, 64, 16, 2])
     def test_behind_sliding_windows(
-        self, tokenizer: Any, family: str, window: int, reused: bool, monkeypatch: pytest.MonkeyPatch
+        self, tokenizer: Any, family: str, window: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As far as the windows have forgotten nothing of the documents."""
+        """Whether they reach over the whole prompt, over some of its documents, or over a few tokens."""
         monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
         model = build(family, seed=1)
+        requests = [ask(documents=FACTS[:2]), ask("Where?", documents=FACTS, memory=LORA), ask(documents=FACTS)]
         with Engine(model, tokenizer, bank=Bank()) as engine, Engine(model, tokenizer) as plain:
-            for request in (ask(documents=FACTS), ask("Where?", documents=FACTS, memory=LORA), ask(documents=FACTS)):
-                answer = engine.answer(request)
-                assert answer.token_ids == plain.answer(request).token_ids
-        assert bool(answer.usage.cached_tokens) == reused
+            alone = [plain.answer(request).token_ids for request in requests]
+            answers = [engine.answer(request) for request in requests]
+            assert [a.token_ids for a in answers] == alone
+            assert [a.token_ids for a in engine.answer_batch(requests)] == alone
+        first, second, third = (a.usage.cached_tokens for a in answers)
+        assert first == 0 < second < third
 
     def test_documents_in_common_are_held_once(self, make_engine: Any) -> None:
         engine = make_engine(bank=Bank())

@@ -72,29 +72,37 @@ class Prefixes:
             return sum(piece.nbytes for piece in self._held.values())
 
     def get(self, model: Model, prompt: Prompt) -> Segment | None:
-        """The longest known segment that ends with a document and that the prompt begins with."""
+        """The longest known segment that ends with a document and that the prompt begins with.
+
+        Of a prompt that is longer than a sliding window, all documents: the window would have forgotten them when `put`
+        comes, so those that are not known are read here.
+        """
         from memograft.model.kv import chain
 
-        found = []
+        found: list[tuple[Place, Piece]] = []
+        read = 0
         for place in _places(model, prompt):
-            piece = self._piece(model, place)
+            piece = self._known(model, place)
+            if piece is None and self._forgotten(model, prompt):
+                piece = self._made(model, prompt, place, [piece for _, piece in found])
+                read += place.end - place.start
             if piece is None:
                 break
             found.append((place, piece))
         if not found:
             return None
+        self._hold(model, found)
         end = found[-1][0].end
-        self._hold(model, found, found_tokens=end)
-        return chain(model.backbone, prompt.ids[:end], [piece for _, piece in found])
+        with self._lock:
+            self.tokens += end - read
+        return chain(model.backbone, prompt.ids[:end], [piece for _, piece in found], read)
 
     def put(self, model: Model, prompt: Prompt, filled: Prefill, row: int) -> None:
         """Keep what a row of a prefill has of its prompt's documents, as far as it can be cut."""
         from memograft.model.kv import cut
 
-        if not self._max_bytes and self._write is None:
-            return
         new = []
-        for place in _places(model, prompt):
+        for place in _places(model, prompt) if self._keeps else ():
             with self._lock:
                 if (place.id, str(model.backbone.device)) in self._held:
                     continue
@@ -103,18 +111,38 @@ class Prefixes:
                 break
             new.append((place, piece))
         self._hold(model, new)
-        for place, piece in reversed(new if self._write is not None else ()):
-            assert self._write is not None
-            self._write(model, place, piece)
+        if self._write is not None:
+            for place, piece in reversed(new):
+                self._write(model, place, piece)
 
-    def _piece(self, model: Model, place: Place) -> Piece | None:
+    @property
+    def _keeps(self) -> bool:
+        return bool(self._max_bytes) or self._write is not None
+
+    def _forgotten(self, model: Model, prompt: Prompt) -> bool:
+        """Whether a pass over the whole prompt would leave none of its first keys and values in a sliding window."""
+        from memograft.model.kv import reach
+
+        columns = reach(model.backbone)
+        return self._keeps and columns is not None and 1 < columns < len(prompt.ids)
+
+    def _made(self, model: Model, prompt: Prompt, place: Place, before: list[Piece]) -> Piece:
+        from memograft.model.kv import chain
+        from memograft.model.prefill import prefill_piece
+
+        segment = chain(model.backbone, prompt.ids[: place.start], before) if before else None
+        piece = prefill_piece(model.backbone, segment, prompt.ids[place.start : place.end])
+        if self._write is not None:
+            self._write(model, place, piece)
+        return piece
+
+    def _known(self, model: Model, place: Place) -> Piece | None:
         with self._lock:
             held = self._held.get((place.id, str(model.backbone.device)))
         return held if held is not None or self._read is None else self._read(model, place)
 
-    def _hold(self, model: Model, pieces: list[tuple[Place, Piece]], found_tokens: int = 0) -> None:
+    def _hold(self, model: Model, pieces: list[tuple[Place, Piece]]) -> None:
         with self._lock:
-            self.tokens += found_tokens
             for place, piece in reversed(pieces):  # the first is the youngest: those behind it are nothing without it
                 key = (place.id, str(model.backbone.device))
                 self._held[key] = piece

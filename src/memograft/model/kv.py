@@ -34,13 +34,19 @@ __all__ = [
     "close",
     "cut",
     "join",
+    "newest",
     "nothing",
     "pairs",
     "positions",
+    "reach",
     "repeated",
     "spread",
+    "whole",
     "window",
 ]
+
+
+_KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose columns can be cut and put beside others
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Segment:
         x: FFN inputs (1, P, D); None where it stands for no tokens.
         residual: (1, P, D); None where it stands for no tokens.
         end: position of the token behind it; P where it is None. Another one if columns were left out or put together.
+        read: how many of `ids` were read for this very row, which is spared the others.
 
     Raises:
         SettingsError: it stands for more tokens than it has columns, or for tokens without x and residual.
@@ -63,6 +70,7 @@ class Segment:
     x: Tensor | None = None
     residual: Tensor | None = None
     end: int | None = None
+    read: int = 0
 
     def __post_init__(self) -> None:
         if len(self.ids) > self.length:
@@ -124,7 +132,7 @@ class Prefill:
         kv_cache: keys and values of the first T - 1 columns; None if T is 1.
         x: last-FFN inputs (B, T - 1, D), and whatever stands where `text` is 0.
         residual: what the rest of the last layer adds to the FFN's output (B, T - 1, D).
-        cached: for each row, tokens that came from its segment.
+        cached: for each row, tokens that it was spared by its segment.
         shifts: for each row, how much further on its tokens behind the segment stand than the columns say.
     """
 
@@ -158,13 +166,18 @@ def positions(mask: Tensor, shifts: Sequence[int] = ()) -> Tensor:
 
 def can_join(cache: Cache | None) -> bool:
     """Whether rows of the cache can be padded and put beside others: keys and values are all that it holds."""
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    return cache is None or all(type(layer) in known and layer.is_initialized for layer in cache.layers)
+    return cache is None or all(type(layer) in _KNOWN and layer.is_initialized for layer in cache.layers)
 
 
 def window(cache: Cache) -> int | None:
     """Columns that the shortest sliding window reaches over; None if there is no sliding window."""
     return min((layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)), default=None)
+
+
+def reach(backbone: Backbone) -> int | None:
+    """`window` of the model's caches; None also where they hold more than keys and values."""
+    cache = _empty(backbone)
+    return window(cache) if all(type(layer) in _KNOWN for layer in cache.layers) else None
 
 
 def pairs(cache: Cache) -> list[tuple[Tensor, Tensor]]:
@@ -252,14 +265,27 @@ def cut(filled: Prefill, row: int, start: int, end: int) -> Piece | None:
     return Piece(tuple((own(keys), own(values)) for keys, values in pairs(cache)), x, residual)
 
 
-def chain(backbone: Backbone, ids: Sequence[int], pieces: Sequence[Piece]) -> Segment:
-    """One segment of pieces that follow each other; `ids` are the tokens of all of them."""
-    cache = _empty(backbone)
-    for n, parts in enumerate(zip(*(piece.layers for piece in pieces), strict=True)):
+def newest(cache: Cache, x: Tensor, residual: Tensor) -> Piece:
+    """What a pass of one row has added to a cache, with its (x, residual); no more than any sliding window keeps."""
+    count = x.shape[1]
+    return Piece(tuple((keys[:, :, -count:], values[:, :, -count:]) for keys, values in pairs(cache)), x, residual)
+
+
+def whole(pieces: Sequence[Piece]) -> Piece:
+    """One piece of several that follow each other."""
+    layers = []
+    for parts in zip(*(piece.layers for piece in pieces), strict=True):
         keys, values = zip(*parts, strict=True)
-        cache.update(torch.cat(keys, 2), torch.cat(values, 2), n)  # a sliding window keeps what it needs of it
-    x, residual = torch.cat([p.x for p in pieces], 1), torch.cat([p.residual for p in pieces], 1)
-    return Segment(tuple(ids), cache, x, residual)
+        layers.append((torch.cat(keys, 2), torch.cat(values, 2)))
+    return Piece(tuple(layers), torch.cat([p.x for p in pieces], 1), torch.cat([p.residual for p in pieces], 1))
+
+
+def chain(backbone: Backbone, ids: Sequence[int], pieces: Sequence[Piece], read: int = 0) -> Segment:
+    """The segment of a prompt's first pieces; `ids` are the tokens of all of them, `read` is the segment's."""
+    cache, piece = _empty(backbone), whole(pieces)
+    for n, (keys, values) in enumerate(piece.layers):
+        cache.update(keys, values, n)  # a sliding window keeps what it needs of it
+    return Segment(tuple(ids), cache, piece.x, piece.residual, read=read)
 
 
 def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> Prefill:

@@ -16,9 +16,24 @@ from transformers import Cache
 
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
-from memograft.model.kv import Prefill, Segment, can_join, close, join, nothing, pairs, positions, spread, window
+from memograft.model.kv import (
+    Piece,
+    Prefill,
+    Segment,
+    can_join,
+    close,
+    join,
+    newest,
+    nothing,
+    pairs,
+    positions,
+    reach,
+    spread,
+    whole,
+    window,
+)
 
-__all__ = ["prefill", "prefill_behind", "prefill_segment", "run"]
+__all__ = ["prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
 
 
 @torch.no_grad()
@@ -120,7 +135,8 @@ def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, 
         behind = positions(mask[:, :-1], shifts)[:, width:]
         new_x, new_residual, cache = run(backbone, ids[:, width:-1], mask[:, :-1], cache, behind)
         x, residual = (torch.cat([old.to(new), new], 1) for old, new in ((x, new_x), (residual, new_residual)))
-    filled = Prefill(ids, mask, text, cache, x, residual, tuple(heads), shifts)
+    spared = tuple(len(s.ids) - s.read for s in segments) or (0,) * len(prompts)
+    filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts)
     return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled
 
 
@@ -150,6 +166,24 @@ def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
     if window(cache) is not None:
         cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that what windows forgot is not kept with it
     return Segment(tuple(ids), cache, x, residual)
+
+
+@torch.no_grad()
+def prefill_piece(backbone: Backbone, before: Segment | None, ids: Sequence[int]) -> Piece:
+    """Prefill the tokens `ids` (P of them, all) behind a segment, so that all their keys and values can be kept.
+
+    A sliding window forgets what a pass over more columns than it keeps has added, so there it is several passes.
+    """
+    cache = None if before is None else spread(backbone, [before])[0]
+    seen = 0 if before is None else before.length
+    kept = (reach(backbone) or len(ids) + 1) - 1  # of the columns of a pass
+    parts = []
+    for start in range(0, len(ids), kept):
+        rows = torch.as_tensor(ids[start : start + kept], dtype=torch.long, device=backbone.device)[None]
+        mask = torch.ones(1, seen + start + rows.shape[1], dtype=torch.long, device=backbone.device)
+        x, residual, cache = run(backbone, rows, mask, cache, positions(mask)[:, -rows.shape[1] :])
+        parts.append(newest(cache, x, residual))
+    return whole(parts)
 
 
 def run(
