@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from memograft import Document, Engine, FastMem, Memory, Request, Sampling
-from memograft.errors import SettingsError
+from memograft.errors import PromptTooLongError, SettingsError
 from memograft.memory.base import Brought, Model, Task, Wanted
 from memograft.memory.report import MemoryReport
 from memograft.model.kv import Prefill, Segment
 from memograft.model.prefill import prefill_segment
+from memograft.prompt.builder import PromptBuilder
 from test_engine import FACTS, ask
 
 LORA = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
@@ -30,6 +31,9 @@ class FixedPrefix(Memory):
 
     def shown(self, documents: tuple[Document, ...]) -> tuple[Document, ...]:
         return ()
+
+    def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:
+        return len(prompts.plain(self.text))
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
@@ -85,6 +89,17 @@ def test_it_is_kept_and_streamed(engine: Engine) -> None:
     assert answer.token_ids == engine.answer(ask(memory=FixedPrefix("once"))).token_ids
     stream = engine.stream(ask(memory=FixedPrefix("once")))
     assert "".join(stream) == stream.answer.text == answer.text
+
+
+def test_what_stands_in_front_takes_room(make_engine: Any) -> None:
+    """Prompt, answer and the columns in front of them have the window together."""
+    request = ask(memory=FixedPrefix("once upon a time"))
+    bare = make_engine().answer(replace(request, memory=None)).usage.prompt_tokens
+    columns = request.memory.columns(make_engine()._prompts, ())
+    assert columns > 3
+    assert make_engine(max_length=bare + columns + 2).answer(request).usage.completion_tokens == 2
+    with pytest.raises(PromptTooLongError):
+        make_engine(max_length=bare + columns).answer(request)
 
 
 def test_settings_go_through_json() -> None:

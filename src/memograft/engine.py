@@ -381,13 +381,13 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     def _make_handle(self, documents: tuple[Document, ...], memory: Memory, task: Task) -> MemoryHandle:
         request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
+        window = self._window - memory.columns(self._prompts, documents)
         # There is no question yet that the documents could be about: they are judged when the memory is used.
-        prompt = replace(fit(self._prompts, request, shown, self._window).prompt, question=(0, 0))
-        row = Wanted(memory, prompt, 0)
+        prompt = replace(fit(self._prompts, request, shown, window).prompt, question=(0, 0))
         segment = self._segment_of(prompt.documents)
         filled = prefill(self._backbone, [prompt.ids], self._pad_id, [segment])
         self._model.remember([prompt], filled)
-        (brought,) = memory.prepare(self._model, [row], filled, task)
+        (brought,) = memory.prepare(self._model, [Wanted(memory, prompt, 0)], filled, task)
         id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
         return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, segment)
 

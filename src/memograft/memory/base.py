@@ -148,6 +148,15 @@ class Memory(ABC):
         """Those of a request's documents that stand in its prompt."""
         return documents
 
+    def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
+        """How many columns of its segment are not the prompt's, at most; the model's window holds them too.
+
+        Args:
+            prompts: what makes token ids.
+            documents: all of the request's.
+        """
+        return 0
+
     @classmethod
     def before(cls, _model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
         """Keys and values that stand in front of each row's prompt, which is not prefilled yet.

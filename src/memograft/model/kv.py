@@ -94,12 +94,6 @@ class Segment:
         """How much further on the token behind it stands than its columns say."""
         return 0 if self.end is None else self.end - self.length
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all its tensors."""
-        kept = [tensor for pair in pairs(self.kv_cache) for tensor in pair]
-        return sum(t.nbytes for t in (*kept, self.x, self.residual) if isinstance(t, Tensor))
-
 
 @dataclass(frozen=True)
 class Piece:

@@ -43,6 +43,7 @@ class Work:
         self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
         if not self.documents and self.kept is not None:
             self.documents = self.kept.documents
+        self.brought = self.documents
         if self.memory is not None:
             self.documents = self.memory.shown(self.documents)
         self.fitted: Fitted | None = None
@@ -61,6 +62,8 @@ class Work:
         """
         if self.fitted is not None:
             return
+        if self.memory is not None:
+            window -= self.memory.columns(builder, self.brought)
         self.fitted = fit(builder, self.request, self.documents, window)
         self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
         if self.cad is not None:
