@@ -22,7 +22,8 @@ MODULES = [m.name for m in pkgutil.walk_packages(memograft.__path__, "memograft.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_snippets_print_what_they_say(page: Path) -> None:
+def test_snippets_print_what_they_say(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # for what they write
     scope: dict[str, object] = {}  # later snippets of a page go on where earlier ones ended
     for code in SNIPPET.findall(page.read_text(encoding="utf-8")):
         printed = io.StringIO()
