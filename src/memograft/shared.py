@@ -27,7 +27,7 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
     """The engine of `Engine.from_pretrained(model, **settings)`, loaded at the first call, for as long as it is held.
 
     Blocks while the model loads: call it in a thread (`asyncio.to_thread`) from asyncio. An engine that was closed is
-    replaced by a new one.
+    replaced by a new one. A folder as `bank` counts by its path, a `Bank` by itself: two banks of one folder are two.
 
     Example:
         >>> shared_engine("tiny") is shared_engine("tiny")
@@ -35,6 +35,10 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
     """
     from memograft.engine import Engine
 
+    bank = settings.pop("bank", None)
+    if bank is not None:
+        # A folder stays where it is, wherever the process goes from here; "" is none, and the engine refuses it.
+        settings["bank"] = os.path.abspath(bank) if isinstance(bank, str | Path) and bank != "" else bank
     key = _key(model, settings)
     with _lock:
         loading = _loading.setdefault(key, threading.Lock())
@@ -47,6 +51,8 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
 
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
     """The same for equal settings; what is no JSON value counts by its type and `repr`."""
+    if not isinstance(bank := settings.get("bank", ""), str):
+        settings = {**settings, "bank": id(bank)}  # its engine holds it: no other gets this number meanwhile
     return json.dumps([str(model), settings], sort_keys=True, default=lambda value: f"{type(value).__name__}:{value!r}")
 
 
