@@ -54,6 +54,7 @@ def test_a_context_is_memorized_once(make_engine: Any, trained: list[int]) -> No
     assert first.memory is not None
     assert again.memory is not None
     assert (again.memory.steps, again.memory.loss_after) == (0, first.memory.loss_after)
+    assert again.memory.id == first.memory.id != ""
     assert again.memory.documents == first.memory.documents
     statistics = engine._model.bank.statistics
     assert (statistics.hits, statistics.misses, statistics.held) == (2, 1, 1)
@@ -77,8 +78,9 @@ def test_shared_engines_and_banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("bank", ["", 3, True])
 def test_what_is_no_bank(bank: Any, make_engine: Any) -> None:
+    said = rf"`bank` must be a folder, a memograft.Bank, or None, got {bank!r}; leave it out for none"
     for make in (make_engine, partial(shared_engine, "tiny")):
-        with pytest.raises(SettingsError, match=rf"`bank` must be a folder, a memograft.Bank, or None, got {bank!r}; le"):
+        with pytest.raises(SettingsError, match=said):
             make(bank=bank)
 
 

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memograft.errors import SettingsError
+from memograft.memory.bank import check_bank
+
 if TYPE_CHECKING:
     from memograft.engine import Engine
 
-__all__ = ["shared_engine"]
+__all__ = ["one_bank", "refuse_bank", "shared_engine"]
 
 _engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _loading: dict[str, threading.Lock] = {}
@@ -47,6 +50,34 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
         if engine is None or engine.closed:
             engine = _engines[key] = Engine.from_pretrained(model, **settings)
         return engine
+
+
+def one_bank(bank: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(bank, other settings) of what was given by itself and among an engine's settings, where a bank may stand too.
+
+    Raises:
+        SettingsError: there are two of them, or it is none.
+    """
+    others = dict(settings)
+    inside = others.pop("bank", None)
+    if bank is not None and inside is not None:
+        raise SettingsError(f"`bank` was given twice, got {bank!r} and in `model_kwargs` {inside!r}; pass one of them")
+    bank = inside if bank is None else bank
+    check_bank(bank)
+    return bank, others
+
+
+def refuse_bank(bank: object) -> None:
+    """Refuse a bank for an engine that was made without asking for it.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    if bank is not None:
+        raise SettingsError(
+            f"`bank` cannot be given beside an engine, which has its own or none, got {bank!r}; give it to the engine: "
+            "Engine(..., bank=...)"
+        )
 
 
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:

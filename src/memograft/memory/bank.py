@@ -123,6 +123,9 @@ class Bank:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 clear_up(self.folder)
 
+    def __repr__(self) -> str:
+        return "Bank()" if self.folder is None else f"Bank({str(self.folder)!r})"
+
     @property
     def statistics(self) -> Statistics:
         """What it was asked for so far."""
