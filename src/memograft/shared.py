@@ -32,6 +32,9 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
     Blocks while the model loads: call it in a thread (`asyncio.to_thread`) from asyncio. An engine that was closed is
     replaced by a new one. A folder as `bank` counts by its path, a `Bank` by itself: two banks of one folder are two.
 
+    Raises:
+        SettingsError: the bank is neither.
+
     Example:
         >>> shared_engine("tiny") is shared_engine("tiny")
         True
@@ -39,9 +42,9 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
     from memograft.engine import Engine
 
     bank = settings.pop("bank", None)
-    if bank is not None:
-        # A folder stays where it is, wherever the process goes from here; "" is none, and the engine refuses it.
-        settings["bank"] = os.path.abspath(bank) if isinstance(bank, str | Path) and bank != "" else bank
+    check_bank(bank)
+    if bank is not None:  # a folder stays where it is, wherever the process goes from here
+        settings["bank"] = os.path.abspath(bank) if isinstance(bank, str | Path) else bank
     key = _key(model, settings)
     with _lock:
         loading = _loading.setdefault(key, threading.Lock())

@@ -62,7 +62,7 @@ async def test_a_context_is_memorized_once_whatever_asks_and_after_a_restart(
 
 
 async def test_memorizing_the_same_documents_again_trains_nothing(tmp_path: Path, trained: list[int]) -> None:
-    """In another object, under another name, in another process: the names are the object's, the memories the bank's."""
+    """In another object, under another name, after a restart: the names are the object's, the memories the bank's."""
     handles = []
     for _ in range(2):
         chat = ChatMemograft(model="tiny", bank=tmp_path, max_tokens=24)
