@@ -8,13 +8,14 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from memograft import Answer, Bank, Engine, FastMem, Request
+from memograft import Answer, Bank, Engine, FastMem, Request, shared_engine
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory.fastmem import memory as fastmem
 from test_engine import FACTS, ask
@@ -39,9 +40,34 @@ def test_a_context_is_memorized_once(make_engine: Any, trained: list[int]) -> No
     assert first.memory is not None
     assert again.memory is not None
     assert (again.memory.steps, again.memory.loss_after) == (0, first.memory.loss_after)
+    assert again.memory.id == first.memory.id != ""
     assert again.memory.documents == first.memory.documents
     statistics = engine._model.bank.statistics
     assert (statistics.hits, statistics.misses, statistics.held) == (2, 1, 1)
+
+
+def test_shared_engines_and_banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder counts by its path, wherever the process goes; a bank by itself; None is none."""
+    monkeypatch.chdir(tmp_path)
+    folder, bank = shared_engine("tiny", bank="bank"), Bank(tmp_path / "bank")
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    assert shared_engine("tiny", bank=tmp_path / "bank") is shared_engine("tiny", bank="../bank") is folder
+    assert folder._model.bank is not None
+    assert folder._model.bank.folder == tmp_path / "bank"
+    own, none = shared_engine("tiny", bank=bank), shared_engine("tiny")
+    assert shared_engine("tiny", bank=bank) is own is not folder
+    assert own._model.bank is bank
+    assert shared_engine("tiny", bank=Bank(tmp_path / "bank")) is not own
+    assert shared_engine("tiny", bank=None) is none is not own
+
+
+@pytest.mark.parametrize("bank", ["", 3, True])
+def test_what_is_no_bank(bank: Any, make_engine: Any) -> None:
+    said = rf"`bank` must be a folder, a memograft.Bank, or None, got {bank!r}; leave it out for none"
+    for make in (make_engine, partial(shared_engine, "tiny")):
+        with pytest.raises(SettingsError, match=said):
+            make(bank=bank)
 
 
 def test_equal_contexts_of_a_batch_are_memorized_once(engine: Engine, trained: list[int]) -> None:

@@ -104,6 +104,7 @@ def _memory_of(answer: Answer) -> dict[str, Any]:
         "left_out": list(report.left_out),
         "relevance": [_number(value) for value in report.relevance],
         "disagree": [list(pair) for pair in report.disagree],
+        "reused": report.reused,
         "steps": report.steps,
         "loss_before": _number(report.loss_before),
         "loss_after": _number(report.loss_after),

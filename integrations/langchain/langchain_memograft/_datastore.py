@@ -54,8 +54,8 @@ class UsesDatastore(UsesEngine):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy, but for what is live: an engine and an open datastore are shared."""
-        live = (self.engine, self.datastore)
+        """Copy, but for what is live: an engine, an open datastore and a bank are shared."""
+        live = (self.engine, self.datastore, self.bank)
         return super().__deepcopy__({**(memo or {}), **{id(one): one for one in live if one is not None}})
 
     def build_datastore(

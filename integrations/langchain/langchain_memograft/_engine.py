@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.runnables.config import run_in_executor
-from memograft import shared_engine
 from memograft.errors import SettingsError
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from memograft.memory.bank import place_of
+from memograft.shared import one_bank, refuse_bank, shared_engine
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
 
 from langchain_memograft import __version__
 from langchain_memograft._documents import to_documents
@@ -38,6 +39,11 @@ class UsesEngine(BaseModel):
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """How it is loaded: `Engine.from_pretrained`'s arguments (max_length, max_batch) and transformers' (dtype, ...)."""
 
+    bank: Any = None
+    """Keeps what is memorized, by content, so that documents which come again are not memorized again: a folder, also
+    after a restart, or a `memograft.Bank`, which goes to other processes as its folder, without its bounds. None keeps
+    nothing."""
+
     engine: Any = Field(default=None, exclude=True, repr=False)
     """A live `memograft.Engine` to use instead; see `from_engine`."""
 
@@ -51,7 +57,8 @@ class UsesEngine(BaseModel):
     def from_engine(cls, engine: Engine, **fields: Any) -> Self:
         """Build one over an engine that is there already; `fields` are the class's own.
 
-        `model` may name it for traces; left out, it is the folder or id that the model came from.
+        `model` may name it for traces; left out, it is the folder or id that the model came from. A bank is the
+        engine's own: `Engine(..., bank=...)`.
         """
         return cls(engine=engine, **fields)
 
@@ -62,15 +69,28 @@ class UsesEngine(BaseModel):
             return values
         if unknown := unknown_names(values, _argument_names(cls)):
             raise ValueError(f"{cls.__name__} has no {unknown}")
+        if isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
+            bank, kwargs = one_bank(values.get("bank"), kwargs)
+            values = {**values, "bank": bank, "model_kwargs": kwargs}
         if values.get("engine") is not None:
             if not (hasattr(values["engine"], "answer_batch") and hasattr(values["engine"], "fingerprint")):
                 raise ValueError(
                     f"`engine` must be a memograft.Engine, got {type(values['engine']).__name__}; "
                     "write Engine(model, tokenizer) or Engine.from_pretrained(name)"
                 )
+            refuse_bank(values.get("bank"))
             if not {"model", "model_name"} & values.keys():
                 return {**values, "model": _name_of(values["engine"])}
         return values
+
+    @field_serializer("bank", when_used="json")
+    def _plain_bank(self, value: Any) -> str | None:
+        return place_of(value)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """A bank goes to another process by its folder."""
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "bank": place_of(self.bank)}}
 
     @model_validator(mode="after")
     def _set_memograft_version(self) -> Self:
@@ -135,10 +155,11 @@ class UsesEngine(BaseModel):
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get(name)
+        engine = self._held.engines.get((name, self.bank))
         if engine is None or engine.closed:
             with translated_loading(name):
-                engine = self._held.engines[name] = shared_engine(name, **self.model_kwargs)
+                engine = shared_engine(name, **{"bank": self.bank, **self.model_kwargs})
+            self._held.engines[name, self.bank] = engine
         return engine
 
     async def _aengine_for(self, model: str | None = None) -> Engine:
@@ -153,7 +174,7 @@ class UsesEngine(BaseModel):
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get(name)
+        engine = self._held.engines.get((name, self.bank))
         return engine if engine is not None and not engine.closed else None
 
     def _name_for(self, model: str | None) -> str | None:
@@ -162,15 +183,18 @@ class UsesEngine(BaseModel):
             raise MemograftInvalidRequestError(
                 f"`model` must be the name or folder of a model, got {model!r}; use from_engine for a live engine"
             )
-        own = model is None or model == self.model
-        return None if own and self.engine is not None else model or self.model
+        if self.engine is None or model not in {None, self.model}:
+            return model or self.model
+        with translated():
+            refuse_bank(self.bank)  # a copy may have got one
+        return None
 
 
 class _Held:
     """What belongs to an object and to its copies, and stays behind when it is pickled: engines cannot be."""
 
     def __init__(self) -> None:
-        self.engines: dict[str, Engine] = {}
+        self.engines: dict[tuple[str, Any], Engine] = {}  # by name and bank, which copies may differ in
         self.memories: dict[str, MemoryHandle] = {}
         self.datastores: dict[str, Rtd] = {}
 

@@ -11,7 +11,7 @@ from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.memory import Memory
 from llama_index.llms.memograft import Memograft, MemograftSynthesizer
 from llama_index.llms.memograft._citations import citation_blocks, references
-from memograft import Answer, Datastore, Reference, Rtd, Source, Timings, TokenReferences, Usage
+from memograft import Answer, Bank, Datastore, FastMem, Reference, Rtd, Source, Timings, TokenReferences, Usage
 
 from conftest import ASKED, OTHER, PAGE, QUESTION, TAUGHT, Pages, Seen
 
@@ -177,12 +177,14 @@ async def test_responses_of_the_synthesizer_cite(steered: Memograft) -> None:
         checked(response.metadata["memograft"])
 
 
-def test_kept_memories_and_a_datastore(llm: Memograft, taught: Datastore) -> None:
+def test_a_bank_and_a_datastore(taught: Datastore) -> None:
     rtd = Rtd(taught, weight=0.9, gate=None)  # with a page the prompt is not the one it learned
-    synthesizer = MemograftSynthesizer(llm.model_copy(update={"datastore": rtd}), keep=1)
+    memory = FastMem(relevance=None)
+    llm = Memograft(model="tiny", bank=Bank(), datastore=rtd, memory=memory, max_tokens=32)
+    synthesizer = MemograftSynthesizer(llm)
     first, again = (synthesizer.synthesize(ASKED, Pages(PAGE).retrieve("")) for _ in range(2))
     for response in (first, again):
         assert str(response) == TAUGHT
         assert response.metadata is not None
         checked(response.metadata["memograft"])
-    assert first.metadata["memograft"]["memory_id"] == again.metadata["memograft"]["memory_id"]  # type: ignore[index]
+    assert [r.metadata["memograft"]["reused"] for r in (first, again)] == [False, True]  # type: ignore[index]

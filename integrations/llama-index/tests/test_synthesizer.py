@@ -73,38 +73,15 @@ async def test_concurrent_questions_do_not_meet(llm: Memograft) -> None:
     assert memorized == [["page-1"], []] * 3
 
 
-def test_kept_memories_are_made_once(llm: Memograft, seen: Seen) -> None:
-    synthesizer = MemograftSynthesizer(llm, keep=1)
-    page, other = Pages(PAGE).retrieve(""), Pages(OTHER).retrieve("")
-    first, again = (synthesizer.synthesize(QUESTION, page) for _ in range(2))
-    abouts = [r.metadata["memograft"] for r in (first, again)]  # type: ignore[index]
-    assert str(first) == str(again) == MEMORIZED
-    assert abouts[0]["memory_id"] == abouts[1]["memory_id"]
-    assert abouts[1]["steps"] == 0
-    assert len(synthesizer._kept) == 1
-    synthesizer.synthesize(QUESTION, other)
-    assert len(synthesizer._kept) == 1
-    assert seen.last.memory.documents[0].text == OTHER
-
-
-def test_nodes_that_changed_are_memorized_anew(llm: Memograft, seen: Seen) -> None:
-    synthesizer = MemograftSynthesizer(llm, keep=4)
-    nodes = Pages(PAGE).retrieve("")
-    synthesizer.synthesize(QUESTION, nodes)
-    nodes[0].node.text = PAGE.replace("Lisbon", "Oslo")  # type: ignore[attr-defined]
-    assert "Oslo" in str(synthesizer.synthesize(QUESTION, nodes))
-
-
 def test_nodes_that_do_not_fit(llm: Memograft) -> None:
     nodes = Pages(PAGE, " ".join([OTHER] * 60)).retrieve("")
-    for keep in (0, 1):
-        with pytest.raises(ValueError, match='overflow="drop" or "truncate"'):
-            MemograftSynthesizer(llm, keep=keep).synthesize(QUESTION, nodes)
-        dropping = llm.model_copy(update={"overflow": "drop"})
-        response = MemograftSynthesizer(dropping, keep=keep).synthesize(QUESTION, nodes)
-        assert str(response) == MEMORIZED
-        assert response.metadata is not None
-        assert response.metadata["memograft"]["dropped"] == ["page-2"]
+    with pytest.raises(ValueError, match='overflow="drop" or "truncate"'):
+        MemograftSynthesizer(llm).synthesize(QUESTION, nodes)
+    dropping = llm.model_copy(update={"overflow": "drop"})
+    response = MemograftSynthesizer(dropping).synthesize(QUESTION, nodes)
+    assert str(response) == MEMORIZED
+    assert response.metadata is not None
+    assert response.metadata["memograft"]["dropped"] == ["page-2"]
 
 
 def test_a_template(llm: Memograft, seen: Seen) -> None:
@@ -154,18 +131,12 @@ def test_settings_llm(llm: Memograft, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"llm": MockLLM()}, r"`llm` must be a Memograft, got MockLLM; pass llm=Memograft\(...\), or set Settings.llm"),
         ({"streaming": True, "output_cls": Small}, "`streaming` and `output_cls` cannot go together"),
-        ({"keep": -1}, "`keep` must be 0 or a number of memories, got -1"),
         ({"output_cls": "Small"}, "`output_cls` must be a pydantic class, got 'Small'"),
     ],
 )
 def test_arguments_at_odds(llm: Memograft, options: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         MemograftSynthesizer(**{"llm": llm, **options})
-
-
-def test_nothing_to_keep(plain: Memograft) -> None:
-    with pytest.raises(ValueError, match="`keep` needs an LLM that memorizes, got memory=None"):
-        MemograftSynthesizer(plain, keep=1)
 
 
 def test_making_one_loads_nothing() -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from memograft.model.backbone import Backbone
     from memograft.model.kv import Piece
 
-__all__ = ["Bank", "Entry", "Statistics", "as_bank"]
+__all__ = ["Bank", "Entry", "Statistics", "as_bank", "check_bank", "place_of"]
 
 T = TypeVar("T")
 
@@ -144,6 +144,9 @@ class Bank:
             with told(self.folder, MemoryFormatError, "used as a bank's folder"):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 clear_up(self.folder)
+
+    def __repr__(self) -> str:
+        return "Bank()" if self.folder is None else f"Bank({str(self.folder)!r})"
 
     @property
     def statistics(self) -> Statistics:
@@ -375,5 +378,26 @@ class Bank:
 
 
 def as_bank(bank: Bank | str | Path | None) -> Bank | None:
-    """A bank, or the one of a folder."""
+    """A bank, or the one of a folder.
+
+    Raises:
+        SettingsError: it is neither.
+    """
+    check_bank(bank)
     return bank if bank is None or isinstance(bank, Bank) else Bank(bank)
+
+
+def check_bank(bank: object) -> None:
+    """Refuse what can never be a bank, without making one.
+
+    Raises:
+        SettingsError: it is no bank, no folder, and not None. "" is no folder: it would be the working directory.
+    """
+    if bank is not None and (not isinstance(bank, Bank | str | Path) or bank == ""):
+        raise SettingsError(f"`bank` must be a folder, a memograft.Bank, or None, got {bank!r}; leave it out for none")
+
+
+def place_of(bank: Bank | str | Path | None) -> str | None:
+    """The folder as text, which other processes can use: a bank itself cannot go there. None without a folder."""
+    folder = bank.folder if isinstance(bank, Bank) else bank
+    return None if folder is None else str(folder)

@@ -148,7 +148,9 @@ class FastMem(Speaking, Selecting, Training, Memory):
                 # Not what was cut short, by a caller or for want of memory.
                 if model.bank is not None and result[1].losses and not task.given_up():
                     documents = selections[n].about.documents
-                    model.bank.put(MemoryHandle.new(model, ids[n], documents, rows[n].memory, *result))
+                    handle = MemoryHandle.new(model, ids[n], documents, rows[n].memory, *result)
+                    model.bank.put(handle)
+                    kept[ids[n]] = (handle.adapter, handle.report)
             for id, members in contexts.items():
                 made |= dict.fromkeys(members, kept[id])
         brought = []

