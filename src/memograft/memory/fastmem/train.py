@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +27,25 @@ from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
 
-__all__ = ["memorize"]
+__all__ = ["Made", "Weights", "judged", "memorize", "shrink"]
+
+Made = tuple[Adapter | None, MemoryReport]
 
 _SHRINKS = 4  # tries to come back to the KL aimed at
 _SLACK = 0.05  # of it that is close enough
+
+
+class Weights(Protocol):
+    """A change of the model for each of B contexts."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside, in force."""
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each context's change by its factor (B,)."""
+
+    def adapters(self) -> list[Adapter]:
+        """Copies of all B."""
 
 
 def memorize(
@@ -39,7 +55,7 @@ def memorize(
     *,
     cancelled: Callable[[], bool] = lambda: False,
     progress: bool = False,
-) -> list[tuple[Adapter | None, MemoryReport]]:
+) -> list[Made]:
     """Memorize B contexts with the same settings; None where a guard rolled the memory back.
 
     Raises:
@@ -53,14 +69,29 @@ def memorize(
     started = time.perf_counter()
     names = list(backbone.projections)
     assert settings.shortlist != "auto"
-    assert settings.max_kl != "auto"
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
     weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, len(rows.mask))
     losses = _fit(weights, objective, settings, len(rows.mask), cancelled, progress)
+    return judged(weights, objective, rows, settings, losses, started)
+
+
+def judged(
+    weights: Weights,
+    objective: Objective,
+    rows: TrainingRows,
+    settings: Training,
+    losses: Sequence[Sequence[float]],
+    started: float,
+) -> list[Made]:
+    """The adapter of each row and what it did, exactly; None where a guard rolls it back.
+
+    `losses` are of each row's steps, and `started` is when work on all of them began (`time.perf_counter`).
+    """
+    assert settings.max_kl != "auto"
     with weights.active():
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
-    results: list[tuple[Adapter | None, MemoryReport]] = []
+    results: list[Made] = []
     for row, adapter in enumerate(weights.adapters()):
         report = MemoryReport.of(
             before=objective.before[row][rows.mask[row]].tolist(),
@@ -106,11 +137,11 @@ def _fit(
         with weights.held(there):
             optimiser.step()
     if settings.target_kl is not None:
-        _shrink(weights, objective, settings.target_kl)
+        shrink(weights, objective, settings.target_kl)
     return losses
 
 
-def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
+def shrink(weights: Weights, objective: Objective, limit: float) -> None:
     """Take back what the last step did too much: KL grows about as the square of the change."""
     for _ in range(_SHRINKS):
         with torch.no_grad(), weights.active():

@@ -1,0 +1,148 @@
+"""Memories of several documents joined: each document is memorized by itself, and the request speaks with their sum.
+
+    change of a weight = s * (B_1 A_1 + ... + B_n A_n)
+
+A_d and B_d are what document d is memorized with alone: behind the question "?" and nothing else, so that neither its
+neighbours nor what is asked decide them, and `Engine.memorize` of that document makes the same. s is 1, or less where
+the sum moves the model further than `target_kl` on the documents as they stand in the prompt. So a page that a bank
+knows is not trained again, whatever it is retrieved with. What that costs in quality: docs/method.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memograft.memory.base import Model, Task, Wanted
+from memograft.memory.fastmem.contexts import Context, memories, rows_of
+from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.select import Selection
+from memograft.memory.fastmem.settings import Training
+from memograft.memory.fastmem.train import Made, judged, shrink
+from memograft.memory.report import MemoryReport
+from memograft.model.adapter import Adapter, applied, joined, stack
+from memograft.model.backbone import Backbone
+from memograft.model.kv import Prefill
+
+__all__ = ["compose"]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What is joined for one request.
+
+    Attributes:
+        whole: its documents as they stand in the prompt.
+        parts: the memory of each of them.
+    """
+
+    whole: Context
+    parts: Sequence[tuple[Adapter, MemoryReport]]
+
+    def told(self, made: Made) -> Made:
+        """The joined memory, whose report tells what was done for its parts too."""
+        adapter, report = made
+        reports = [part for _, part in self.parts]
+        seconds = report.seconds + max(part.seconds for part in reports)
+        steps, reused = sum(part.steps for part in reports), all(part.reused for part in reports)
+        return adapter, replace(report, steps=steps, seconds=seconds, reused=reused)
+
+
+def compose(
+    model: Model, rows: Sequence[Wanted], selections: Sequence[Selection], filled: Prefill, task: Task
+) -> list[tuple[Selection, Made]]:
+    """The joined memory of each row, and its selection without the documents that have no memory of their own."""
+    parts = [_parts(model, row, selection) for row, selection in zip(rows, selections, strict=True)]
+    found = memories(model, [part for own in parts for part in own if part is not None], filled, task)
+    left: list[Selection] = []
+    made: list[Made] = []
+    sums: dict[Training, dict[int, _Sum]] = {}
+    for n, (row, selection, own) in enumerate(zip(rows, selections, parts, strict=True)):
+        selection, held = _held(selection, own, found)
+        left.append(selection)
+        made.append((None, MemoryReport(rolled_back=any(own), reason="; ".join(selection.warnings))))
+        if held:
+            whole = Context.of(model, selection.about, row.memory, row.memory.training, row.row)
+            sums.setdefault(whole.training, {})[n] = _Sum(whole, held)
+    for training, alike in sums.items():
+        for n, result in zip(alike, _summed(model, training, list(alike.values()), filled), strict=True):
+            made[n] = alike[n].told(result)
+    return list(zip(left, made, strict=True))
+
+
+def _parts(model: Model, row: Wanted, selection: Selection) -> list[Context | None]:
+    """Each of the chosen documents by itself; None for one that has nothing to memorize."""
+    memory, parts = replace(row.memory, compose=False), list[Context | None]()
+    for document in selection.about.documents:
+        prompt = model.prompts.build([{"role": "user", "content": "?"}], [document])
+        prompt = replace(prompt, ids=prompt.ids[: prompt.spans[0][1]])  # what follows decides nothing
+        some = len(prompt.context) > 1
+        parts.append(Context.of(model, prompt, memory, memory.training) if some else None)
+    return parts
+
+
+def _held(
+    selection: Selection, parts: Sequence[Context | None], found: Mapping[str, Made]
+) -> tuple[Selection, list[tuple[Adapter, MemoryReport]]]:
+    """The selection of the documents that have a memory, saying why others have none; and these memories."""
+    kept, held, why = list[int](), dict[str, tuple[Adapter, MemoryReport]](), list[str]()
+    for n, (document, part) in enumerate(zip(selection.about.documents, parts, strict=True)):
+        adapter, report = found[part.id] if part is not None else (None, MemoryReport(reason="it has no words"))
+        if part is None or adapter is None:
+            why.append(f"document {document.id} was not memorized: {report.reason}")
+        else:
+            kept.append(n)
+            held[part.id] = (adapter, report)  # the same page twice is one memory
+    return selection.only(kept, *why), list(held.values())
+
+
+def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Prefill) -> list[Made]:
+    """Join the memories of several requests side by side; where there is no room for that, one by one."""
+    assert training.shortlist != "auto"
+    assert training.target_kl != "auto"
+    backbone, started = model.backbone, time.perf_counter()
+    try:
+        rows = rows_of(model, [each.whole for each in sums], filled)
+        objective = Objective(backbone, rows, training.kl_weight, training.shortlist)
+        weights = _Joined(backbone, [joined([a for a, _ in each.parts], backbone.width) for each in sums])
+        if training.target_kl is not None:
+            shrink(weights, objective, training.target_kl)
+        return judged(weights, objective, rows, training, [()] * len(sums), started)
+    except torch.OutOfMemoryError as e:
+        reason = f"out of memory while joining memories: {e}"
+    # Outside the handler, which holds on to all that was computed.
+    if len(sums) > 1:
+        return [_summed(model, training, [each], filled)[0] for each in sums]
+    return [(None, MemoryReport(rolled_back=True, reason=reason))]
+
+
+class _Joined:
+    """The joined adapters of B requests."""
+
+    def __init__(self, backbone: Backbone, adapters: Sequence[Adapter]) -> None:
+        self._backbone, self._ranks = backbone, [adapter.rank for adapter in adapters]
+        self._stacked = stack(adapters, backbone)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with applied(self._backbone, self._stacked):
+            yield
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each adapter's change by its factor (B,)."""
+        for _, b in self._stacked.values():
+            b *= factors[:, None, None].to(b)
+
+    def adapters(self) -> list[Adapter]:
+        return [
+            Adapter(
+                {name: a[row, :rank].clone() for name, (a, _) in self._stacked.items()},
+                {name: b[row, :, :rank].clone() for name, (_, b) in self._stacked.items()},
+            )
+            for row, rank in enumerate(self._ranks)
+        ]
