@@ -63,11 +63,12 @@ def compose(
     made: list[Made] = []
     sums: dict[Training, dict[int, _Sum]] = {}
     for n, (row, selection, own) in enumerate(zip(rows, selections, parts, strict=True)):
-        selection, held = _held(selection, own, found)
-        left.append(selection)
-        made.append((None, MemoryReport(rolled_back=any(own), reason="; ".join(selection.warnings))))
+        rest, held = _held(selection, own, found)
+        left.append(rest)
+        why = rest.warnings[len(selection.warnings) :]
+        made.append((None, MemoryReport(rolled_back=any(own), reason="; ".join(why))))  # unless some are held
         if held:
-            whole = Context.of(model, selection.about, row.memory, row.memory.training, row.row)
+            whole = Context.of(model, rest.about, row.memory, row.memory.training, row.row)
             sums.setdefault(whole.training, {})[n] = _Sum(whole, held)
     for training, alike in sums.items():
         for n, result in zip(alike, _summed(model, training, list(alike.values()), filled), strict=True):
