@@ -1,4 +1,4 @@
-"""Joined memories: the sum of what each document alone was memorized with, made once for any company it comes in."""
+"""Joined memories: the mean of what each document alone was memorized with, made once for any company it comes in."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def close(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2", "gemma2"])
 def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> None:
-    """Each document trained through the whole model, behind "?" alone; the changes added; the real prompt read anew."""
+    """Each document trained through the whole model by itself, the changes averaged, the real prompt read anew."""
     model, builder = build(family), PromptBuilder(tokenizer)
     memory = replace(JOINED, adapter=adapter)
     with Engine(model, tokenizer) as engine:
@@ -71,7 +71,7 @@ def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> N
             else:
                 settings |= {"rank": 4, "seed": 0, "shape": linear_shape}
                 twins.append(fastmem.lora(model, names, text.ids, text.context, **settings)[0])
-        twin = reference.summed(model, twins, names)
+        twin = reference.composed(model, twins, names)
         per_token, kl = reference.losses(model, twin, real.ids, real.context)
         before, _ = reference.losses(model, model, real.ids, real.context)
         with torch.no_grad():
@@ -81,7 +81,7 @@ def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> N
     close(spoken, theirs)
     close(report.token_losses_before, before)
     close(report.token_losses_after, per_token)
-    assert report.kl == pytest.approx(kl, rel=1e-4)
+    assert report.kl == pytest.approx(kl, rel=1e-4, abs=1e-6)
     assert report.loss_before - report.loss_after > 0.01
 
 
@@ -132,7 +132,7 @@ def test_a_handle_of_joined_pages(make_engine: Any) -> None:
     assert handle.adapter.rank == 8
     parts = [changes(engine.memorize([fact], LORA).adapter) for fact in FACTS[:2]]
     for name, change in changes(handle.adapter).items():
-        close(change, parts[0][name] + parts[1][name])
+        close(change, (parts[0][name] + parts[1][name]) / 2)
     assert engine.answer(replace(request, memory=handle)).token_ids == engine.answer(request).token_ids
     assert handle.id != engine.memorize(FACTS[:2], LORA).id
 
@@ -147,33 +147,15 @@ def test_ranks_that_add_up_to_more_than_the_width_are_one_full_change(make_engin
     assert handle.adapter.rank == width
 
 
-def test_the_sum_is_shrunk_to_the_target(make_engine: Any) -> None:
-    """By one factor: the sum on the real context moves the model no further than one document's memory may."""
-    engine = make_engine()
-    near = replace(JOINED, steps=20, target_kl=0.02)
-    handle, free = engine.memorize(FACTS, near), engine.memorize(FACTS, replace(near, target_kl=None))
-    assert handle.report.kl == pytest.approx(0.02, rel=0.06)
-    assert free.report.kl > 0.03
-    parts = [changes(engine.memorize([fact], replace(near, compose=False)).adapter) for fact in FACTS]
-    factors = []
-    for name, change in changes(handle.adapter).items():
-        total = torch.stack([part[name] for part in parts]).sum(0)
-        factors.append(float((change * total).sum() / (total * total).sum()))
-        close(change, total * factors[-1])
-    assert max(factors) - min(factors) < 1e-4
-    assert 0 < factors[0] < 1
-
-
-def test_a_sum_that_moves_the_model_too_far_is_rolled_back(make_engine: Any) -> None:
-    """Although each of its parts does not."""
-    engine = make_engine()
-    alone = max(engine.memorize([fact], LORA).report.kl for fact in FACTS)
-    joined = engine.memorize(FACTS, JOINED).report.kl
-    assert joined > alone
-    bounded = replace(JOINED, max_kl=(joined + alone) / 2)
-    answer = engine.answer(ask(documents=FACTS, memory=bounded))
+def test_memories_that_do_not_go_together_are_rolled_back(make_engine: Any) -> None:
+    """Each lowers the loss of its own page, and their mean raises that of all pages."""
+    engine, wild = make_engine(), replace(JOINED, learning_rate=1.0)
+    assert not any(engine.memorize([fact], wild).report.rolled_back for fact in FACTS)
+    answer = engine.answer(ask(documents=FACTS, memory=wild))
     assert answer.memory.rolled_back
-    assert str(answer.memory.reason).startswith(f"the KL of {joined:.3f} is beyond `max_kl`")
+    assert answer.memory.loss_after > answer.memory.loss_before
+    assert str(answer.memory.reason).startswith(f"the loss rose from {answer.memory.loss_before:.3f} to ")
+    assert len(answer.memory.documents) == len(FACTS)
     assert answer.token_ids == engine.answer(ask(documents=FACTS)).token_ids
 
 
@@ -213,7 +195,8 @@ def test_without_room_for_all_sums_they_are_made_one_by_one(make_engine: Any, mo
     requests = [ask(documents=d, memory=JOINED) for d in (FACTS[:2], FACTS[1:])]
     expected = [engine.answer(r).token_ids for r in requests]
     monkeypatch.setattr(compose, "Objective", objective)
-    assert [a.token_ids for a in engine.answer_batch(requests)] == expected
+    answers = engine.answer_batch(requests)
+    assert [(a.memory.rolled_back, a.token_ids) for a in answers] == [(False, ids) for ids in expected]
     room[0] = 0
     answer = engine.answer(requests[0])
     assert answer.memory.rolled_back

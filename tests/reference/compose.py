@@ -1,4 +1,4 @@
-"""Memories joined the obvious way: each document's change of the weights, as a matrix, added to the weights."""
+"""Memories joined the obvious way: the mean of each document's change of the weights, as matrices, added to them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def summed(model: nn.Module, trained: Sequence[nn.Module], names: Sequence[str]) -> nn.Module:
-    """`model` with the sum of what each of the trained copies changed in the weights of these modules."""
+def composed(model: nn.Module, trained: Sequence[nn.Module], names: Sequence[str]) -> nn.Module:
+    """`model` with the mean of what each of the trained copies changed in the weights of these modules."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name in names:
             base = model.get_submodule(name).weight
-            twin.get_submodule(name).weight += torch.stack([t.get_submodule(name).weight - base for t in trained]).sum(
-                0
-            )
+            changes = torch.stack([other.get_submodule(name).weight - base for other in trained])
+            twin.get_submodule(name).weight += changes.mean(0)
     return twin
 
 

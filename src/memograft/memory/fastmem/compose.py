@@ -1,11 +1,11 @@
-"""Memories of several documents joined: each document is memorized by itself, and the request speaks with their sum.
+"""Memories of several documents joined: each document is memorized by itself, and the request speaks with their mean.
 
-    change of a weight = s * (B_1 A_1 + ... + B_n A_n)
+    change of a weight = (B_1 A_1 + ... + B_n A_n) / n
 
-A_d and B_d are what document d is memorized with alone: behind the question "?" and nothing else, so that neither its
-neighbours nor what is asked decide them, and `Engine.memorize` of that document makes the same. s is 1, or less where
-the sum moves the model further than `target_kl` on the documents as they stand in the prompt. So a page that a bank
-knows is not trained again, whatever it is retrieved with. What that costs in quality: docs/method.md.
+A_d and B_d are what document d is memorized with alone: in a prompt that holds nothing else, so that neither its
+neighbours nor what is asked decide them, and `Engine.memorize` of that document makes the same. So a page that a bank
+knows is not trained again, whatever it is retrieved with. What that costs in quality: docs/method.md, which also says
+why it is the mean.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from memograft.memory.base import Model, Task, Wanted
 from memograft.memory.fastmem.contexts import Context, memories, rows_of
 from memograft.memory.fastmem.loss import Objective
 from memograft.memory.fastmem.select import Selection
 from memograft.memory.fastmem.settings import Training
-from memograft.memory.fastmem.train import Made, judged, shrink
+from memograft.memory.fastmem.train import Made, judged
 from memograft.memory.report import MemoryReport
-from memograft.model.adapter import Adapter, applied, joined, stack
+from memograft.model.adapter import Adapter, applied, mean, stack
 from memograft.model.backbone import Backbone
 from memograft.model.kv import Prefill
 
@@ -104,16 +103,12 @@ def _held(
 
 def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Prefill) -> list[Made]:
     """Join the memories of several requests side by side; where there is no room for that, one by one."""
-    assert training.shortlist != "auto"
-    assert training.target_kl != "auto"
     backbone, started = model.backbone, time.perf_counter()
     try:
         rows = rows_of(model, [each.whole for each in sums], filled)
-        objective = Objective(backbone, rows, training.kl_weight, training.shortlist)
-        weights = _Joined(backbone, [joined([a for a, _ in each.parts], backbone.width) for each in sums])
-        if training.target_kl is not None:
-            shrink(weights, objective, training.target_kl)
-        return judged(weights, objective, rows, training, [()] * len(sums), started)
+        objective = Objective(backbone, rows, training.kl_weight, None)
+        adapters = [mean([adapter for adapter, _ in each.parts], backbone.width) for each in sums]
+        return judged(_Fixed(backbone, adapters), objective, rows, training, [()] * len(sums), started)
     except torch.OutOfMemoryError as e:
         reason = f"out of memory while joining memories: {e}"
     # Outside the handler, which holds on to all that was computed.
@@ -122,28 +117,16 @@ def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Pref
     return [(None, MemoryReport(rolled_back=True, reason=reason))]
 
 
-class _Joined:
-    """The joined adapters of B requests."""
+class _Fixed:
+    """Adapters that are trained no more, one for each of B requests."""
 
     def __init__(self, backbone: Backbone, adapters: Sequence[Adapter]) -> None:
-        self._backbone, self._ranks = backbone, [adapter.rank for adapter in adapters]
-        self._stacked = stack(adapters, backbone)
+        self._backbone, self._adapters = backbone, list(adapters)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with applied(self._backbone, self._stacked):
+        with applied(self._backbone, stack(self._adapters, self._backbone)):
             yield
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiply each adapter's change by its factor (B,)."""
-        for _, b in self._stacked.values():
-            b *= factors[:, None, None].to(b)
-
     def adapters(self) -> list[Adapter]:
-        return [
-            Adapter(
-                {name: a[row, :rank].clone() for name, (a, _) in self._stacked.items()},
-                {name: b[row, :, :rank].clone() for name, (_, b) in self._stacked.items()},
-            )
-            for row, rank in enumerate(self._ranks)
-        ]
+        return self._adapters

@@ -27,7 +27,7 @@ from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
 
-__all__ = ["Made", "Weights", "judged", "memorize", "shrink"]
+__all__ = ["Made", "Weights", "judged", "memorize"]
 
 Made = tuple[Adapter | None, MemoryReport]
 
@@ -41,11 +41,8 @@ class Weights(Protocol):
     def active(self) -> AbstractContextManager[None]:
         """Inside, in force."""
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiply each context's change by its factor (B,)."""
-
     def adapters(self) -> list[Adapter]:
-        """Copies of all B."""
+        """All B, of which nothing is changed afterwards."""
 
 
 def memorize(
@@ -137,11 +134,11 @@ def _fit(
         with weights.held(there):
             optimiser.step()
     if settings.target_kl is not None:
-        shrink(weights, objective, settings.target_kl)
+        _shrink(weights, objective, settings.target_kl)
     return losses
 
 
-def shrink(weights: Weights, objective: Objective, limit: float) -> None:
+def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
     """Take back what the last step did too much: KL grows about as the square of the change."""
     for _ in range(_SHRINKS):
         with torch.no_grad(), weights.active():
