@@ -4,9 +4,8 @@
 
 Questions of NQ-SWAP, each with its page, the answer in it swapped, among four other questions' pages ("one of five" of
 `memograft eval`), asked plainly, with the pages memorized together and with their memories joined: those that are about
-the question, and all five. Controls: no document, and the joined memory of another question's five pages while the own
-ones stand in the prompt. Longer prompts than `--words` are passed over. Answers are kept in the folder, and a run goes
-on where it stopped; with `--only` a process asks in some of the ways, and another one collects what all have made.
+the question, and all five. Longer prompts than `--words` are passed over. Answers are kept in the folder, and a run
+goes on where it stopped; with `--only` a process asks in some of the ways, and another one collects what all have made.
 
 Then the time, with a bank, of a request for three of five pages that were memorized before, in other company: CPU time
 with one new token over that of plain answering, the ways in turn, each time in another order; medians over questions of
@@ -39,8 +38,8 @@ from memograft.evaluation.runner import Records, run
 ALL = FastMem(relevance=None, conflicts=None)
 
 
-def _memorized(memory: FastMem, **changes: Any) -> Method:
-    return Method(memory=lambda: memory, **changes)
+def _memorized(memory: FastMem) -> Method:
+    return Method(memory=lambda: memory)
 
 
 WAYS = {
@@ -50,7 +49,6 @@ WAYS = {
     "composed": _memorized(FastMem(compose=True)),
     "together, all five": _memorized(ALL),
     "composed, all five": _memorized(replace(ALL, compose=True)),
-    "another question's five, composed": _memorized(replace(ALL, compose=True), memorizes="another"),
 }
 PAIRS = {"composed": "together", "composed, all five": "together, all five"}
 TIMED: dict[str, Memory | None] = {"plain": None, "together": ALL, "composed": replace(ALL, compose=True)}
@@ -108,7 +106,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="NQ-SWAP: .json or .jsonl, packed or not")
     parser.add_argument("--folder", default="runs/compose", help="keeps the answers")
     parser.add_argument("--split", choices=("test", "tune"), default="test")
-    parser.add_argument("--n", type=int, default=120, help="questions")
+    parser.add_argument("--n", type=int, default=100, help="questions")
     parser.add_argument("--words", type=int, default=500, help="of five pages together, at most")
     parser.add_argument("--timed", type=int, default=12, help="questions whose time is taken")
     parser.add_argument("--only", nargs="+", choices=list(WAYS), help="ask in these ways and end")
