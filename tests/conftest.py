@@ -17,7 +17,7 @@ import torch
 
 from families import build
 from memograft import Engine, shared_engine
-from memograft.memory.fastmem import memory as fastmem
+from memograft.memory.fastmem import contexts as fastmem
 from tokenizers_ import make
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -17,7 +17,7 @@ import torch
 
 from memograft import Answer, Bank, Engine, FastMem, Request, shared_engine
 from memograft.errors import MemoryFormatError, SettingsError
-from memograft.memory.fastmem import memory as fastmem
+from memograft.memory.fastmem import contexts as fastmem
 from test_engine import FACTS, ask
 from test_memory_handle import resealed
 

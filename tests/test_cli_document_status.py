@@ -39,6 +39,15 @@ def test_rolled_back_is_not_memorized():
     assert nothing_memorized(report) == ""
 
 
+def test_what_was_rolled_back_by_itself_says_why():
+    """Where memories of single documents are joined; also where none of them is left."""
+    warnings = ("document b was not memorized: the KL is beyond",)
+    report = MemoryReport(documents=("a",), left_out=("b",), steps=3, warnings=warnings)
+    assert [status.said for status in statuses([A, B], report)] == ["memorized", "not memorized: the KL is beyond"]
+    report = MemoryReport(left_out=("b",), rolled_back=True, reason=warnings[0], warnings=warnings)
+    assert statuses([B], report)[0].said == "not memorized: the KL is beyond"
+
+
 def test_a_document_without_tokens_is_not_memorized():
     report = MemoryReport(documents=("a",), reason="nothing to memorize: the request has documents of 1 tokens")
     assert statuses([A], report)[0].said == "not memorized: nothing to memorize in it"

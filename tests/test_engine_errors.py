@@ -14,7 +14,7 @@ import torch
 from gates import Gate
 from memograft import Engine, FastMem
 from memograft.errors import SettingsError
-from memograft.memory.fastmem import memory as fastmem
+from memograft.memory.fastmem import contexts as fastmem
 from test_decode import Say
 from test_engine import FACTS, ask, generated
 

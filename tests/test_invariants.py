@@ -38,7 +38,10 @@ MEMORIES = {
     "assistant": Case(replace(LORA, template="assistant")),
     "gated": Case(replace(LORA, gate="support")),
     "contrasted": Case(replace(LORA, contrast=0.5)),
+    "composed": Case(replace(LORA, compose=True)),
+    "composed-full": Case(replace(LORA, compose=True, adapter="full", learning_rate=0.01)),
     "handle": Case(LORA, kept=True),
+    "composed-handle": Case(replace(LORA, compose=True), kept=True),
     "full-handle": Case(replace(LORA, adapter="full", learning_rate=0.01), kept=True),
 }
 FAMILIES = ["llama", "olmo2"]
@@ -132,12 +135,12 @@ def cancelled(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def out_of_memory(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of the second step, while its adapter is active."""
+    """In the middle of the second step, while its adapter is active, and whenever it is tried again."""
     real, calls = train.Objective.loss, []
 
     def loss(self: Any) -> Any:
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) > 1:
             raise torch.OutOfMemoryError("on purpose")
         return real(self)
 

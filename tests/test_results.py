@@ -73,6 +73,26 @@ def test_the_table_of_relevance() -> None:
     assert "dirty" not in made["commit"]
 
 
+def test_the_tables_of_joined_memories() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "compose.json").read_text("utf-8"))
+    assert shown("docs/method.md", "composed") == table(made["results"])
+    assert shown("docs/method.md", "composed-clean") == table(made["results"], clean=True)
+    rows = [
+        f"| {when} | {by['together']:.2f} | {by['composed']:.2f} | {by['composed / together']:.2f} |"
+        for when, by in made["times"].items()
+    ]
+    assert shown("docs/method.md", "composed-times").splitlines()[2:] == rows
+    said = (ROOT / "docs" / "method.md").read_text("utf-8")
+    for by_measure in made["differences"].values():
+        for found in by_measure.values():
+            low, high = (100 * bound for bound in found["interval"])
+            assert f"{100 * found['difference']:+.1f} [{low:.1f}, {high:.1f}]" in said
+    assert made["n"] >= 100
+    assert made["split"] == "test"
+    assert made["commits_of_the_answers"] == [made["commit"]]
+    assert "dirty" not in made["commit"]
+
+
 def test_the_table_of_the_soak() -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / "soak.json").read_text("utf-8"))
     tried: Counter[str] = Counter()

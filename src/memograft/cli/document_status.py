@@ -60,6 +60,9 @@ def statuses(
             return "it did not fit the model's window"
         if id in report.documents:
             return "rolled back" if report.rolled_back else "nothing to memorize in it"
+        alone = f"document {id} was not memorized: "  # of memories that are joined (memory/fastmem/compose.py)
+        if said := [w.removeprefix(alone) for w in report.warnings if w.startswith(alone)]:
+            return said[0]
         return f"disagrees with [{numbers[rivals[id]]}]" if id in rivals else "about something else"
 
     def status(document: Document) -> DocumentStatus:

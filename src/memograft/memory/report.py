@@ -21,11 +21,12 @@ class MemoryReport:
         kl: mean KL(base || memorized) over the context tokens in nats.
         rolled_back: the answer comes from the base model after all; `reason` says why.
         reason: why it was rolled back, or why nothing was memorized.
-        losses: CE + beta KL that each step started from (over the shortlist, where there is one).
+        losses: CE + beta KL that each step started from (over the shortlist, where there is one). Joined memories have
+            none; their `steps` are those of all parts that were made for them.
         seconds: time memorizing took, for the whole batch it ran in.
         documents: ids of the documents memorized.
-        left_out: ids of those that were not: about something else, or at odds with one that ranks higher. They stand in
-            the prompt all the same.
+        left_out: ids of those that were not: about something else, at odds with one that ranks higher, or memorized by
+            itself and rolled back. They stand in the prompt all the same.
         relevance: how much each document of the prompt, in its order, is about the question (1 at most); empty where
             that was not asked for or cannot be judged.
         disagree: pairs of ids of relevant documents that contradict each other in what is asked, higher-ranked first.
@@ -34,7 +35,7 @@ class MemoryReport:
         token_losses_after: the same after memorizing.
         settings: everything that was in force.
         reused: it was made before and kept: nothing was trained.
-        warnings: what could not be done on the way, such as choosing documents for want of memory.
+        warnings: what could not be done on the way, such as choosing documents for want of memory, or memorizing one.
         id: of the memory, where one was kept or reused.
     """
 

@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import through
 
-__all__ = ["Adapter", "applied", "replaced", "stack"]
+__all__ = ["Adapter", "applied", "mean", "replaced", "stack"]
 
 Delta = Callable[[Tensor, Tensor], Tensor]  # (projection's input, its frozen output) -> its new output
 
@@ -54,6 +54,16 @@ class Adapter:
             into = change.shape[1] == width
             a[name], b[name] = (eye, change) if into else (change, eye)
         return cls(a, b)
+
+
+def mean(adapters: Sequence[Adapter], width: int) -> Adapter:
+    """One adapter whose changes are the means of theirs: ranks add up, to at most D = `width`, which holds any mean."""
+    names = adapters[0].lora_a
+    a = {name: torch.cat([adapter.lora_a[name] for adapter in adapters]) for name in names}
+    b = {name: torch.cat([adapter.lora_b[name] for adapter in adapters], dim=1) / len(adapters) for name in names}
+    if sum(adapter.rank for adapter in adapters) > width:
+        return Adapter.from_dense({name: b[name] @ a[name] for name in names}, width)
+    return Adapter(a, b)
 
 
 def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,7 +1,4 @@
-"""`FastMem` as a memory: which of a batch's documents are memorized, made anew or fetched, and how they speak.
-
-Equal contexts of a batch are memorized once, different ones with the same training settings side by side.
-"""
+"""`FastMem` as a memory: which of a batch's documents are memorized, together or each by itself, and how they speak."""
 
 from __future__ import annotations
 
@@ -10,30 +7,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from memograft.decoding.contrast import Contrast
 from memograft.decoding.rule import Rule
 from memograft.decoding.support import SupportGate
 from memograft.errors import SettingsError
-from memograft.memory.base import Brought, Memory, Model, Task, Wanted, content_id
-from memograft.memory.fastmem.rows import context_rows, merge
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted
+from memograft.memory.fastmem.compose import compose
+from memograft.memory.fastmem.contexts import Context, again, memories
 from memograft.memory.fastmem.select import Selection, select
 from memograft.memory.fastmem.settings import Selecting, Speaking, Training
-from memograft.memory.fastmem.train import memorize
-from memograft.memory.handle import MemoryHandle
+from memograft.memory.fastmem.train import Made
 from memograft.memory.report import MemoryReport
 from memograft.model import config as model_config
 from memograft.model.adapter import Adapter
 from memograft.model.kv import Prefill
-from memograft.model.prefill import prefill
 from memograft.prompt.builder import Prompt
 
 __all__ = ["FastMem"]
 
 _IRRELEVANT = "nothing to memorize: no document is about the question (see `relevance`)"
-
-Made = tuple[Adapter | None, MemoryReport]
 
 
 @dataclass(frozen=True)
@@ -67,6 +59,9 @@ class FastMem(Speaking, Selecting, Training, Memory):
         weight_decay: of AdamW (paper, as it really ran: 0.01).
         clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
         seed: of the LoRA's first factor.
+        compose: memorize each document by itself and join these memories, instead of all documents together; see
+            `memograft.memory.fastmem.compose`. With a bank, a document that was memorized before costs nothing in any
+            other company. Ours.
 
     Raises:
         SettingsError: a value that can never work.
@@ -124,77 +119,29 @@ class FastMem(Speaking, Selecting, Training, Memory):
         """An adapter for each row whose documents are about its question; see `Memory.prepare`."""
         selections = select(model, rows, filled)
         made: dict[int, Made] = {}
-        new: dict[Training, dict[str, list[int]]] = {}  # rows by training settings and by content
-        sources: dict[int, Prompt] = {}
-        ids: dict[int, str] = {}
+        contexts: dict[int, Context] = {}
         for n, (row, selection) in enumerate(zip(rows, selections, strict=True)):
             if row.kept is not None:
                 made[n] = _kept(row, selection)
             elif len(selection.about.context) < 2:
                 made[n] = (None, _nothing(selection))
             else:
-                training = row.memory.training
-                alone = training.template == "assistant"
-                sources[n] = model.prompts.as_assistant(selection.about.documents) if alone else selection.about
-                ids[n] = content_id(model.fingerprint, cls.kind, asdict(training), sources[n])
-                new.setdefault(training, {}).setdefault(ids[n], []).append(n)
-        for training, contexts in new.items():
-            kept = {id: found for id in contexts if (found := _fetched(model, id)) is not None}
-            firsts = [members[0] for id, members in contexts.items() if id not in kept]
-            places = {n: rows[n].row for n in firsts}
-            results = _memorized(model, training, {n: sources[n] for n in firsts}, places, filled, task)
-            for n, result in zip(firsts, results, strict=True):
-                kept[ids[n]] = result
-                # Not what was cut short, by a caller or for want of memory.
-                if model.bank is not None and result[1].losses and not task.given_up():
-                    documents = selections[n].about.documents
-                    handle = MemoryHandle.new(model, ids[n], documents, rows[n].memory, *result)
-                    model.bank.put(handle)
-                    kept[ids[n]] = (handle.adapter, handle.report)
-            for id, members in contexts.items():
-                made |= dict.fromkeys(members, kept[id])
+                contexts[n] = Context.of(model, selection.about, row.memory, row.memory.training, row.row)
+        composed = [n for n in contexts if rows[n].memory.compose]
+        whole = {n: context for n, context in contexts.items() if n not in composed}
+        found = memories(model, whole.values(), filled, task)
+        made |= {n: found[context.id] for n, context in whole.items()}
+        joined = compose(model, [rows[n] for n in composed], [selections[n] for n in composed], filled, task)
+        for n, (selection, result) in zip(composed, joined, strict=True):
+            selections[n], made[n] = selection, result
         brought = []
         for n, row in enumerate(rows):
             adapter, report = made[n]
             report = replace(report, settings=asdict(row.memory), **_said(row, selections[n], adapter))
             rules = _rules(row.memory, row.prompt)
-            brought.append(Brought(adapter, rules, row.memory.fallback, report, ids.get(n, "")))
+            id = contexts[n].id if n in contexts else ""
+            brought.append(Brought(adapter, rules, row.memory.fallback, report, id))
         return brought
-
-
-def _memorized(
-    model: Model,
-    training: Training,
-    sources: Mapping[int, Prompt],
-    places: Mapping[int, int],
-    filled: Prefill,
-    task: Task,
-) -> list[Made]:
-    """Memorize contexts together; where there is no room for that, one by one."""
-    if not sources:
-        return []
-    try:
-        if training.template == "assistant":
-            filled = prefill(model.backbone, [p.ids for p in sources.values()], model.pad_id)
-            places = {n: row for row, n in enumerate(sources)}
-        merged = merge([context_rows(filled, places[n], prompt) for n, prompt in sources.items()])
-        return memorize(model.backbone, merged, training, cancelled=task.given_up, progress=task.progress)
-    except torch.OutOfMemoryError as e:
-        reason = f"out of memory while memorizing: {e}"
-    # Outside the handler, which holds on to all that was computed.
-    if len(sources) > 1:
-        return [_memorized(model, training, {n: p}, places, filled, task)[0] for n, p in sources.items()]
-    return [(None, MemoryReport(rolled_back=True, reason=reason))]
-
-
-def _fetched(model: Model, id: str) -> Made | None:
-    """What the model's bank has of that id."""
-    handle = model.bank.get(id, model.backbone) if model.bank is not None else None
-    return None if handle is None else (handle.adapter, _again(handle))
-
-
-def _again(handle: MemoryHandle) -> MemoryReport:
-    return replace(handle.report, steps=0, seconds=0.0, reused=True)
 
 
 def _rules(memory: FastMem, prompt: Prompt) -> list[Rule]:
@@ -217,7 +164,7 @@ def _said(row: Wanted, selection: Selection, adapter: Adapter | None) -> dict[st
 def _kept(row: Wanted, selection: Selection) -> Made:
     """A handle's memory, unless none of its documents is about the question."""
     assert row.kept is not None
-    report = _again(row.kept)
+    report = again(row.kept)
     if not selection.relevance or selection.about.documents:
         return row.kept.adapter, report
     return None, replace(report, reason=_IRRELEVANT)

@@ -41,6 +41,10 @@ class Selection:
     disagree: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def only(self, kept: Sequence[int], *warnings: str) -> Selection:
+        """With these of the chosen documents alone, by their numbers, and with more warnings."""
+        return replace(self, about=_only(self.about, kept), warnings=(*self.warnings, *warnings))
+
     @property
     def said(self) -> dict[str, Any]:
         """What a report says of it."""
@@ -106,4 +110,4 @@ def _first(selection: Selection, pairs: Sequence[tuple[int, int]]) -> Selection:
     ids = [d.id for d in selection.about.documents]
     kept = [n for n in range(len(ids)) if n not in dropped]
     disagree = tuple((ids[a], ids[b]) for a, b in pairs)
-    return replace(selection, about=_only(selection.about, kept), disagree=disagree)
+    return replace(selection.only(kept), disagree=disagree)

@@ -42,6 +42,7 @@ class Training:
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     seed: int = 0
+    compose: bool = False
 
     def _check_training(self) -> None:
         _one_of(self, "adapter", ("lora", "full"))
@@ -63,6 +64,7 @@ class Training:
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
         if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise SettingsError(f"`seed` must be a whole number, got {self.seed!r}")
+        _boolean(self, "compose")
 
     @property
     def training(self) -> Training:
@@ -133,13 +135,17 @@ class Speaking:
     def _check_speaking(self) -> None:
         _one_of(self, "gate", (None, "support"))
         _not_negative(self, "contrast")
-        if not isinstance(self.fallback, bool):
-            raise SettingsError(f"`fallback` must be True or False, got {self.fallback!r}")
+        _boolean(self, "fallback")
 
 
 def _one_of(settings: object, name: str, allowed: Sequence[str | None]) -> None:
     if getattr(settings, name) not in allowed:
         raise SettingsError(f"`{name}` must be one of {tuple(allowed)}, got {getattr(settings, name)!r}")
+
+
+def _boolean(settings: object, name: str) -> None:
+    if not isinstance(getattr(settings, name), bool):
+        raise SettingsError(f"`{name}` must be True or False, got {getattr(settings, name)!r}")
 
 
 def _not_negative(settings: object, *names: str) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +27,22 @@ from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
 
-__all__ = ["memorize"]
+__all__ = ["Made", "Weights", "judged", "memorize"]
+
+Made = tuple[Adapter | None, MemoryReport]
 
 _SHRINKS = 4  # tries to come back to the KL aimed at
 _SLACK = 0.05  # of it that is close enough
+
+
+class Weights(Protocol):
+    """A change of the model for each of B contexts."""
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside, in force."""
+
+    def adapters(self) -> list[Adapter]:
+        """All B, of which nothing is changed afterwards."""
 
 
 def memorize(
@@ -39,7 +52,7 @@ def memorize(
     *,
     cancelled: Callable[[], bool] = lambda: False,
     progress: bool = False,
-) -> list[tuple[Adapter | None, MemoryReport]]:
+) -> list[Made]:
     """Memorize B contexts with the same settings; None where a guard rolled the memory back.
 
     Raises:
@@ -76,23 +89,26 @@ def memorize(
             optimiser.step()
     if settings.target_kl is not None:
         _shrink(weights, objective, settings.target_kl)
-    return _results(weights, objective, rows, settings, losses, started)
+    return judged(weights, objective, rows, settings, losses, started)
 
 
-def _results(
-    weights: _LoRA | _Full,
+def judged(
+    weights: Weights,
     objective: Objective,
     rows: TrainingRows,
     settings: Training,
     losses: Sequence[Sequence[float]],
     started: float,
-) -> list[tuple[Adapter | None, MemoryReport]]:
-    """Each context's adapter, unless a guard rolls it back, and what it does over the whole vocabulary."""
+) -> list[Made]:
+    """The adapter of each row and what it did, exactly; None where a guard rolls it back.
+
+    `losses` are of each row's steps, and `started` is when work on all of them began (`time.perf_counter`).
+    """
     assert settings.max_kl != "auto"
     with weights.active():
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
-    results: list[tuple[Adapter | None, MemoryReport]] = []
+    results: list[Made] = []
     for row, adapter in enumerate(weights.adapters()):
         report = MemoryReport.of(
             before=objective.before[row][rows.mask[row]].tolist(),

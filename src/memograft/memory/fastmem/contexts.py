@@ -1,0 +1,106 @@
+"""The contexts of a batch and their memories: equal ones once, kept ones fetched, the others trained side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from memograft.memory.base import Memory, Model, Task, content_id
+from memograft.memory.fastmem.rows import TrainingRows, context_rows, merge
+from memograft.memory.fastmem.settings import Training
+from memograft.memory.fastmem.train import Made, memorize
+from memograft.memory.handle import MemoryHandle
+from memograft.memory.report import MemoryReport
+from memograft.model.kv import Prefill
+from memograft.model.prefill import prefill
+from memograft.prompt.builder import Prompt
+
+__all__ = ["Context", "again", "memories", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one memory is of.
+
+    Attributes:
+        id: see `content_id`.
+        prompt: where its documents stand; they and no others are marked in it.
+        memory: the settings.
+        training: those of them that decide the weights.
+        row: of the batch's prefill, where the prompt stands; None where it has to be prefilled by itself.
+    """
+
+    id: str
+    prompt: Prompt
+    memory: Memory
+    training: Training
+    row: int | None
+
+    @classmethod
+    def of(cls, model: Model, prompt: Prompt, memory: Memory, training: Training, row: int | None = None) -> Context:
+        """The documents that are marked in a prompt, where `training.template` wants them memorized."""
+        if training.template == "assistant":
+            prompt, row = model.prompts.as_assistant(prompt.documents), None
+        id = content_id(model.fingerprint, memory.kind, asdict(training), prompt)
+        return cls(id, prompt, memory, training, row)
+
+
+def memories(model: Model, contexts: Iterable[Context], filled: Prefill, task: Task) -> dict[str, Made]:
+    """The memory of each context, by its id; what is new goes to the model's bank."""
+    by_id: dict[str, Context] = {}
+    for context in contexts:
+        by_id.setdefault(context.id, context)
+    made = {id: kept for id in by_id if (kept := _fetched(model, id)) is not None}
+    new: dict[Training, list[Context]] = {}
+    for id, context in by_id.items():
+        if id not in made:
+            new.setdefault(context.training, []).append(context)
+    batches = list(new.values())
+    while batches:
+        alike, results, reason = batches.pop(), None, ""
+        try:
+            rows, training = rows_of(model, alike, filled), alike[0].training
+            results = memorize(model.backbone, rows, training, cancelled=task.given_up, progress=task.progress)
+        except torch.OutOfMemoryError as e:
+            reason = f"out of memory while memorizing: {e}"
+        # Outside the handler, which holds on to all that was computed.
+        if results is None and len(alike) > 1:
+            batches += [[context] for context in alike]  # one by one there may be room
+            continue
+        for context, result in zip(
+            alike, results or [(None, MemoryReport(rolled_back=True, reason=reason))], strict=True
+        ):
+            made[context.id] = result
+            # Not what was cut short, by a caller or for want of memory.
+            if model.bank is not None and result[1].losses and not task.given_up():
+                handle = MemoryHandle.new(model, context.id, context.prompt.documents, context.memory, *result)
+                model.bank.put(handle)
+                made[context.id] = (handle.adapter, handle.report)
+    return made
+
+
+def rows_of(model: Model, contexts: Sequence[Context], filled: Prefill) -> TrainingRows:
+    """Contexts side by side, in their order; those that do not stand in `filled` are prefilled in one pass."""
+    apart = [context.prompt.ids for context in contexts if context.row is None]
+    own, places = prefill(model.backbone, apart, model.pad_id) if apart else filled, iter(range(len(apart)))
+    return merge(
+        [
+            context_rows(own, next(places), context.prompt)
+            if context.row is None
+            else context_rows(filled, context.row, context.prompt)
+            for context in contexts
+        ]
+    )
+
+
+def again(handle: MemoryHandle) -> MemoryReport:
+    """What a report says of a memory that was made before."""
+    return replace(handle.report, steps=0, seconds=0.0, reused=True)
+
+
+def _fetched(model: Model, id: str) -> Made | None:
+    """What the model's bank has of that id."""
+    handle = model.bank.get(id, model.backbone) if model.bank is not None else None
+    return None if handle is None else (handle.adapter, again(handle))
