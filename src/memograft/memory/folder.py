@@ -11,14 +11,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from memograft.errors import MemoryFormatError
-from memograft.model.adapter import Adapter
 from memograft.storage.disk import SEAL, Findings, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
+
+if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what is kept
+    import torch
+
+    from memograft.model.adapter import Adapter
 
 _FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
@@ -110,7 +112,7 @@ def inspected(path: Path) -> Findings:
             if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
             if name == _WEIGHTS:
-                _adapter(data, path / name, torch.device("cpu"))
+                _adapter(data, path / name, "cpu")
         except FileNotFoundError:
             continue
         except MemoryFormatError as error:
@@ -143,9 +145,11 @@ def _parsed(text: bytes, file: Path) -> dict[str, Any]:
     return about
 
 
-def _adapter(data: bytes, file: Path, device: torch.device) -> Adapter:
+def _adapter(data: bytes, file: Path, device: torch.device | str) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load
+
+    from memograft.model.adapter import Adapter
 
     parts: dict[str, dict[str, torch.Tensor]] = {"lora_A": {}, "lora_B": {}}
     try:
