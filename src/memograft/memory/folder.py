@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what i
 _FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
 FILES = (ABOUT, _WEIGHTS, _CONFIG)
+_GROWTH = 32  # times the size of a zip file that a file in it may have: text shrinks to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
@@ -118,6 +122,29 @@ def inspected(path: Path) -> Findings:
         except MemoryFormatError as error:
             found.damaged[path / name] = str(error)
     return found
+
+
+def unpack(path: Path, into: Path) -> None:
+    """Take a memory's files, and nothing else, out of a zip file. None is read any further than its bound.
+
+    Raises:
+        MemoryFormatError: it is no zip file, lacks one of them, is damaged, or unpacks to far more than it is.
+    """
+    bound = _GROWTH * path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in map(archive.getinfo, FILES):
+                if info.file_size > bound:
+                    raise MemoryFormatError(
+                        f"a file of an exported memory must be at most {_GROWTH} times the zip file's size ({bound} "
+                        f"bytes), got {info.filename} with {info.file_size} bytes in {path}; export the memory again"
+                    )
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack unbounded
+                    raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
+                with archive.open(info) as packed, (into / info.filename).open("wb") as file:
+                    shutil.copyfileobj(packed, file)  # in pieces, and of them no more than `file_size`
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:  # the last: encrypted
+        raise MemoryFormatError(f"{path} is no exported memory ({e}); export it again") from e
 
 
 def damaged(path: Path, cause: object) -> MemoryFormatError:
