@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError
 from memograft.passages import sums, words
-from memograft.passages.rows import Passage, delete, insert, sum_settings, unseal_words
+from memograft.passages.rows import Passage, delete, have_words, insert, sum_settings, unseal_words
 from memograft.passages.sqlite_errors import damaged_words, named, refuse
 from memograft.storage.disk import is_there, sync
 from memograft.storage.locks import held_in_forks
@@ -36,7 +36,7 @@ VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=102
 T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
-_FORMATS = (1, 2)  # without and with a text index
+_FORMATS = {1: None, 2: words.OLD_TABLE, 3: words.TABLE}  # without a text index, and with one of that kind
 _SETTINGS = {  # what they hold
     "embedder": {"fingerprint", "dimension", "config"},
     "index": None,
@@ -87,7 +87,7 @@ class Database:
                 self._connection = self._opened(self.file, read_only)
             if not read_only:
                 try:
-                    words.have_index(self._connection, self.file, progress)
+                    have_words(self._connection, self.file, progress)
                 except BaseException:
                     self._connection.close()
                     raise
@@ -129,8 +129,8 @@ class Database:
             self.refuse("it is not a Memograft store")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in _FORMATS:
-            self.refuse(f"its format is {version} and this Memograft reads formats 1 and 2")
-        if not sums.is_schema(connection, _TABLES, with_words=version == 2):
+            self.refuse(f"its format is {version} and this Memograft reads formats 1 to {max(_FORMATS)}")
+        if not sums.is_schema(connection, _TABLES, _FORMATS[version]):
             self.refuse("it is damaged (its tables are not those of a store)")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
