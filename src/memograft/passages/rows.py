@@ -5,15 +5,20 @@ Functions of a connection in a transaction, which is the caller's; `have_words` 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from memograft.errors import StoreError
 from memograft.passages import sums, words
 
-__all__ = ["Passage", "delete", "have_words", "insert", "sum_settings", "unseal_words"]
+__all__ = ["GIVEN", "Passage", "delete", "have_words", "insert", "sum_settings", "unseal_words"]
+
+GIVEN = "(SELECT value FROM json_each(?))"  # of numbers or ids
+_AT_ONCE = 2048
 
 
 class Passage(NamedTuple):
@@ -25,37 +30,55 @@ class Passage(NamedTuple):
     vector: bytes
 
 
-def insert(connection: sqlite3.Connection, row: Passage, has_words: bool) -> int:
-    """Write a passage whose id is free; return its seq."""
-    sql = "INSERT INTO passages (id, text, metadata) VALUES (?, ?, ?)"
-    seq = connection.execute(sql, [row.id, row.text, row.metadata]).lastrowid
-    assert seq is not None  # an INSERT always has one
-    connection.execute("INSERT INTO vectors VALUES (?, ?)", [seq, row.vector])
-    passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
-    connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, passage, zlib.crc32(row.vector)])
+def insert(connection: sqlite3.Connection, rows: Sequence[Passage], has_words: bool) -> list[int]:
+    """Write passages whose ids are free; return their seqs, which are those that AUTOINCREMENT would give them."""
+    ever = "(SELECT seq FROM sqlite_sequence WHERE name = 'passages')"
+    ((last,),) = connection.execute(f"SELECT max(coalesce(max(seq), 0), coalesce({ever}, 0)) FROM passages")
+    numbered = dict(enumerate(rows, start=last + 1))
+    # Generators, so that an interrupt need not wait for the last row.
+    connection.executemany(
+        "INSERT INTO passages (seq, id, text, metadata) VALUES (?, ?, ?, ?)",
+        ((seq, row.id, row.text, row.metadata) for seq, row in numbered.items()),
+    )
+    connection.executemany("INSERT INTO vectors VALUES (?, ?)", ((seq, row.vector) for seq, row in numbered.items()))
+    connection.executemany(
+        "INSERT INTO checksums VALUES (?, ?, ?)", ((seq, *_checksums(row)) for seq, row in numbered.items())
+    )
     if has_words:
-        words.add(connection, [(seq, row.text)])
-    return seq
+        words.add(connection, ((seq, row.text) for seq, row in numbered.items()))
+    return list(numbered)
 
 
-def delete(connection: sqlite3.Connection, seq: int, has_words: bool) -> None:
-    """Delete a passage."""
-    text = _text_that_was_stored(connection, seq) if has_words else None
-    if text is not None:
-        words.remove(connection, seq, text)
-    for table in ("passages", "vectors", "checksums"):
-        connection.execute(f"DELETE FROM {table} WHERE seq = ?", [seq])
-    if has_words and text is None:
+def _checksums(row: Passage) -> tuple[int, int]:
+    passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
+    return passage, zlib.crc32(row.vector)
+
+
+def delete(connection: sqlite3.Connection, seqs: Sequence[int], has_words: bool) -> None:
+    """Delete passages that are there."""
+    strange = False
+    for start in range(0, len(seqs), _AT_ONCE):
+        page = seqs[start : start + _AT_ONCE]
+        if has_words:
+            texts = _texts_that_were_stored(connection, page)
+            words.remove(connection, texts)
+            strange |= len(texts) < len(page)
+        for table in ("passages", "vectors", "checksums"):
+            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", ((seq,) for seq in page))
+    if strange:
         words.rebuild(connection)
 
 
-def _text_that_was_stored(connection: sqlite3.Connection, seq: int) -> str | None:
-    """A passage's text, if it is the one whose words were indexed, as far as its checksum tells."""
+def _texts_that_were_stored(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[tuple[int, str]]:
+    """(seq, text) of passages whose text is the one whose words were indexed, as far as its checksum tells."""
     fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
-    sql = f"SELECT {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq = ?"
-    id, text, metadata, checksum = connection.execute(sql, [seq]).fetchone()
-    is_it = checksum in (None, sums.of_passage(id, text, metadata))
-    return text.decode(errors="replace") if is_it else None
+    sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {GIVEN}"
+    found = connection.execute(sql, [json.dumps([int(seq) for seq in seqs])])
+    return [
+        (seq, text.decode(errors="replace"))
+        for seq, id, text, metadata, checksum in found.fetchall()
+        if checksum in (None, sums.of_passage(id, text, metadata))
+    ]
 
 
 def have_words(connection: sqlite3.Connection, file: Path | None, progress: bool) -> None:

@@ -88,13 +88,14 @@ def rebuild(connection: sqlite3.Connection) -> None:
 
 def add(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]], into: str = "words") -> None:
     """Index passages that were added: (seq, text) each."""
-    rows = [(seq, pieces.spaced(text)) for seq, text in passages]
+    rows = ((seq, pieces.spaced(text)) for seq, text in passages)
     connection.executemany(f"INSERT INTO {into} (rowid, text) VALUES (?, ?)", rows)
 
 
-def remove(connection: sqlite3.Connection, seq: int, text: str) -> None:
-    """Forget a passage that is to be deleted: FTS5 needs its text to know what to forget."""
-    connection.execute("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", [seq, pieces.spaced(text)])
+def remove(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]]) -> None:
+    """Forget passages that are to be deleted: FTS5 needs their texts to know what to forget."""
+    rows = ((seq, pieces.spaced(text)) for seq, text in passages)
+    connection.executemany("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", rows)
 
 
 def cut(text: str) -> list[str]:
