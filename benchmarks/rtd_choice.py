@@ -6,11 +6,12 @@
 FOLDER holds openbookqa-train.json.xz, openbookqa-test.json.xz, arc_easy-train.json.xz and arc_easy-test.json.xz in the
 layout of LLM-Adapters (an `instruction` with "Answer1: ..." and so on, and an `answer`).
 
-Questions are asked in two forms, as `Engine.choose` does. "text": each option as an answer, by the mean log-probability
-of its tokens (`by="likelihood"`). "label": the options stand behind A., B., ... in the prompt, once per rotation, and
-the label is scored (`by="rtd"`). A datastore is built from train questions in the same form; "RTD + text" is
-`by="both"`. In the set "world facts" the wrong answers are of the same relation; "world kinds" asks what kind of thing
-a name is, which tiny was never asked. No fact and no name is both in a datastore and in the test.
+Questions are asked in two forms. "text": each option as an answer, by the mean log-probability of its tokens, as
+`Engine.choose` does. "label", the paper's: the options stand behind A., B., ... in the prompt, once per rotation, and
+the label is scored (`by_labels` of `choice/forms.py`). A datastore is built from train questions in the same form;
+"RTD + text" is the sum of labels by RTD and text without, each as log-probabilities over the options. In the set "world
+facts" the wrong answers are of the same relation; "world kinds" asks what kind of thing a name is, which tiny was never
+asked. No fact and no name is both in a datastore and in the test.
 
 Settings (k, heads, place, and for "text" weight and gate) are tuned with seed 0 on train questions that are in no
 datastore, those of the probe too; temperatures calibrate themselves. Seeds decide which questions are in the datastore
@@ -87,7 +88,7 @@ def show(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
         print(f"\n{name}: the model by itself is {said}. Intervals above chance: {', '.join(above) or 'none'}.")
         if unfit := {method: cell["unfit"] for method, cell in cells_.items() if any(cell.get("unfit", ()))}:
             print(f"{name}: questions that do not fit the window, counted as wrong, by seed: {unfit}")
-        print(f"{name}: {about[name]['as_choose']} of scores by `Engine.choose`.")
+        print(f"{name}: {about[name]['as_choose']} of scores by the engine.")
 
 
 def _shown(cell: dict[str, Any] | None) -> str:

@@ -101,7 +101,7 @@ def test_an_unreadable_file_is_told_and_counted_but_keeps_what_it_had(docs, tmp_
     store = tmp_path / "store"
     run("index", docs, "--store", store)
     (docs / "velmora.md").write_bytes(b"\xff\xff\xff broken")
-    result = run("index", docs, "--store", store, "--index", "hnsw")
+    result = run("index", docs, "--store", store)
     assert "1 not read; 3 passages" in result.stdout
     assert "velmora.md must be UTF-8 text" in result.stderr
 
@@ -117,6 +117,20 @@ def test_index_refuses(docs, tmp_path):
         path.write_bytes(b"\xff\xff\xff")
     (docs / "cat.html").unlink()
     assert "none of the 2 files could be read" in run_json("index", docs, "--store", tmp_path / "s", code=1)["error"]
+
+
+def test_a_kind_of_index_needs_vectors(docs, tmp_path):
+    store = tmp_path / "vectors"
+    memograft.VectorStore(memograft.LexicalEmbedder(64), store).close()
+    assert run_json("index", docs, "--store", store, "--index", "hnsw")["passages"] == 3
+    with memograft.VectorStore.open(store) as opened:
+        assert opened._database.settings()["index"]["kind"] == "hnsw"
+    run("index", docs, "--store", tmp_path / "words")
+    for name in ("words", "new"):
+        error = run_json("index", docs, "--store", tmp_path / name, "--index", "hnsw", code=1)["error"]
+        assert f"got 'hnsw', and {tmp_path / name / 'passages.sqlite3'} has no vectors" in error
+        assert "leave the index out" in error
+    assert run_json("index", docs, "--store", tmp_path / "words")["unchanged"] == 3
 
 
 def test_a_store_belongs_to_one_folder_which_may_move(docs, tmp_path):

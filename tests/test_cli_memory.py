@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,24 @@ class TestCommands:
         shown = self.told("show", folder, one)
         assert [d["text"] for d in shown["documents"]] == [FACTS[0] if shown["tokens"][0] == 0 else FACTS[1]]
         assert "rounded to int8" in self.run("show", folder, one)
+
+    def test_what_needs_no_weights_loads_no_torch(self, bank: Bank, tmp_path: Path) -> None:
+        id, folder = bank.entries()[0].id, str(bank.folder)
+        for arguments in (
+            ["ls", folder],
+            ["show", folder, id],
+            ["pin", folder, id],
+            ["export", folder, id, str(tmp_path / "it.zip")],
+            ["gc", folder, "--max-bytes", "1k"],
+            ["rm", folder, id],
+        ):
+            code = (
+                f"import sys; from memograft.cli.app import app; app({['memory', *arguments]}, standalone_mode=False); "
+                "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules], file=sys.stderr)"
+            )
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            assert done.stderr.strip() == "[]", arguments
+            assert done.stdout.strip(), arguments
 
     def test_rm_pin_and_gc(self, bank: Bank) -> None:
         old, new = sorted(bank.entries(), key=lambda entry: entry.used)

@@ -186,9 +186,3 @@ class TestTiny:
                 steered = [replace(r, processors=[Rtd(store, weight=0.9)]) for r in asked]
                 after = [y in a.text for a, y in zip(tiny.answer_batch(steered), facts.values(), strict=True)]
             assert (sum(before), sum(after)) == (0, 4), form
-
-
-def test_alone_it_asks_the_datastore_only(store: Datastore) -> None:
-    rtd = Rtd(store, k=3, weight=0.2)
-    assert rtd.alone() == Rtd(store, k=3, weight=1.0, gate=None)
-    assert (rtd.weight, rtd.gate) == (0.2, "auto")

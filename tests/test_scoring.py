@@ -9,7 +9,6 @@ import torch
 
 from memograft import Datastore, Engine, FastMem, Request, Rtd, Sampling
 from memograft.errors import PromptTooLongError, SettingsError
-from memograft.serving.scoring import rotations
 from test_engine import FACTS, ask, prompt_ids
 
 OPTIONS = ["Paris", "The sailor from Bergen", "1932", "blue"]
@@ -71,46 +70,29 @@ def test_turns_before_the_question_count(engine: Engine) -> None:
         logp = engine.model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
     each = [float(logp[len(prompt) - 1 + n, token]) for n, token in enumerate(ids)]
     assert choice.scores[0] == pytest.approx(sum(each) / len(each), abs=1e-3)
-    with Datastore.build(engine, rotations("Who?", OPTIONS, "1932"), progress=False) as store:
-        rtd = [Rtd(store, gate=None)]
-        alone, after = (engine.choose("Who?", OPTIONS, by="rtd", processors=rtd, messages=m) for m in ((), shots))
-    assert alone.best == "1932"
-    assert alone.scores != after.scores
 
 
-def test_by_a_datastore_with_every_rotation(engine: Engine) -> None:
-    questions = {"Who wrote it?": OPTIONS[1], "Which colour?": OPTIONS[3]}
-    examples = [pair for question, answer in questions.items() for pair in rotations(question, OPTIONS, answer)]
-    assert len(examples) == 8
-    assert [label for _, label in examples[:4]] == ["B", "A", "D", "C"]
-    for prompt, label in examples[:4]:
-        assert f"{label}. {OPTIONS[1]}" in prompt
-    with Datastore.build(engine, examples, progress=False) as store:
-        for question, answer in questions.items():
-            rtd = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)], by="rtd")
-            assert rtd.best == answer
-            likely = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)])
-            both = engine.choose(question, OPTIONS, processors=[Rtd(store, k=4)], by="both")
-            parts = torch.tensor([rtd.scores, likely.scores], dtype=torch.float64).log_softmax(-1)
-            assert both.scores == pytest.approx(parts.sum(0).tolist(), abs=1e-4)
+def test_a_datastore_has_its_say_in_each_token(engine: Engine) -> None:
+    plain = engine.choose("Who wrote it?", OPTIONS)
+    taught = OPTIONS[plain.scores.index(min(plain.scores))]
+    with Datastore.build(engine, [("Who wrote it?", taught)], progress=False) as store:
+        steered = engine.choose("Who wrote it?", OPTIONS, processors=[Rtd(store, weight=0.5, gate=None)])
+    assert (plain.best != taught, steered.best) == (True, taught)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"options": ["one"]}, "`options` must be 2 to 26 different answers, got"),
-        ({"options": "one"}, "`options` must be 2 to 26 different answers, got"),
-        ({"options": ["a", "a"]}, "`options` must be 2 to 26 different answers, got"),
-        ({"by": "luck"}, '`by` must be "likelihood", "rtd" or "both", got \'luck\''),
-        ({"by": "rtd"}, '`by="rtd"` needs an Rtd among the `processors`, got none'),
+        ({"options": ["one"]}, "`options` must be at least 2 different answers, got"),
+        ({"options": "one"}, "`options` must be at least 2 different answers, got"),
+        ({"options": ["a", "a"]}, "`options` must be at least 2 different answers, got"),
+        ({"by": "rtd"}, r"got \['by'\]; it judges by likelihood: .* pass processors=\[Rtd\(datastore\)\]"),
         ({"options": ["a", ""]}, "an answer must be text, got ''"),
     ],
 )
 def test_choices_that_cannot_be(engine: Engine, settings: Any, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         engine.choose("Who?", **({"options": OPTIONS} | settings))
-    with pytest.raises(SettingsError, match="`answer` must be one of the options, got 'x'"):
-        rotations("Who?", OPTIONS, "x")
 
 
 def test_an_option_that_does_not_fit(engine: Engine) -> None:

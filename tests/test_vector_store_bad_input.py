@@ -95,6 +95,10 @@ def test_a_document_that_cannot_be_kept_is_named(document, text) -> None:
         (lambda s: s.delete("abc"), r"`ids` must be a list of strings, got 'abc'; write ids=\[...\]"),
         (lambda s: s.get([1]), r"`ids` must be a list of strings, got \[1\]"),
         (lambda s: s.add("text"), "`documents` must be a list, got one str"),
+        (
+            lambda s: VectorStore(index="flat"),
+            "got 'flat', and this store has no vectors: .* or make a new store with vec",
+        ),
         (lambda s: VectorStore(index="lsh"), '`index` must be "flat", "hnsw" or "ivf", got \'lsh\''),
         (lambda s: IndexSettings(nprobe=0), "`nprobe` must be a whole number of at least 1, got 0"),
         (lambda s: VectorStore(batch_size=0), "`batch_size` must be a whole number"),

@@ -216,7 +216,7 @@ def test_a_damaged_database_is_refused(folder, damage, read_only) -> None:
             connection = sqlite3.connect(file)
             connection.execute("PRAGMA user_version = 9")
             connection.close()
-            text = "its format is 9 and this Memograft reads formats 1 and 2"
+            text = "its format is 9 and this Memograft reads formats 1 to 3"
     with pytest.raises(StoreCorruptError, match=text):
         VectorStore.open(folder, read_only=read_only)
 

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from choice.reading import Found, Message, Read
 from choice.sets import Question
-from memograft.serving.scoring import rotations
+from memograft import Datastore, Engine, Request, Rtd
 
 LABELS = "ABCDE"
 LEAST = 1e-30  # of p_LM that `Rtd` leaves at weight 1
@@ -63,13 +63,15 @@ class Asked:
         return self.by_question(self.rows(self.got.chosen if self.form == "text" else self.got.among))
 
     def steered(self, found: Found, settings: Settings) -> Scores:
-        """As `choose` has it with an `Rtd` of these settings: by likelihood where the form is "text", else by "rtd"."""
+        """With an `Rtd` of these settings: as `Engine.choose` has it where the form is "text", else as `by_labels`."""
         if self.form == "label":
             r = found.chances(settings.k, np.array(self.labels))
             return self.by_question(self.rows(np.logaddexp(_log(r), np.log(LEAST) + self.got.among)))
         r = found.chances(settings.k, self.got.tokens[:, None])[:, 0]
         mixed = np.logaddexp(_log(settings.weight * r), np.log1p(-settings.weight) + self.got.chosen)
-        return self.by_question(self.rows(np.where(found.near | (settings.gate is None), mixed, self.got.chosen)))
+        return self.by_question(
+            self.rows(np.where((settings.gate is None) | found.open(settings.k), mixed, self.got.chosen))
+        )
 
     def probed(self, probe: Pipeline, place: str) -> Scores:
         """By a probe of the states before the first tokens: of labels, or of whole answers."""
@@ -126,8 +128,25 @@ def both(text: NDArray[np.float64] | None, label: NDArray[np.float64] | None) ->
 
 
 def rotations_of(question: Question) -> list[tuple[str, str]]:
-    """(prompt with the options behind labels, right label), once per rotation."""
-    return rotations(question.text, question.options, question.answer)
+    """(prompt with the options behind labels, right label), once per rotation: at turn t option o has label o - t."""
+    options, pairs = question.options, list[tuple[str, str]]()
+    for turn in range(len(options)):
+        order = [*options[turn:], *options[:turn]]
+        listed = "\n".join(f"{label}. {option}" for label, option in zip(LABELS, order, strict=False))
+        pairs.append((f"{question.text}\n{listed}", LABELS[(question.right - turn) % len(options)]))
+    return pairs
+
+
+def by_labels(engine: Engine, question: Question, store: Datastore, settings: Settings) -> NDArray[np.float64]:
+    """(O,) the paper's way to choose, by the engine: mean over the rotations of log r of each option's label.
+
+    At weight 1, and where nothing near is found too, only the datastore's entries speak.
+    """
+    steer = Rtd(store, k=settings.k, heads=settings.heads, weight=1.0, gate=None)
+    labels = [engine.encode(label)[0] for label in LABELS[: len(question.options)]]
+    asked = [Request(prompt, processors=[steer]) for prompt, _ in rotations_of(question)]
+    turns = [engine.next_token_logprobs(request)[labels].double().numpy() for request in asked]
+    return np.mean([np.roll(found, turn) for turn, found in enumerate(turns)], 0)
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from memograft.prompt.continuation import continuation
 from memograft.request import Source
 from memograft.rtd.examples import Learned
 from memograft.rtd.files import Entries
-from memograft.rtd.formula import neighbour_weights
+from memograft.rtd.formula import agreed, neighbour_weights
 
 PLACES = ("ffn_input", "head_input")
 Floats = NDArray[np.float64]
@@ -153,9 +153,13 @@ class Found:
 
     distances: Floats  # (N, H, K)
     values: NDArray[np.int32]  # (N, H, K)
-    near: NDArray[np.bool_]  # (N,) whether the gate lets RTD act
+    near: NDArray[np.bool_]  # (N,) whether something lies within the gate's distance
     temperature: float
     known: dict[int, Floats] = field(default_factory=dict)  # k -> chances: weights and gates share them
+
+    def open(self, k: int) -> NDArray[np.bool_]:
+        """(N,) whether the gate "auto" lets RTD act on the nearest `k`."""
+        return self.near & agreed(self.distances[..., :k], self.values[..., :k])
 
     def chances(self, k: int, tokens: NDArray[Any]) -> Floats:
         """(N, L) probability r of each of the tokens (N, L) or (L,), of the nearest `k`; the same tokens each time."""

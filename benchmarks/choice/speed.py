@@ -1,4 +1,4 @@
-"""Speed and extra memory for `rtd_choice.py`, and whether its scores are those of `Engine.choose`."""
+"""Speed and extra memory for `rtd_choice.py`, and whether its scores are those of the engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from choice.bench import Bench, trained
-from choice.forms import Scores, Settings, both, conversations, examples
+from choice.forms import Scores, Settings, by_labels, conversations, examples
 from choice.reading import Message, read, search
+from choice.sets import Question
 from memograft import Datastore, Engine, Request, Rtd
 from memograft.model.prefill import prefill_segment
-from memograft.serving.scoring import Choice
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
@@ -30,13 +30,18 @@ def rtd(store: Datastore, settings: dict[str, Any]) -> Rtd:
 
 
 def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
-    """Some questions by `Engine.choose` over datastores of `Datastore.build`, and whether the scores here are the same.
+    """Some questions by the engine over datastores of `Datastore.build`, and whether the scores here are the same.
 
-    A state on the gate's edge may fall on either side of it: scores of such options are not close.
+    The form "text" is asked by `Engine.choose`, with an `Rtd` and without; "label" by `Engine.next_token_logprobs`. A
+    state on the gate's edge may fall on either side of it: scores of such options are not close.
     """
     questions, learners = bench.questions.test[:CHECKED], bench.draw(0)[0][:LEARNED]
+
+    def choose(question: Question, *processors: Rtd) -> Any:
+        return bench.engine.choose(question.text, question.options, processors=processors).scores
+
     plain = bench.ask(questions, "text").plain()
-    pairs: list[tuple[Any, Choice]] = []
+    pairs: list[tuple[Scores, list[Any]]] = [(plain, [choose(question) for question in questions])]
     for form, name in itertools.product(("text", "label"), ("RTD", "MH-RTD")):
         settings, asked = tuned[form][name], bench.ask(questions, form)
         with Datastore.build(
@@ -45,23 +50,16 @@ def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
             # Of its own search: what `calibrate` samples, and so its temperature, depends on the order of entries.
             found = search(built, asked.got.states[settings["place"]], settings["k"], settings["heads"])
             steered = asked.steered(found, Settings(**settings))
-            ways: list[tuple[Scores, dict[str, Any]]] = [(plain, {})]
             if form == "text":
-                ways += [(steered, {"processors": [rtd(built, settings)]})]
+                said = [choose(question, rtd(built, settings)) for question in questions]
             else:
-                mixed = [both(a, b) for a, b in zip(plain, steered, strict=True)]
-                quiet = rtd(built, settings | {"weight": 0.0})  # leaves the likelihood alone
-                ways += [
-                    (steered, {"processors": [quiet], "by": "rtd"}),
-                    (mixed, {"processors": [quiet], "by": "both"}),
-                ]
-            for scores, how in ways:
-                choices = [bench.engine.choose(question.text, question.options, **how) for question in questions]
-                pairs += [(s, choice) for s, choice in zip(scores, choices, strict=True) if s is not None]
+                said = [by_labels(bench.engine, question, built, Settings(**settings)) for question in questions]
+            pairs.append((steered, said))
+    each = [(here, there) for pair in pairs for here, there in zip(*pair, strict=True) if here is not None]
     return {
-        "compared": len(pairs),
-        "same_choice": sum(int(scores.argmax()) == choice.index for scores, choice in pairs),
-        "same_scores": sum(bool(np.allclose(scores, choice.scores, atol=CLOSE)) for scores, choice in pairs),
+        "compared": len(each),
+        "same_choice": sum(int(here.argmax()) == int(np.argmax(there)) for here, there in each),
+        "same_scores": sum(bool(np.allclose(here, there, atol=CLOSE)) for here, there in each),
     }
 
 
@@ -101,12 +99,14 @@ def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
         def choose(**how: Any) -> Callable[[int], Any]:
             return lambda n: engine.choose(questions[n].text, questions[n].options, **how)
 
+        def label(store: Datastore, settings: dict[str, Any]) -> Callable[[int], Any]:
+            return lambda n: by_labels(engine, questions[n], store, Settings(**settings))
+
         whole = {
-            'by="likelihood"': choose(),
-            'by="likelihood", with RTD': choose(processors=[rtd(one, single | {"weight": 0.3, "gate": "auto"})]),
-            'by="rtd"': choose(processors=[steer], by="rtd"),
-            'by="rtd", MH-RTD': choose(processors=[steer_heads], by="rtd"),
-            'by="both"': choose(processors=[steer], by="both"),
+            "choose": choose(),
+            "choose, with RTD": choose(processors=[rtd(one, single | {"weight": 0.3, "gate": "auto"})]),
+            "labels by RTD": label(one, single),
+            "labels by MH-RTD": label(many, heads),
         }
         per_prompt = _timed(prompts, len(short), repeat, "prompts")
         per_question = _timed(whole, min(QUESTIONS, len(questions)), repeat, "questions")
@@ -134,7 +134,7 @@ def shown(found: dict[str, Any]) -> str:
     """The numbers of `speed` as tables."""
     lines = [f"\n| one prompt with labels, {found['set']} | prompts per CPU second | zero-shot = 1 |", "|---|---|---|"]
     lines += _lines(found["prompts_per_second"])
-    lines += ["\n| `Engine.choose` | questions per CPU second | likelihood = 1 |", "|---|---|---|"]
+    lines += ["\n| one question | questions per CPU second | `Engine.choose` = 1 |", "|---|---|---|"]
     lines += _lines(found["questions_per_second"])
     memory = {name: f"{value:,}" for name, value in found["memory"].items()}
     lines.append(

@@ -220,7 +220,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return scoring.logprobs_of(tap)
 
     def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
-        """The best of some answers; see `scoring.choose` for how they are judged and for `settings`."""
+        """The likeliest of some answers; see `scoring.choose` for how they are judged and for `settings`."""
         return scoring.choose(self, question, options, documents, **settings)
 
     def encode(self, text: str) -> list[int]:

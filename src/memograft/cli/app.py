@@ -67,7 +67,9 @@ def index(
     store: StoreOption = STORE,
     kind: Annotated[
         IndexKind | None,
-        typer.Option("--index", help="Kind of FAISS index, of a store with vectors; left out, its own."),
+        typer.Option(
+            "--index", help="Kind of FAISS index, only for a store with vectors, as Python makes it; left out, its own."
+        ),
     ] = None,
     chunk_size: ChunkOption = 600,
     chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,

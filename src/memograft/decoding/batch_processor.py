@@ -67,10 +67,6 @@ class BatchProcessor(ABC):
     def source(self, number: int) -> Source:
         """The source of that number in `Moved`."""
 
-    @abstractmethod
-    def alone(self) -> BatchProcessor:
-        """The same with nothing left of what the model itself would say, wherever it has something to say."""
-
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if cls.__hash__ is None:

@@ -250,7 +250,7 @@ class Bank:
         Raises:
             MemoryFormatError: it is no memory, or damaged; or this bank has no folder.
         """
-        from memograft.memory.folder import FILES, about, inspected
+        from memograft.memory.folder import FILES, about, inspected, unpack
 
         path = Path(path)
         if self.folder is None:
@@ -259,12 +259,7 @@ class Bank:
             source = path
             if path.is_file():
                 source = Path(unpacked)
-                try:
-                    with zipfile.ZipFile(path) as archive:
-                        for name in FILES:  # and nothing else that it may hold
-                            (source / name).write_bytes(archive.read(name))
-                except (zipfile.BadZipFile, KeyError) as e:
-                    raise MemoryFormatError(f"{path} is no exported memory ({e}); export it again") from e
+                unpack(path, source)
             if damaged := inspected(source).damaged:
                 raise MemoryFormatError("\n".join(damaged.values()))
             id = str(about(source)["id"])

@@ -43,7 +43,7 @@ class Model:
         backbone: the network.
         prompts: what makes token ids of messages and documents.
         pad_id: the token that fills shorter rows.
-        fingerprint: of the weights.
+        fingerprint: of the weights and of what the configuration adds to them.
         bank: where memories are kept by their ids, if anywhere.
     """
 

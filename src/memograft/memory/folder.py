@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from memograft.errors import MemoryFormatError
-from memograft.model.adapter import Adapter
 from memograft.storage.disk import SEAL, Findings, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
+
+if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what is kept
+    import torch
+
+    from memograft.model.adapter import Adapter
 
 _FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
 FILES = (ABOUT, _WEIGHTS, _CONFIG)
+_GROWTH = 32  # times the size of a zip file that a file in it may have: text shrinks to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
@@ -110,12 +116,35 @@ def inspected(path: Path) -> Findings:
             if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
             if name == _WEIGHTS:
-                _adapter(data, path / name, torch.device("cpu"))
+                _adapter(data, path / name, "cpu")
         except FileNotFoundError:
             continue
         except MemoryFormatError as error:
             found.damaged[path / name] = str(error)
     return found
+
+
+def unpack(path: Path, into: Path) -> None:
+    """Take a memory's files, and nothing else, out of a zip file. None is read any further than its bound.
+
+    Raises:
+        MemoryFormatError: it is no zip file, lacks one of them, is damaged, or unpacks to far more than it is.
+    """
+    bound = _GROWTH * path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in map(archive.getinfo, FILES):
+                if info.file_size > bound:
+                    raise MemoryFormatError(
+                        f"a file of an exported memory must be at most {_GROWTH} times the zip file's size ({bound} "
+                        f"bytes), got {info.filename} with {info.file_size} bytes in {path}; export the memory again"
+                    )
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack unbounded
+                    raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
+                with archive.open(info) as packed, (into / info.filename).open("wb") as file:
+                    shutil.copyfileobj(packed, file)  # in pieces, and of them no more than `file_size`
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:  # the last: encrypted
+        raise MemoryFormatError(f"{path} is no exported memory ({e}); export it again") from e
 
 
 def damaged(path: Path, cause: object) -> MemoryFormatError:
@@ -143,9 +172,11 @@ def _parsed(text: bytes, file: Path) -> dict[str, Any]:
     return about
 
 
-def _adapter(data: bytes, file: Path, device: torch.device) -> Adapter:
+def _adapter(data: bytes, file: Path, device: torch.device | str) -> Adapter:
     from safetensors import SafetensorError
     from safetensors.torch import load
+
+    from memograft.model.adapter import Adapter
 
     parts: dict[str, dict[str, torch.Tensor]] = {"lora_A": {}, "lora_B": {}}
     try:

@@ -18,6 +18,7 @@ from memograft.memory.base import Memory, Model
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.identity import stated
 from memograft.model.kv import Segment
 from memograft.prompt.builder import Prompt
 from memograft.storage.disk import told
@@ -175,8 +176,11 @@ def _for_peft(backbone: Backbone) -> tuple[str, bool]:
 
 @torch.no_grad()
 def fingerprint(backbone: Backbone) -> str:
-    """16 hex digits of a sample of all weights, the same whether they were loaded in float32 or in bfloat16."""
-    digest = hashlib.sha256()
+    """16 hex digits of a sample of all weights, the architecture and its positions (`model/identity.py`).
+
+    The same whether the weights were loaded in float32 or in bfloat16.
+    """
+    digest = hashlib.sha256(stated(backbone.model.config).encode())
     for name, weight in sorted(backbone.model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         if weight.device.type != "meta":  # offloaded

@@ -6,6 +6,7 @@ Plain functions that return the accepted value in the form the store keeps. Know
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast, get_args
 
@@ -20,6 +21,7 @@ from memograft.passages.search import SearchMode
 
 FloatArray = NDArray[np.float32]
 
+_SURROGATE = re.compile("[\ud800-\udfff]")  # no character by itself
 _LARGE = 1_000  # texts from which embedding shows a progress bar
 
 
@@ -98,7 +100,7 @@ def _checked_entry(key: object, value: object, where: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:

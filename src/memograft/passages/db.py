@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from memograft.documents import Document
 from memograft.errors import StoreCorruptError, StoreError
 from memograft.passages import sums, words
-from memograft.passages.rows import Passage, delete, insert, sum_settings, unseal_words
+from memograft.passages.rows import GIVEN, Passage, delete, have_words, insert, sum_settings, unseal_words
 from memograft.passages.sqlite_errors import damaged_words, named, refuse
 from memograft.storage.disk import is_there, sync
 from memograft.storage.locks import held_in_forks
@@ -36,14 +36,13 @@ VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=102
 T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
-_FORMATS = (1, 2)  # without and with a text index
+_FORMATS = {1: None, 2: words.OLD_TABLE, 3: words.TABLE}  # without a text index, and with one of that kind
 _SETTINGS = {  # what they hold
     "embedder": {"fingerprint", "dimension", "config"},
     "index": None,
     "index_file": {"number", "crc32", "settings"},
     words.KEY: {"crc32"},
 }
-_GIVEN = "(SELECT value FROM json_each(?))"
 _TABLES = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE passages (
@@ -87,7 +86,7 @@ class Database:
                 self._connection = self._opened(self.file, read_only)
             if not read_only:
                 try:
-                    words.have_index(self._connection, self.file, progress)
+                    have_words(self._connection, self.file, progress)
                 except BaseException:
                     self._connection.close()
                     raise
@@ -129,8 +128,8 @@ class Database:
             self.refuse("it is not a Memograft store")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version not in _FORMATS:
-            self.refuse(f"its format is {version} and this Memograft reads formats 1 and 2")
-        if not sums.is_schema(connection, _TABLES, with_words=version == 2):
+            self.refuse(f"its format is {version} and this Memograft reads formats 1 to {max(_FORMATS)}")
+        if not sums.is_schema(connection, _TABLES, _FORMATS[version]):
             self.refuse("it is damaged (its tables are not those of a store)")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
@@ -218,7 +217,7 @@ class Database:
         self, known: Sequence[int], k: int, condition: str = "1", parameters: Sequence[Any] = ()
     ) -> list[tuple[int, float]]:
         """Return (seq, 0.0) of k passages that are not known, oldest first."""
-        sql = f"SELECT seq, 0.0 FROM passages WHERE seq NOT IN {_GIVEN} AND ({condition}) ORDER BY seq LIMIT ?"
+        sql = f"SELECT seq, 0.0 FROM passages WHERE seq NOT IN {GIVEN} AND ({condition}) ORDER BY seq LIMIT ?"
         return self.rows(sql, [json.dumps(list(known)), *parameters, min(k, 2**31)])
 
     def seal_words(self) -> None:
@@ -247,27 +246,21 @@ class Database:
     # passages ---------------------------------------------------------------------------------------------------
 
     def upsert(self, rows: Sequence[Passage]) -> tuple[list[int], list[int]]:
-        """Replace or insert passages by id; return (the seqs that are gone, the new seqs in the order of `rows`)."""
-        gone: list[int] = []
-        new: list[int] = []
+        """Replace or insert passages, each of another id; return (the seqs that are gone, the new ones, as `rows`)."""
+        ids = json.dumps([row.id for row in rows])
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             has_words = unseal_words(connection)
-            for row in rows:
-                old = connection.execute("SELECT seq FROM passages WHERE id = ?", [row.id]).fetchone()
-                if old:
-                    gone.append(old[0])
-                    delete(connection, old[0], has_words)
-                new.append(insert(connection, row, has_words))
-        return gone, new
+            found = connection.execute(f"SELECT seq FROM passages WHERE id IN {GIVEN} ORDER BY seq", [ids]).fetchall()
+            gone = [seq for (seq,) in found]
+            delete(connection, gone, has_words)
+            return gone, insert(connection, rows, has_words)
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Delete passages."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
-            has_words = unseal_words(connection)
-            for seq in seqs:
-                delete(connection, seq, has_words)
+            delete(connection, seqs, unseal_words(connection))
 
     def sum_up(self) -> None:
         """Give checksums to what was stored before there were any."""
@@ -308,7 +301,7 @@ class Database:
     def passages(self, seqs: Sequence[int]) -> list[tuple[int, bytes, bytes, bytes, int | None]]:
         """Return (seq, id, text, metadata, checksum if there is one), whatever their bytes, without those gone."""
         fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
-        sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {_GIVEN}"
+        sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {GIVEN}"
         return self.rows(f"{sql} ORDER BY seq", [json.dumps([int(seq) for seq in seqs])])
 
     def vectors(self, seqs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -325,7 +318,7 @@ class Database:
         """Return (seq, vector, checksum if there is one), without those that are gone."""
         sql = f"""
             SELECT seq, CAST(vectors.vector AS BLOB), checksums.vector FROM vectors LEFT JOIN checksums USING (seq)
-            WHERE seq IN {_GIVEN} ORDER BY seq
+            WHERE seq IN {GIVEN} ORDER BY seq
         """
         return self.rows(sql, [json.dumps(seqs)])
 

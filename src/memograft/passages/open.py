@@ -105,6 +105,12 @@ def opened(
         database = Database(folder, read_only, progress)
         try:
             embedder = settled_embedder(database, embedder, read_only)
+            if index is not None and embedder.dimension == 0:
+                raise SettingsError(
+                    f"`index` is a kind of vector index, got {index.kind!r}, and {database.file or 'this store'} has "
+                    "no vectors: it is searched by its words alone; leave the index out, or make a new store with "
+                    "vectors: VectorStore(embedder, path, index=...)"
+                )
             database.check_vectors(embedder.dimension)
             settings = settled_index(database, index, read_only)
             mend_words(database, read_only)

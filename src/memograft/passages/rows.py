@@ -1,17 +1,24 @@
 """What one write does to all of a store's tables: a passage, its vector, checksums and words go in and out together.
 
-Functions of a connection in a transaction, which is the caller's.
+Functions of a connection in a transaction, which is the caller's; `have_words` makes its own.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from memograft.errors import StoreError
 from memograft.passages import sums, words
 
-__all__ = ["Passage", "delete", "insert", "sum_settings", "unseal_words"]
+__all__ = ["GIVEN", "Passage", "delete", "have_words", "insert", "sum_settings", "unseal_words"]
+
+GIVEN = "(SELECT value FROM json_each(?))"  # of numbers or ids
+_AT_ONCE = 2048
 
 
 class Passage(NamedTuple):
@@ -23,36 +30,76 @@ class Passage(NamedTuple):
     vector: bytes
 
 
-def insert(connection: sqlite3.Connection, row: Passage, has_words: bool) -> int:
-    """Write a passage whose id is free; return its seq."""
-    sql = "INSERT INTO passages (id, text, metadata) VALUES (?, ?, ?)"
-    seq = connection.execute(sql, [row.id, row.text, row.metadata]).lastrowid
-    assert seq is not None  # an INSERT always has one
-    connection.execute("INSERT INTO vectors VALUES (?, ?)", [seq, row.vector])
-    passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
-    connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, passage, zlib.crc32(row.vector)])
+def insert(connection: sqlite3.Connection, rows: Sequence[Passage], has_words: bool) -> list[int]:
+    """Write passages whose ids are free; return their seqs, which are those that AUTOINCREMENT would give them."""
+    ever = "(SELECT seq FROM sqlite_sequence WHERE name = 'passages')"
+    ((last,),) = connection.execute(f"SELECT max(coalesce(max(seq), 0), coalesce({ever}, 0)) FROM passages")
+    numbered = dict(enumerate(rows, start=last + 1))
+    # Generators, so that an interrupt need not wait for the last row.
+    connection.executemany(
+        "INSERT INTO passages (seq, id, text, metadata) VALUES (?, ?, ?, ?)",
+        ((seq, row.id, row.text, row.metadata) for seq, row in numbered.items()),
+    )
+    connection.executemany("INSERT INTO vectors VALUES (?, ?)", ((seq, row.vector) for seq, row in numbered.items()))
+    connection.executemany(
+        "INSERT INTO checksums VALUES (?, ?, ?)", ((seq, *_checksums(row)) for seq, row in numbered.items())
+    )
     if has_words:
-        words.add(connection, seq, row.text)
-    return seq
+        words.add(connection, ((seq, row.text) for seq, row in numbered.items()))
+    return list(numbered)
 
 
-def delete(connection: sqlite3.Connection, seq: int, has_words: bool) -> None:
-    """Delete a passage."""
-    knows_its_words = has_words and _is_what_was_stored(connection, seq)
-    if knows_its_words:
-        words.remove(connection, seq)
-    for table in ("passages", "vectors", "checksums"):
-        connection.execute(f"DELETE FROM {table} WHERE seq = ?", [seq])
-    if has_words and not knows_its_words:
+def _checksums(row: Passage) -> tuple[int, int]:
+    passage = sums.of_passage(row.id.encode(), row.text.encode(), row.metadata.encode())
+    return passage, zlib.crc32(row.vector)
+
+
+def delete(connection: sqlite3.Connection, seqs: Sequence[int], has_words: bool) -> None:
+    """Delete passages that are there."""
+    strange = False
+    for start in range(0, len(seqs), _AT_ONCE):
+        page = seqs[start : start + _AT_ONCE]
+        if has_words:
+            texts = _texts_that_were_stored(connection, page)
+            words.remove(connection, texts)
+            strange |= len(texts) < len(page)
+        for table in ("passages", "vectors", "checksums"):
+            connection.executemany(f"DELETE FROM {table} WHERE seq = ?", ((seq,) for seq in page))
+    if strange:
         words.rebuild(connection)
 
 
-def _is_what_was_stored(connection: sqlite3.Connection, seq: int) -> bool:
-    """Whether a passage's text is the one whose words were indexed, as far as its checksum tells."""
-    fields = ", ".join(f"CAST({name} AS BLOB)" for name in ("id", "text", "metadata"))
-    sql = f"SELECT {fields}, passage FROM passages JOIN checksums USING (seq) WHERE seq = ?"
-    row = connection.execute(sql, [seq]).fetchone()
-    return row is None or row[3] == sums.of_passage(*row[:3])
+def _texts_that_were_stored(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[tuple[int, str]]:
+    """(seq, text) of passages whose text is the one whose words were indexed, as far as its checksum tells."""
+    fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
+    sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {GIVEN}"
+    found = connection.execute(sql, [json.dumps([int(seq) for seq in seqs])])
+    return [
+        (seq, text.decode(errors="replace"))
+        for seq, id, text, metadata, checksum in found.fetchall()
+        if checksum in (None, sums.of_passage(id, text, metadata))
+    ]
+
+
+def have_words(connection: sqlite3.Connection, file: Path | None, progress: bool) -> None:
+    """Let a store that is to be written have a text index, where this SQLite can make one.
+
+    Raises:
+        StoreError: there is one, and this SQLite cannot keep it up to date.
+    """
+    indexed = words.are_indexed(connection)
+    if words.is_available(connection):
+        if not indexed:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                unseal_words(connection)
+                words.create(connection, progress)
+                connection.execute("PRAGMA user_version = 3")
+    elif indexed:
+        raise StoreError(
+            f"{file} has a text index, which only an SQLite with FTS5 can keep up to date, and that of this Python "
+            f"({sqlite3.sqlite_version}) has none; open it with read_only=True, or use another Python"
+        )
 
 
 def sum_settings(connection: sqlite3.Connection) -> None:

@@ -39,11 +39,11 @@ def have_table(connection: sqlite3.Connection, read_only: bool) -> None:
         connection.execute(TABLE.replace("TABLE", "TEMP TABLE", 1) if read_only else TABLE)
 
 
-def is_schema(connection: sqlite3.Connection, schema: str, *, with_words: bool) -> bool:
-    """Whether the tables are those of a store, with or without checksums, letter for letter."""
+def is_schema(connection: sqlite3.Connection, schema: str, text_index: str | None) -> bool:
+    """Whether the tables are those of a store, with or without checksums, letter for letter; so is its text index."""
     found, wanted = dict(connection.execute(_TABLES)), dict(_tables(schema))
-    if with_words:
-        wanted["words"] = words.TABLE
+    if text_index is not None:
+        wanted["words"] = text_index
     return found in (wanted, {**wanted, **dict(_tables(TABLE))})
 
 

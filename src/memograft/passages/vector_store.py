@@ -60,7 +60,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             then searched by its words alone. A store refuses another embedder than its own.
         path: folder of the store, made if it is not there; None keeps everything in memory.
         index: "flat", "hnsw", "ivf", or `IndexSettings`; left out, what the store has, or "flat" for a new one. Another
-            kind than the store has rebuilds the index.
+            kind than the store has rebuilds the index. A store without an embedder has none.
         read_only: map the index file into memory and refuse every write.
         batch_size: texts given to the embedder at once.
         progress: show a progress bar on a terminal when embedding or indexing takes long.

@@ -1,9 +1,9 @@
 """The text index of a store: SQLite's FTS5 over the passages' texts, which ranks by BM25 and keeps no second copy.
 
-A table of external content: FTS5 holds which words are where and reads no text of its own, so whoever changes a passage
-changes the index in the same transaction (`add`, `remove`). Words are cut by Unicode, without accents and case, and
-English endings are removed (Porter, "An algorithm for suffix stripping", 1980); a language written without blanks has
-whole phrases as words. Functions of an open connection; only `have_index` commits. Know nothing of vectors and filters.
+A table without content: FTS5 holds which words are where and no text, so whoever changes a passage changes the index in
+the same transaction (`add`, `remove`). Words are cut by Unicode, without accents and case, and English endings are
+removed (Porter, "An algorithm for suffix stripping", 1980); where there are no blanks, `pieces.py` puts some. Functions
+of an open connection; none commits. Know nothing of vectors and filters.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ from __future__ import annotations
 import re
 import sqlite3
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 
 from memograft.errors import StoreError
+from memograft.passages import pieces
 from memograft.passages.progress import progress_bar
 
 KEY = "words"  # of the settings: the checksum of the index as it was when its writer closed the store
 SHADOWS = ("words_data", "words_idx", "words_docsize", "words_config")  # FTS5's own tables
 _CUT = "tokenize='porter unicode61 remove_diacritics 2'"
-TABLE = f"CREATE VIRTUAL TABLE words USING fts5(text, content='passages', content_rowid='seq', {_CUT})"
+TABLE = f"CREATE VIRTUAL TABLE words USING fts5(text, content='', {_CUT})"
+OLD_TABLE = TABLE.replace("content=''", "content='passages', content_rowid='seq'")  # of format 2: no pieces
 
 _LARGE = 10_000  # passages from which building the index shows a progress bar
 _AT_ONCE = 2048
@@ -40,73 +43,65 @@ def is_available(connection: sqlite3.Connection) -> bool:
 
 
 def are_indexed(connection: sqlite3.Connection) -> bool:
-    """Whether the store has a text index."""
-    return bool(connection.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'words'").fetchone())
-
-
-def have_index(connection: sqlite3.Connection, file: Path | None, progress: bool) -> None:
-    """Let a store that is to be written have a text index, where this SQLite can make one.
-
-    Raises:
-        StoreError: there is one, and this SQLite cannot keep it up to date.
-    """
-    if is_available(connection):
-        if not are_indexed(connection):
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                _create(connection, progress)
-                connection.execute("PRAGMA user_version = 2")
-    elif are_indexed(connection):
-        raise StoreError(
-            f"{file} has a text index, which only an SQLite with FTS5 can keep up to date, and that of this Python "
-            f"({sqlite3.sqlite_version}) has none; open it with read_only=True, or use another Python"
-        )
+    """Whether the store has a text index, of the kind that is made today."""
+    sql = "SELECT 1 FROM main.sqlite_master WHERE name = 'words' AND sql = ?"
+    return bool(connection.execute(sql, [TABLE]).fetchone())
 
 
 def no_index(file: Path | None) -> StoreError:
     """What to raise where there is no index to ask."""
     return StoreError(
-        f"{file or 'a store in memory'} cannot be searched by its words: it has no text index, or the SQLite of this "
-        f"Python ({sqlite3.sqlite_version}) has no FTS5; open it for writing once, which makes the index, or search "
-        'with mode="vector"'
+        f"{file or 'a store in memory'} cannot be searched by its words: it has no text index, or one of an older "
+        f"kind, or the SQLite of this Python ({sqlite3.sqlite_version}) has no FTS5; open it for writing once, which "
+        'makes the index, or search with mode="vector"'
     )
 
 
-def _create(connection: sqlite3.Connection, progress: bool) -> None:
-    """Index the texts of a store that was made without."""
+def create(connection: sqlite3.Connection, progress: bool) -> None:
+    """Index the texts of a store that has no index, or one of an older kind."""
+    connection.execute("DROP TABLE IF EXISTS words")
     connection.execute(TABLE)
-    ((count, after),) = connection.execute("SELECT count(*), min(seq) - 1 FROM passages")
+    ((count,),) = connection.execute("SELECT count(*) FROM passages")
     with progress_bar(count, "Indexing the words", "passage", progress and count >= _LARGE) as bar:
-        while after is not None:
-            # bound to be text: a damaged store's may be anything, and is named when it is read
-            page = "SELECT seq, text FROM passages WHERE seq > ? ORDER BY seq LIMIT ?"
-            connection.execute(f"INSERT INTO words (rowid, text) {page}", [after, _AT_ONCE])
-            ((done, after),) = connection.execute(f"SELECT count(*), max(seq) FROM ({page})", [after, _AT_ONCE])
-            bar.update(done)
+        for page in _pages(connection):
+            add(connection, page)
+            bar.update(len(page))
+
+
+def _pages(connection: sqlite3.Connection) -> Iterator[list[tuple[int, str]]]:
+    """(seq, text) of all passages, some at a time. A damaged text may be anything, and is named when it is read."""
+    page = "SELECT seq, CAST(coalesce(text, '') AS BLOB) FROM main.passages WHERE seq > ? ORDER BY seq LIMIT ?"
+    ((after,),) = connection.execute("SELECT min(seq) - 1 FROM main.passages")
+    while after is not None:
+        found = connection.execute(page, [after, _AT_ONCE]).fetchall()
+        yield [(seq, text.decode(errors="replace")) for seq, text in found]
+        after = found[-1][0] if found else None
 
 
 def rebuild(connection: sqlite3.Connection) -> None:
     """Index all texts anew, in one piece."""
-    connection.execute("INSERT INTO words (words) VALUES ('rebuild')")
+    connection.execute("INSERT INTO words (words) VALUES ('delete-all')")
+    for page in _pages(connection):
+        add(connection, page)
     connection.execute("INSERT INTO words (words) VALUES ('optimize')")
 
 
-def add(connection: sqlite3.Connection, seq: int, text: str) -> None:
-    """Index a passage that was added."""
-    connection.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", [seq, text])
+def add(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]], into: str = "words") -> None:
+    """Index passages that were added: (seq, text) each."""
+    rows = ((seq, pieces.spaced(text)) for seq, text in passages)
+    connection.executemany(f"INSERT INTO {into} (rowid, text) VALUES (?, ?)", rows)
 
 
-def remove(connection: sqlite3.Connection, seq: int) -> None:
-    """Forget a passage that is to be deleted, and is there still: FTS5 needs its text to know what to forget."""
-    connection.execute(
-        "INSERT INTO words (words, rowid, text) SELECT 'delete', seq, text FROM passages WHERE seq = ?", [seq]
-    )
+def remove(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]]) -> None:
+    """Forget passages that are to be deleted: FTS5 needs their texts to know what to forget."""
+    rows = ((seq, pieces.spaced(text)) for seq, text in passages)
+    connection.executemany("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", rows)
 
 
 def cut(text: str) -> list[str]:
-    """The words of a text in lower case, without those that are everywhere unless there are no others."""
-    found = _WORD.findall(text.lower())
-    return [word for word in found if word not in _COMMON] or found
+    """The words of a text in lower case, without those that are everywhere unless there are no others; see `pieces`."""
+    found = _WORD.findall(pieces.without(text).lower())
+    return ([word for word in found if word not in _COMMON] + pieces.asked(text)) or found
 
 
 def expression(question: str) -> str:
@@ -114,7 +109,8 @@ def expression(question: str) -> str:
 
     Each word stands in quotation marks and consists of letters and digits, so that nothing in a question is syntax.
     """
-    return " OR ".join(f'"{word}"' for word in list(dict.fromkeys(cut(question)))[:_MOST])
+    found = list(dict.fromkeys(cut(question)))[:_MOST]
+    return " OR ".join(f'"{word[:-1]}"{word[-1]}' if word[-1] == pieces.PREFIX else f'"{word}"' for word in found)
 
 
 def best(condition: str | None) -> str:
@@ -147,7 +143,8 @@ def are_right(connection: sqlite3.Connection) -> bool:
     connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
     connection.execute("CREATE VIRTUAL TABLE temp.places_again USING fts5vocab(temp, words_again, instance)")
     try:
-        connection.execute("INSERT INTO words_again (rowid, text) SELECT seq, text FROM main.passages")
+        for page in _pages(connection):
+            add(connection, page, into="temp.words_again")
         sizes = "SELECT id, sz FROM {} ORDER BY id"
         places = "SELECT term, doc, offset FROM {}"  # in this order
         return _are_equal(connection, sizes, "main.words_docsize", "temp.words_again_docsize") and _are_equal(

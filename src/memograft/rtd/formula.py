@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -97,10 +97,6 @@ class Rtd(BatchProcessor):
     def source(self, number: int) -> Source:
         """The datastore's source of that number."""
         return self.datastore.source(number)
-
-    def alone(self) -> Rtd:
-        """The datastore's entries only: at weight 1, and where nothing near is found too."""
-        return replace(self, weight=1.0, gate=None)
 
     def __call__(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Callable[[NDArray[np.int64]], Moved]]:
         """(G, D), (G, V) -> (G, V) log-probabilities, but logits as they were where the gate is shut."""
