@@ -48,15 +48,17 @@ EXAMPLES: tuple[Mapping[str, object], ...] = tuple(
 )
 
 
-def calls_instruction(functions: Sequence[Mapping[str, object]], *, forced: bool, many: bool) -> str:
-    """How to call the functions, and what they are; `forced`: there is no other answer."""
+def calls_instruction(
+    functions: Sequence[Mapping[str, object]], *, forced: bool, many: bool, examples: bool = False
+) -> str:
+    """How to call the functions, and what they are; `forced`: there is no other answer; `examples`: some follow."""
+    before = " (The first messages are an example, with another function.)" if examples else ""
     several = f" (or several in a list: [{_CALL}, ...])" if many else ""
     if forced:
         return f"Answer by calling a function, as JSON {_CALL}{several}. The functions:\n{_described(functions)}"
     return (
         f"You can call functions. Where one helps, answer with nothing but JSON {_CALL}{several}; its result comes in "
-        "the next message. Where none helps, or once you have the results, answer in words. (The first messages are an "
-        "example, with another function.) The functions:\n"
+        f"the next message. Where none helps, or once you have the results, answer in words.{before} The functions:\n"
         f"{_described(functions)}"
     )
 

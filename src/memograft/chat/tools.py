@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 from memograft.chat.calls import InvalidCall, Reading, calls_in, parsed
 from memograft.chat.choice import checked_tools, choice_of, schema_of_format
@@ -26,10 +26,19 @@ from memograft.request import Answer
 
 __all__ = ["Plan", "TakesTools", "call_schema", "plan"]
 
+_ROOMY = 1024  # tokens of a window of which the examples, about 200, are no large part
 _MARKUP = "<[{"  # what calls begin with, in all chat templates that take tools
 
 Function = Mapping[str, object]
 Reads = Literal["text", "calls", "calls or text", "calls or json", "template"]
+
+
+class RequestFields(TypedDict):
+    """What a `Plan` gives to a `Request`."""
+
+    tools: Sequence[Mapping[str, object]]
+    json_schema: Mapping[str, object] | None
+    json_optional: bool
 
 
 class TakesTools(Protocol):
@@ -38,6 +47,11 @@ class TakesTools(Protocol):
     @property
     def takes_tools(self) -> bool:
         """Whether the chat template has a place for tools, and the tokenizer can take calls out of a response."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
         ...
 
     def parse_response(self, answer: Answer, /) -> Mapping[str, object]:
@@ -70,6 +84,10 @@ class Plan:
     reads: Reads = "text"
     names: tuple[str, ...] = ()
     many: bool = False
+
+    def request(self) -> RequestFields:
+        """The fields of the `Request` that this asks for."""
+        return {"tools": self.tools, "json_schema": self.json_schema, "json_optional": self.json_optional}
 
     def shown(self, text: str) -> str:
         """What of a growing answer can be streamed: it will be the beginning of the reading's `content`."""
@@ -111,7 +129,7 @@ def plan(
     tool_choice: object = None,
     response_format: object = None,
     *,
-    many: bool = True,
+    many: bool | None = None,
     strict: bool = False,
 ) -> Plan:
     """What a call's tools and formats mean on this engine.
@@ -121,7 +139,8 @@ def plan(
         tools: in OpenAI's form.
         tool_choice: see `choice_of`.
         response_format: in OpenAI's form; where a call is forced it has no effect, as with OpenAI.
-        many: whether several calls may be made at once (OpenAI's `parallel_tool_calls`).
+        many: whether several calls may be made at once (OpenAI's `parallel_tool_calls`). None leaves it to a model that
+            calls tools in its own way, and asks others for one.
         strict: whether the arguments must be sure to be of the schema.
 
     Raises:
@@ -142,19 +161,19 @@ def plan(
                 "strict=True promises arguments of the schema, which this model's own way of calling tools does not "
                 'keep, got tool_choice="auto"; pass tool_choice="any" or a tool\'s name, or leave `strict` out'
             )
-        return Plan(shown, None, reads="template", names=names, many=many)
+        return Plan(shown, None, reads="template", names=names, many=many is not False)
     chosen = [f for f, name in zip(functions, names, strict=True) if choice in ("any", "auto", name)]
     may_call = tuple(str(function["name"]) for function in chosen)
     if choice == "auto" and answer_schema is not None:
         schema = call_schema(chosen, many=False, others=[answer_schema])
         instruction = "" if native else answers_instruction(chosen, answer_schema)
         return Plan(shown, schema, instruction=instruction, reads="calls or json", names=may_call)
-    free = choice == "auto"
+    free, many = choice == "auto", bool(many)
     schema = call_schema(chosen, many=many, single=free)
-    instruction = "" if native else calls_instruction(chosen, forced=not free, many=many)
-    examples = EXAMPLES if free else ()
+    examples = EXAMPLES if free and engine.max_length >= _ROOMY else ()
+    told = "" if native else calls_instruction(chosen, forced=not free, many=many, examples=bool(examples))
     reads: Reads = "calls or text" if free else "calls"
-    return Plan(shown, schema, free, instruction, examples, reads, may_call, many)
+    return Plan(shown, schema, free, told, examples, reads, may_call, many)
 
 
 def call_schema(
@@ -176,9 +195,11 @@ def call_schema(
     calls: list[dict[str, object]] = []
     for number, function in enumerate(functions):
         parameters = function.get("parameters")
-        arguments = closed(parameters) if isinstance(parameters, Mapping) and parameters else {"type": "object"}
-        if arguments == {"type": "object"}:
-            arguments = {"type": "object", "properties": {}, "additionalProperties": False}
+        arguments = closed(parameters) if isinstance(parameters, Mapping) else {}
+        if not arguments.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
+            arguments.setdefault("type", "object")
+        if arguments.keys() <= {"type", "title", "description"}:  # of a function without parameters
+            arguments |= {"properties": {}, "additionalProperties": False}
         properties = {
             "name": {"const": function["name"]},
             "arguments": hoisted(arguments, f"tool{number}_", definitions),

@@ -9,6 +9,7 @@ __all__ = ["closed", "parts_changed"]
 _VALUES = ("const", "enum", "default", "examples", "required")  # keywords whose values are data, not schemas
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name -> schema
 _COMPOSING = ("anyOf", "oneOf", "$ref")
+_SAME = ("allOf", "anyOf", "oneOf", "if", "then", "else", "not")  # what stands there is about the same object
 _DEFINITIONS = ("#/$defs/", "#/definitions/")
 
 
@@ -78,7 +79,7 @@ def _shared(schema: Mapping[str, object]) -> set[str]:
         for place in ("$defs", "definitions"):
             if isinstance(part.get(place), Mapping):
                 definitions.update(part[place])
-        parts_changed(part, lambda key, inner: look(inner, inside and key not in ("$defs", "definitions")))
+        parts_changed(part, lambda key, inner: look(inner, inside and key in _SAME))
 
     look(schema, False)
     known: set[str] = set()
