@@ -62,7 +62,7 @@ def test_calls_as_text_where_the_template_has_no_place_for_tools() -> None:
     )
     assert told.messages[2]["content"] == (
         "Result of search: a citrus\n\nResult of look: 3\n\n"
-        "Answer with it in words, or call another function: What is bergamot?"
+        "The question was: What is bergamot?\nAnswer it in words, or call another function."
     )
     assert told.query == "What is bergamot?"
     later = read_conversation([*LOOP, {"role": "assistant", "content": "A citrus."}, ASKED], takes_tools=False)

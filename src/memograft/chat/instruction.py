@@ -5,7 +5,7 @@ their results stand in a conversation then, as plain text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from memograft.chat.schema import shown
 
@@ -27,23 +27,19 @@ def result_text(name: str, result: str) -> str:
 
 def reminder(question: str) -> str:
     """What follows the last results: by then small models have lost sight of the question."""
-    return f"Answer with it in words, or call another function: {question}"
+    return f"The question was: {question}\nAnswer it in words, or call another function."
 
 
-def _examples() -> Iterator[tuple[str, str]]:
-    """(user, assistant). The last one is a call, and so is that of what the user asks next more readily."""
-    time = "What time is it in Lima?"
-    yield "Who wrote Hamlet?", "William Shakespeare wrote Hamlet."
-    yield time, call_text([("get_time", {"place": "Lima"})])
-    yield f"{result_text('get_time', '14:05')}\n\n{reminder(time)}", "It is 14:05 in Lima."
-    yield "Hello!", "Hello! What can I do for you?"
-    yield "And what time is it in Quito?", call_text([("get_time", {"place": "Quito"})])
-
-
-# Without these SmolLM2-135M never calls anything: a system message alone is not enough for it.
+# Without these SmolLM2-135M never calls anything: a system message alone is not enough for it. In this order, and
+# without the result of the call, it calls most readily where it should, and no more often where it should not.
+_TURNS = (
+    ("Hello!", "Hello! What can I do for you?"),
+    ("Who wrote Hamlet?", "William Shakespeare wrote Hamlet."),
+    ("What time is it in Lima?", call_text([("get_time", {"place": "Lima"})])),
+)
 EXAMPLES: tuple[Mapping[str, object], ...] = tuple(
     {"role": role, "content": content}
-    for turn in _examples()
+    for turn in _TURNS
     for role, content in zip(("user", "assistant"), turn, strict=True)
 )
 
