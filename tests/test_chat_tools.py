@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -323,3 +325,10 @@ def test_smollm2_calls_and_answers_in_text(smollm2: Engine) -> None:
     assert "-3 degrees" in reading.content
     answer = smollm2.answer(asked(smollm2, how, "What is the capital of France?", 16))
     assert how.read(smollm2, answer) == Reading("The capital of France is Paris.")
+
+
+def test_importing_it_loads_no_torch() -> None:
+    heavy = ["torch", "transformers", "numpy", "peft"]
+    code = f"import sys, memograft.chat; print([m for m in {heavy} if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"

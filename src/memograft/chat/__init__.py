@@ -18,6 +18,7 @@ from memograft.chat.examples import Plain, to_examples
 from memograft.chat.failures import Failure, failure_of, message_text
 from memograft.chat.parts import DOCUMENT_PARTS, document_of, text_of
 from memograft.chat.schema import closed, hoisted, shown
+from memograft.chat.stuffed import Unstuffed, split_context, unstuffed
 from memograft.chat.tools import Plan, TakesTools, call_schema, plan
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "Reading",
     "TakesTools",
+    "Unstuffed",
     "arguments_of",
     "call_schema",
     "checked_tools",
@@ -53,8 +55,10 @@ __all__ = [
     "report_of",
     "schema_of_format",
     "shown",
+    "split_context",
     "text_of",
     "to_documents",
     "to_examples",
+    "unstuffed",
     "usage_of",
 ]
