@@ -71,8 +71,8 @@ def test_models_that_are_not_there(tmp_path: Any) -> None:
 def test_arguments_nobody_knows_are_refused_by_name(chat: ChatMemograft) -> None:
     with pytest.raises(ValidationError, match=r"has no 'temprature' \(did you mean 'temperature'\?\); there"):
         ChatMemograft(model="tiny", temprature=1)
-    with pytest.raises(ValidationError, match=r"has no 'api_key'; there are: .*max_tokens, .*model, model_kwargs"):
-        ChatMemograft(model="tiny", api_key="x")
+    with pytest.raises(ValidationError, match=r"has no 'organization'; there are: .*max_tokens, .*model, model_kwargs"):
+        ChatMemograft(model="tiny", organization="x")
     for call in (chat.invoke, lambda *a, **k: list(chat.stream(*a, **k))):
         with pytest.raises(ModelInvalidRequestError, match=r"a call of ChatMemograft has no 'docs' .*documents"):
             call(QUESTION, docs=[PAGE])
