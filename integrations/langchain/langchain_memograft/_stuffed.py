@@ -21,7 +21,7 @@ __all__ = ["taken_out", "warn_of_context"]
 
 _HOME = "langchain_classic.chains.question_answering.stuff_prompt"
 _SEPARATOR = "\n\n"  # between documents, in all chains of langchain_classic
-_CONTEXT = re.compile(r"(?:^|\W)context\b[^\n]{0,40}:\s*\S|<context>\s*[^\s<]", re.IGNORECASE)
+_CONTEXT = re.compile(r"(?:\bcontext\b[^\n]{0,40}:|<context>)\s*\S[\s\S]{80}", re.IGNORECASE)  # and a text behind it
 
 _warned = False
 

@@ -33,6 +33,7 @@ from langchain_memograft._structured import (
     json_schema_of,
     with_raw,
 )
+from langchain_memograft._stuffed import taken_out, warn_of_context
 from langchain_memograft._tools import described
 
 if TYPE_CHECKING:
@@ -358,14 +359,19 @@ class ChatMemograft(AskingSettings, BaseChatModel):
                 many=given.get("parallel_tool_calls"),
                 strict=bool(given.get("strict")),
             )
-            told = read_conversation(
-                messages,
-                given.get("documents"),
-                takes_tools=engine.takes_tools,
-                takes_system=engine.takes_system,
-                plan=how,
-                delimiters=given.get("context_delimiters") or self.context_delimiters,
-            )
+            form: dict[str, Any] = {
+                "takes_tools": engine.takes_tools,
+                "takes_system": engine.takes_system,
+                "plan": how,
+                "delimiters": given.get("context_delimiters") or self.context_delimiters,
+            }
+            told = read_conversation(messages, given.get("documents"), **form)
+            if not told.documents and self._memory_of(given) is not None:
+                messages, documents = taken_out(messages)
+                if documents:
+                    told = read_conversation(messages, documents, **form)
+                else:
+                    warn_of_context(messages)
         query = given.get("query") or told.query
         request = self._request(
             told.messages,

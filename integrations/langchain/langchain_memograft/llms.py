@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.llms import BaseLLM
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from memograft.errors import RequestTimeoutError
 
@@ -20,6 +21,7 @@ from langchain_memograft._citations import annotations_of
 from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
+from langchain_memograft._stuffed import taken_out, warn_of_context
 
 if TYPE_CHECKING:
     from memograft import Answer, Document, Request, Rtd
@@ -165,10 +167,17 @@ class MemograftLLM(AskingSettings, BaseLLM):
     ) -> list[Request]:
         self._check_call(given, CALL_OPTIONS)
         documents = _per_prompt(given.get("documents"), len(prompts))
-        return [
-            self._request([{"role": "user", "content": prompt}], own, stop, given, rtd)
-            for prompt, own in zip(prompts, documents, strict=True)
-        ]
+        requests = []
+        for prompt, own in zip(prompts, documents, strict=True):
+            asked: list[BaseMessage] = [HumanMessage(prompt)]
+            found = list(own)
+            if not own and self._memory_of(given) is not None:
+                asked, found = taken_out(asked)
+                if not found:
+                    warn_of_context(asked)
+            message = {"role": "user", "content": str(asked[0].content)}
+            requests.append(self._request([message], found, stop, given, rtd))
+        return requests
 
     def _retries(self, given: Mapping[str, Any]) -> int:
         retries = given.get("max_retries")

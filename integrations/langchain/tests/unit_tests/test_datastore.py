@@ -55,7 +55,8 @@ def elsewhere() -> Iterator[Datastore]:
 
 def said(answer: Any) -> list[str]:
     """Ids of the sources that steered an answer."""
-    return [source["id"] for source in answer.response_metadata["memograft"].get("references", [])]
+    references = answer.response_metadata["memograft"]["references"] or {"sources": []}
+    return [source["id"] for source in references["sources"]]
 
 
 def test_a_datastore_steers_where_it_is_asked_to(chat: ChatMemograft, velmora: Datastore) -> None:
@@ -63,7 +64,7 @@ def test_a_datastore_steers_where_it_is_asked_to(chat: ChatMemograft, velmora: D
     plain = chat.invoke(VELMORA)
     assert plain.text != TORSTAD
     assert isinstance(plain.content, str)
-    assert "references" not in plain.response_metadata["memograft"]
+    assert plain.response_metadata["memograft"]["references"] is None
     assert chat.invoke(VELMORA, datastore=rtd).text == TORSTAD
     assert chat.bind(datastore=rtd).invoke(VELMORA).text == TORSTAD
     assert own.invoke(VELMORA).text == TORSTAD
@@ -219,8 +220,8 @@ def test_llms_are_steered_in_one_batch(velmora: Datastore) -> None:
     prefills = {info["memograft"]["milliseconds"]["prefill"] for info in (first, second)}
     assert len(prefills) == 1  # one batch
     assert [a["cited_text"] for a in first["annotations"]] == [TORSTAD]
-    assert second["annotations"] == second["memograft"]["references"] == []
-    assert [r["id"] for r in first["memograft"]["references"]] == velmora.ids()
+    assert second["annotations"] == second["memograft"]["references"]["sources"] == []
+    assert [r["id"] for r in first["memograft"]["references"]["sources"]] == velmora.ids()
     off = llm.generate([VELMORA], datastore=None).generations[0][0]
     assert off.text != TORSTAD
     assert off.generation_info is not None

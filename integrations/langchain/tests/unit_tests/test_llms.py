@@ -257,7 +257,7 @@ def test_a_cache_tells_settings_apart() -> None:
     ("given", "message"),
     [
         ({"temprature": 1}, r"a call of MemograftLLM has no 'temprature' \(did you mean 'temperature'\?\)"),
-        ({"documents": LISBON}, r"`documents` must be a list of documents, got str"),
+        ({"documents": LISBON}, r"`documents` must be a list of documents, got one str"),
         ({"documents": [3]}, r"documents\[0\] must be a LangChain Document"),
         (
             {"documents": [[LISBON], [OSLO]]},
