@@ -112,7 +112,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
-        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None stands for a CUDA GPU if there is one, else the CPU. Further
+        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None stands for a CUDA GPU if there is one, else the CPU.
         `kwargs` go to AutoModelForCausalLM.from_pretrained. `loading.load` documents dtypes, device maps and errors.
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub

@@ -75,8 +75,11 @@ def index(
     chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a folder into the vector store: new files, changed ones, and those that are gone."""
-    from memograft.cli.index import index_folder
+    """Read a folder into the vector store: new files, changed ones, and those that are gone.
+
+    Files may be txt, md, pdf, html, docx, and records in json, jsonl or csv; those of other kinds are named.
+    """
+    from memograft.cli.index import counted, index_folder
     from memograft.passages.vector_store import VectorStore
 
     with reporting(as_json) as result:
@@ -89,9 +92,15 @@ def index(
             def on_file(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            report = index_folder(opened, folder, chunk_size=chunk_size, overlap=chunk_overlap, on_file=on_file)
+            report = index_folder(
+                opened, folder, chunk_size=chunk_size, overlap=chunk_overlap, on_file=on_file, without=store
+            )
         for failure in report.failed:
             warn(f"not read: {failure['reason']}")
+        for part in report.skipped:
+            warn(f"partly read: {part['reason']}")
+        if report.other_kinds:
+            warn(f"not read: {counted(report.other_kinds)}")
         if not as_json:
             out().print(
                 f"{report.files} files: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, "

@@ -34,9 +34,7 @@ _HUB = ("revision", "token", "cache_dir", "local_files_only")
 _SOURCE = (*_HUB, "trust_remote_code")
 
 
-def load(
-    name: str | Path, device: str | None = None, **kwargs: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str | Path, device: str | None = None, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
 
     `device` is where the whole model goes: "cpu", "cuda", "cuda:1", "mps" or another name that torch has. None: where a
