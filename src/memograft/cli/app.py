@@ -73,6 +73,7 @@ def index(
     ] = None,
     chunk_size: ChunkOption = 600,
     chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,
+    lock_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for another writer of the store.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Read a folder into the vector store: new files, changed ones, and those that are gone.
@@ -84,7 +85,9 @@ def index(
 
     with reporting(as_json) as result:
         with (
-            VectorStore(path=store, index=kind.value if kind else None, progress=False) as opened,
+            VectorStore(
+                path=store, index=kind.value if kind else None, progress=False, lock_timeout=lock_timeout
+            ) as opened,
             progress_bar(not as_json) as bar,
         ):
             task = bar.add_task("reading", total=None)
