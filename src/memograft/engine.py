@@ -107,15 +107,16 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         bank: Bank | str | Path | None = None,
+        device: str | None = None,
         **kwargs: Any,
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
-        `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, quantization_config, ...). Without them
-        the model goes to the GPU if there is one; `loading.load` says in which dtype.
+        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None stands for a CUDA GPU if there is one, else the CPU.
+        `kwargs` go to AutoModelForCausalLM.from_pretrained. `loading.load` documents dtypes, device maps and errors.
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
-        model, tokenizer = load(name, **kwargs)
+        model, tokenizer = load(name, device, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
 
     @property
@@ -216,8 +217,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     def next_token_logprobs(self, request: Request) -> Tensor:
         """(V,) float32 of the first new token: after memory, rules and processors, before sampling."""
-        (tap,) = self.tapped([request], [Tap()])
-        return scoring.logprobs_of(tap)
+        return scoring.logprobs_of(*self.tapped([request], [Tap()]))
 
     def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
         """The likeliest of some answers; see `scoring.choose` for how they are judged and for `settings`."""
