@@ -59,7 +59,7 @@ check: $(ALL) docs
 # The site, into site/. Any warning fails it: a link without a target, a page outside the navigation, a parameter that is
 # documented and does not exist. So does a path of this machine in what was built.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet, mkdocs counts no warnings
 	! grep -rlF "$(CURDIR)" site
 
 # An hour of tests/attack, each round with other seeds; goes on where it was interrupted.
