@@ -57,9 +57,10 @@ check: $(ALL) docs
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
 
 # The site, into site/. Any warning fails it: a link without a target, a page outside the navigation, a parameter that is
-# documented and does not exist. So does a path of this machine in what was built.
+# documented and does not exist. So does a path of this machine in what was built. Not with --quiet: mkdocs then counts
+# no warnings.
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # with --quiet, mkdocs counts no warnings
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rlF "$(CURDIR)" site
 
 # An hour of tests/attack, each round with other seeds; goes on where it was interrupted.
