@@ -20,9 +20,7 @@ from memograft.model.loading import BUNDLED
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN = ("plain", "memorized")
 TODAY = "world-test-today.json"  # measured with the defaults of today; the others are records of older versions
-SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree")
 SAMPLE = 48
 
 
@@ -76,11 +74,8 @@ def on_record(name: str) -> dict[str, Any]:
     return record
 
 
-def test_the_readme_shows_the_results_that_are_on_record() -> None:
-    record = on_record(TODAY)
-    assert record["n"] >= 500
-    shown = {method: {name: record["results"][method][name] for name in SETS} for method in SHOWN}
-    assert table(shown) in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_record_is_of_the_whole_split() -> None:
+    assert on_record(TODAY)["n"] >= 500
 
 
 @pytest.mark.parametrize("name", ["world-test.json", "world-test-deep.json", TODAY])

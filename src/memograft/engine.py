@@ -146,8 +146,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """Answer one question; `options` are further fields of `Request`. Blocks until the answer is there.
 
         Raises:
-            PromptTooLongError, RequestCancelledError, RequestTimeoutError, EngineClosedError, and whatever the
-            request's own processors raise.
+            MemograftError: PromptTooLongError, RequestCancelledError, RequestTimeoutError or EngineClosedError.
+            Exception: whatever the request's own processors raise.
         """
         return self.answer_batch([as_request(question, documents, memory, sampling, options)])[0]
 
