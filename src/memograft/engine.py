@@ -1,8 +1,6 @@
 """`Engine`: a model that memorizes the documents of a request before it answers it. The only file that knows the order.
 
-    prompt ──> prefill ──> memorize ──> decode ──> answer
-
-Requests of all threads and tasks run as mixed batches on one thread; each row of a batch has its own memory.
+prompt ──> prefill ──> memorize ──> decode ──> answer
 """
 
 from __future__ import annotations
@@ -232,6 +230,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """Whether the chat template has a place for tools, and the tokenizer can take calls out of a response."""
         return self._prompts.has_native_tools and self._tokens.parses_responses
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether the chat template has a place for a system message."""
+        return self._prompts.has_system
+
     def parse_response(self, answer: Answer) -> dict[str, Any]:
         """The answer as a message: `role`, `content`, and where the model wrote them `tool_calls` and the like.
 
@@ -293,10 +296,9 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         try:
             if jobs:
                 self._answer(jobs)
+            return
         except Exception as e:
             error = e
-        else:
-            return
         if len(jobs) == 1 and not jobs[0].payload.spares(error):
             jobs[0].fail(error)
             return

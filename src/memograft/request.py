@@ -52,6 +52,8 @@ class Request:
         sampling: how tokens are chosen.
         tools: what the model may call, as JSON schemas in OpenAI's form; they are handed to the chat template.
         json_schema: the answer is JSON of this schema, whatever the model would rather say.
+        json_optional: the model may answer in text instead, which does not begin as JSON of the schema does (with "{"
+            for an object); an answer that begins so keeps the schema to its end.
         logprobs: how many of the likeliest tokens to report beside each chosen one, 0 to 20; None reports nothing.
         overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
             documents' ends, lowest-ranked first.
@@ -74,6 +76,7 @@ class Request:
     query: str | None = None
     overflow: Literal["error", "drop", "truncate"] = "error"
     timeout: float | None = None
+    json_optional: bool = False
 
     def __post_init__(self) -> None:
         asked = ({"role": "user", "content": self.question},)
@@ -99,6 +102,8 @@ class Request:
             )
         if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
             raise SettingsError(f"`json_schema` must be a mapping or None, got {type(self.json_schema).__name__}")
+        if self.json_optional and self.json_schema is None:
+            raise SettingsError("`json_optional` is about a `json_schema`, and there is none; pass one")
         if self.logprobs is not None and not (is_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS):
             raise SettingsError(f"`logprobs` must be 0 to {_MOST_LOGPROBS}, or None, got {self.logprobs!r}")
         if self.overflow not in ("error", "drop", "truncate"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from memograft.decoding.schemas import closed
 from memograft.errors import MissingExtraError, SettingsError
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ __all__ = ["JsonSchema", "Vocabulary"]
 
 _COMPACT: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ENDINGS = (b'"', b"}]", b",")  # what ends a string, what ends an object or a list, what comes after a number
-_COMPOSING = ("anyOf", "oneOf", "$ref")
-_VALUES = ("const", "enum", "default", "examples", "required")  # of a schema: no schemas
 _SPARE = 6  # tokens to have left when the end is forced
 _NEAR = 3  # lengths of the shortest instance before the limit from where on the way to the end is measured
 _MOST = 1024  # tokens of the shortest instance at most, before a schema counts as one that does not say how it ends
@@ -53,10 +52,10 @@ class Vocabulary:
             ) from e
         self.size, self.eos = max(size, len(tokenizer)), eos
         self.tokens = from_tokenizer(tokenizer, n_vocab=self.size, eos_token=eos)
-        texts = [self.tokens.decode_bytes([n]) for n in range(self.size)]
-        self.endings = [self._begins(texts, ending) for ending in _ENDINGS]
-        self.openings = self._begins(texts, b",{[")
-        self.crossings = torch.tensor([b'"' in text[:-1] for text in texts])
+        self.texts = [self.tokens.decode_bytes([n]) for n in range(self.size)]
+        self.endings = [self._begins(self.texts, ending) for ending in _ENDINGS]
+        self.openings = self._begins(self.texts, b",{[")
+        self.crossings = torch.tensor([b'"' in text[:-1] for text in self.texts])
 
     @staticmethod
     def _begins(texts: list[bytes], characters: bytes) -> Tensor:
@@ -81,9 +80,8 @@ class JsonSchema:
         self._vocabulary, self._limit = vocabulary, 0
         self._before = torch.zeros(vocabulary.size, dtype=torch.bool)  # what was allowed one token ago
         try:
-            text = json.dumps(schema)
-            text = text if '"allOf"' in text else json.dumps(_closed(schema))
-            self._grammar = LLMatcher.grammar_from_json_schema(text, defaults=_COMPACT)
+            plain = json.loads(json.dumps(schema))  # which refuses what holds itself
+            self._grammar = LLMatcher.grammar_from_json_schema(json.dumps(closed(plain)), defaults=_COMPACT)
         except (TypeError, ValueError) as e:
             raise SettingsError(f"`json_schema` must be a JSON schema, got one that cannot be read: {e}") from e
         self._matcher = LLMatcher(vocabulary.tokens, self._grammar, log_level=0)
@@ -108,6 +106,15 @@ class JsonSchema:
                 "more `max_new_tokens`, shorten the prompt, or require fewer fields"
             )
         self._limit = tokens
+
+    def beginnings(self) -> Tensor:
+        """(V,) bool: the tokens that an instance can begin with."""
+        return self._allowed(self._matcher.deep_copy())
+
+    def restart(self, tokens: int) -> None:
+        """Begin with the next token, and end within so many; see `limit`."""
+        self.limit(tokens)
+        self._start = None
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """(1, T), (1, V) -> (1, V), minus infinity where a token would break the schema."""
@@ -177,20 +184,3 @@ class JsonSchema:
                     else "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
         return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
-
-
-def _closed(schema: object) -> object:
-    """The schema with no other properties than it names, where it leaves that open: a model would fill in some.
-
-    Not where parts of an object are named in several places, which would then exclude each other.
-    """
-    if isinstance(schema, list | tuple):
-        return [_closed(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    if "properties" in schema and any(key in schema for key in _COMPOSING):
-        return schema
-    changed = {key: value if key in _VALUES else _closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), Mapping) and "patternProperties" not in schema:
-        changed.setdefault("additionalProperties", False)
-    return changed

@@ -13,6 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,18 @@ class PromptBuilder:
     def has_native_tools(self) -> bool:
         """Whether the chat template has a place for tools."""
         return "tools" in self._variables
+
+    @cached_property
+    def has_system(self) -> bool:
+        """Whether the chat template shows a system message."""
+        texts = Texts()
+        system, user = texts.add("s"), texts.add("u")
+        try:
+            return system in self._with_documents(
+                [{"role": "system", "content": system}, {"role": "user", "content": user}], (), ()
+            )
+        except SettingsError:
+            return False
 
     def build(
         self,

@@ -16,6 +16,7 @@ from memograft.errors import SettingsError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from memograft.decoding.json_or_text import JsonOrText
     from memograft.decoding.json_schema import JsonSchema, Vocabulary
 
 __all__ = ["Tokens"]
@@ -69,8 +70,9 @@ class Tokens:
             raise SettingsError(f"`response_template` must give a mapping, got {type(parsed).__name__}; mend it")
         return dict(parsed)
 
-    def json(self, schema: Mapping[str, object]) -> JsonSchema:
-        """A processor for one answer; see `JsonSchema` for what it raises."""
+    def json(self, schema: Mapping[str, object], *, optional: bool = False) -> JsonSchema | JsonOrText:
+        """A processor for one answer, which may be text if JSON is `optional`; see `JsonSchema` for what it raises."""
+        from memograft.decoding.json_or_text import JsonOrText
         from memograft.decoding.json_schema import JsonSchema
 
         if not self._eos:
@@ -79,4 +81,4 @@ class Tokens:
                 "`generation_config.eos_token_id` of the model"
             )
         with self._lock:
-            return JsonSchema(self._vocabulary, schema)
+            return (JsonOrText if optional else JsonSchema)(self._vocabulary, schema)

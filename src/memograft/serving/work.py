@@ -11,6 +11,7 @@ import torch
 
 from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.cad import Cad
+from memograft.decoding.json_or_text import JsonOrText
 from memograft.decoding.json_schema import JsonSchema
 from memograft.decoding.processor import Processor
 from memograft.decoding.tap import Tap
@@ -48,7 +49,7 @@ class Work:
             self.documents = self.memory.shown(self.documents)
         self.fitted: Fitted | None = None
         self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
-        self.json: JsonSchema | None = None
+        self.json: JsonSchema | JsonOrText | None = None
         self.tap: Tap | None = None
         self.has_fallback = False  # whether the base model's own answer is decoded beside the memorized one
         self._spared = False  # its fallback, for want of memory
@@ -69,7 +70,7 @@ class Work:
         if self.cad is not None:
             self.echo = builder.build(self.request.messages, (), self.request.tools)
         if self.request.json_schema is not None:
-            self.json = tokens.json(self.request.json_schema)
+            self.json = tokens.json(self.request.json_schema, optional=self.request.json_optional)
             self.json.limit(self.max_new_tokens)
         if self.tap is not None:
             self.max_new_tokens = self.tap.length(self.max_new_tokens)

@@ -1,0 +1,72 @@
+"""What a model is told of tools in its system message, where its chat template has no place for them; and how calls and
+their results stand in a conversation then, as plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from memograft.chat.schema import shown
+
+__all__ = ["EXAMPLES", "answers_instruction", "call_text", "calls_instruction", "reminder", "result_text"]
+
+_CALL = '{"name": ..., "arguments": {...}}'
+
+
+def call_text(calls: Sequence[tuple[str, Mapping[str, object]]]) -> str:
+    """Calls, (name, arguments) each, as the instruction asks for them."""
+    made = [{"name": name, "arguments": dict(arguments)} for name, arguments in calls]
+    return json.dumps(made[0] if len(made) == 1 else made, ensure_ascii=False)
+
+
+def result_text(name: str, result: str) -> str:
+    """The result of a call, as a user says it."""
+    return f"Result of {name}: {result}" if name else f"Result: {result}"
+
+
+def reminder(question: str) -> str:
+    """What follows the last results: by then small models have lost sight of the question."""
+    return f"The question was: {question}\nAnswer it in words, or call another function."
+
+
+# Without these SmolLM2-135M never calls anything: a system message alone is not enough for it. In this order, and
+# without the result of the call, it calls most readily where it should, and no more often where it should not.
+_TURNS = (
+    ("Hello!", "Hello! What can I do for you?"),
+    ("Who wrote Hamlet?", "William Shakespeare wrote Hamlet."),
+    ("What time is it in Lima?", call_text([("get_time", {"place": "Lima"})])),
+)
+EXAMPLES: tuple[Mapping[str, object], ...] = tuple(
+    {"role": role, "content": content}
+    for turn in _TURNS
+    for role, content in zip(("user", "assistant"), turn, strict=True)
+)
+
+
+def calls_instruction(
+    functions: Sequence[Mapping[str, object]], *, forced: bool, many: bool, examples: bool = False
+) -> str:
+    """How to call the functions, and what they are; `forced`: there is no other answer; `examples`: some follow."""
+    before = " (The first messages are an example, with another function.)" if examples else ""
+    several = f" (or several in a list: [{_CALL}, ...])" if many else ""
+    if forced:
+        return f"Answer by calling a function, as JSON {_CALL}{several}. The functions:\n{_described(functions)}"
+    return (
+        f"You can call functions. Where one helps, answer with nothing but JSON {_CALL}{several}; its result comes in "
+        f"the next message. Where none helps, or once you have the results, answer in words.{before} The functions:\n"
+        f"{_described(functions)}"
+    )
+
+
+def answers_instruction(functions: Sequence[Mapping[str, object]], schema: Mapping[str, object]) -> str:
+    """How to call the functions, or else answer in JSON of a schema."""
+    return (
+        f"You can call functions. Where one helps, answer with JSON {_CALL}; its result comes in the next message. "
+        f"Where none helps, or once you have the results, answer in JSON of this schema:\n{shown(schema)}\n"
+        f"The functions:\n{_described(functions)}"
+    )
+
+
+def _described(functions: Sequence[Mapping[str, object]]) -> str:
+    return "\n".join(shown(function) for function in functions)

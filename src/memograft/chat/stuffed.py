@@ -1,0 +1,90 @@
+"""Documents that a framework's template has stuffed into a prompt -> documents beside the bare question.
+
+In a prompt they would be read and not memorized, and the template's wording would be judged as part of the question.
+Works on the strings that the caller gives: a rendered text, and the template's wording with `{names}` in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memograft.documents import Document
+
+__all__ = ["Unstuffed", "split_context", "unstuffed"]
+
+_NAME = re.compile(r"\{(\w+)\}")
+_BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
+_SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u3002\uff01\uff1f\"\u201d)])[ \t]*\n\s*")
+
+
+@dataclass(frozen=True)
+class Unstuffed:
+    """What a rendered template held.
+
+    Attributes:
+        documents: those of its context, in order.
+        fields: what stood in the place of each other name, such as the question.
+    """
+
+    documents: tuple[Document, ...]
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def unstuffed(
+    text: str, wordings: Sequence[str], *, context: str = "context", separator: str | None = None
+) -> Unstuffed | None:
+    """Take a text apart that was rendered from one of some templates; None if it was from none of them.
+
+    Args:
+        text: of one message.
+        wordings: templates, tried in this order: "Use this context.\\n{context}\\n\\nQuestion: {question}".
+        context: the name in whose place the documents stand.
+        separator: what the framework puts between two documents; None takes every blank line for one.
+    """
+    for wording in wordings:
+        # Chat models take the blanks from the ends of messages; a context that is empty stands at one.
+        fields = _fields(text, wording) or _fields(text.strip(), wording.strip())
+        if fields is not None and context in fields:
+            return Unstuffed(tuple(split_context(fields.pop(context), separator)), fields)
+    return None
+
+
+def split_context(context: str, separator: str | None = None, *, by_line: bool = False) -> list[Document]:
+    """A packed context -> documents.
+
+    A document that holds the separator becomes several, which are judged and memorized one by one.
+
+    Args:
+        context: texts, joined.
+        separator: by what; None for blank lines, with or without spaces in them.
+        by_line: the texts were joined by line breaks; a line that ends no sentence goes on in the next.
+    """
+    parts = _BLANK_LINES.split(context.strip()) if separator is None else context.split(separator)
+    if by_line:
+        parts = [line for part in parts for line in _SENTENCE_END.split(part)]
+    return [Document(part.strip()) for part in parts if part.strip()]
+
+
+def _fields(text: str, wording: str) -> dict[str, str] | None:
+    """What stands in the place of each name; None if the text does not have the wording around them.
+
+    What stands between two names is looked for from the end: a document may hold the words that follow the context, and
+    a question is seldom asked about them.
+    """
+    fixed, names = _NAME.split(wording)[::2], _NAME.findall(wording)
+    if not names or not text.startswith(fixed[0]) or not text.endswith(fixed[-1]):
+        return None
+    start, end = len(fixed[0]), len(text) - len(fixed[-1])
+    fields: dict[str, str] = {}
+    for name, before in zip(reversed(names), reversed(fixed[:-1]), strict=True):
+        first = name == names[0] and len(fields) == len(names) - 1
+        at = start if first else text.rfind(before, start, end) + len(before)
+        if not first and at < start + len(before):
+            return None
+        if at > end or fields.get(name, text[at:end]) != text[at:end]:
+            return None
+        fields[name] = text[at:end]
+        end = at - len(before)
+    return dict(reversed(fields.items()))
