@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +17,7 @@ from memograft.cli.options import JsonOption
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory import prefix_folder
 from memograft.memory.bank import Bank, Entry
+from memograft.storage.disk import JsonObject
 
 memory_app = typer.Typer(
     help="Kept memories: the folder of a bank.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -138,14 +139,14 @@ def _opened(folder: Path) -> Bank:
     return Bank(folder)
 
 
-def _about(entry: Entry) -> dict[str, Any]:
+def _about(entry: Entry) -> JsonObject:
     """What its JSON file says, with the documents that it is of."""
     from memograft.memory import folder
 
     return folder.about(entry.path) if entry.kind == "memory" else prefix_folder.about(entry.path)
 
 
-def _made(entry: Entry, about: dict[str, Any]) -> str:
+def _made(entry: Entry, about: JsonObject) -> str:
     if entry.kind == "prefix":
         start, end = about["tokens"]
         return f"keys and values of tokens {start} to {end}, {'rounded to int8' if about['int8'] else 'exact'}"
