@@ -65,6 +65,10 @@ def test_calls_as_text_where_the_template_has_no_place_for_tools() -> None:
         "The question was: What is bergamot?\nAnswer it in words, or call another function."
     )
     assert told.query == "What is bergamot?"
+    other = {"role": "tool", "tool_call_id": "c2", "content": "3", "documents": ["Three."]}
+    first = read_conversation([ASKED, both, RESULT, other], takes_tools=False)
+    assert str(first.messages[2]["content"]).startswith("Result of search: a citrus\n\nThe question was")
+    assert first.query == "What is bergamot?"
     later = read_conversation([*LOOP, {"role": "assistant", "content": "A citrus."}, ASKED], takes_tools=False)
     assert later.query is None
     assert later.messages[2] == {"role": "user", "content": "Result of search: a citrus"}

@@ -126,7 +126,8 @@ def read_conversation(
         plain = None if n in retrieved else _plain(message, role, text, left_out, names, takes_tools)
         if plain is not None:
             told.add_message(plain)
-    if not takes_tools and roles and roles[-1] == "tool" and len(roles) - 1 not in retrieved and question.strip():
+    results = [n for n, role in enumerate(roles) if n > user and role == "tool" and n not in retrieved]
+    if not takes_tools and results and roles[-1] == "tool" and question.strip():  # the last message tells results
         told.messages[-1]["content"] = f"{told.messages[-1]['content']}\n\n{wording.reminder(question)}"
         told.query = question
     if plan is not None and plan.instruction:

@@ -30,12 +30,15 @@ def reminder(question: str) -> str:
     return f"The question was: {question}\nAnswer it in words, or call another function."
 
 
-# Without these SmolLM2-135M never calls anything: a system message alone is not enough for it. In this order, and
-# without the result of the call, it calls most readily where it should, and no more often where it should not.
+_TIME = "What time is it in Lima?"
+# Without these SmolLM2-135M never calls anything: a system message alone is not enough. Two calls teach it to take
+# the arguments from the question; that the last turn is a call, and the one before it is none, to do both.
 _TURNS = (
     ("Hello!", "Hello! What can I do for you?"),
+    (_TIME, call_text([("get_time", {"place": "Lima"})])),
+    (f"{result_text('get_time', '14:05')}\n\n{reminder(_TIME)}", "It is 14:05 in Lima."),
     ("Who wrote Hamlet?", "William Shakespeare wrote Hamlet."),
-    ("What time is it in Lima?", call_text([("get_time", {"place": "Lima"})])),
+    ("And what time is it in Quito?", call_text([("get_time", {"place": "Quito"})])),
 )
 EXAMPLES: tuple[Mapping[str, object], ...] = tuple(
     {"role": role, "content": content}

@@ -26,7 +26,7 @@ from memograft.request import Answer
 
 __all__ = ["Plan", "TakesTools", "call_schema", "plan"]
 
-_ROOMY = 1024  # tokens of a window of which the examples, about 120, are no large part
+_ROOMY = 1024  # tokens of a window of which the examples, about 120 of a common tokenizer, are no large part
 _MARKUP = "<[{"  # what calls begin with, in all chat templates that take tools
 
 Function = Mapping[str, object]
