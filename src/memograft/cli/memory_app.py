@@ -38,14 +38,17 @@ def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
         entries = _opened(bank).entries()
         result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
         if not as_json:
-            table = Table("id", "kind", "bytes", "last used", "pinned", "documents", box=None, padding=(0, 2, 0, 0))
+            table = Table(box=None, padding=(0, 2, 0, 0))
+            for heading, width in {"id": 12, "kind": 6, "bytes": 8, "last used": 16, "pin": 3, "documents": 0}.items():
+                table.add_column(heading, no_wrap=True, min_width=width)
             for entry in entries:
                 first, *more = [*(document["text"] for document in _about(entry)["documents"]), ""]
                 shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
                 shown += f" (and {len(more) - 1} more)" if len(more) > 1 else ""
                 pinned = "yes" if entry.pinned else ""
                 document = Text(shown.replace("\n", " "))
-                table.add_row(entry.id[:12], entry.kind, str(entry.size), _when(entry), pinned, document)
+                used = _when(entry)[:16].replace("T", " ")
+                table.add_row(entry.id[:12], entry.kind, str(entry.size), used, pinned, document)
             out().print(table)
             memories = sum(entry.kind == "memory" for entry in entries)
             prefixes = f" and {len(entries) - memories} prefixes" if memories < len(entries) else ""
