@@ -9,76 +9,57 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages.content import Citation
+from memograft.chat import citations_of, excerpt
 
 if TYPE_CHECKING:
-    from memograft import Answer, Source
+    from memograft import Answer
 
-__all__ = ["annotations_of", "content_of", "piece_of", "references_of"]
-
-_EXCERPT = 300  # characters of a source that are shown
+__all__ = ["annotations_of", "content_of", "piece_of"]
 
 
-def content_of(answer: Answer, text: str, *, streamed: bool = False) -> str | list[str | dict[Any, Any]]:
-    """A message's content: `text` alone, or a block with citations where a datastore was at work.
+def content_of(answer: Answer, text: str, *, rest: str | None = None) -> str | list[str | dict[Any, Any]]:
+    """Return a message's content: text alone, or a block with citations where a datastore was used.
 
     Args:
-        answer: what the engine said.
-        text: what of it is the message's: all of it, or what stands beside calls of tools.
-        streamed: the text itself went before.
+        answer: the engine's.
+        text: the part of it that belongs to the message: all, or the text beside calls of tools.
+        rest: of the last chunk of a stream: the end of `text` that no chunk before it has.
     """
+    shown = text if rest is None else rest
     if not (answer.references and text):
-        return "" if streamed else text
-    (block,) = piece_of("" if streamed else text)
+        return shown
+    (block,) = piece_of(shown)
     return [{**block, "annotations": annotations_of(answer, text)}]  # type: ignore[dict-item]
 
 
 def piece_of(text: str) -> list[str | dict[Any, Any]]:
-    """A piece of an answer that will have citations."""
+    """Return a piece of an answer that will have citations."""
     return [{"type": "text", "text": text, "index": 0}]
 
 
 def annotations_of(answer: Answer, text: str) -> list[Citation]:
-    """A citation for each stretch of `text`, which stands in the answer, that goes back to one source."""
-    offset = answer.text.rfind(text)  # the last: what a model thought before it may hold it too
-    if offset < 0:
-        return []
-    found = []
-    for cited in answer.citations:
-        start, end = max(cited.start - offset, 0), min(cited.end - offset, len(text))
-        if start < end:
-            found.append(_citation(cited.source, start, end, text[start:end], cited.probability))
-    return found
+    """Return a citation for each stretch of `text`, a part of the answer, that goes back to one source."""
+    return [_citation(cited) for cited in citations_of(answer, text)]
 
 
-def references_of(answer: Answer) -> list[dict[str, Any]]:
-    """The sources that moved the answer, by falling probability (summed over its tokens)."""
-    return [
-        {"id": s.source.id, "probability": s.probability, "metadata": dict(s.source.metadata)} for s in answer.sources
-    ]
-
-
-def _citation(source: Source, start: int, end: int, stretch: str, probability: float) -> Citation:
-    """Without an id of its own: the same answer must give the same message, however it came."""
-    title, url = source.metadata.get("title"), source.metadata.get("url") or source.metadata.get("source")
+def _citation(cited: dict[str, Any]) -> Citation:
+    """Return it without an id of its own: equal answers give equal messages, streamed or not."""
+    source, stretch = cited["source"], cited["text"]
+    title, url = source["metadata"].get("title"), source["metadata"].get("url") or source["metadata"].get("source")
+    prompt = excerpt(source["prompt"], "")
     citation = Citation(
         type="citation",
-        title=title if isinstance(title, str) and title else source.prompt[:_EXCERPT] or source.id,
-        start_index=start,
-        end_index=end,
-        cited_text=_excerpt(source.text, stretch),
+        title=title if isinstance(title, str) and title else prompt or source["id"],
+        start_index=cited["start"],
+        end_index=cited["end"],
+        cited_text=excerpt(source["text"], stretch),
         extras={
-            "source_id": source.id,
-            "prompt": source.prompt[:_EXCERPT],
-            "probability": probability,
-            "metadata": dict(source.metadata),
+            "source_id": source["id"],
+            "prompt": prompt,
+            "probability": cited["probability"],
+            "metadata": source["metadata"],
         },
     )
     if isinstance(url, str) and "://" in url:
         citation["url"] = url
     return citation
-
-
-def _excerpt(text: str, stretch: str) -> str:
-    """A source's text or, of a long one, what stands around the stretch."""
-    start = min(max(text.find(stretch) - _EXCERPT // 2, 0), max(len(text) - _EXCERPT, 0))
-    return text[start : start + _EXCERPT]

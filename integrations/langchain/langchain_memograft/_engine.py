@@ -99,6 +99,16 @@ class UsesEngine(BaseModel):
             add_version("langchain-memograft", __version__)
         return self
 
+    def close(self) -> None:
+        """Release the engines and datastores that this object and its copies have loaded.
+
+        An engine is shared by all objects in the process that ask for the same model with the same settings. It closes,
+        and frees its memory, once none of them holds it: at once, if this one was the last. A later call loads it
+        again. An engine that was given to `from_engine` stays open, for whoever made it to close.
+        """
+        self._held.engines.clear()
+        self._held.datastores.clear()
+
     def memorize_documents(
         self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
     ) -> MemoryHandle:

@@ -23,15 +23,13 @@ from langchain_core.exceptions import (
     ModelNotFoundError,
     ModelTimeoutError,
 )
+from memograft.chat import failure_of
 from memograft.errors import (
-    EmptyPromptError,
     EngineClosedError,
-    MemoryFormatError,
+    MemograftError,
     PromptTooLongError,
     RequestTimeoutError,
     SettingsError,
-    StoreError,
-    UnsupportedModelError,
 )
 
 __all__ = [
@@ -40,6 +38,7 @@ __all__ = [
     "MemograftInvalidRequestError",
     "MemograftModelNotFoundError",
     "MemograftTimeoutError",
+    "in_langchain_words",
     "translated",
     "translated_loading",
 ]
@@ -65,7 +64,19 @@ class MemograftModelNotFoundError(ModelNotFoundError, OSError):
     """There is no such model, or it cannot be reached from here."""
 
 
-_INVALID = (SettingsError, EmptyPromptError, UnsupportedModelError, MemoryFormatError, StoreError)
+# What the core's errors name, by the names that it has in LangChain.
+_WORDS = (
+    ("`max_new_tokens`", "`max_tokens`"),
+    ("`documents` of the last user message", '`additional_kwargs["documents"]` of the last human message'),
+    ("wrap it as memograft.Document(text)", "wrap it as Document(page_content=text)"),
+)
+
+
+def in_langchain_words(text: str) -> str:
+    """Return the text of an error of the core with the names that LangChain has for settings and messages."""
+    for ours, theirs in _WORDS:
+        text = text.replace(ours, theirs)
+    return text
 
 
 @contextmanager
@@ -75,14 +86,11 @@ def translated() -> Iterator[None]:
         yield
     except ModelError:  # translated already
         raise
-    except PromptTooLongError as e:
-        raise MemograftContextOverflowError(_said(e), tokens=e.tokens, limit=e.limit) from e
-    except RequestTimeoutError as e:
-        raise MemograftTimeoutError(_said(e)) from e
-    except EngineClosedError as e:
-        raise MemograftEngineClosedError(str(e)) from e
-    except _INVALID as e:
-        raise _as_invalid(e) from e
+    except MemograftError as e:
+        error = _as_langchain(e)
+        if error is None:
+            raise
+        raise error from e
 
 
 @contextmanager
@@ -100,15 +108,19 @@ def translated_loading(model: str) -> Iterator[None]:
         ) from e
 
 
-def _said(error: Exception) -> str:
-    """The error's text, by the names that LangChain has for things."""
-    return str(error).replace("`max_new_tokens`", "`max_tokens`")
-
-
-def _as_invalid(error: Exception) -> ModelInvalidRequestError:
-    """An invalid request that is still of the error's own class."""
+def _as_langchain(error: MemograftError) -> Exception | None:
+    """Return the error in LangChain's class for its kind, which is also of its own; None if there is none for it."""
+    text, kind = in_langchain_words(str(error)), failure_of(error)
+    if isinstance(error, PromptTooLongError):
+        return MemograftContextOverflowError(text, tokens=error.tokens, limit=error.limit)
+    if kind == "timeout":
+        return MemograftTimeoutError(text)
+    if kind == "closed":
+        return MemograftEngineClosedError(text)
+    if kind != "invalid":
+        return None
     if isinstance(error, SettingsError):
-        return MemograftInvalidRequestError(_said(error))
-    kind = type(error)
-    both = type(f"Memograft{kind.__name__}", (ModelInvalidRequestError, kind), {"__doc__": kind.__doc__})
-    return both(_said(error))  # type: ignore[no-any-return]
+        return MemograftInvalidRequestError(text)
+    own = type(error)
+    both: type[Exception] = type(f"Memograft{own.__name__}", (ModelInvalidRequestError, own), {"__doc__": own.__doc__})
+    return both(text)

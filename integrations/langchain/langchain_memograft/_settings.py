@@ -7,7 +7,7 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from memograft.errors import SettingsError
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 
 from langchain_memograft._datastore import UsesDatastore, described_datastore
 from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory, unknown_names
@@ -57,6 +57,13 @@ class AskingSettings(UsesDatastore):
 
     max_retries: int = Field(default=0, ge=0)
     """How often a call that timed out is tried again. Streams are not."""
+
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Accepted as the standard parameter that it is in LangChain, and not used: a local model needs none. It is meant
+    for a server later."""
+
+    base_url: str | None = None
+    """Accepted as `api_key` is, and not used: answers come from this process."""
 
     overflow: Literal["error", "drop", "truncate"] = "error"
     """If the prompt is too long: raise, drop the lowest-ranked documents, or truncate them."""

@@ -113,7 +113,8 @@ def with_raw(llm: Runnable[Any, AIMessage], parser: Runnable[AIMessage, Any]) ->
     """Input -> {"raw", "parsed", "parsing_error"}."""
     good = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     bad = RunnablePassthrough.assign(parsed=lambda _: None)
-    return RunnableMap(raw=llm) | good.with_fallbacks([bad], exception_key="parsing_error")
+    # First in the sequence, because that is where the arguments of a call go: `documents=` and all the others.
+    return llm | RunnableMap(raw=RunnablePassthrough()) | good.with_fallbacks([bad], exception_key="parsing_error")
 
 
 def is_model_class(schema: Any) -> bool:

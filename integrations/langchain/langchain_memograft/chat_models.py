@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list
 from langchain_core.tools import BaseTool
+from memograft.chat import Plan, choice_of, plan
 from memograft.errors import SettingsError
 from pydantic import field_validator
 
@@ -32,7 +33,7 @@ from langchain_memograft._structured import (
     json_schema_of,
     with_raw,
 )
-from langchain_memograft._tools import Plan, choice_of, described, plan
+from langchain_memograft._tools import described
 
 if TYPE_CHECKING:
     from memograft import Answer, Engine, MemoryHandle, Request, Rtd
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ChatMemograft"]
 
 _CALL_OPTIONS = CALL_OPTIONS | {
-    *("context_delimiters", "logprobs", "response_format", "stream", "strict", "tool_choice", "tools", "top_logprobs")
+    *("context_delimiters", "logprobs", "parallel_tool_calls", "response_format", "stream", "strict", "tool_choice"),
+    *("tools", "top_logprobs"),
 }
 _MOST_THREADS = 64  # of one `.batch()`; more wait their turn
 
@@ -61,8 +63,8 @@ class _Asked:
     def chunk(self, piece: str) -> AIMessageChunk:
         return AIMessageChunk(content=piece_of(piece) if self.request.processors else piece)
 
-    def last_chunk(self, answer: Answer) -> AIMessageChunk:
-        return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=self.plan.streams_text)
+    def last_chunk(self, answer: Answer, streamed: str) -> AIMessageChunk:
+        return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=streamed)
 
 
 class ChatMemograft(AskingSettings, BaseChatModel):
@@ -222,15 +224,18 @@ class ChatMemograft(AskingSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         self._check_call(kwargs, _CALL_OPTIONS)
         asked = self._ask(self._engine_for(kwargs.get("model")), self._steering(kwargs), messages, stop, kwargs)
+        text = shown = ""
         with translated(), asked.engine.stream(asked.request) as pieces:
             for piece in pieces:
-                if asked.plan.streams_text:
+                text += piece
+                if piece := asked.plan.shown(text)[len(shown) :]:
+                    shown += piece
                     chunk = ChatGenerationChunk(message=asked.chunk(piece))
                     if run_manager is not None:
                         run_manager.on_llm_new_token(piece, chunk=chunk)
                     yield chunk
             assert pieces.answer is not None
-            last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer))
+            last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer, shown))
         if run_manager is not None:
             run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -243,16 +248,19 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = await self._aask(messages, stop, kwargs)
+        text = shown = ""
         with translated():
             async with asked.engine.astream(asked.request) as pieces:
                 async for piece in pieces:
-                    if asked.plan.streams_text:
+                    text += piece
+                    if piece := asked.plan.shown(text)[len(shown) :]:
+                        shown += piece
                         chunk = ChatGenerationChunk(message=asked.chunk(piece))
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(piece, chunk=chunk)
                         yield chunk
                 assert pieces.answer is not None
-                last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer))
+                last = ChatGenerationChunk(message=asked.last_chunk(pieces.answer, shown))
         if run_manager is not None:
             await run_manager.on_llm_new_token(last.text, chunk=last)
         yield last
@@ -342,22 +350,31 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         given: Mapping[str, Any],
     ) -> _Asked:
         with translated():
+            how = plan(
+                engine,
+                given.get("tools") or (),
+                given.get("tool_choice"),
+                given.get("response_format"),
+                many=given.get("parallel_tool_calls"),
+                strict=bool(given.get("strict")),
+            )
             told = read_conversation(
                 messages,
                 given.get("documents"),
                 takes_tools=engine.takes_tools,
+                takes_system=engine.takes_system,
+                plan=how,
                 delimiters=given.get("context_delimiters") or self.context_delimiters,
             )
-            how = plan(engine, given)
+        query = given.get("query") or told.query
         request = self._request(
             told.messages,
             told.documents,
             stop,
-            given,
+            {**given, "query": query},
             rtd,
-            tools=how.tools,
-            json_schema=how.json_schema,
             logprobs=self._logprobs(given),
+            **how.request(),
         )
         return _Asked(engine, request, how, given.get("model") or self.model)
 

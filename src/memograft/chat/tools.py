@@ -171,7 +171,8 @@ def plan(
     free, many = choice == "auto", bool(many)
     schema = call_schema(chosen, many=many, single=free)
     examples = EXAMPLES if free and engine.max_length >= _ROOMY else ()
-    told = "" if native else calls_instruction(chosen, forced=not free, many=many, examples=bool(examples))
+    cramped = not free and engine.max_length < _ROOMY  # the schema holds a forced call to its form without being told
+    told = "" if native or cramped else calls_instruction(chosen, forced=not free, many=many, examples=bool(examples))
     reads: Reads = "calls or text" if free else "calls"
     return Plan(shown, schema, free, told, examples, reads, may_call, many)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import pickle
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -20,6 +22,48 @@ from memograft import Engine, FastMem
 
 from langchain_memograft import ChatMemograft
 from pages import KNOWN, OTHER, OTHER_KNOWN, OTHER_QUESTION, PAGE, QUESTION
+
+
+def test_documents_of_a_call_reach_a_model_that_gives_its_raw_answer_too(chat: ChatMemograft) -> None:
+    schema = {"title": "Reply", "type": "object", "properties": {"city": {"enum": ["Lisbon", "Canberra"]}}}
+    asked = chat.with_structured_output(schema | {"required": ["city"]}, include_raw=True)
+    documents = [Document(PAGE, id="p")]
+    for answer in (asked.invoke(QUESTION, documents=documents), asked.bind(documents=documents).invoke(QUESTION)):
+        assert answer["raw"].response_metadata["memograft"]["documents"] == ["p"]
+        assert answer["parsed"]["city"] in ("Lisbon", "Canberra")
+        assert answer["parsing_error"] is None
+    assert asked.invoke(QUESTION)["raw"].response_metadata["memograft"]["documents"] == []
+
+
+def test_documents_are_bound_to_the_model_of_a_prompt(chat: ChatMemograft) -> None:
+    chain = ChatPromptTemplate.from_messages([("human", "{q}")]) | chat.bind(documents=[Document(PAGE, id="p")])
+    assert chain.invoke({"q": QUESTION}).response_metadata["memograft"]["memorized"] == ["p"]
+
+
+def test_the_report_has_the_same_keys_with_and_without_a_memory(chat: ChatMemograft) -> None:
+    first = chat.invoke(QUESTION).response_metadata["memograft"]
+    second = chat.invoke(QUESTION, documents=[PAGE]).response_metadata["memograft"]
+    assert first.keys() == second.keys() >= {"memorized", "rolled_back", "relevance", "references", "milliseconds"}
+
+
+def test_a_closed_chat_model_releases_the_engine_that_nobody_else_holds() -> None:
+    first, second = (ChatMemograft(model="tiny", model_kwargs={"max_batch": 5}, max_tokens=24) for _ in "ab")
+    assert first.invoke(QUESTION).text == second.invoke(QUESTION).text == KNOWN
+    held = weakref.ref(first._engine_for())
+    first.close()
+    gc.collect()
+    assert held() is second._engine_for()
+    second.close()
+    gc.collect()
+    assert held() is None
+    assert first.invoke(QUESTION).text == KNOWN  # loaded again
+    first.close()
+
+
+def test_an_engine_that_was_given_stays_open(tiny: Engine) -> None:
+    given = ChatMemograft.from_engine(tiny, max_tokens=24)
+    given.close()
+    assert given.invoke(QUESTION).text == KNOWN
 
 
 def test_documents_are_memorized_whatever_way_they_come(chat: ChatMemograft) -> None:

@@ -1,4 +1,4 @@
-"""LangChain's standard unit tests of the chat model."""
+"""LangChain's standard unit tests of the chat model, all of them, from a class that names the model and no more."""
 
 from __future__ import annotations
 
@@ -17,17 +17,3 @@ class TestChatMemograft(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "tiny"}
-
-    @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        params = super().standard_chat_model_params
-        del params["api_key"]  # a local model has none, and what it does not have it refuses
-        return params
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_image_inputs(self) -> bool:
-        return False

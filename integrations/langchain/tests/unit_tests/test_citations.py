@@ -9,11 +9,11 @@ import pytest
 from langchain.agents import create_agent
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.messages.content import Citation
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from memograft import Datastore, Rtd, shared_engine
-from memograft.request import Source
 
 from langchain_memograft import ChatMemograft, MemograftMiddleware, create_memograft_documents_chain
 from langchain_memograft._citations import _citation, annotations_of, content_of
@@ -63,7 +63,7 @@ def test_a_steered_answer_is_a_text_block_with_citations(steered: ChatMemograft)
         "extras": {"source_id": "v", "prompt": VELMORA, "metadata": ABOUT},
     }
     assert answer.content_blocks == answer.content
-    references = answer.response_metadata["memograft"]["references"]
+    references = answer.response_metadata["memograft"]["references"]["sources"]
     assert references[0]["id"] == "v"
     assert references[0]["metadata"] == ABOUT
     assert references[0]["probability"] >= probability
@@ -173,16 +173,21 @@ def test_citations_move_with_the_text_that_a_message_keeps_of_an_answer(store: D
     assert content_of(answer, "") == ""
 
 
+def cited(text: str, stretch: str, **metadata: Any) -> Citation:
+    source = {"id": "s", "text": text, "prompt": "", "metadata": metadata}
+    return _citation({"start": 0, "end": 7, "text": stretch, "probability": 0.5, "source": source})
+
+
 def test_of_a_long_source_an_excerpt_is_cited() -> None:
     text = "a" * 500 + " Torstad " + "b" * 500
     for stretch, shown in (("Torstad", "Torstad"), ("nowhere", "aaa"), ("b" * 400, "bbb")):
-        citation = _citation(Source("s", text), 0, 7, stretch, 0.5)
+        citation = cited(text, stretch)
         assert shown in citation["cited_text"]
         assert len(citation["cited_text"]) == 300
         assert citation["title"] == "s"
-    assert _citation(Source("s", "short"), 0, 5, "short", 0.5)["cited_text"] == "short"
+    assert cited("short", "short")["cited_text"] == "short"
     for source in ("atlas.txt", 7, None):
-        assert "url" not in _citation(Source("s", "x", metadata={"source": source}), 0, 1, "x", 0.5)
+        assert "url" not in cited("x", "x", source=source)
 
 
 def test_a_raw_document_is_cited(tiny: Any) -> None:
@@ -191,6 +196,6 @@ def test_a_raw_document_is_cited(tiny: Any) -> None:
     )
     chat = ChatMemograft.from_engine(tiny, max_tokens=24, datastore=Rtd(store, weight=0.9, gate=None))
     answer = chat.invoke("What is the capital of France?")
-    assert [r["id"] for r in answer.response_metadata["memograft"]["references"]] == ["page"]
+    assert [r["id"] for r in answer.response_metadata["memograft"]["references"]["sources"]] == ["page"]
     cited = answer.content_blocks[0]["annotations"]  # type: ignore[typeddict-item]
     assert {c["title"] for c in cited} == {"France"}

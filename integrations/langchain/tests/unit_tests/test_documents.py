@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.documents import Document
 from memograft import Document as Passage
+from memograft.chat import document_of as from_block
 from memograft.errors import SettingsError
 
-from langchain_memograft._documents import from_artifact, from_block, to_documents
+from langchain_memograft._documents import from_artifact, to_documents
 
 
 def test_every_form_becomes_a_document_in_the_same_order() -> None:
@@ -38,7 +39,7 @@ def test_documents_without_an_id_are_known_by_their_text() -> None:
 
 @pytest.mark.parametrize("one", ["text", {"text": "text"}, Document("text"), Passage("text"), 3])
 def test_one_document_is_no_list(one: Any) -> None:
-    with pytest.raises(SettingsError, match=rf"`documents` must be a list of documents, got {type(one).__name__}; wr"):
+    with pytest.raises(SettingsError, match=rf"`documents` must be a list of .*, got one {type(one).__name__}; wr"):
         to_documents(one)
 
 

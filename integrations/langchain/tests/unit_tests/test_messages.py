@@ -15,9 +15,10 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from memograft.chat import Conversation
 from memograft.errors import SettingsError
 
-from langchain_memograft._messages import Conversation, read_conversation
+from langchain_memograft._messages import read_conversation
 
 ONE, TWO = Document("one", id="1"), Document("two", id="2")
 ASK = HumanMessage("Who?")
@@ -31,7 +32,7 @@ def found(id: str, *documents: Any) -> ToolMessage:
     return ToolMessage("found", tool_call_id=id, artifact=list(documents))
 
 
-def said(told: Conversation) -> list[tuple[str, str]]:
+def said(told: Conversation) -> list[tuple[object, object]]:
     return [(m["role"], m["content"]) for m in told.messages]
 
 
@@ -52,7 +53,7 @@ def test_roles_and_text_blocks() -> None:
         ("user", "Who is it?"),
         ("assistant", "Me."),
         ("user", "Who?"),
-        ("developer", "Noted."),
+        ("system", "Noted."),  # OpenAI's name for it
     ]
 
 
@@ -73,14 +74,14 @@ def test_names_are_kept() -> None:
 @pytest.mark.parametrize("kind", ["image", "image_url", "audio", "video", "file", "input_audio", None])
 def test_what_is_no_text_is_refused(kind: Any) -> None:
     message = HumanMessage([{"type": "text", "text": "What is this?"}, {"type": kind, "url": "https://x.y/z.png"}])
-    with pytest.raises(
-        SettingsError, match=rf"messages\[0\]\.content\[1\] is a block of type {kind!r}, and a local lan"
-    ):
+    with pytest.raises(SettingsError, match=rf"messages\[0\]\.content\[1\] is .*\b{kind}\b.*, and a local lan"):
         read_conversation([message])
 
 
 def test_messages_of_other_kinds_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"messages\[1\] is a FunctionMessage, which no chat template knows; use"):
+    with pytest.raises(
+        SettingsError, match=r"messages\[1\] is a FunctionMessage, for which chat templates have no role"
+    ):
         read_conversation([ASK, FunctionMessage("x", name="f")])
 
 
@@ -89,7 +90,7 @@ def test_documents_of_the_call_and_of_the_last_human_message() -> None:
     assert ids(read_conversation([ASK], [ONE, TWO])) == ["1", "2"]
     assert ids(read_conversation([asked])) == ["1"]
     assert ids(read_conversation([asked, AIMessage("Me."), ASK])) == []  # of a turn that is over
-    with pytest.raises(SettingsError, match="documents came both as `documents=` and in `additional_kwargs`"):
+    with pytest.raises(SettingsError, match="documents came both as `documents=` of the call and in `documents` of"):
         read_conversation([asked], [TWO])
 
 
@@ -120,23 +121,24 @@ def test_channels_add_up_in_their_order_and_nothing_comes_twice() -> None:
 
 
 def test_a_retrieving_tool_on_a_template_without_tools_leaves_its_documents_only() -> None:
-    told = read_conversation([ASK, call("a", "b"), found("a", ONE), found("b", TWO, ONE)])
+    told = read_conversation([ASK, call("a", "b"), found("a", ONE), found("b", TWO, ONE)], takes_tools=False)
     assert ids(told) == ["1", "2"]
     assert said(told) == [("user", "Who?")]
-    told = read_conversation([ASK, call("a", content="Let me look."), found("a")])  # nothing found
+    told = read_conversation([ASK, call("a", content="Let me look."), found("a")], takes_tools=False)
     assert (ids(told), said(told)) == ([], [("user", "Who?"), ("assistant", "Let me look.")])
-    told = read_conversation([ASK, call("a"), found("a", ONE), AIMessage("Me."), HumanMessage("When?")])
+    told = read_conversation(
+        [ASK, call("a"), found("a", ONE), AIMessage("Me."), HumanMessage("When?")], takes_tools=False
+    )
     assert (ids(told), said(told)) == ([], [("user", "Who?"), ("assistant", "Me."), ("user", "When?")])
 
 
-def test_other_tools_need_a_template_with_tools() -> None:
+def test_other_tools_are_told_as_text_where_the_template_has_no_place_for_them() -> None:
     messages = [ASK, call("a"), ToolMessage("4", tool_call_id="a")]
-    with pytest.raises(SettingsError, match=r"messages\[1\] calls the tool 'search', for which the model's chat templ"):
-        read_conversation(messages)
-    with pytest.raises(
-        SettingsError, match=r"messages\[0\] is the result of a tool, .* or let the tool return its docu"
-    ):
-        read_conversation(messages[2:])
+    told = read_conversation(messages, takes_tools=False)
+    assert [m["role"] for m in told.messages] == ["user", "assistant", "user"]
+    assert told.messages[1]["content"] == '{"name": "search", "arguments": {"q": "x"}}'
+    assert str(told.messages[2]["content"]).startswith("Result of search: 4")
+    assert told.query == "Who?"
     told = read_conversation(messages, takes_tools=True)
     assert told.messages[1:] == [
         {

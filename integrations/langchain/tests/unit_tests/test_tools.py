@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 import pytest
+from langchain.agents import create_agent
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from memograft import Document as Passage
+from memograft.chat import choice_of, plan
 from memograft.errors import SettingsError
 from pydantic import BaseModel, Field
 
 from calling_model import SEINE, WEATHER, WEATHER_CALL, calling_engine, get_weather
 from langchain_memograft import ChatMemograft
-from langchain_memograft._schema import closed, hoisted
-from langchain_memograft._tools import choice_of, plan
 from pages import PAGE, QUESTION
 
 
@@ -94,12 +93,35 @@ def test_agentic_retrieval_on_a_model_without_tools(chat: ChatMemograft) -> None
     assert answer.response_metadata["memograft"]["memorized"] == ["p"]
 
 
-def test_a_free_choice_needs_a_model_that_calls_tools(chat: ChatMemograft) -> None:
+@tool
+def weigh(animal: str) -> str:
+    """Weigh an animal."""
+    return "It weighs 4 kg."
+
+
+def test_tools_are_bound_to_a_model_whose_template_has_no_place_for_them(chat: ChatMemograft) -> None:
     for choice in (None, "auto"):
-        with pytest.raises(
-            ModelInvalidRequestError, match=r'no place for tools, .* force a call with tool_choice="any'
-        ):
-            chat.bind_tools([Look], tool_choice=choice).invoke(QUESTION)
+        answer = chat.bind_tools([weigh], tool_choice=choice).invoke(QUESTION)
+        assert answer.text or answer.tool_calls
+        assert answer.invalid_tool_calls == []
+        first, *rest = chat.bind_tools([weigh], tool_choice=choice).stream(QUESTION)
+        assert sum(rest, first).text == answer.text  # type: ignore[attr-defined]
+
+
+def test_results_of_tools_are_told_to_a_model_whose_template_has_no_place_for_them(chat: ChatMemograft) -> None:
+    asked: list[BaseMessage] = [HumanMessage("What does a cat weigh?")]
+    asked.append(chat.bind_tools([weigh], tool_choice="any", max_tokens=60).invoke(asked))
+    (call,) = asked[1].tool_calls  # type: ignore[attr-defined]
+    asked.append(weigh.invoke(call))
+    answer = chat.bind_tools([weigh]).invoke(asked)
+    assert answer.text or answer.tool_calls
+
+
+def test_an_agent_of_langchain_runs_on_a_model_without_a_tool_template(chat: ChatMemograft) -> None:
+    agent = create_agent(chat, tools=[weigh])
+    messages = agent.invoke({"messages": [HumanMessage(QUESTION)]}, {"recursion_limit": 8})["messages"]
+    assert messages[-1].type == "ai"
+    assert messages[-1].text
 
 
 def test_a_model_calls_tools_by_its_own_choice(calling: ChatMemograft) -> None:
@@ -150,12 +172,11 @@ def test_a_choice_that_cannot_be_is_refused_when_it_is_bound(chat: ChatMemograft
 
 
 def test_tools_beside_a_response_format_are_called_or_answered() -> None:
-    given = {
-        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}],
-        "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object", "properties": {}}}},
-    }
-    how = plan(calling_engine(), given)
-    assert how.reads == "call or text"
+    empty = {"type": "object", "properties": {}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": empty}}]
+    answers = {"type": "json_schema", "json_schema": {"schema": empty}}
+    how = plan(calling_engine(), tools, None, answers)
+    assert how.reads == "calls or json"
     assert how.json_schema is not None
     assert len(how.json_schema["anyOf"]) == 2
 
@@ -164,38 +185,7 @@ def test_tools_beside_a_response_format_are_called_or_answered() -> None:
 
     assert how.read(calling_engine(), Said()).content == '{"x": 1}'  # type: ignore[arg-type]
     Said.text = '{"name": "f", "arguments": {}}'
-    assert how.read(calling_engine(), Said()).tool_calls[0]["name"] == "f"  # type: ignore[arg-type]
-
-
-def test_schemas_are_closed_where_they_name_their_properties() -> None:
-    schema = {
-        "type": "object",
-        "properties": {"default": {"type": "object", "properties": {}}, "open": {"type": "object"}},
-        "$defs": {"properties": {"properties": {}, "additionalProperties": True}},
-        "allOf": [],
-    }
-    assert closed(schema) == {
-        "type": "object",
-        "properties": {
-            "default": {"type": "object", "properties": {}, "additionalProperties": False},
-            "open": {"type": "object"},
-        },
-        "$defs": {"properties": {"properties": {}, "additionalProperties": True}},
-        "allOf": [],
-    }
-
-
-def test_definitions_are_hoisted_with_names_of_their_own() -> None:
-    definitions: dict[str, Any] = {}
-    schema = {
-        "properties": {"a": {"$ref": "#/$defs/A"}, "default": {"$ref": "#"}},
-        "$defs": {"A": {"anyOf": [{"$ref": "#/$defs/A"}, {"const": {"$ref": "#/$defs/A"}}]}},
-    }
-    part = hoisted(schema, "t_", definitions)
-    assert part == {"properties": {"a": {"$ref": "#/$defs/t_A"}, "default": {"$ref": "#/$defs/t_"}}}
-    assert definitions["t_A"] == {"anyOf": [{"$ref": "#/$defs/t_A"}, {"const": {"$ref": "#/$defs/A"}}]}
-    assert definitions["t_"] == part
-    assert "$defs" not in json.dumps(part).replace("#/$defs/", "")
+    assert how.read(calling_engine(), Said()).calls[0].name == "f"  # type: ignore[arg-type]
 
 
 def test_a_model_that_may_call_tools_is_steered_and_cites(calling: ChatMemograft) -> None:

@@ -1,0 +1,64 @@
+"""Documents that LangChain's own chains have put into a prompt's text -> documents beside the question.
+
+In the text they would be read and not memorized. Only the templates of `langchain_classic` that stand in no doubt are
+taken apart (RetrievalQA's, for chat models and for others); a prompt that somebody wrote is left as it is, with a
+warning where it visibly holds a context.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from memograft import Document
+from memograft.chat import unstuffed
+
+__all__ = ["taken_out", "warn_of_context"]
+
+_HOME = "langchain_classic.chains.question_answering.stuff_prompt"
+_SEPARATOR = "\n\n"  # between documents, in all chains of langchain_classic
+_CONTEXT = re.compile(r"(?:^|\W)context\b[^\n]{0,40}:\s*\S|<context>\s*[^\s<]", re.IGNORECASE)
+
+_warned = False
+
+
+def taken_out(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[Document]]:
+    """Return the messages with the bare question and instructions, and the documents that stood in them.
+
+    Messages that no template of langchain_classic made come back as they are, without documents.
+    """
+    home: Any = sys.modules.get(_HOME)  # who has such a prompt has imported the templates
+    if home is None or not messages or not isinstance(messages[-1], HumanMessage):
+        return list(messages), []
+    last = messages[-1]
+    found = unstuffed(str(last.text), [home.prompt_template], separator=_SEPARATOR)
+    if found is not None and found.documents and found.fields.get("question", "").strip():
+        return [*messages[:-1], last.model_copy(update={"content": found.fields["question"]})], list(found.documents)
+    for n, message in enumerate(messages):
+        if isinstance(message, SystemMessage):
+            found = unstuffed(str(message.text), [home.system_template], separator=_SEPARATOR)
+            if found is not None and found.documents:
+                instruction = home.system_template.partition("{context}")[0].rstrip("-\n")
+                plain = message.model_copy(update={"content": instruction})
+                return [*messages[:n], plain, *messages[n + 1 :]], list(found.documents)
+    return list(messages), []
+
+
+def warn_of_context(messages: Sequence[BaseMessage]) -> None:
+    """Warn, once in a process, where a prompt's text holds a context: its documents are read and not memorized."""
+    global _warned
+    asked = [message for message in messages if isinstance(message, SystemMessage)] + list(messages[-1:])
+    if _warned or not any(_CONTEXT.search(str(message.text)) for message in asked):
+        return
+    _warned = True
+    warnings.warn(
+        "the prompt seems to hold documents as text, which are read and not memorized; use "
+        "create_memograft_documents_chain in the place of create_stuff_documents_chain, pass `documents=`, or set "
+        '`context_delimiters`, such as ("<context>", "</context>")',
+        UserWarning,
+        stacklevel=2,
+    )
