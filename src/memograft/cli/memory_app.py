@@ -38,9 +38,10 @@ def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
         entries = _opened(bank).entries()
         result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
         if not as_json:
-            table = Table(box=None, padding=(0, 2, 0, 0))
-            for heading, width in {"id": 12, "kind": 6, "bytes": 8, "last used": 16, "pin": 3, "documents": 0}.items():
-                table.add_column(heading, no_wrap=True, min_width=width)
+            table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+            for heading, width in {"id": 12, "kind": 6, "bytes": 10, "last used": 16, "pin": 3}.items():
+                table.add_column(heading, width=width, no_wrap=True)
+            table.add_column("documents", ratio=1, no_wrap=True)
             for entry in entries:
                 first, *more = [*(document["text"] for document in _about(entry)["documents"]), ""]
                 shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
