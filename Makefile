@@ -7,13 +7,14 @@ BIN := $(CURDIR)/.venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 READY := .venv/.ready
 ALL := .venv/.ready-all
+DOCS := .venv/.ready-docs
 DISTRIBUTIONS := integrations/langchain integrations/llama-index
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # The lower bounds of pyproject.toml; everything else is what pip makes of them. torch stays as pinned: the newest on
 # PyPI brings gigabytes of CUDA. What the pinned environment holds beside them does not count.
 OLDEST := transformers==5.18.0 peft==0.20.0
 
-.PHONY: demo test test-newest test-oldest test-everywhere soak check bench clean
+.PHONY: demo test test-newest test-oldest test-everywhere soak check docs bench clean
 
 demo: $(READY)
 	$(BIN)/memograft demo --html demo.html
@@ -47,13 +48,20 @@ define elsewhere
 	set -e; for part in $(DISTRIBUTIONS); do (cd $$part && $(CURDIR)/$(1)/bin/python -m pytest -n 2 --dist loadfile); done
 endef
 
-check: $(ALL)
+check: $(ALL) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd integrations/langchain && $(BIN)/mypy
 	cd integrations/llama-index && $(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
+
+# The site, into site/. Any warning fails it: a link without a target, a page outside the navigation, a parameter that is
+# documented and does not exist. So does a path of this machine in what was built. Not with --quiet: mkdocs then counts
+# no warnings.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	! grep -rlF "$(CURDIR)" site
 
 # An hour of tests/attack, each round with other seeds; goes on where it was interrupted.
 soak: $(READY)
@@ -72,5 +80,9 @@ $(ALL): $(READY) $(DISTRIBUTIONS:%=%/pyproject.toml)
 	$(PIP) $(DISTRIBUTIONS:%=-e "%[test]")
 	touch $(ALL)
 
+$(DOCS): $(READY)
+	$(PIP) -e ".[docs]"
+	touch $(DOCS)
+
 clean:
-	rm -rf .venv .venv-newest .venv-oldest runs demo.html .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest runs site demo.html .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,17 @@ class TestPrefixFiles:
             ends += [what[entry.id] for entry in bank.gc(sum(entry.size for entry in entries) - 1)]
         assert ends == sorted(ends, reverse=True)
         assert len(ends) == len(FACTS)
+
+    def test_use_makes_young_whether_held_or_not(self, make_engine: Any, tmp_path: Path) -> None:
+        engine = make_engine(bank=Bank(tmp_path, prefix_files="exact"))
+        again = make_engine(bank=Bank(tmp_path, prefix_files="exact"))
+        for asked in (engine, engine, again):  # new, held in memory, on the disk only
+            for n, entry in enumerate(Bank(tmp_path).entries()):
+                os.utime(entry.path, (n, n))
+            asked.answer(ask(documents=FACTS))
+            first, *others = sorted(Bank(tmp_path).entries(), key=lambda entry: about(entry.path)["tokens"][0])
+            assert others[-1].used > 10
+            assert first.used >= max(entry.used for entry in others)
 
     def test_dtypes_have_their_own(self, make_engine: Any, tmp_path: Path) -> None:
         ids = []

@@ -109,7 +109,7 @@ def test_an_unreadable_file_is_told_and_counted_but_keeps_what_it_had(docs, tmp_
 def test_index_refuses(docs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert (
-        "holds no txt, md, pdf or html"
+        "holds no txt, md, pdf, html, docx, json, jsonl or csv files"
         in run_json("index", tmp_path / "empty", "--store", tmp_path / "s", code=1)["error"]
     )
     assert "must be a folder" in run_json("index", docs / "cat.html", "--store", tmp_path / "s", code=1)["error"]

@@ -187,7 +187,7 @@ def test_files_that_cannot_be_examples(tmp_path: Path) -> None:
     (tmp_path / "docs" / "bad.txt").write_bytes(b"\xff\xff")
     assert "there is nothing to learn from; name jsonl, txt" in refused(tmp_path / "empty")
     assert "there is nothing to learn from" in refused(tmp_path / "none.jsonl")
-    assert "table.csv must be one of .htm, .html, .jsonl, " in refused(tmp_path / "table.csv")
+    assert "table.csv must be one of .docx, .htm, .html, .jsonl, " in refused(tmp_path / "table.csv")
     assert "bytes.jsonl must be UTF-8 text, and is not at byte 0" in refused(tmp_path / "bytes.jsonl")
     assert "bad.txt must be UTF-8 text" in refused(tmp_path / "docs")
     assert "bad.txt must be UTF-8 text" in refused(

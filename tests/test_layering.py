@@ -52,9 +52,7 @@ PRIVATE_ELSEWHERE = (
 )
 # (module, name): what the integrations use although neither `memograft` nor its module exports it.
 NOT_EXPORTED = (
-    ("memograft.passages.checks", "checked_vectors"),  # the passages are being rewritten
-    ("memograft.passages.checks", "embedded"),
-    ("memograft.passages.db", "FILE_NAME"),
+    ("memograft.passages.db", "FILE_NAME"),  # the passages are being rewritten
     ("memograft.passages.filters", "compile_filter"),
     ("memograft.passages.index", "IndexKind"),
 )

@@ -11,7 +11,8 @@ import torch
 
 from families import build
 from gguf_files import write
-from memograft import Engine
+from memograft import Engine, shared_engine
+from memograft.errors import SettingsError
 from memograft.model import loading
 from memograft.model.loading import computes_in_bfloat16, load
 from test_engine import ask, generated
@@ -46,6 +47,29 @@ def test_a_folder(folder: Path) -> None:
         assert engine.max_length == 100
         assert not engine.model.training
         assert engine.answer(ask()).token_ids == generated(engine, ask())
+
+
+def test_a_model_stays_on_the_cpu_where_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    can_compute_in(monkeypatch, "avx2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model, _ = load(folder, "cpu")
+    assert model.device.type == "cpu"
+    assert model.dtype == torch.float32  # a CPU's, not the checkpoint's own
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cuda:x", "", "meta", "vulkan"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    rule = rf"`device` must be one that this machine and its torch have \(cpu.*\), got '{device}'; leave it out"
+    with pytest.raises(SettingsError, match=rule):
+        Engine.from_pretrained("tiny", device=device)
+
+
+def test_a_device_is_part_of_what_is_shared_and_not_given_beside_a_map() -> None:
+    on_cpu = shared_engine("tiny", device="cpu")
+    assert on_cpu is shared_engine("tiny", device="cpu")
+    assert on_cpu.model.device.type == "cpu"
+    with pytest.raises(SettingsError, match="`device` places the whole model and `device_map` its parts, got"):
+        Engine.from_pretrained("tiny", device="cpu", device_map={"": "cpu"})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docx
 import pytest
 
 from memograft.errors import MissingExtraError, SettingsError
@@ -70,6 +71,23 @@ def test_pdf(tmp_path):
     assert read_file(path) == Text("Velmora", "Velmora\nThe river of Velmora is the Traikan.")
 
 
+def test_docx_keeps_paragraphs_and_tables_in_their_order(tmp_path):
+    file = docx.Document()
+    file.core_properties.title = "Rivers"
+    file.add_heading("Rivers of Vandria", 1)
+    file.add_paragraph("The river of Velmora is the Traikan.")
+    table = file.add_table(rows=2, cols=2)
+    for row, cells in zip(table.rows, [("town", "river"), ("Drostein", "Jolm")], strict=True):
+        for cell, text in zip(row.cells, cells, strict=True):
+            cell.text = text
+    file.add_paragraph("The end.")
+    file.save(tmp_path / "e.docx")
+    assert read_file(tmp_path / "e.docx") == Text(
+        "Rivers",
+        "Rivers of Vandria\n\nThe river of Velmora is the Traikan.\n\ntown | river\nDrostein | Jolm\n\nThe end.",
+    )
+
+
 def test_find_files_sorts_and_leaves_hidden_ones_out(tmp_path):
     for name in ("b.md", "a.txt", "sub/c.HTML", ".hidden/d.md", ".e.md", "f.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -86,7 +104,8 @@ def test_find_files_sorts_and_leaves_hidden_ones_out(tmp_path):
         ("a.txt", b"caf\xe9", "must be UTF-8 text, and is not at byte 3"),
         ("a.md", b" \n ", "holds no text"),
         ("a.pdf", b"no pdf at all", "cannot be read as PDF"),
-        ("a.docx", b"x", r"must be one of .*, got '\.docx'"),
+        ("a.docx", b"no docx at all", "cannot be read as docx"),
+        ("a.xlsx", b"x", r"must be one of .*, got '\.xlsx'"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, name, data, message):
@@ -119,16 +138,16 @@ def test_sizes_that_cannot_work_are_refused():
         split("x", 50, 50)
 
 
-@pytest.mark.parametrize(("module", "name"), [("bs4", "a.html"), ("pypdf", "a.pdf")])
+@pytest.mark.parametrize(("module", "name"), [("bs4", "a.html"), ("pypdf", "a.pdf"), ("docx", "a.docx")])
 def test_missing_extras_say_what_to_install(tmp_path, monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_text("<p>x</p>")
-    with pytest.raises(MissingExtraError, match=r'pip install "memograft\[cli\]"'):
+    with pytest.raises(MissingExtraError, match=r'a\.\w+ cannot be read: .*pip install "memograft\[(cli|docx)\]"'):
         read_file(tmp_path / name)
 
 
 def test_importing_loads_none_of_the_libraries():
-    heavy = ("bs4", "pypdf", "langchain_text_splitters")
+    heavy = ("bs4", "docx", "pypdf", "langchain_text_splitters")
     code = f"import memograft.passages.reading, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -46,8 +46,11 @@ def judged(backbone: Backbone, prompts: list[Prompt]) -> list[tuple[float, ...]]
     return relevances(backbone, prefill(backbone, [p.ids for p in prompts], 0), range(len(prompts)), prompts, lead_of())
 
 
-def naive(model: Any, prompt: Prompt) -> list[float]:
-    return [relevance(model, prompt, span, lead_of()) for span in prompt.spans]
+def naive(model: Any, prompt: Prompt, question: str | None = None) -> list[float]:
+    """`question`: where the message holds more than it."""
+    place = None if question is None else prompt.text.rindex(question)
+    part = None if place is None else token_span(prompt.offsets, (place, place + len(question or "")))
+    return [relevance(model, prompt, span, lead_of(), part) for span in prompt.spans]
 
 
 def _place(text: str, part: str) -> tuple[int, int]:
@@ -64,12 +67,13 @@ class TestRelevances:
         model.config._attn_implementation = "eager"
         backbone = Backbone.of(model)
         three = built([QUORIN, GOLD, HARBOUR], "Who watches the harbour?", before=["Who?", "Two guards."])
-        prompts = [built([GOLD, QUORIN]), built([HARBOUR], "Who?"), three]
+        told = built([HARBOUR], f"Listen. {ASK} Be brief.")
+        prompts = [built([GOLD, QUORIN]), built([HARBOUR], "Who?"), three, told]
         filled = prefill(backbone, [p.ids for p in prompts], 0)
-        order = [0, 2, 1]
+        order = [0, 3, 2, 1]
         found = relevances(backbone, filled, order, [prompts[n] for n in order], lead_of())
         for n, by_document in zip(order, found, strict=True):
-            assert by_document == pytest.approx(naive(model, prompts[n]), abs=1e-5)
+            assert by_document == pytest.approx(naive(model, prompts[n], ASK if n == 3 else None), abs=1e-5)
 
     def test_in_small_groups_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         backbone = Backbone.of(build("llama"))
@@ -109,7 +113,15 @@ class TestRelevances:
         assert end - start > 64
         (found,) = judged(Backbone.of(model), [prompt])
         model.config._attn_implementation = "eager"
-        assert found == pytest.approx(naive(model, prompt), abs=1e-5)
+        assert found == pytest.approx(naive(model, prompt, ASK), abs=1e-5)
+
+    def test_a_question_before_long_instructions_counts(self) -> None:
+        model = build("llama")
+        prompt = built([GOLD, QUORIN], f"{ASK} Keep it short, {'and polite, ' * 20}please.")
+        (found,) = judged(Backbone.of(model), [prompt])
+        model.config._attn_implementation = "eager"
+        assert found == pytest.approx(naive(model, prompt, ASK), abs=1e-5)
+        assert found != pytest.approx(naive(model, prompt), abs=1e-5)
 
     def test_words_that_a_document_shares_with_the_question_count(self) -> None:
         """The same losses, other words: only what the text says differs."""
@@ -186,16 +198,28 @@ class TestTheGate:
         assert again is not None
         assert again.documents == (Document(QUORIN).id,)
 
-    @pytest.mark.parametrize("form", ["You are an assistant. Use the documents. Question: {}\nAnswer in one sentence:"])
-    def test_a_question_in_a_form_is_judged_by_its_own_words(self, tiny: Engine, form: str) -> None:
+    @pytest.mark.parametrize(
+        ("form", "is_found"),
+        [
+            ("You are an assistant. Use the documents. Question: {}\nAnswer in one sentence:", True),
+            ("Answer from the documents, in one short sentence, or say that you cannot. {}? Be brief.", True),
+            ("Answer from the documents, in one short sentence, or say that you cannot: {}. Be brief.", False),
+        ],
+    )
+    def test_a_question_in_a_form_is_judged_by_its_own_words(self, tiny: Engine, form: str, is_found: bool) -> None:
+        asked = ASK.rstrip("?")
         whole, by_query = (
-            tiny.answer(Request(form.format(ASK), documents=[GOLD, QUORIN], memory=FastMem(), query=query)).memory
-            for query in (None, ASK)
+            tiny.answer(Request(form.format(asked), documents=[GOLD, QUORIN], memory=FastMem(), query=query)).memory
+            for query in (None, asked)
         )
         assert whole is not None
         assert by_query is not None
         assert by_query.documents == (Document(QUORIN).id,)
-        assert by_query.relevance[1] > whole.relevance[1]
+        if is_found:
+            assert whole.documents == (Document(QUORIN).id,)
+            assert whole.relevance[1] > by_query.relevance[1] - 0.1
+        else:
+            assert whole.relevance[1] < by_query.relevance[1]
 
     def test_a_query_that_is_not_in_the_question(self, tiny: Engine) -> None:
         with pytest.raises(SettingsError, match="`query` must stand in the last user message, and 'Where' does not"):

@@ -33,6 +33,20 @@ from memograft.errors import EmptyPromptError, MemograftError, SettingsError
         ({"top_k": 2.5}, "`top_k` must be"),
         ({"stop": ["a", ""]}, "`stop` must hold strings that are not empty"),
         ({"stop": [3]}, "`stop` must hold strings"),
+        ({"min_p": -0.1}, r"`min_p` must be 0 \(keeps all tokens\) to 1, got -0.1"),
+        ({"min_p": 1.1}, "`min_p` must be"),
+        ({"min_p": None}, "`min_p` must be"),
+        ({"repetition_penalty": 0}, r"`repetition_penalty` must be above 0 \(1 has no effect\), or None"),
+        ({"repetition_penalty": -1.0}, "`repetition_penalty` must be above 0"),
+        ({"repetition_penalty": math.nan}, "`repetition_penalty` must be above 0"),
+        ({"repetition_penalty": "1.1"}, "`repetition_penalty` must be above 0"),
+        ({"logit_bias": [5]}, r"`logit_bias` must map token ids to numbers, got \[5\]; write \{1234: -100\}"),
+        ({"logit_bias": None}, "`logit_bias` must map"),
+        ({"logit_bias": {"Paris": 1}}, "keys of `logit_bias` must be token ids, got 'Paris'; `Engine.encode` has"),
+        ({"logit_bias": {-1: 1}}, "keys of `logit_bias` must be token ids, got -1"),
+        ({"logit_bias": {True: 1}}, "keys of `logit_bias` must be token ids, got True"),
+        ({"logit_bias": {3: math.inf}}, "values of `logit_bias` must be finite numbers, got inf for token 3"),
+        ({"logit_bias": {3: "1"}}, "values of `logit_bias` must be finite numbers, got '1' for token 3"),
         ({"seed": "x"}, "`seed` must be a whole number or None, got 'x'"),
         ({"seed": 2**64}, "`seed` must be a whole number"),
     ],
@@ -47,6 +61,12 @@ def test_sampling_is_plain_data() -> None:
     assert Sampling(stop=["a", "b"]) == Sampling(stop=("a", "b"))
     assert hash(Sampling(stop=["a"])) == hash(Sampling(stop="a"))
     assert Sampling(seed=-3).seed == -3
+    bias = {5: 1}
+    sampling = Sampling(logit_bias=bias)
+    bias[6] = 2
+    assert sampling.logit_bias == {5: 1.0} == Sampling(logit_bias={"5": 1}).logit_bias  # type: ignore[dict-item]
+    assert sampling != Sampling()
+    assert hash(sampling) == hash(Sampling(logit_bias={5: 1}))
     with pytest.raises(dataclasses.FrozenInstanceError):
         Sampling().seed = 1  # type: ignore[misc]
 

@@ -30,10 +30,25 @@ def record() -> dict[str, Any]:
     return made
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
-def test_the_tables_of_nq_swap(page: str, record: dict[str, Any]) -> None:
-    assert shown(page, "nqswap") == table(record["results"])
-    assert shown(page, "nqswap-clean") == table(record["results"], clean=True)
+def test_the_tables_of_nq_swap(record: dict[str, Any]) -> None:
+    assert shown("docs/method.md", "nqswap") == table(record["results"])
+    assert shown("docs/method.md", "nqswap-clean") == table(record["results"], clean=True)
+
+
+def test_the_table_of_the_readme(record: dict[str, Any]) -> None:
+    rows = []
+    for pages in ("contradicts", "agrees"):
+        for shown_as, measure, change in (
+            ("right", "accuracy", "minus_plain"),
+            ("clean", "clean", "clean_minus_plain"),
+        ):
+            cells = [f"{record['results']['plain'][pages][measure]:.3f}"]
+            for method in ("memorized", "CAD"):
+                cell = record["results"][method][pages]
+                low, high = cell[f"{change}_interval"]
+                cells.append(f"{cell[measure]:.3f} ({cell[change]:+.3f} [{low:+.3f}, {high:+.3f}])")
+            rows.append(f"| {pages} | {shown_as} | {' | '.join(cells)} |")
+    assert shown("README.md", "nqswap-short").splitlines()[2:] == rows
 
 
 def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
@@ -116,3 +131,13 @@ def test_the_table_of_the_searches() -> None:
     assert rows[f"hybrid of BM25 and {MINILM}"]["difference"][1] > 0, "not by chance"
     assert f"reaches {words:.3f}" in (LexicalEmbedder.__doc__ or "")
     assert "dirty" not in made["commit"]
+
+
+def test_every_record_is_listed_with_its_commit() -> None:
+    listed = dict(
+        re.findall(
+            r"^\| \[([\w-]+)\]\(.*\| ([\w-]+) \| `.*` \|$", (ROOT / "docs" / "results.md").read_text("utf-8"), re.M
+        )
+    )
+    records = (ROOT / "benchmarks" / "results").glob("*.json")
+    assert listed == {file.stem: json.loads(file.read_text("utf-8"))["commit"] for file in records}

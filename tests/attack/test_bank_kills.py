@@ -1,4 +1,4 @@
-"""A folder of memories that processes fill, read and empty, killed at any step: every entry there is, is whole."""
+"""A bank's folder that processes fill, read and empty, killed at any step: every entry there is, is whole."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import os
 import random
 import signal
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from test_memory_kills import killed
 
 from forks import fork
 from memograft import Bank, Engine, MemoryHandle
 from memograft.errors import MemoryFormatError
+from memograft.memory.base import Model
+from memograft.memory.prefixes import Place
+from memograft.model.kv import Piece
 from memograft.storage import publish
-from test_engine import FACTS
+from test_engine import FACTS, ask
 from test_memory_handle import LORA
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -24,29 +31,64 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 PROCESSES, ROUNDS = 3, 6
 
 
-@pytest.fixture
-def handles(engine: Engine) -> list[MemoryHandle]:
-    return [engine.memorize([fact], LORA) for fact in FACTS]
+@dataclass(frozen=True)
+class Kept:
+    """An entry, and how a bank writes and reads it; what is read is compared with its id or its tensors."""
+
+    id: str
+    put: Callable[[Bank], None]
+    get: Callable[[Bank], bool]
 
 
-def all_whole(folder: Path, engine: Engine, handles: list[MemoryHandle]) -> set[str]:
+@pytest.fixture(params=["memories", "prefixes"])
+def kept(request: pytest.FixtureRequest, make_engine: Callable[..., Engine], tmp_path: Path) -> list[Kept]:
+    made: list[Kept] = []
+    if request.param == "memories":
+        engine = make_engine()
+
+        def is_there(bank: Bank, handle: MemoryHandle) -> bool:
+            bank._held.clear()  # from the disk
+            found = bank.get(handle.id, engine._backbone)
+            assert found is None or found.id == handle.id
+            return found is not None
+
+        for fact in FACTS:
+            handle = engine.memorize([fact], LORA)
+            put, get = partial(Bank.put, handle=handle), partial(is_there, handle=handle)
+            made.append(Kept(handle.id, put, get))
+        return made
+
+    def same(bank: Bank, model: Model, place: Place, piece: Piece) -> bool:
+        found = bank._read_prefix(model, place)
+        assert found is None or torch.equal(found.x, piece.x)
+        return found is not None
+
+    bank = Bank(tmp_path / "first", prefix_files="exact")
+    engine = make_engine(bank=bank)
+    bank.prefixes._write = lambda *what: made.append(
+        Kept(what[1].id, lambda bank: bank._write_prefix(*what), lambda bank: same(bank, *what))
+    )
+    for fact in FACTS:
+        engine.answer(ask(documents=[fact]))
+    return made
+
+
+def all_whole(folder: Path, kept: list[Kept]) -> set[str]:
     """The ids in the folder once it is opened again, each of which loads; nothing else is there but pins."""
     bank = Bank(folder)
     ids = {entry.id for entry in bank.entries()}
-    assert ids <= {handle.id for handle in handles}
-    for id in ids:
-        found = bank.get(id, engine._backbone)
-        assert found is not None
-        assert found.id == id
+    assert ids <= {each.id for each in kept}
+    for each in kept:
+        assert each.get(bank) == (each.id in ids)
     assert bank.statistics.damaged == 0
-    assert {path.name.removesuffix(".pin") for path in folder.iterdir()} <= {handle.id for handle in handles}
+    assert {path.name.removesuffix(".pin") for path in folder.iterdir()} <= {each.id for each in kept}
     return ids
 
 
 def test_a_kill_at_every_step(
-    engine: Engine, handles: list[MemoryHandle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
+    kept: list[Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    """Of a process that keeps one memory and, for want of room, removes another."""
+    """Of a process that keeps one entry and, for want of room, removes another."""
     tell = [lambda: None]
     for module, name in (
         (os, "replace"),
@@ -69,45 +111,43 @@ def test_a_kill_at_every_step(
     step = 0
     while True:
         folder = tmp_path / f"{step}"
-        Bank(folder).put(handles[0])
+        kept[0].put(Bank(folder))
         size = Bank(folder).entries()[0].size
 
         def keep_another(at_a_step: object, folder: Path = folder, size: int = size) -> None:
             tell[0] = at_a_step  # type: ignore[assignment]
             bank = Bank(folder, max_bytes=size + size // 2)
-            bank.put(handles[1])
-            bank.get(handles[1].id, engine._backbone)
+            kept[1].put(bank)
+            kept[1].get(bank)
 
         reached = killed(keep_another, step := step + 1)
-        left = all_whole(folder, engine, handles)
+        left = all_whole(folder, kept)
         assert left, "the old one or the new one, or both"
         if not reached:
-            assert left == {handles[1].id}
+            assert left == {kept[1].id}
             break
         tally.update(kills=1)
     assert step > 10
 
 
-def work(folder: Path, engine: Engine, handles: list[MemoryHandle], seed: int, told: int) -> None:
+def work(folder: Path, kept: list[Kept], seed: int, told: int) -> None:
     """Put, get, pin and empty at random until killed; a line for each call."""
     rng = random.Random(seed)
     while True:
         bank = Bank(folder)
         for _ in range(20):
-            handle = rng.choice(handles)
+            each = rng.choice(kept)
             call = rng.choice(["put", "put", "get", "gc", "pin"])
             if call == "put":
-                bank.put(handle)
+                each.put(bank)
             elif call == "get":
-                bank._held.clear()  # from the disk
-                found = bank.get(handle.id, engine._backbone)
-                assert found is None or found.id == handle.id
+                each.get(bank)
                 assert bank.statistics.damaged == 0
             elif call == "gc":
                 bank.gc(rng.choice([1, 100_000]))
             else:
                 with suppress(MemoryFormatError):  # there is none, or another process has removed it
-                    bank.unpin(handle.id) if rng.random() < 0.7 else bank.pin(handle.id)
+                    bank.unpin(each.id) if rng.random() < 0.7 else bank.pin(each.id)
             os.write(told, b".")
 
 
@@ -126,11 +166,13 @@ def start(*args: object) -> int:
 
 
 def test_processes_that_share_a_folder_are_killed(
-    engine: Engine, handles: list[MemoryHandle], tmp_path: Path, rng: random.Random, effort: int, tally: Counter[str]
+    kept: list[Kept], tmp_path: Path, rng: random.Random, effort: int, tally: Counter[str]
 ) -> None:
+    folder = tmp_path / "bank"
+    Bank(folder)
     for _ in range(ROUNDS * effort):
         read, write = os.pipe()
-        children = [start(tmp_path, engine, handles, rng.randrange(2**32), write) for _ in range(PROCESSES)]
+        children = [start(folder, kept, rng.randrange(2**32), write) for _ in range(PROCESSES)]
         os.close(write)
         try:
             for _ in range(rng.randrange(30, 90)):
@@ -142,4 +184,4 @@ def test_processes_that_share_a_folder_are_killed(
             os.close(read)
         assert ended == [-signal.SIGKILL] * PROCESSES
         tally.update(kills=PROCESSES)
-        all_whole(tmp_path, engine, handles)
+        all_whole(folder, kept)

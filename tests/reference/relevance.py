@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,8 +38,12 @@ def question_losses(model: nn.Module, prompt: Any, seen: Span, end: int, lead: S
     return losses
 
 
-def relevance(model: nn.Module, prompt: Any, document: Span, lead: Sequence[int]) -> float:
-    """The formula, word by word."""
+def relevance(model: nn.Module, prompt: Any, document: Span, lead: Sequence[int], part: Span | None = None) -> float:
+    """The formula, word by word: by the message, or by the question that is this part of it if that gives more."""
+    if part is not None:
+        return max(
+            relevance(model, prompt, document, lead), relevance(model, replace(prompt, question=part), document, lead)
+        )
     first = min(start for start, stop in prompt.spans if stop > start)
     plain = question_losses(model, prompt, (0, 0), first)
     surprise = min(sum(plain), sum(question_losses(model, prompt, (0, 0), first, lead)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from langchain_core.embeddings import Embeddings
 from memograft.errors import SettingsError
-from memograft.passages.checks import checked_vectors
+from memograft.passages.checks import as_floats, check_question, returned
 from memograft.passages.embedders import Embedder
 from numpy.typing import NDArray
 
@@ -54,33 +54,14 @@ async def aembedded(embedding: Embeddings, embedder: Embedder, texts: list[str],
     parts = [np.zeros((0, embedder.dimension), np.float32)]
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        vectors = _as_array(await embedding.aembed_documents(batch), embedding)
-        parts.append(checked_vectors(vectors, (len(batch), embedder.dimension), _must_return(embedder)))
+        parts.append(returned(embedder, await embedding.aembed_documents(batch), len(batch)))
     return np.concatenate(parts)
 
 
 async def aembedded_query(embedding: Embeddings, embedder: Embedder, query: str) -> FloatArray:
     """Return the (D,) unit vector of a question by the embeddings' own async method; the errors are a store's."""
-    if not isinstance(query, str):
-        raise SettingsError(f"`query` must be a string, got {type(query).__name__}; search_by_vector takes vectors")
-    vector = _as_array(await embedding.aembed_query(query), embedding)
-    return checked_vectors(vector, (embedder.dimension,), _must_return(embedder))
-
-
-def _must_return(embedder: Embedder) -> str:
-    return f"the embedder {embedder.fingerprint!r} must return"
-
-
-def _as_array(vectors: object, embedding: Embeddings) -> FloatArray:
-    """Return what embeddings gave as an array; rows of different lengths and things that are no numbers are refused."""
-    try:
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which the store refuses
-            return np.asarray(vectors, np.float32)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(
-            f"{type(embedding).__name__} must return lists of numbers of one length, and did not ({error}); look at "
-            "what they were made from"
-        ) from error
+    check_question(query)
+    return returned(embedder, await embedding.aembed_query(query))
 
 
 class _LangChainEmbedder:
@@ -104,10 +85,13 @@ class _LangChainEmbedder:
         return {"type": _CONFIG_TYPE, "name": self._name}
 
     def embed_documents(self, texts: list[str]) -> FloatArray:
-        return _as_array(self._embedding.embed_documents(texts), self._embedding)
+        return self._floats(self._embedding.embed_documents(texts))
 
     def embed_query(self, text: str) -> FloatArray:
-        return _as_array(self._embedding.embed_query(text), self._embedding)
+        return self._floats(self._embedding.embed_query(text))
+
+    def _floats(self, vectors: object) -> FloatArray:
+        return as_floats(vectors, f"the embedder {self.fingerprint!r} must return")
 
 
 def _name(embedding: Embeddings) -> str:

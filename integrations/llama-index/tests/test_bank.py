@@ -14,7 +14,7 @@ from llama_index.core.base.response.schema import Response
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.llms.memograft import Memograft, MemograftSynthesizer
 from memograft import Bank, Engine
-from memograft.memory.fastmem import memory as fastmem
+from memograft.memory.fastmem import contexts as fastmem
 
 from conftest import MEMORIZED, OTHER, PAGE, QUESTION, Pages
 

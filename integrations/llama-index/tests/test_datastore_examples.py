@@ -99,7 +99,7 @@ def test_turns_without_text_and_neighbours_in_a_history() -> None:
         ChatMessage(role="assistant", content="In Oslo."),
         ChatMessage(role="assistant", content="It is in Norway."),
     ]
-    (example,) = to_examples([tuple(history)])
+    (example,) = to_examples([tuple(history)], takes_tools=True)
     assert example["answer"] == "In Oslo.\n\nIt is in Norway."
     assert [m["role"] for m in example["messages"]] == ["assistant", "user", "assistant", "tool"]
 
@@ -115,7 +115,7 @@ def test_what_an_answer_cites_is_no_document(steered: Memograft) -> None:
     ]
     first, second = to_examples([history])
     assert (first["answer"], second["answer"]) == (TAUGHT, "Yes.")
-    assert first["documents"] == second["documents"] == []
+    assert first["documents"] == second["documents"] == ()
 
 
 def test_metadata_that_is_no_json_is_kept_as_text() -> None:
@@ -129,27 +129,30 @@ def test_metadata_that_is_no_json_is_kept_as_text() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    (3, r"examples\[1\]: it must be a node, a Document, a list of ChatMessages, .*, got int; pass its text"),
-    (None, "got NoneType; pass its text"),
-    (QueryBundle(ASKED), "got QueryBundle; pass its text"),
-    (HISTORY[1], r"got ChatMessage; write \[\[message, message, ...\]\], one list for each conversation"),
-    ([], r"got list; write messages as ChatMessage\(role=..., content=...\)"),
-    ([*asked(), *asked(), *asked(), *asked()], "got list; write messages as ChatMessage"),
-    (ChatMemoryBuffer.from_defaults(HISTORY, token_limit=99, tokenizer_fn=list), r"pass what its get_all\(\) returns"),
-    (HISTORY[:2], r"examples\[1\] must hold a text of the assistant after another message, got 2 messages without"),
+    (3, r"examples\[1\]: an example must be a node, a Document, a list of ChatMessages, .*, got int; a conversation"),
+    (None, "got NoneType; a conversation is one example"),
+    (QueryBundle(ASKED), "got QueryBundle; a conversation is one example"),
+    (HISTORY[1], r"got ChatMessage; a conversation is one example: write \[\[...\]\]"),
+    ([], "got list of 0; write messages in a list of their own"),
+    ([*asked(), *asked(), *asked(), *asked()], "there is none with text, got user, user, user, user; add the answer"),
+    (
+        ChatMemoryBuffer.from_defaults(HISTORY, token_limit=99, tokenizer_fn=list),
+        "got ChatMemoryBuffer; a conversation",
+    ),
+    (HISTORY[:2], r"examples\[1\]: a conversation is learned from .* none with text, got system, user; add"),
     ((ASKED, " "), r"examples\[1\] needs a text to learn from, got ' '; give a prompt and its `answer`"),
     ((ASKED, 3), r"examples\[1\] needs a text to learn from, got 3"),
     (TextNode(text=""), r"examples\[1\] needs a text to learn from, got ''"),
     (ImageNode(image="AAAA", id_="i"), r"examples\[1\]: it must have text, got an image \(ImageNode i\)"),
     ({"prompt": ASKED}, r"examples\[1\] needs a text to learn from, got None"),
     ({"text": PAGE, "metadata": 3}, r"examples\[1\]: its `metadata` must be a mapping, got int"),
-    ((NODE, TAUGHT), r"examples\[1\]: its messages must be a list of ChatMessages or of mappings, got"),
-    (([HISTORY[0], asked()], TAUGHT), "its messages must be a list of ChatMessages or of mappings"),
-    ((NODE, ASKED, TAUGHT), r"examples\[1\]: `documents` must be a list of documents, got one TextNode"),
-    (([3], ASKED, TAUGHT), r"examples\[1\]: documents\[0\] must be a node, a Document"),
+    ((NODE, TAUGHT), r"examples\[1\]: what is asked must be a text or a list of messages, got Document"),
+    (([HISTORY[0], asked()], TAUGHT), "what is asked must be a text or a list of messages, got list"),
+    ((NODE, ASKED, TAUGHT), r"examples\[1\]: `documents` must be a list of documents, got one Document"),
+    (([3], ASKED, TAUGHT), r"examples\[1\]: documents\[0\] must be a Document, a string, or a mapping"),
     (
         [ChatMessage(role="user", blocks=[AudioBlock(audio=b"RIFF", format="wav")]), HISTORY[2]],
-        r"examples\[1\]: messages\[0\] must hold text, documents or tool calls, got audio",
+        r"examples\[1\]: messages\[0\]\.content\[0\] is audio .* describe it in words",
     ),
 ]
 
@@ -215,7 +218,7 @@ def test_examples_that_come_one_by_one(plain: Memograft, tmp_path: Path) -> None
         yield from ((f"What is {n}?", f"It is {n}.") for n in range(10))
         yield 3
 
-    with pytest.raises(SettingsError, match=r"examples\[10\]: it must be a node"):
+    with pytest.raises(SettingsError, match=r"examples\[10\]: an example must be a node"):
         plain.build_datastore(coming(), path=tmp_path, batch_size=1, progress=False)
     with Datastore.open(tmp_path, read_only=True) as store:
         assert 0 < len(store.ids()) <= 10

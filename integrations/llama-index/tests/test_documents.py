@@ -123,7 +123,7 @@ def test_metadata_that_is_no_json_is_kept_as_text() -> None:
     (document,) = to_documents([TextNode(text=PAGE, metadata=metadata, excluded_llm_metadata_keys=list(metadata))])
     assert document.metadata["path"] == "/a"
     assert document.metadata["deep"] == {"x": [1, "{2}"]}
-    assert document.metadata["cyclic"] == "<dict>"
+    assert str(document.metadata["cyclic"]).startswith("{'self'")
     assert json.dumps(dict(document.metadata), allow_nan=False)
 
 
@@ -176,7 +176,7 @@ PNG = base64.b64decode(
 )
 def test_pictures_and_sounds_are_refused_by_name(plain: Memograft, block: Any, what: str) -> None:
     message = ChatMessage(role="user", blocks=[TextBlock(text=QUESTION), block])
-    match = rf"messages\[1\] must hold text, documents or tool calls, got {what}; Memograft's models read text"
+    match = rf"messages\[1\]\.content\[\d\] is {what} .* a local language model reads text: .*; describe it in words"
     with pytest.raises(ValueError, match=match):
         plain.chat([ChatMessage(role="system", content="Be brief."), message])
 

@@ -56,7 +56,7 @@ def test_the_namespaces_belong_to_nobody() -> None:
 def test_metadata_is_the_models(llm: Memograft, random_llm: Memograft) -> None:
     about = random_llm.metadata
     assert (about.context_window, about.num_output) == (1024, 12)
-    assert (about.is_chat_model, about.is_function_calling_model) == (True, False)
+    assert (about.is_chat_model, about.is_function_calling_model) == (True, True)  # any model: calls are constrained
     assert random_llm.model_copy(update={"max_tokens": 900}).metadata.num_output == 128  # an eighth is promised
     assert llm.metadata.model_name == "tiny"
     assert llm.metadata.context_window == 1012  # 512, and the 500 that LlamaIndex puts aside

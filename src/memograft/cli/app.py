@@ -73,15 +73,21 @@ def index(
     ] = None,
     chunk_size: ChunkOption = 600,
     chunk_overlap: Annotated[int, typer.Option(min=0, help="Characters that neighbouring passages may share.")] = 60,
+    lock_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for another writer of the store.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a folder into the vector store: new files, changed ones, and those that are gone."""
-    from memograft.cli.index import index_folder
+    """Read a folder into the vector store: new files, changed ones, and those that are gone.
+
+    Files may be txt, md, pdf, html, docx, and records in json, jsonl or csv; those of other kinds are named.
+    """
+    from memograft.cli.index import counted, index_folder
     from memograft.passages.vector_store import VectorStore
 
     with reporting(as_json) as result:
         with (
-            VectorStore(path=store, index=kind.value if kind else None, progress=False) as opened,
+            VectorStore(
+                path=store, index=kind.value if kind else None, progress=False, lock_timeout=lock_timeout
+            ) as opened,
             progress_bar(not as_json) as bar,
         ):
             task = bar.add_task("reading", total=None)
@@ -89,9 +95,15 @@ def index(
             def on_file(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            report = index_folder(opened, folder, chunk_size=chunk_size, overlap=chunk_overlap, on_file=on_file)
+            report = index_folder(
+                opened, folder, chunk_size=chunk_size, overlap=chunk_overlap, on_file=on_file, without=store
+            )
         for failure in report.failed:
             warn(f"not read: {failure['reason']}")
+        for part in report.skipped:
+            warn(f"partly read: {part['reason']}")
+        if report.other_kinds:
+            warn(f"not read: {counted(report.other_kinds)}")
         if not as_json:
             out().print(
                 f"{report.files} files: {report.added} added, {report.changed} changed, {report.unchanged} unchanged, "

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memograft.errors import SettingsError
+from memograft.errors import MissingExtraError, SettingsError
 from memograft.passages.reading import SUFFIXES, find_files, read_file
 from memograft.rtd.examples import Example, checked, turns
 
@@ -53,7 +53,7 @@ def read_examples(paths: Sequence[Path]) -> Examples:
                 continue
             try:
                 text = read_file(file)
-            except SettingsError as error:
+            except (SettingsError, MissingExtraError) as error:
                 if file == path:
                     raise
                 found.failed.append({"file": str(file), "reason": str(error)})
@@ -65,7 +65,8 @@ def read_examples(paths: Sequence[Path]) -> Examples:
         raise SettingsError(
             found.failed[0]["reason"]
             if found.failed
-            else f"{', '.join(map(str, paths))}: there is nothing to learn from; name jsonl, txt, md, pdf or html files"
+            else f"{', '.join(map(str, paths))}: there is nothing to learn from; name jsonl, txt, md, pdf, html or "
+            "docx files"
         )
     return found
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from memograft.documents import Document
 from memograft.errors import MissingExtraError, SettingsError
-from memograft.passages.reading import find_files, read_file, split
+from memograft.passages.reading import SUFFIXES, Text, find_files, read_file, split
+from memograft.passages.records import RECORDS, read_records
 from memograft.passages.vector_store import VectorStore
 
 _BATCH = 256  # passages per write
@@ -21,7 +22,13 @@ _BATCH = 256  # passages per write
 
 @dataclass
 class Indexed:
-    """What indexing did: counts of files, passages that the store now holds, and files that failed, with why."""
+    """What indexing did: counts of files, passages that the store now holds, and what it does not hold.
+
+    Attributes:
+        failed: files that could not be read, with why.
+        skipped: files of which some records hold no text, with which.
+        other_kinds: files that are not hidden, of kinds that are not read.
+    """
 
     files: int = 0
     added: int = 0
@@ -30,6 +37,8 @@ class Indexed:
     removed: int = 0
     passages: int = 0
     failed: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    other_kinds: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
         """JSON values."""
@@ -52,10 +61,12 @@ def index_folder(
     chunk_size: int = 600,
     overlap: int = 60,
     on_file: Callable[[int, int], None] | None = None,
+    without: Path | None = None,
 ) -> Indexed:
     """Make the store hold what the folder's files say; `on_file` gets files done and files in all.
 
-    A file that cannot be read keeps the passages it had, and is reported.
+    A file that cannot be read keeps the passages it had, and is reported. Files in the folder `without`,
+    the store's own, are left out.
 
     Raises:
         SettingsError: no file was found, none could be read, or the store holds another folder's file of the same path.
@@ -64,11 +75,13 @@ def index_folder(
         raise SettingsError(f"`FOLDER` must be a folder, got {folder}; check the path")
     split("", chunk_size, overlap)  # refuses sizes that cannot work before anything is read
     root = str(folder.resolve())
-    paths = find_files([folder])
+    paths, others = _files(folder, without)
     if not paths:
-        raise SettingsError(f"{folder} holds no txt, md, pdf or html files; name another folder")
+        raise SettingsError(
+            f"{folder} holds no txt, md, pdf, html, docx, json, jsonl or csv files; name another folder"
+        )
     known = _known(store, root)
-    report = Indexed(files=len(paths))
+    report = Indexed(files=len(paths), other_kinds=others)
     fresh: list[Document] = []
     stale: set[str] = set()
     for done, path in enumerate(paths):
@@ -81,12 +94,13 @@ def index_folder(
             if before and before.digest == digest:
                 report.unchanged += 1
                 continue
-            passages = _passages(path, source, root, digest, chunk_size, overlap)
-        except MissingExtraError:
-            raise
-        except (SettingsError, OSError) as error:
+            texts, skipped = _texts(path)
+            passages = _passages(path, texts, source, root, digest, chunk_size, overlap)
+        except (SettingsError, MissingExtraError, OSError) as error:
             report.failed.append({"file": source, "reason": str(error)})
             continue
+        if skipped:
+            report.skipped.append({"file": source, "reason": f"{path}: {skipped}"})
         report.changed += before is not None
         report.added += before is None
         stale |= (before.ids if before else set()) - {p.id for p in passages}
@@ -103,6 +117,19 @@ def index_folder(
     store.delete(ids=sorted(stale.union(*(file.ids for file in known.values()))))
     report.passages = len(store)
     return report
+
+
+def counted(files: Sequence[str]) -> str:
+    """Files of kinds that are not read, for people: how many of which kind, and the first of each.
+
+    >>> counted(["a.png", "b.png", "c.xlsx"])
+    '3 files of other kinds: 2 png (a.png, ...), 1 xlsx (c.xlsx)'
+    """
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        kinds[Path(file).suffix.lower().lstrip(".") or "without suffix"].append(file)
+    said = (f"{len(f)} {kind} ({f[0]}{', ...' if len(f) > 1 else ''})" for kind, f in sorted(kinds.items()))
+    return f"{len(files)} files of other kinds: {', '.join(said)}"
 
 
 def _known(store: VectorStore, root: str) -> dict[str, _Known]:
@@ -133,8 +160,30 @@ def _digest(path: Path, chunk_size: int, overlap: int) -> str:
     return hashlib.sha256(f"1 {chunk_size} {overlap} ".encode() + path.read_bytes()).hexdigest()[:32]
 
 
-def _passages(path: Path, source: str, root: str, digest: str, chunk_size: int, overlap: int) -> list[Document]:
-    text = read_file(path)
-    chunks: Iterable[str] = split(text.text, chunk_size, overlap, markdown=path.suffix.lower() in (".md", ".markdown"))
-    about = {"source": source, "title": text.title, "root": root, "digest": digest}
-    return [Document(chunk, f"{source}#{n}", {**about, "chunk": n}) for n, chunk in enumerate(chunks)]
+def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[str]]:
+    """The files to read, and the names of those of other kinds."""
+    own = without.resolve() if without is not None else None
+    files = [path for path in find_files([folder], None) if own not in path.resolve().parents]
+    known = SUFFIXES | RECORDS
+    others = [path.relative_to(folder).as_posix() for path in files if path.suffix.lower() not in known]
+    return [path for path in files if path.suffix.lower() in known], others
+
+
+def _texts(path: Path) -> tuple[tuple[Text, ...], str]:
+    """The texts of a file, and what of it holds none."""
+    if path.suffix.lower() in RECORDS:
+        records = read_records(path)
+        return records.texts, records.skipped
+    return (read_file(path),), ""
+
+
+def _passages(
+    path: Path, texts: Sequence[Text], source: str, root: str, digest: str, chunk_size: int, overlap: int
+) -> list[Document]:
+    about = {"source": source, "root": root, "digest": digest}
+    markdown = path.suffix.lower() in (".md", ".markdown")
+    chunks = [(text, chunk) for text in texts for chunk in split(text.text, chunk_size, overlap, markdown=markdown)]
+    return [
+        Document(chunk, f"{source}#{n}", {**about, "title": text.title, "chunk": n})
+        for n, (text, chunk) in enumerate(chunks)
+    ]

@@ -11,7 +11,7 @@ from rich.text import Text
 from memograft.cli.console import out, warn
 from memograft.cli.models import document_json, load_engine, memory_json
 from memograft.documents import Document
-from memograft.errors import SettingsError
+from memograft.errors import MissingExtraError, SettingsError
 from memograft.passages.reading import find_files, read_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _documents(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, st
     for path in find_files(paths):
         try:
             text = read_file(path)
-        except SettingsError as error:
+        except (SettingsError, MissingExtraError) as error:
             if path in paths:
                 raise
             failed.append({"file": str(path), "reason": str(error)})
@@ -58,6 +58,6 @@ def _documents(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, st
         documents.append(Document(text.text, path.name, {"title": text.title, "source": path.name}))
     if not documents:
         raise SettingsError(
-            failed[0]["reason"] if failed else "the folders hold no txt, md, pdf or html files; name other ones"
+            failed[0]["reason"] if failed else "the folders hold no txt, md, pdf, html or docx files; name other ones"
         )
     return documents, failed

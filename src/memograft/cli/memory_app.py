@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -17,6 +17,7 @@ from memograft.cli.options import JsonOption
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory import prefix_folder
 from memograft.memory.bank import Bank, Entry
+from memograft.storage.disk import JsonObject
 
 memory_app = typer.Typer(
     help="Kept memories: the folder of a bank.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -37,14 +38,18 @@ def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
         entries = _opened(bank).entries()
         result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
         if not as_json:
-            table = Table("id", "kind", "bytes", "last used", "pinned", "documents", box=None, padding=(0, 2, 0, 0))
+            table = Table(box=None, padding=(0, 2, 0, 0), expand=True)
+            for heading, width in {"id": 12, "kind": 6, "bytes": 10, "last used": 16, "pin": 3}.items():
+                table.add_column(heading, width=width, no_wrap=True)
+            table.add_column("documents", ratio=1, no_wrap=True)
             for entry in entries:
                 first, *more = [*(document["text"] for document in _about(entry)["documents"]), ""]
                 shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
                 shown += f" (and {len(more) - 1} more)" if len(more) > 1 else ""
                 pinned = "yes" if entry.pinned else ""
                 document = Text(shown.replace("\n", " "))
-                table.add_row(entry.id[:12], entry.kind, str(entry.size), _when(entry), pinned, document)
+                used = _when(entry)[:16].replace("T", " ")
+                table.add_row(entry.id[:12], entry.kind, str(entry.size), used, pinned, document)
             out().print(table)
             memories = sum(entry.kind == "memory" for entry in entries)
             prefixes = f" and {len(entries) - memories} prefixes" if memories < len(entries) else ""
@@ -138,14 +143,14 @@ def _opened(folder: Path) -> Bank:
     return Bank(folder)
 
 
-def _about(entry: Entry) -> dict[str, Any]:
+def _about(entry: Entry) -> JsonObject:
     """What its JSON file says, with the documents that it is of."""
     from memograft.memory import folder
 
     return folder.about(entry.path) if entry.kind == "memory" else prefix_folder.about(entry.path)
 
 
-def _made(entry: Entry, about: dict[str, Any]) -> str:
+def _made(entry: Entry, about: JsonObject) -> str:
     if entry.kind == "prefix":
         start, end = about["tokens"]
         return f"keys and values of tokens {start} to {end}, {'rounded to int8' if about['int8'] else 'exact'}"

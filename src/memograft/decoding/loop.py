@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
-from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
 from memograft.decoding.processor import Processor
@@ -95,8 +101,9 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
     """
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
     echoed = [n for n, row in enumerate(rows) if row.cad is not None]
-    per_row = _PerRow(rows, prefill.text, echoed)
-    # Repetition penalties read the padding too: make it a token that the row has anyway.
+    penalty, config.repetition_penalty = config.repetition_penalty, 1.0  # per row, so that it is not applied twice
+    per_row = _PerRow(rows, prefill.text, echoed, penalty)
+    # What generate makes of the model's settings reads the padding too: make it a token that the row has anyway.
     ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
     shared = None
     if any(row.batch for row in rows):
@@ -131,7 +138,7 @@ def end_tokens(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """The model's own generation settings (repetition penalty, suppressed tokens, ...), choosing greedily."""
+    """The model's own generation settings (suppressed tokens, repeated n-grams, ...), choosing greedily."""
     config: GenerationConfig = copy.deepcopy(backbone.model.generation_config)
     eos = end_tokens(backbone, tokenizer)
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
@@ -193,17 +200,23 @@ def _memories(
 
 
 class _PerRow(LogitsProcessor):  # type: ignore[misc]
-    """Each row's own processors, then its own sampling; an error in one ends that row and no other.
+    """Each row's bias and penalty, its own processors, then its own sampling; an error in one ends that row alone.
 
-    Echoes (see `decode`) are scored as their rows, so that the same token is chosen.
+    `penalty` is the repetition penalty of the model's generation_config, for rows whose sampling has none. Echoes (see
+    `decode`) are scored as their rows, so that the same token is chosen.
     """
 
     supports_continuous_batching = False  # it knows which row belongs to whom
 
-    def __init__(self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = ()) -> None:
+    def __init__(
+        self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = (), penalty: float | None = None
+    ) -> None:
         self._count, self._echoed = len(rows), list(echoed)
-        chains = [(n, row, [*row.processors, *_sampler(row.sampling)]) for n, row in enumerate(rows)]
-        self._chains = [chain for chain in chains if chain[2] or chain[1].logprobs is not None or chain[1].said]
+        chains = [
+            (n, row, _shifts(row.sampling, penalty), [*row.processors, *_sampler(row.sampling)])
+            for n, row in enumerate(rows)
+        ]
+        self._chains = [c for c in chains if c[2] or c[3] or c[1].logprobs is not None or c[1].said]
         self._mask = mask.bool()
 
     @property
@@ -215,11 +228,13 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
         """(B, T), (B, V) -> (B, V)."""
         scores = scores.clone()
         prompts, new = input_ids[:, : self._mask.shape[1]], input_ids[:, self._mask.shape[1] :]
-        for n, row, processors in self._chains:
+        for n, row, shifts, processors in self._chains:
             if row.done:
                 continue
             try:
                 ids, own = torch.cat([prompts[n, self._mask[n]], new[n]])[None], scores[n : n + 1]
+                for shift in shifts:
+                    own = shift(ids, own)
                 likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
@@ -242,6 +257,25 @@ def _note(row: Row, logprobs: Tensor, choice: int) -> None:
     row.chances.append((float(logprobs[choice]), likeliest))
 
 
+def _shifts(sampling: Sampling, penalty: float | None) -> list[Processor]:
+    """What a row adds to its logits, then its repetition penalty: the order in which `generate` has the two."""
+    own = sampling.repetition_penalty if sampling.repetition_penalty is not None else penalty
+    chain: list[Processor] = [_Bias(sampling.logit_bias)] if sampling.logit_bias else []
+    if own is not None and own != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(float(own)))
+    return chain
+
+
+class _Bias(LogitsProcessor):  # type: ignore[misc]
+    """Numbers added to the logits of some tokens."""
+
+    def __init__(self, bias: Mapping[int, float]) -> None:
+        self._ids, self._values = torch.tensor([*bias.keys()]), torch.tensor([*bias.values()])
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_add(1, self._ids.to(scores.device), self._values[None].to(scores.device, scores.dtype))
+
+
 def _sampler(sampling: Sampling) -> list[Processor]:
     if sampling.temperature < _GREEDY:
         return []
@@ -250,6 +284,8 @@ def _sampler(sampling: Sampling) -> list[Processor]:
         chain.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         chain.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        chain.append(MinPLogitsWarper(sampling.min_p))
     return [*chain, _Gumbel(sampling.seed)]
 
 

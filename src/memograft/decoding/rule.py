@@ -1,7 +1,8 @@
 """A rule: what a row with a memory says, of what it would say with the memory and without.
 
-A new rule is a class with one method in this folder, and one line in `Work.rules`. Both distributions come from one
-forward pass (`model/base_logits.py`), so that asking for both costs little (`benchmarks/gate.py` says how much).
+A new rule is a class with one method in this folder, and one line in `_rules` of `memory/fastmem/memory.py`. Both
+distributions come from one forward pass (`model/base_logits.py`), so that asking for both costs little
+(`benchmarks/gate.py` measures how much).
 """
 
 from __future__ import annotations

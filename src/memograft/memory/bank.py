@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -133,7 +134,9 @@ class Bank:
             raise SettingsError(f'`prefix_files` must be None, "exact" or "int8", got {prefix_files!r}')
         if prefix_files is not None and folder is None:
             raise SettingsError(f"`prefix_files` needs a folder, got {prefix_files!r} without; pass Bank(folder, ...)")
-        self.prefixes = Prefixes(prefix_bytes, *((self._read_prefix, self._write_prefix) if prefix_files else ()))
+        self.prefixes = Prefixes(
+            prefix_bytes, *((self._read_prefix, self._write_prefix, self._touch) if prefix_files else ())
+        )
         self._int8 = prefix_files == "int8"
         self.folder = None if folder is None else Path(folder)
         self.max_bytes, self.memory_bytes = max_bytes, memory_bytes
@@ -168,8 +171,8 @@ class Bank:
             found = self._read(self.folder / id, lambda path: MemoryHandle.load(path, backbone))
             if found is not None:
                 self._hold(found)
-        if found is not None and self.folder is not None:
-            self._touch(self.folder / id)
+        if found is not None:
+            self._touch(id)
         self._count(hits=found is not None, misses=found is None)
         return found
 
@@ -329,11 +332,8 @@ class Bank:
         backbone = model.backbone
         if self.folder is None or len({weight.device for weight in backbone.model.parameters()}) > 1:
             return None  # nobody knows which layer's keys belong on which device
-        path = self.folder / place.id
-        found = self._read(path, lambda path: prefix_folder.read(path, backbone.device, backbone.model.dtype))
-        if found is not None:
-            self._touch(path)
-        return found
+        read = partial(prefix_folder.read, device=backbone.device, dtype=backbone.model.dtype)
+        return self._read(self.folder / place.id, read)
 
     def _write_prefix(self, model: Model, place: Place, piece: Piece) -> None:
         def write(path: Path) -> None:
@@ -353,9 +353,10 @@ class Bank:
         except (OSError, MemoryFormatError) as e:
             warnings.warn(f"{id} could not be kept in {self.folder}: {e}", stacklevel=3)
 
-    def _touch(self, path: Path) -> None:
-        with suppress(OSError):  # another process may have removed it meanwhile
-            os.utime(path)
+    def _touch(self, id: str) -> None:
+        if self.folder is not None:
+            with suppress(OSError):  # another process may have removed it meanwhile
+                os.utime(self.folder / id)
 
     def _hold(self, handle: MemoryHandle) -> None:
         with self._lock:

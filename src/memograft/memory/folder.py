@@ -12,12 +12,11 @@ import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.errors import MemoryFormatError
-from memograft.storage.disk import SEAL, Findings, is_sealed, sealed, told
+from memograft.storage.disk import SEAL, Findings, JsonObject, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
 
 if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what is kept
@@ -33,7 +32,7 @@ _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
 
-def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: str, *, fan_in_fan_out: bool) -> Path:
+def write(path: Path, adapter: Adapter, about: JsonObject, base_model: str, *, fan_in_fan_out: bool) -> Path:
     """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`."""
     from peft import LoraConfig
     from safetensors.torch import save
@@ -66,7 +65,7 @@ def write(path: Path, adapter: Adapter, about: Mapping[str, Any], base_model: st
     return path
 
 
-def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
+def read(path: Path, device: torch.device) -> tuple[Adapter, JsonObject]:
     """The adapter and what memograft.json says; both are compared with their checksums.
 
     adapter_config.json is for PEFT: it must be there, and `inspected` compares it.
@@ -88,7 +87,7 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, dict[str, Any]]:
     return _adapter(weights, path / _WEIGHTS, device), about
 
 
-def about(path: Path) -> dict[str, Any]:
+def about(path: Path) -> JsonObject:
     """What a memory's memograft.json says.
 
     Raises:
@@ -152,10 +151,10 @@ def damaged(path: Path, cause: object) -> MemoryFormatError:
     return MemoryFormatError(f"{path} is damaged ({cause}); save the memory again, or restore the file")
 
 
-def _parsed(text: bytes, file: Path) -> dict[str, Any]:
+def _parsed(text: bytes, file: Path) -> JsonObject:
     """What memograft.json says, if it is of our format and whole."""
     try:
-        about: dict[str, Any] = json.loads(text)
+        about: JsonObject = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise damaged(file, e) from e
     found = about.get("format") if isinstance(about, dict) else None

@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.errors import MemoryFormatError
-from memograft.storage.disk import is_sealed, sealed, told
+from memograft.storage.disk import JsonObject, is_sealed, sealed, told
 from memograft.storage.publish import published
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read(path: Path, device: torch.device, dtype: torch.dtype) -> Piece:
     return Piece(tuple(on), x.to(device), residual.to(device))
 
 
-def about(path: Path) -> dict[str, Any]:
+def about(path: Path) -> JsonObject:
     """What prefix.json says.
 
     Raises:
@@ -86,7 +86,7 @@ def about(path: Path) -> dict[str, Any]:
     with told(file, MemoryFormatError, "read"):
         text = file.read_bytes()
     try:
-        what: dict[str, Any] = json.loads(text)
+        what: JsonObject = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise _damaged(file, e) from e
     if not isinstance(what, dict) or what.get("format") != _FORMAT or not is_sealed(what):

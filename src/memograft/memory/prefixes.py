@@ -54,10 +54,17 @@ class Prefixes:
         max_bytes: of what is held.
         read: finds what is not held.
         write: keeps a new piece somewhere else too.
+        touch: notes there that the piece of an id was used.
     """
 
-    def __init__(self, max_bytes: int, read: Read | None = None, write: Write | None = None) -> None:
-        self._max_bytes, self._read, self._write = max_bytes, read, write
+    def __init__(
+        self,
+        max_bytes: int,
+        read: Read | None = None,
+        write: Write | None = None,
+        touch: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._max_bytes, self._read, self._write, self._touch = max_bytes, read, write, touch
         made_anew_in_forks(self._make_lock)
         self._held: OrderedDict[tuple[str, str], Piece] = OrderedDict()  # by id and device
         self.tokens = 0  # whose keys and values were found
@@ -92,6 +99,8 @@ class Prefixes:
         if not found:
             return None
         self._hold(model, found)
+        for place, _ in reversed(found):
+            self._touch(place.id)
         end = found[-1][0].end
         with self._lock:
             self.tokens += end - read

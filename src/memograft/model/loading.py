@@ -34,22 +34,28 @@ _HUB = ("revision", "token", "cache_dir", "local_files_only")
 _SOURCE = (*_HUB, "trust_remote_code")
 
 
-def load(name: str | Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str | Path, device: str | None = None, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
 
-    Without a dtype:
+    `device` is where the whole model goes: "cpu", "cuda", "cuda:1", "mps" or another name that torch has. None: where a
+    device map or quantisation puts it, else the first CUDA GPU, else the CPU. Without a dtype:
         on a GPU, or with a device map or quantisation: the checkpoint's own; a GGUF file becomes bfloat16;
         on a CPU that computes in bfloat16: a checkpoint in bfloat16 stays so, and a GGUF file becomes so;
         otherwise, and for every other checkpoint on a CPU: float32, in which nothing is lost.
 
     Raises:
-        SettingsError: a GGUF file that is missing, damaged, or no GGUF file.
+        SettingsError: a GGUF file that is missing, damaged, or no GGUF file; a device that is not there, or a device
+            beside a device map.
         UnsupportedModelError: a GGUF file that transformers cannot convert.
         MissingExtraError: the package that carries the model, or one that reads it, is not installed.
     """
     path = str(files("memograft") / BUNDLED[str(name)]) if str(name) in BUNDLED else str(name)
+    if device is not None:
+        device = _device(device, kwargs)
+    if device is not None and "quantization_config" in kwargs:
+        kwargs["device_map"] = {"": device}  # quantised weights are made where they stay
     placed = "device_map" in kwargs or "quantization_config" in kwargs
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     gguf = _gguf_file(name, kwargs)
     if gguf is None:
         if "dtype" not in kwargs:
@@ -103,6 +109,30 @@ def _load(path: str, kwargs: Options) -> tuple[PreTrainedModel, PreTrainedTokeni
     return AutoModelForCausalLM.from_pretrained(path, **kwargs), tokenizer
 
 
+def _device(device: str, kwargs: Options) -> str:
+    """Its full name, "cuda:0" for "cuda"."""
+    if "device_map" in kwargs:
+        raise SettingsError(
+            f"`device` places the whole model and `device_map` its parts, got {device!r} and {kwargs['device_map']!r}; "
+            "pass one of them"
+        )
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):  # each backend of torch raises its own
+        found = None
+    if found is None or found.type == "meta":  # which has no numbers
+        raise SettingsError(
+            f"`device` must be one that this machine and its torch have ({', '.join(_devices())}), got {device!r}; "
+            "leave it out for the GPU, if there is one"
+        )
+    return str(found)
+
+
+def _devices() -> list[str]:
+    cuda = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
 def _own_dtype(path: str, kwargs: Options) -> torch.dtype | None:
     """What the checkpoint's configuration says its weights are, or None."""
     from transformers import AutoConfig
@@ -124,7 +154,8 @@ def _cpu_dtype(own: torch.dtype | None) -> torch.dtype:
 
 def _quantised_dtype(device: str) -> torch.dtype:
     """bfloat16 wherever it is not emulated: its rounding is far below that of the quantisation."""
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else computes_in_bfloat16()
+    on_cuda = device.startswith("cuda")
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else computes_in_bfloat16()
     return torch.bfloat16 if native else torch.float32
 
 

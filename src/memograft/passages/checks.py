@@ -19,6 +19,21 @@ from memograft.passages.embedders import Embedder, unit_rows
 from memograft.passages.progress import progress_bar
 from memograft.passages.search import SearchMode
 
+__all__ = [
+    "as_floats",
+    "check_count",
+    "check_question",
+    "check_share",
+    "check_varied",
+    "checked_ids",
+    "checked_metadata",
+    "checked_mode",
+    "checked_vectors",
+    "embedded",
+    "embedded_query",
+    "returned",
+]
+
 FloatArray = NDArray[np.float32]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # no character by itself
@@ -103,6 +118,17 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not _SURROGATE.search(text)
 
 
+def as_floats(vectors: object, what: str) -> FloatArray:
+    """Return numbers as an array of any shape; refuse rows of different lengths and what is no number."""
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which `checked_vectors` refuses
+            return np.asarray(vectors, np.float32)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{what} numbers in rows of one length, got something else ({error}); look at what they were made from"
+        ) from error
+
+
 def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:
     """Return unit vectors (..., D); refuse another shape, and numbers that are not finite as float32."""
     if shape[-1] == 0:
@@ -112,8 +138,7 @@ def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> Float
             'this store was made without an embedder and takes no vectors; search it with mode="text", or make a new '
             "one: VectorStore(embedder)"
         )
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which is refused below
-        array = np.asarray(vectors, dtype=np.float32)
+    array = as_floats(vectors, what)
     if array.shape != shape:
         raise SettingsError(f"{what} the shape {shape}, got {array.shape}; use the embedder of the store")
     if not np.isfinite(array).all():
@@ -130,9 +155,7 @@ def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bo
     with progress_bar(len(texts), "Embedding", "passage", progress and len(texts) >= _LARGE) as bar:
         for start in range(0, len(texts), batch_size):
             batch = texts[start : start + batch_size]
-            vectors = embedder.embed_documents(batch)
-            what = f"the embedder {embedder.fingerprint!r} must return"
-            parts.append(checked_vectors(vectors, (len(batch), embedder.dimension), what))
+            parts.append(returned(embedder, embedder.embed_documents(batch), len(batch)))
             bar.update(len(batch))
     return np.concatenate(parts)
 
@@ -140,5 +163,9 @@ def embedded(embedder: Embedder, texts: list[str], batch_size: int, progress: bo
 def embedded_query(embedder: Embedder, query: str) -> FloatArray:
     """Return the (D,) unit vector of a question."""
     check_question(query)
-    what = f"the embedder {embedder.fingerprint!r} must return"
-    return checked_vectors(embedder.embed_query(query), (embedder.dimension,), what)
+    return returned(embedder, embedder.embed_query(query))
+
+
+def returned(embedder: Embedder, vectors: object, *count: int) -> FloatArray:
+    """Return what an embedder gave as unit vectors: (N, D) of `count` N texts, (D,) of one question."""
+    return checked_vectors(vectors, (*count, embedder.dimension), f"the embedder {embedder.fingerprint!r} must return")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memograft.errors import MissingExtraError, SettingsError
+from memograft.storage.disk import JsonObject
 
 __all__ = [
     "Embedder",
@@ -44,7 +44,7 @@ class Embedder(Protocol):
     def fingerprint(self) -> str:
         """Equal for two embedders only if their vectors may be compared; a store refuses another one."""
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
 
     def embed_documents(self, texts: list[str]) -> FloatArray:
@@ -114,7 +114,7 @@ class LexicalEmbedder:
         """Name, version of the weighting, and D. The version rises with any change that moves a vector."""
         return f"lexical-1-{self._dimension}"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
         return {"type": "lexical", "dimension": self._dimension}
 
@@ -241,7 +241,7 @@ class SentenceTransformerEmbedder:
         """Name, revision and D; a local folder whose weights change keeps its fingerprint, so name a revision."""
         return f"sentence-transformers:{self._name}@{self._revision or 'main'}-{self._dimension}"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
         return {"type": "sentence-transformers", "model": self._name, "revision": self._revision}
 
@@ -287,7 +287,7 @@ class GivenVectors:
         """Says D only: whether two vectors of one length may be compared is up to those who bring them."""
         return f"given-{self._dimension}"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
         return {"type": "given", "dimension": self._dimension}
 
@@ -312,7 +312,7 @@ class NoVectors:
     dimension = 0
     fingerprint = "no vectors"
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
         return {"type": "none"}
 
@@ -328,7 +328,7 @@ class NoVectors:
         )
 
 
-def embedder_from_config(config: Mapping[str, Any]) -> Embedder:
+def embedder_from_config(config: JsonObject) -> Embedder:
     """Build the embedder whose `config()` returned this.
 
     Raises:

@@ -35,17 +35,18 @@ class Access:
     Args:
         folder: the store's folder, made if it is to be written; None for a store in memory.
         read_only: do not write.
+        lock_timeout: seconds to wait for another writer.
 
     Raises:
         StoreLockedError: another writer has the store open.
         StoreError, SettingsError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path | None, read_only: bool) -> None:
+    def __init__(self, folder: Path | None, read_only: bool, lock_timeout: float = 0.0) -> None:
         self.read_only, self.closed = read_only, False
         self._folder = folder
         self._process = os.getpid()
-        self._lock = claim_folder(folder, read_only)
+        self._lock = claim_folder(folder, read_only, lock_timeout)
 
     @property
     def inherited(self) -> bool:
@@ -76,15 +77,20 @@ class Access:
             self._lock.release()
 
 
-def claim_folder(folder: Path | None, read_only: bool) -> WriterLock | None:
-    """Make a writer's folder and take its lock; None where no lock is needed."""
+def claim_folder(folder: Path | None, read_only: bool, lock_timeout: float = 0.0) -> WriterLock | None:
+    """Make a writer's folder and take its lock within `lock_timeout` seconds; None where no lock is needed."""
+    if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, int | float) or not lock_timeout >= 0:
+        raise SettingsError(
+            f"`lock_timeout` must be a number of seconds, 0 (do not wait) or more, got {lock_timeout!r}; math.inf "
+            "waits as long as it takes"
+        )
     if folder is None and read_only:
         raise SettingsError("a store in memory has nothing to read, got read_only=True without `path`; pass its path")
     if folder is None or read_only:
         return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return WriterLock(folder / "writer.lock")
+        return WriterLock(folder / "writer.lock", lock_timeout)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
     except (OSError, ValueError) as error:  # the latter of a path with NUL
@@ -98,9 +104,10 @@ def opened(
     *,
     read_only: bool,
     progress: bool,
+    lock_timeout: float = 0.0,
 ) -> tuple[Access, Database, Embedder, IndexCache | NoIndex]:
     """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
-    access = Access(folder, read_only)
+    access = Access(folder, read_only, lock_timeout)
     try:
         database = Database(folder, read_only, progress)
         try:

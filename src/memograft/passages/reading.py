@@ -1,4 +1,4 @@
-"""Files to text: txt, Markdown, PDF and HTML, with a title, and text to passages of a bounded length.
+"""Files to text: txt, Markdown, PDF, HTML and Word (docx), with a title, and text to passages of a bounded length.
 
 Every library is imported when the first file needs it. Knows nothing of stores, prompts and models.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 
 from memograft.errors import MissingExtraError, SettingsError
 
-__all__ = ["SUFFIXES", "Text", "find_files", "read_file", "split"]
+__all__ = ["SUFFIXES", "Text", "find_files", "read_characters", "read_file", "split", "tidy", "titled"]
 
 _MARKDOWN, _HTML = frozenset({".md", ".markdown"}), frozenset({".html", ".htm"})
-SUFFIXES = frozenset({".txt", ".pdf"}) | _MARKDOWN | _HTML
+SUFFIXES = frozenset({".txt", ".pdf", ".docx"}) | _MARKDOWN | _HTML
 
 _BLOCKS = "address article blockquote dd div dt figcaption footer h1 h2 h3 h4 h5 h6 header li p pre section tr"
 _UNSEEN = "script style template noscript head svg nav"
@@ -38,8 +38,10 @@ class Text:
     text: str
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Files as they were named, and the readable files of folders, recursively and sorted, hidden ones left out.
+def find_files(paths: Iterable[Path], suffixes: Container[str] | None = SUFFIXES) -> list[Path]:
+    """Files as they were named, and those of folders, recursively and sorted, without hidden ones.
+
+    Of folders only files with these suffixes are found; None finds every kind.
 
     Raises:
         SettingsError: a path that is not there.
@@ -47,7 +49,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}  # a set that keeps the order
     for path in paths:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = (p for p in path.rglob("*") if (suffixes is None or p.suffix.lower() in suffixes) and p.is_file())
             found |= dict.fromkeys(sorted(p for p in inside if not _hidden(p.relative_to(path))))
         elif path.exists():
             found[path] = None
@@ -71,7 +73,9 @@ def read_file(path: Path) -> Text:
     if suffix not in SUFFIXES:
         raise SettingsError(f"{path} must be one of {', '.join(sorted(SUFFIXES))}, got {suffix!r}; convert it to text")
     try:
-        text = _read_pdf(path) if suffix == ".pdf" else _read_html(path) if suffix in _HTML else _read_text(path)
+        text = _reader(suffix)(path)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{path} cannot be read: {error}") from error
     except OSError as error:
         raise SettingsError(f"{path} cannot be opened ({error.strerror or error}); check its permissions") from error
     if not text.text.strip():
@@ -80,17 +84,34 @@ def read_file(path: Path) -> Text:
     return text
 
 
-def _read_text(path: Path) -> Text:
-    data = path.read_bytes()
+def _reader(suffix: str) -> Callable[[Path], Text]:
+    others = {".pdf": _read_pdf, ".docx": _read_docx, **dict.fromkeys(_HTML, _read_html)}
+    return others.get(suffix, _read_text)
+
+
+def read_characters(path: Path) -> str:
+    """The characters of a text file in UTF-8, or in UTF-16 with its mark, with "\\n" at the end of each line.
+
+    Raises:
+        SettingsError: it cannot be opened, or is in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be opened ({error.strerror or error}); check its permissions") from error
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} must be UTF-8 text, and is not at byte {error.start}; convert it") from error
-    text = _tidy(text.replace("\r\n", "\n").replace("\r", "\n"))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_text(path: Path) -> Text:
+    text = tidy(read_characters(path))
     if path.suffix.lower() in _MARKDOWN:
         text = re.sub(r"\A#{1,6}[ \t]+(.*?)[ \t]*#*$", r"\1", text, count=1, flags=re.MULTILINE)
-    return Text(_title("", text, path), text)
+    return Text(titled("", text, path), text)
 
 
 def _read_html(path: Path) -> Text:
@@ -109,8 +130,8 @@ def _read_html(path: Path) -> Text:
     for element in soup.find_all(_BLOCKS.split()):
         element.insert_before("\n\n")
         element.append("\n\n")
-    text = _tidy(re.sub(r" *\n *", "\n", soup.get_text()))
-    return Text(_title(title, text, path), text)
+    text = tidy(re.sub(r" *\n *", "\n", soup.get_text()))
+    return Text(titled(title, text, path), text)
 
 
 def _read_pdf(path: Path) -> Text:
@@ -119,22 +140,41 @@ def _read_pdf(path: Path) -> Text:
         reader = reader_class(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise SettingsError(f"{path} is protected by a password; save a copy without one")
-        text = _tidy("\n\n".join(page.extract_text() for page in reader.pages))
+        text = tidy("\n\n".join(page.extract_text() for page in reader.pages))
         title = (reader.metadata.title if reader.metadata else "") or ""
     except (SettingsError, OSError):
         raise
     except Exception as error:  # pypdf raises whatever a damaged file leads it into
         raise SettingsError(f"{path} cannot be read as PDF ({error}); save it again, or convert it to text") from error
-    return Text(_title(title, text, path), text)
+    return Text(titled(title, text, path), text)
 
 
-def _tidy(text: str) -> str:
+def _read_docx(path: Path) -> Text:
+    open_docx = _library("docx", "Document")
+    try:
+        file = open_docx(path)
+        blocks: list[str] = []
+        for block in file.iter_inner_content():  # paragraphs and tables, in their order
+            rows = getattr(block, "rows", None)
+            lines = [block.text] if rows is None else [" | ".join(c.text.strip() for c in row.cells) for row in rows]
+            blocks += lines if rows is None else ["\n".join(lines)]
+        title = file.core_properties.title or ""
+    except OSError:
+        raise
+    except Exception as error:  # python-docx raises whatever a damaged file leads it into
+        raise SettingsError(f"{path} cannot be read as docx ({error}); save it again, or convert it to text") from error
+    text = tidy("\n\n".join(blocks))
+    return Text(titled(title, text, path), text)
+
+
+def tidy(text: str) -> str:
     """Text without control characters, trailing spaces and more than one empty line in a row."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)).strip()
 
 
-def _title(own: str, text: str, path: Path) -> str:
+def titled(own: str, text: str, path: Path) -> str:
+    """The title of a text: its own, else its first line if that is short, else the file's name."""
     first_line = text.split("\n", 1)[0]
     title = " ".join(own.split()) or (first_line if len(first_line) <= _TITLE_LENGTH else "") or path.stem
     return title[:_TITLE_LENGTH]
@@ -170,10 +210,11 @@ def split(text: str, chunk_size: int = 600, overlap: int = 60, *, markdown: bool
 
 
 def _library(module: str, name: str) -> Any:
-    packages = {"bs4": "beautifulsoup4", "langchain_text_splitters": "langchain-text-splitters"}
+    packages = {"bs4": "beautifulsoup4", "docx": "python-docx", "langchain_text_splitters": "langchain-text-splitters"}
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
+        extra = "docx" if module == "docx" else "cli"
         raise MissingExtraError(
-            f'this needs {packages.get(module, module)}, which is not installed; run pip install "memograft[cli]"'
+            f'this needs {packages.get(module, module)}, which is not installed; run pip install "memograft[{extra}]"'
         ) from error

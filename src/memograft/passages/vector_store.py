@@ -64,11 +64,12 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         read_only: map the index file into memory and refuse every write.
         batch_size: texts given to the embedder at once.
         progress: show a progress bar on a terminal when embedding or indexing takes long.
+        lock_timeout: seconds to wait until another writer closes the store; math.inf waits as long as it takes.
 
     Raises:
         SettingsError: a setting that cannot work.
         EmbedderMismatchError: the store was built with another embedder.
-        StoreLockedError: another writer has the store open.
+        StoreLockedError: another writer has the store open, and still has after `lock_timeout`.
         StoreCorruptError: a file of the store is damaged or is not a store's.
         StoreError: `read_only` without a store, or the folder cannot be used.
 
@@ -88,6 +89,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         read_only: bool = False,
         batch_size: int = 256,
         progress: bool = True,
+        lock_timeout: float = 0.0,
     ) -> None:
         check_count("batch_size", batch_size)
         settings = index if index is None or isinstance(index, IndexSettings) else IndexSettings(index)
@@ -97,12 +99,14 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         self._one_writer = threading.RLock()
         self._lock = ReadWriteLock()
         self._access, self._database, self._embedder, self._cache = opened(
-            folder, embedder, settings, read_only=read_only, progress=progress
+            folder, embedder, settings, read_only=read_only, progress=progress, lock_timeout=lock_timeout
         )
         self._search = Searcher(self._database, self._cache, self._lock)
 
     @classmethod
-    def open(cls, path: str | Path, embedder: Embedder | None = None, read_only: bool = False) -> VectorStore:
+    def open(
+        cls, path: str | Path, embedder: Embedder | None = None, read_only: bool = False, lock_timeout: float = 0.0
+    ) -> VectorStore:
         """Open a store that exists; without `embedder`, with the one it was built with.
 
         Raises:
@@ -110,9 +114,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """
         if not is_there(Path(path) / FILE_NAME):
             raise StoreError(f"{path} holds no store; create it with VectorStore(path=...), or check the path")
-        return cls(embedder, path, read_only=read_only)
-
-    # writing ----------------------------------------------------------------------------------------------------
+        return cls(embedder, path, read_only=read_only, lock_timeout=lock_timeout)
 
     def add(
         self, documents: Iterable[Document | str | Mapping[str, Any]], vectors: ArrayLike | None = None
@@ -236,8 +238,6 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-    # reading ----------------------------------------------------------------------------------------------------
 
     def search(
         self,

@@ -75,6 +75,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         stride: int | None = None,
         batch_size: int = 16,
         progress: bool = True,
+        lock_timeout: float = 0.0,
     ) -> Datastore:
         """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
 
@@ -88,6 +89,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             stride: tokens between the windows over a raw text; None for half a window.
             batch_size: examples in one prefill.
             progress: show a bar, on a terminal.
+            lock_timeout: seconds to wait until another writer closes it; math.inf waits as long as it takes.
 
         Raises:
             ModelMismatchError: the datastore at `path` is of another model or place.
@@ -100,7 +102,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             folder, lock = new_folder(), None
         else:
             folder = Path(path)
-            lock = claim_folder(folder, read_only=False)
+            lock = claim_folder(folder, read_only=False, lock_timeout=lock_timeout)
         try:
             header = read_header(folder)
             new = Header(engine.fingerprint, place, 0, index)
@@ -122,18 +124,18 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         return store
 
     @classmethod
-    def open(cls, path: str | Path, *, read_only: bool = False) -> Datastore:
-        """Open what `build` made; its arrays are memory-mapped. A reader sees it as it is now.
+    def open(cls, path: str | Path, *, read_only: bool = False, lock_timeout: float = 0.0) -> Datastore:
+        """Open what `build` made; its arrays are memory-mapped. A reader sees it as it is now. Else as `build`.
 
         Raises:
             StoreCorruptError: a file is damaged, truncated or missing.
-            StoreLockedError: somebody else has it open for writing.
+            StoreLockedError: somebody else has it open for writing, and still has after `lock_timeout`.
             StoreError: there is no datastore.
         """
         folder = Path(path)
         if not is_there(folder / HEADER):
             raise StoreError(f"{folder} holds no datastore ({HEADER} is missing); make one with Datastore.build")
-        lock = claim_folder(folder, read_only)
+        lock = claim_folder(folder, read_only, lock_timeout)
         try:
             header = read_header(folder)
             assert header is not None

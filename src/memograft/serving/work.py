@@ -149,12 +149,18 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse what can never be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` belongs to another model; there are two Rtd or two Cad.
+        SettingsError: `memory` belongs to another model; a token id of `logit_bias` is none; there are two Rtd or two
+            Cad.
         ModelMismatchError: a datastore is another model's.
         UnsupportedModelError: this model cannot have such a memory.
     """
     if request.memory is not None:
         request.memory.check(backbone, fingerprint)
+    if beyond := [id for id in request.sampling.logit_bias if id >= backbone.vocabulary]:
+        raise SettingsError(
+            f"the keys of `logit_bias` must be token ids below {backbone.vocabulary}, the size of the model's "
+            f"vocabulary, got {beyond[0]}; `Engine.encode` has the ids of a text"
+        )
     batch = [p for p in request.processors if isinstance(p, BatchProcessor)]
     if len(batch) > 1:
         raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")

@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from memograft.errors import MemograftError, StoreCorruptError, StoreError
 
-__all__ = ["SEAL", "Findings", "crc32", "is_sealed", "is_there", "sealed", "sync", "told"]
+__all__ = ["SEAL", "Findings", "JsonObject", "crc32", "is_sealed", "is_there", "sealed", "sync", "told"]
 
+JsonObject = dict[str, Any]  # of a file, before its values are checked
 SEAL = "checksum"  # the key of a JSON file's digest of its other values
 _BLOCK = 2**20
 

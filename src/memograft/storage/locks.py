@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from memograft.errors import StoreError, StoreLockedError
+
+_POLL = 0.05  # seconds between two tries: flock itself waits without a limit
 
 
 class ReadWriteLock:
@@ -80,39 +84,56 @@ class _Writing:
 class WriterLock:
     """The right to write to a store, held from construction until `release()` or the end of the process.
 
+    Args:
+        file: what is locked, in the store's folder.
+        timeout: seconds to wait while someone else holds it. Who of several that wait is next is up to chance.
+
     Raises:
-        StoreLockedError: someone else holds it, in this process or another.
+        StoreLockedError: someone else holds it, in this process or another, and has not let go within `timeout`.
     """
 
-    def __init__(self, file: Path) -> None:
-        try:
-            import fcntl
-        except ImportError as error:
-            raise StoreError(
-                "a store on disk needs POSIX file locks, which this system lacks; leave `path` out for a store in "
-                "memory, or run under Linux, macOS or WSL"
-            ) from error
+    def __init__(self, file: Path, timeout: float = 0.0) -> None:
+        self._fcntl = _file_locks()
         self._owner = os.getpid()
         self._file = open(file, "a", encoding="utf-8")  # noqa: SIM115 - held open on purpose: closing releases it
+        end = time.monotonic() + timeout
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise StoreLockedError(
-                f"one writer at a time may open a store, and {file.parent} has one already; close it there, or open "
-                "this one with read_only=True"
-            ) from error
+            while not self._taken():
+                left = end - time.monotonic()
+                if left <= 0:
+                    waited = f", and did not close it within the `lock_timeout` of {timeout:g} s" if timeout else ""
+                    raise StoreLockedError(
+                        f"one writer at a time may open a store, and {file.parent} has one already{waited}; close it "
+                        "there, wait for it with a longer `lock_timeout`, or open this one with read_only=True"
+                    )
+                time.sleep(min(_POLL, left))
         except BaseException:
             self._file.close()
             raise
 
+    def _taken(self) -> bool:
+        try:
+            self._fcntl.flock(self._file, self._fcntl.LOCK_EX | self._fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def release(self) -> None:
         """Let the next writer in, even while a forked child has the file open too."""
-        import fcntl
-
         if os.getpid() == self._owner and not self._file.closed:
-            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._fcntl.flock(self._file, self._fcntl.LOCK_UN)
         self._file.close()
+
+
+def _file_locks() -> ModuleType:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise StoreError(
+            "a store on disk needs POSIX file locks, which this system lacks; leave `path` out for a store in "
+            "memory, or run under Linux, macOS or WSL"
+        ) from error
+    return fcntl
 
 
 def refuse_fork(folder: Path, owner: int) -> None:

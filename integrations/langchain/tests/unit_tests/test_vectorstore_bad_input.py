@@ -97,8 +97,8 @@ def test_ids_of_another_number_or_both_ways_to_delete(store: MemograftVectorStor
 @pytest.mark.parametrize(
     ("vectors", "text"),
     [
-        ([[1.0, 2.0], [1.0]], "Broken must return lists of numbers of one length, and did not"),
-        ([["x", "y"], [1.0, 2.0]], "Broken must return lists of numbers of one length, and did not"),
+        ([[1.0, 2.0], [1.0]], "Broken' must return numbers in rows of one length, got something else"),
+        ([["x", "y"], [1.0, 2.0]], "Broken' must return numbers in rows of one length, got something else"),
         ([[1.0, 2.0]], r"must return the shape \(2, 2\), got \(1, 2\)"),
         ([[1.0, 2.0], [math.nan, 1.0]], "must return finite numbers, got NaN or infinity in row 1"),
     ],

@@ -4,8 +4,8 @@
 
 A_d and B_d are what document d is memorized with alone: in a prompt that holds nothing else, so that neither its
 neighbours nor what is asked decide them, and `Engine.memorize` of that document makes the same. So a page that a bank
-knows is not trained again, whatever it is retrieved with. What that costs in quality: docs/method.md, which also says
-why it is the mean.
+knows is not trained again, whatever it is retrieved with. It has a price: with five pages a request, answers were right
+less often than with the pages memorized together, by 8 points of 100 (docs/method.md, which also says why the mean).
 """
 
 from __future__ import annotations

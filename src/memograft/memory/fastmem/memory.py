@@ -60,8 +60,8 @@ class FastMem(Speaking, Selecting, Training, Memory):
         clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
         seed: of the LoRA's first factor.
         compose: memorize each document by itself and join these memories, instead of all documents together; see
-            `memograft.memory.fastmem.compose`. With a bank, a document that was memorized before costs nothing in any
-            other company. Ours.
+            `memograft.memory.fastmem.compose`. With a bank, a document that was memorized before is not trained again,
+            whatever its company; answers from several documents are worse. Ours.
 
     Raises:
         SettingsError: a value that can never work.

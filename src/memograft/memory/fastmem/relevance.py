@@ -9,6 +9,10 @@ in words the document holds. A page about what the question asks for takes much 
 about something else takes none, or makes it worse (below 0). A sum of L nats varies by about sqrt(L), so that 0.5 is a
 page that explains as much as chance might; with it one threshold serves models that are surprised by 8 nats and by 50.
 
+The question is the last user message. Where that holds more than a question (instructions, a form), all of this is done
+for the question within it as well, and the larger relevance counts: instructions are surprising, and no page explains
+them. The message as a whole still counts since the words around a question may be what it is about.
+
 This is the query likelihood of retrieval (Ponte and Croft, 1998), with the model that is about to answer.
 """
 
@@ -17,8 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from memograft.memory.fastmem.tails import Sight, Tails, before_documents
-from memograft.memory.fastmem.wording import nats_of, places, stem
+from memograft.memory.fastmem.tails import Sight, Tails, before_documents, last_of
+from memograft.memory.fastmem.wording import asked_in, nats_of, places, stem
 from memograft.model.backbone import Backbone
 from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt, Span
@@ -44,9 +48,10 @@ def relevances(
     `lead` are the tokens of LEAD. 1 at most, and 0 for an empty document or a question that says nothing.
     """
     sights = [_sights(n, prompt, tuple(lead)) for n, prompt in enumerate(prompts)]
-    losses = iter(Tails(backbone, filled, rows, prompts).losses([s for own in sights for s in own]))
+    parts = [asked_in(prompt) for prompt in prompts]
+    losses = iter(Tails(backbone, filled, rows, prompts, parts).losses([s for own in sights for s in own]))
     nats = [[next(losses).tolist() for _ in own] for own in sights]
-    return [_judged(prompt, own) for prompt, own in zip(prompts, nats, strict=True)]
+    return [_larger(prompt, part, own) for prompt, part, own in zip(prompts, parts, nats, strict=True)]
 
 
 def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
@@ -56,10 +61,18 @@ def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
     return nothing + [Sight(number, span, span[1]) for span in prompt.spans if span[1] > span[0]]
 
 
-def _judged(prompt: Prompt, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """`nats` of the question's tokens under each of the sights."""
-    plain, led, *seen = nats
-    surprise, by_word, left = min(sum(plain), sum(led)), _nats_by_word(prompt, plain), iter(seen)
+def _larger(prompt: Prompt, part: Span | None, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """By the message, and by the question within it if there is one; `nats` of its tokens under each of the sights."""
+    whole = _judged(prompt, prompt.question, nats)
+    return whole if part is None else tuple(map(max, whole, _judged(prompt, part, nats)))
+
+
+def _judged(prompt: Prompt, asked: Span, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """By these tokens of the message alone."""
+    start = prompt.question[1] - len(nats[0])
+    first, end = (max(token, start) for token in last_of(asked))
+    plain, led, *seen = (own[first - start : end - start] for own in nats)
+    surprise, by_word, left = min(sum(plain), sum(led)), _nats_by_word(prompt, asked, plain, first), iter(seen)
 
     def judged(document: Span) -> float:
         return _relevance(surprise, sum(next(left)), _shared(by_word, prompt, document))
@@ -74,10 +87,10 @@ def _relevance(surprise: float, left: float, shared: float) -> float:
     return z / (1 + abs(z))
 
 
-def _nats_by_word(prompt: Prompt, nats: Sequence[float]) -> dict[str, float]:
-    """How surprising the words of the question are, by their stems; `nats` are of its last tokens."""
-    start, found = prompt.question[1] - len(nats), dict[str, float]()
-    for word, place in places(prompt, prompt.question):
+def _nats_by_word(prompt: Prompt, asked: Span, nats: Sequence[float], start: int) -> dict[str, float]:
+    """How surprising the words of the question are, by their stems; `nats` are of its tokens from `start` on."""
+    found: dict[str, float] = {}
+    for word, place in places(prompt, asked):
         found[stem(word)] = found.get(stem(word), 0.0) + nats_of(prompt, place, nats, start)
     return found
 

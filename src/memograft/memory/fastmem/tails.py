@@ -20,9 +20,9 @@ from memograft.model.kv import Prefill
 from memograft.model.prefill import run
 from memograft.prompt.builder import Prompt, Span
 
-__all__ = ["Sight", "Tails"]
+__all__ = ["Sight", "Tails", "before_documents", "last_of"]
 
-_LAST = 64  # tokens of the question that are looked at: instructions before it would only dilute it
+_LAST = 64  # tokens of the question that are looked at: what stands before them would only dilute it
 _TOKENS = 8192  # of the cache that are copied at a time
 
 
@@ -51,10 +51,22 @@ class Tails:
         filled: the prompts after their prefill; it is left as it is.
         rows: where each of the prompts stands in it.
         prompts: whose question stands behind their documents.
+        parts: of each prompt tokens of the question that are looked at in any case, if that is not only its end.
     """
 
-    def __init__(self, backbone: Backbone, filled: Prefill, rows: Sequence[int], prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        filled: Prefill,
+        rows: Sequence[int],
+        prompts: Sequence[Prompt],
+        parts: Sequence[Span | None] = (),
+    ) -> None:
         self._backbone, self._filled, self._prompts = backbone, filled, prompts
+        looked_at = [
+            part or prompt.question for prompt, part in zip(prompts, parts or [None] * len(prompts), strict=True)
+        ]
+        self._firsts = [last_of(part)[0] for part in looked_at]
         self._rows = torch.tensor(rows)
         self._starts = [max(end for _, end in (*p.spans, *p.history)) for p in prompts]
         self._columns = [filled.columns(row, range(len(p.ids))).cpu() for row, p in zip(rows, prompts, strict=True)]
@@ -66,7 +78,7 @@ class Tails:
                 seen[columns[first:end]] = 0
 
     def losses(self, sights: Sequence[Sight]) -> list[Tensor]:
-        """Nats of each token of the question, the last 64 of them, under each of the sights."""
+        """Nats of the question's tokens under each of the sights: the last 64, and those from its part on."""
         size = max(1, _TOKENS // self._filled.ids.shape[1])
         parts = (self._losses(sights[start : start + size]) for start in range(0, len(sights), size))
         return [losses for part in parts for losses in part]
@@ -79,7 +91,8 @@ class Tails:
             row[self._columns[sight.prompt][slice(*sight.span)]] = 1
         tails = [torch.tensor([*s.lead, *self._tail(s.prompt)]) for s in sights]
         ids, new = pad_sequence(tails, True), pad_sequence([torch.ones_like(t) for t in tails], True)
-        positions = torch.tensor([s.end for s in sights])[:, None] + torch.arange(ids.shape[1])
+        # Padding stands at 0: counted on, it could stand beyond the positions that a model has learned.
+        positions = pad_sequence([s.end + torch.arange(len(t)) for s, t in zip(sights, tails, strict=True)], True)
         device = self._filled.ids.device
         mask = torch.cat([seen, new], 1).to(device)
         x, residual, _ = run(self._backbone, ids.to(device), mask, self._own_cache(numbers), positions.to(device))
@@ -92,7 +105,9 @@ class Tails:
     def _question(self, sight: Sight, x: Tensor, residual: Tensor) -> Tensor:
         prompt, before = self._prompts[sight.prompt], self._starts[sight.prompt] + 1
         start, end = prompt.question
-        start = max(start, end - _LAST, before)  # the first token of the tail is not predicted by the tail
+        start = max(
+            min(last_of((start, end))[0], self._firsts[sight.prompt]), before
+        )  # the first token of the tail is not predicted by the tail
         part = slice(start - before + len(sight.lead), end - before + len(sight.lead))
         logp = torch.log_softmax(self._backbone.logits(x[:, part], residual[:, part]), -1)[0]
         targets = torch.tensor(prompt.ids[start:end], device=logp.device)
@@ -105,6 +120,11 @@ class Tails:
         cache.layers = [copy.copy(layer) for layer in cache.layers]
         cache.batch_select_indices(self._rows[numbers])
         return cache
+
+
+def last_of(span: Span) -> Span:
+    """The tokens of a question, or of a part of it, that are looked at."""
+    return max(span[0], span[1] - _LAST), span[1]
 
 
 def before_documents(prompt: Prompt) -> int:

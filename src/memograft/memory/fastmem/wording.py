@@ -7,12 +7,18 @@ from collections.abc import Sequence
 
 from memograft.prompt.builder import Prompt, Span, token_span
 
-__all__ = ["NOTHING", "nats_of", "nearest", "places", "sentences", "stem", "words"]
+__all__ = ["NOTHING", "asked_in", "nats_of", "nearest", "places", "sentences", "stem", "words"]
 
 NOTHING = (0, 0)
 _SENTENCES = 4
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|[\u3002\uff01\uff1f]|\n|$)")  # and the full-width . ! ?
 _WORD = re.compile(r"\w+")
+_CLOSED = "[\"'\\u201d\\u2019)\\]]*"  # quotes and brackets behind the mark
+_PART = re.compile(rf"\S.*?(?:[.!?]{_CLOSED}(?=\s|$)|[\u3002\uff01\uff1f\u061f]|\n|$)")
+_MARKED = re.compile(rf"[?\uff1f\u061f]{_CLOSED}\s*$")
+_LABEL = re.compile(r"(?:^|(?<=\n)|(?<=[.!?]\s))\w{1,20}:[^\S\n]+(?=\S)")  # "Question: "
+_OPEN = re.compile(r"(?:\n[^\S\n]*\w[\w ]{0,30}|\s\w{1,20}):\s*$")  # "Answer:" at the end
+_LEAST = 4  # tokens of a question: fewer are too few to tell pages apart by
 
 
 def places(prompt: Prompt, span: Span) -> list[tuple[str, Span]]:
@@ -39,6 +45,42 @@ def nearest(prompt: Prompt, document: Span) -> list[Span]:
         return sum(len(word) for word in asked & set(words(prompt, span)))
 
     return sorted(sentences(prompt, document), key=shared, reverse=True)[:_SENTENCES]
+
+
+def asked_in(prompt: Prompt) -> Span | None:
+    """The tokens of the question within the last user message; None if that is all of the message or is not found.
+
+    A message may hold instructions, too. In a form whose last label is left open ("Question: who wrote it Answer:"),
+    the question is what stands behind the label before that one; else the last sentences in a row that end in a
+    question mark. No word is looked for, so that this holds in any language with such marks.
+    """
+    first, end = _characters(prompt, prompt.question)
+    text = prompt.text[first:end]
+    found = _in_form(text) or _marked(text)
+    if found is None or text[slice(*found)].strip() == text.strip():
+        return None
+    part = token_span(prompt.offsets, (found[0] + first, found[1] + first))
+    return part if part[1] - part[0] >= _LEAST else None
+
+
+def _in_form(text: str) -> Span | None:
+    if (opened := _OPEN.search(text)) is None:
+        return None
+    labels = list(_LABEL.finditer(text, 0, opened.start()))
+    return (labels[-1].end(), opened.start()) if labels else None
+
+
+def _marked(text: str) -> Span | None:
+    parts = [m.span() for m in _PART.finditer(text)]
+    asks = [_MARKED.search(text[slice(*part)]) is not None for part in parts]
+    if True not in asks:
+        return None
+    last = first = len(asks) - 1 - asks[::-1].index(True)
+    while first > 0 and asks[first - 1]:
+        first -= 1
+    start, end = parts[first][0], parts[last][1]
+    label = _LABEL.match(text, start)
+    return (label.end() if label and (text[:start] + text[end:]).strip() else start), end
 
 
 def stem(word: str) -> str:

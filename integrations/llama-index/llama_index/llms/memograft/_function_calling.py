@@ -15,10 +15,10 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import BasePromptTemplate
-from llama_index.llms.memograft import _tools
 from llama_index.llms.memograft._errors import ToolCallError, loud
 from llama_index.llms.memograft._structured import MemograftStructuredLLM, Partial, object_of, schema_of, with_schema
 from llama_index_instrumentation import get_dispatcher
+from memograft.chat import arguments_of
 
 __all__ = ["FunctionCalling"]
 
@@ -47,17 +47,8 @@ class FunctionCalling(FunctionCallingLLM):
             if isinstance(user_msg, str):
                 user_msg = ChatMessage(role=MessageRole.USER, content=user_msg)
             messages.append(user_msg)
-        given = {"tools": _tools.specs(tools or ()), "tool_required": tool_required}
+        given = {"tools": list(tools or ()), "tool_required": tool_required}
         return {"messages": messages, **given, "allow_parallel_tool_calls": allow_parallel_tool_calls, **kwargs}
-
-    def _validate_chat_with_tools_response(
-        self, response: ChatResponse, tools: Sequence[Any], allow_parallel_tool_calls: bool = False, **kwargs: Any
-    ) -> ChatResponse:
-        """Of several calls only the first stays, where one was asked for."""
-        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-        if not allow_parallel_tool_calls and len(calls) > 1:
-            response.message.blocks = [b for b in response.message.blocks if b not in calls[1:]]
-        return response
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -74,7 +65,11 @@ class FunctionCalling(FunctionCallingLLM):
                 "error_on_no_tool_call=False"
             )
         return [
-            ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=_tools.arguments(call))
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=arguments_of(call.tool_name, call.tool_kwargs),
+            )
             for call in calls
         ]
 

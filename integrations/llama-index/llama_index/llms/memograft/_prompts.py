@@ -13,6 +13,7 @@ context.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -20,9 +21,9 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate, PromptTemplate, SelectorPromptTemplate
 from llama_index.core.prompts.utils import format_string
-from llama_index.llms.memograft._documents import split_context
 from llama_index.llms.memograft._messages import citable
-from memograft.documents import Document
+from memograft import Document
+from memograft.chat import split_context
 
 __all__ = ["CONTEXT", "arguments", "contexts", "marked", "with_documents"]
 
@@ -50,6 +51,12 @@ def contexts(args: Mapping[str, Any]) -> list[Document] | None:
                 return None
             text = str(part.content or "") if isinstance(part, ChatMessage) else str(part)
             documents += split_context(text, by_line=lines and name == "context_str")
+    # Metadata stands before each node of a file, and documents of one id and text are one.
+    seen = Counter[str]()
+    for n, document in enumerate(documents):
+        seen[document.text] += 1
+        if seen[document.text] > 1:
+            documents[n] = Document(document.text, f"{document.id}-{seen[document.text]}")
     return documents
 
 

@@ -15,7 +15,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.program.utils import FlexibleModel, create_flexible_model
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.llms.memograft._errors import StructuredOutputError
-from llama_index.llms.memograft._schemas import shown
+from memograft.chat import shown
 from memograft.errors import SettingsError
 
 __all__ = ["MemograftStructuredLLM", "Partial", "object_of", "schema_of", "with_schema"]

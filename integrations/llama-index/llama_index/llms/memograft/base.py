@@ -235,7 +235,7 @@ class Memograft(FunctionCalling):
             context_window=self.context_window or (window if window >= _SMALL else window + _PADDING),
             num_output=min(self.max_tokens, max(1, window // 8)),
             is_chat_model=True,
-            is_function_calling_model=self.engine.takes_tools,
+            is_function_calling_model=True,
             model_name=self.model,
         )
 
@@ -326,7 +326,8 @@ class Memograft(FunctionCalling):
         """
         from memograft.rtd.datastore import Datastore
 
-        found = to_examples(examples)
+        to_examples(examples)  # refuses a list with what is no example before the model is loaded
+        found = to_examples(examples, takes_tools=self.engine.takes_tools)
         given: dict[str, Any] = {"path": path, "index": index, "place": place, "stride": stride}
         return Datastore.build(self.engine, found, **given, batch_size=batch_size, progress=progress)
 

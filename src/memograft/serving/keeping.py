@@ -1,0 +1,56 @@
+"""Memories that are made once, or read from a folder, to be used by later requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from memograft.documents import Document
+from memograft.memory.base import Memory, Model, Task, Wanted, content_id
+from memograft.memory.fastmem.rows import gather
+from memograft.memory.handle import MemoryHandle
+from memograft.model.kv import Segment
+from memograft.model.prefill import prefill, prefill_segment
+from memograft.prompt.overflow import fit
+from memograft.request import Request, Sampling
+
+__all__ = ["loaded", "made"]
+
+
+def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: int, task: Task) -> MemoryHandle:
+    """Memorize documents without a question; `window` is how many tokens fit the model.
+
+    Raises:
+        PromptTooLongError: the documents do not fit.
+    """
+    request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
+    window -= memory.columns(model.prompts, documents)
+    # There is no question yet that the documents could be about: they are judged when the memory is used.
+    prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
+    segment = _segment(model, prompt.documents)
+    filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
+    model.remember([prompt], filled)
+    (brought,) = memory.prepare(model, [Wanted(memory, prompt, 0)], filled, task)
+    id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
+    return MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report, segment)
+
+
+def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHandle:
+    """Read a memory that `MemoryHandle.save` wrote; `own` are the model's settings (see `Memory.resolved`).
+
+    Raises:
+        MemoryFormatError: the folder is damaged, incomplete or of another model.
+    """
+    handle = MemoryHandle.load(folder, model.backbone)
+    return replace(handle, settings=handle.settings.resolved(own), segment=_segment(model, handle.documents))
+
+
+def _segment(model: Model, documents: tuple[Document, ...]) -> Segment | None:
+    """Keys and values of a prompt up to the end of its documents, from the bank if it has them."""
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], documents)
+    ids, known = gather(prompt), model.recalled(prompt)
+    if known is not None and known.ids == ids:
+        return known
+    return prefill_segment(model.backbone, ids) if ids else None
