@@ -13,7 +13,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.load import dumpd
 from memograft import Bank, Engine
-from memograft.memory.fastmem import memory as fastmem
+from memograft.memory.fastmem import contexts as fastmem
 
 from langchain_memograft import ChatMemograft, MemograftLLM
 from pages import PAGE, QUESTION

@@ -70,7 +70,7 @@ def test_a_datastore_steers_where_it_is_asked_to(chat: ChatMemograft, velmora: D
     assert own.invoke(VELMORA).text == TORSTAD
     assert own.bind(datastore=None).invoke(VELMORA).content == plain.content
     assert own.invoke(UNRELATED).text == chat.invoke(UNRELATED).text  # the gate is shut
-    assert own.invoke(UNRELATED).response_metadata["memograft"]["references"] == []
+    assert own.invoke(UNRELATED).response_metadata["memograft"]["references"]["sources"] == []
 
 
 def test_a_memory_and_a_datastore_on_one_call(chat: ChatMemograft, france: Datastore) -> None:
