@@ -77,6 +77,13 @@ def test_a_response_has_counts_and_facts(llm: Memograft) -> None:
     assert (about["rolled_back"], about["reason"], about["dropped"]) == (False, None, [])
 
 
+def test_the_report_has_the_same_keys_with_and_without_a_memory(llm: Memograft, plain: Memograft) -> None:
+    with_one, without = (m.complete(QUESTION, documents=[PAGE]).additional_kwargs["memograft"] for m in (llm, plain))
+    assert with_one.keys() == without.keys() >= {"reused", "warnings", "kl", "milliseconds", "references"}
+    assert (with_one["reused"], with_one["warnings"], without["memorized"], without["kl"]) == (False, [], [], None)
+    assert len(with_one["memorized"]) == 1
+
+
 def test_a_completion_has_them_too(llm: Memograft) -> None:
     response = llm.complete(QUESTION, documents=[PAGE])
     assert isinstance(response, CompletionResponse)

@@ -89,12 +89,30 @@ def test_an_engine_of_ones_own_is_not_replaced() -> None:
         ({"overflow": "shrug"}, "Input should be 'error', 'drop' or 'truncate'"),
         ({"memory": "yes"}, r"`memory` must be FastMem\(...\), a handle of `memorize`, or None, got 'yes'"),
         ({"stop": [""]}, "`stop` must hold strings that are not empty"),
-        ({"max_new_tokens": 3}, "(?s)max_new_tokens.*Extra inputs are not permitted"),
+        ({"max_new_tokens": 3}, r"`max_new_tokens` is no argument of Memograft; did you mean `max_tokens`\?"),
+        ({"stop": "x", "stop_sequences": "y"}, "`stop_sequences` is another name of `stop`, got both; pass one"),
     ],
 )
 def test_settings_that_can_never_work(settings: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Memograft(**settings)
+
+
+def test_it_takes_the_names_of_chat_memograft() -> None:
+    llm = Memograft(model_name="tiny", stop_sequences=["x"], top_logprobs=2)
+    assert (llm.model, llm.stop, llm.logprobs) == ("tiny", ["x"], 2)
+
+
+def test_calls_take_the_names_of_chat_memograft(llm: Memograft) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert json.loads(llm.complete("Who?", response_format=wanted).text)["a"] in (True, False)
+    with pytest.raises(ValueError, match="`json_schema` and `response_format` both describe the answer"):
+        llm.complete("Who?", response_format=wanted, json_schema=schema)
+    framed = f"Answer in one sentence, politely, and in English.\n\n{QUESTION}"
+    report = llm.complete(framed, documents=[PAGE], query=QUESTION).additional_kwargs["memograft"]
+    assert len(report["memorized"]) == 1
+    assert llm.complete("What is the capital of France?", stop_sequences=[" Paris"]).text == "The capital of France is"
 
 
 def test_a_model_that_is_not_there() -> None:

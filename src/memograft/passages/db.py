@@ -30,6 +30,8 @@ from memograft.passages.sqlite_errors import damaged_words, named, refuse
 from memograft.storage.disk import is_there, sync
 from memograft.storage.locks import held_in_forks
 
+__all__ = ["FILE_NAME", "VECTORS_AT_ONCE", "Database"]
+
 FILE_NAME = "passages.sqlite3"
 VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=1024
 

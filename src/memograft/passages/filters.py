@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from memograft.errors import FilterError
 
+__all__ = ["Condition", "compile_filter"]
+
 # Below the limits of SQLite (32,766 parameters, a parser stack of 100, which 26 nested $not fill), so that a filter
 # fails here, by name.
 _MAX_CONDITIONS = 500

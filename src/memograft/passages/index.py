@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from memograft.errors import SettingsError
 from memograft.storage.disk import crc32, sync
 
+__all__ = ["EXACT_BELOW", "FloatArray", "IdArray", "IndexKind", "IndexSettings", "VectorIndex", "best_first"]
+
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int64]
 IndexKind = Literal["flat", "hnsw", "ivf"]

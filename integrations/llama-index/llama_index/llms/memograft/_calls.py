@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from memograft.errors import SettingsError
 if TYPE_CHECKING:
     from memograft import Answer, Engine
 
-__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "memory_of", "prepare"]
+__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "memory_of", "prepare", "refuse_unknown", "renamed"]
 
 DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
 
@@ -27,7 +27,18 @@ _SAMPLING = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_
     name: name for name in ("seed", "stop")
 }
 _REQUEST = ("memory", "overflow", "timeout", "logprobs")
-_ASKED = ("documents", "json_schema", "tools", "tool_choice", "tool_required", "allow_parallel_tool_calls")
+_ASKED = (
+    "documents",
+    "query",
+    "json_schema",
+    "response_format",
+    "tools",
+    "tool_choice",
+    "tool_required",
+    "allow_parallel_tool_calls",
+)
+
+_OTHER_NAMES = {"model_name": "model", "stop_sequences": "stop", "top_logprobs": "logprobs"}  # ChatMemograft's
 
 OPTIONS = (*_SAMPLING, *_REQUEST, "datastore")  # what an LLM has a setting for, and a call may change
 
@@ -89,8 +100,9 @@ def prepare(
         ModelMismatchError: the datastore is of another model.
         StoreError: there is none in its folder.
     """
-    options = dict(given)
-    _known(options)
+    options = renamed(given)
+    refuse_unknown(options, (*OPTIONS, *_ASKED))
+    query = options.pop("query", None)
     asked = _plan(engine, options)
     told = read_conversation(
         to_openai(messages),
@@ -107,7 +119,7 @@ def prepare(
     request = Request(
         messages=told.messages,
         documents=told.documents,
-        query=told.query,
+        query=query or told.query,
         processors=() if rtd is None else (rtd,),
         sampling=sampling,
         **asked.request(),
@@ -122,7 +134,11 @@ def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
     if options.pop("tool_required", False) and tools and choice in (None, "auto"):
         choice = "any"
     schema = options.pop("json_schema", None)
-    wanted = None if schema is None else {"type": "json_schema", "json_schema": {"schema": schema}}
+    wanted = options.pop("response_format", None)
+    if schema is not None:
+        if wanted is not None:
+            raise SettingsError("`json_schema` and `response_format` both describe the answer, got both; pass one")
+        wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
     return plan(engine, tools, choice, wanted, many=options.pop("allow_parallel_tool_calls", None))
 
 
@@ -135,8 +151,23 @@ def memory_of(value: Any) -> Any:
     return FastMem()
 
 
-def _known(options: Mapping[str, Any]) -> None:
-    allowed = (*OPTIONS, *_ASKED)
+def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, with Memograft's own name for each that other chat classes name otherwise.
+
+    Raises:
+        SettingsError: one is there under both names.
+    """
+    options = dict(given)
+    for other, name in _OTHER_NAMES.items():
+        if other in options:
+            if name in options:
+                raise SettingsError(f"`{other}` is another name of `{name}`, got both; pass one")
+            options[name] = options.pop(other)
+    return options
+
+
+def refuse_unknown(options: Iterable[str], allowed: Sequence[str]) -> None:
+    """Refuse an argument that is not allowed, and suggest the one that was probably meant."""
     for name in options:
         if name not in allowed:
             close = difflib.get_close_matches(name, allowed, n=1)

@@ -31,7 +31,7 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.llms.memograft import _datastores, _prompts
-from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare
+from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare, refuse_unknown, renamed
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
@@ -176,10 +176,14 @@ class Memograft(FunctionCalling):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_bank(cls, values: Any) -> Any:
-        """A bank may stand in `model_kwargs`, too."""
-        if not isinstance(values, Mapping) or not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
-            return values  # pydantic says what is wrong with it
+    def _named(cls, values: Any) -> Any:
+        """Take the names of ChatMemograft, too, refuse unknown ones, and take a bank out of `model_kwargs`."""
+        if not isinstance(values, Mapping):
+            return values  # pydantic refuses it
+        values = renamed(values)
+        refuse_unknown(values, [*cls.model_fields])
+        if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
+            return values
         bank, kwargs = one_bank(values.get("bank"), kwargs)
         return {**values, "bank": bank, "model_kwargs": kwargs}
 
@@ -245,8 +249,6 @@ class Memograft(FunctionCalling):
         settings |= {"datastore": _datastores.described(self.datastore)}
         return {"class_name": self.class_name(), "model_name": self.model, **settings}
 
-    # -- the endpoints --
-
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation. `documents=`, `memory=`, `datastore=` and every setting can be given by call."""
@@ -292,8 +294,6 @@ class Memograft(FunctionCalling):
         """`stream_complete` without blocking."""
         call = await self._acall(self._asked(prompt, formatted), kwargs)
         return (as_completion(response) async for response in call.achat())
-
-    # -- documents --
 
     def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
         """Memorize nodes or documents once: pass the handle as `memory=` of later calls, or of the LLM."""
@@ -371,8 +371,6 @@ class Memograft(FunctionCalling):
         with loud():
             await self._loaded()
             return await super().astream(prompt, **prompt_args)
-
-    # -- on the way to the engine --
 
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
         settings = {name: getattr(self, name) for name in OPTIONS}

@@ -41,10 +41,11 @@ from llama_index.llms.memograft._store_checks import (
     require_local,
 )
 from llama_index.llms.memograft._stored import REF_DOC_ID, to_document, to_node
+from memograft import IndexSettings
 from memograft.errors import SettingsError, StoreError
 from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder, GivenVectors
-from memograft.passages.index import IndexKind, IndexSettings
+from memograft.passages.index import IndexKind
 from memograft.passages.vector_store import Hit, VectorStore
 
 _AT_ONCE = 1_000  # nodes per step of a copy
