@@ -54,9 +54,6 @@ PRIVATE_ELSEWHERE = (
 NOT_EXPORTED = (
     ("memograft.passages.checks", "checked_vectors"),  # the passages are being rewritten
     ("memograft.passages.checks", "embedded"),
-    ("memograft.passages.db", "FILE_NAME"),
-    ("memograft.passages.filters", "compile_filter"),
-    ("memograft.passages.index", "IndexKind"),
 )
 NAMED_TUPLE = ("_asdict", "_replace", "_fields", "_make")  # public, and named so that no field is hidden
 
