@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
-from memograft import Document, chat
+from memograft import Document
+from memograft.chat import to_documents as read_documents
 from memograft.errors import SettingsError
 
 __all__ = ["of_node", "text_of", "to_documents"]
@@ -23,7 +24,7 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
     Raises:
         SettingsError: an item is none of these, or one document was passed where a list belongs.
     """
-    return chat.to_documents(
+    return read_documents(
         items,
         of_node,
         forms="a node, a Document, a NodeWithScore, a string or a mapping with `text`",

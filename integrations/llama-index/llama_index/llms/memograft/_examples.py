@@ -9,7 +9,8 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import BaseNode, NodeWithScore
 from llama_index.llms.memograft._documents import of_node, text_of
 from llama_index.llms.memograft._messages import to_openai
-from memograft import Document, chat
+from memograft import Document
+from memograft.chat import to_examples as read_examples
 
 __all__ = ["to_examples"]
 
@@ -33,7 +34,7 @@ def to_examples(items: Iterable[Any], *, takes_tools: bool = False) -> Iterable[
     Raises:
         SettingsError: an item is none of these, or there is nothing in it to learn from.
     """
-    return chat.to_examples(items, plain=_plain, convert=of_node, takes_tools=takes_tools, forms=_FORMS)
+    return read_examples(items, plain=_plain, convert=of_node, takes_tools=takes_tools, forms=_FORMS)
 
 
 def _plain(item: object) -> object:
