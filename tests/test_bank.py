@@ -126,6 +126,24 @@ def test_what_was_rolled_back_is_not_tried_again_and_what_broke_off_is(
     assert not engine.answer(ask(documents=FACTS, memory=LORA)).memory.rolled_back
 
 
+def test_a_restart_does_not_try_again_what_was_rolled_back(
+    make_engine: Any, tmp_path: Path, trained: list[int]
+) -> None:
+    request = ask(documents=FACTS, memory=replace(LORA, learning_rate=10.0, max_kl=0.01))
+    first = make_engine(bank=Bank(tmp_path / "bank")).answer(request)
+    again = make_engine(bank=Bank(tmp_path / "bank")).answer(request)
+    assert first.memory.rolled_back
+    assert again.memory.rolled_back
+    assert (trained, reused(again), again.memory.reason) == ([1], True, first.memory.reason)
+    assert again.token_ids == first.token_ids
+    bank, other = Bank(tmp_path / "bank"), Bank(tmp_path / "other")
+    (entry,) = bank.entries()
+    assert [file.name for file in entry.path.iterdir()] == ["memograft.json"]
+    bank.export(entry.id, tmp_path / "it.zip")
+    assert other.take(tmp_path / "it.zip").id == other.take(entry.path).id == entry.id
+    assert reused(make_engine(bank=other).answer(request))
+
+
 def test_a_restart_forgets_nothing(make_engine: Any, tmp_path: Path, trained: list[int]) -> None:
     request = ask(documents=FACTS, memory=LORA)
     first = make_engine(bank=Bank(tmp_path / "bank")).answer(request)

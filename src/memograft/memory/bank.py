@@ -177,13 +177,12 @@ class Bank:
         return found
 
     def put(self, handle: MemoryHandle) -> None:
-        """Keep a memory; one without weights (nothing to memorize, or rolled back) only in memory.
+        """Keep a memory, also one that was rolled back, so that it is not tried again.
 
         A folder that cannot be written to costs the entry, with a warning, and not the answer.
         """
         self._hold(handle)
-        if handle.adapter is not None:
-            self._write(handle.id, handle.save)
+        self._write(handle.id, handle.keep)
 
     def entries(self) -> list[Entry]:
         """What the folder holds, most recently used first."""
@@ -231,7 +230,7 @@ class Bank:
         Raises:
             MemoryFormatError: there is no memory of that id, or the file cannot be written.
         """
-        from memograft.memory.folder import FILES
+        from memograft.memory.folder import ABOUT, about
 
         entry, file = self.entry(id), Path(file)
         if entry.kind != "memory":
@@ -240,7 +239,7 @@ class Bank:
         with told(file, MemoryFormatError, "written"):
             try:
                 with zipfile.ZipFile(draft, "w") as archive:
-                    for name in FILES:
+                    for name in about(entry.path)["files"] | {ABOUT: ""}:
                         archive.write(entry.path / name, name)
                 draft.replace(file)
             finally:
@@ -253,7 +252,7 @@ class Bank:
         Raises:
             MemoryFormatError: it is no memory, or damaged; or this bank has no folder.
         """
-        from memograft.memory.folder import FILES, about, inspected, unpack
+        from memograft.memory.folder import ABOUT, about, inspected, unpack
 
         path = Path(path)
         if self.folder is None:
@@ -270,7 +269,7 @@ class Bank:
                 raise MemoryFormatError(f"{path} must hold a memory with an id of 32 hex digits, got {id!r}")
             if not (self.folder / id).exists():
                 with published(self.folder / id) as draft:
-                    for name in FILES:
+                    for name in about(source)["files"] | {ABOUT: ""}:
                         shutil.copyfile(source / name, draft / name)
         return self.entry(id)
 

@@ -32,11 +32,11 @@ _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
 
-def write(path: Path, adapter: Adapter, about: JsonObject, base_model: str, *, fan_in_fan_out: bool) -> Path:
-    """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`."""
-    from peft import LoraConfig
-    from safetensors.torch import save
+def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: str, *, fan_in_fan_out: bool) -> Path:
+    """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`.
 
+    A memory without weights is memograft.json alone.
+    """
     if path.exists() and not (path / ABOUT).exists() and (not path.is_dir() or any(path.iterdir())):
         raise MemoryFormatError(f"{path} exists and is not a memory, so it is not overwritten; choose another folder")
     try:
@@ -46,27 +46,35 @@ def write(path: Path, adapter: Adapter, about: JsonObject, base_model: str, *, f
             f"the documents' metadata must be JSON to be saved, but: {e}; convert it to text"
         ) from e
     with published(path) as draft:
-        tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
-        tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
-        weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
-        (draft / _WEIGHTS).write_bytes(weights)
-        LoraConfig(
-            r=adapter.rank,
-            lora_alpha=adapter.rank,
-            target_modules=sorted(adapter.lora_a),
-            fan_in_fan_out=fan_in_fan_out,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=base_model,
-            inference_mode=True,
-        ).save_pretrained(str(draft))
-        files = {name: _sha256((draft / name).read_bytes()) for name in (_WEIGHTS, _CONFIG)}
+        if adapter is not None:
+            _write_weights(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
+        files = {file.name: _sha256(file.read_bytes()) for file in sorted(draft.iterdir())}
         text = json.dumps(sealed({"format": _FORMAT, **about, "files": files}), indent=1)
         (draft / ABOUT).write_text(text, encoding="utf-8")
     return path
 
 
-def read(path: Path, device: torch.device) -> tuple[Adapter, JsonObject]:
-    """The adapter and what memograft.json says; both are compared with their checksums.
+def _write_weights(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan_out: bool) -> None:
+    from peft import LoraConfig
+    from safetensors.torch import save
+
+    tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
+    tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
+    (draft / _WEIGHTS).write_bytes(weights)
+    LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.rank,
+        target_modules=sorted(adapter.lora_a),
+        fan_in_fan_out=fan_in_fan_out,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    ).save_pretrained(str(draft))
+
+
+def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
+    """The adapter, if there is one, and what memograft.json says; both are compared with their checksums.
 
     adapter_config.json is for PEFT: it must be there, and `inspected` compares it.
 
@@ -74,17 +82,25 @@ def read(path: Path, device: torch.device) -> tuple[Adapter, JsonObject]:
         MemoryFormatError: a file is missing or damaged; the message names it.
     """
     recover(path)
-    for name in (ABOUT, _WEIGHTS, _CONFIG):
-        if not (path / name).is_file():
-            raise MemoryFormatError(f"a memory needs {name}, and {path} has none; was it saved with MemoryHandle.save?")
+    _needs(path, ABOUT)
     while True:
-        text, weights = (path / ABOUT).read_bytes(), (path / _WEIGHTS).read_bytes()
+        text = (path / ABOUT).read_bytes()
+        about = _parsed(text, path / ABOUT)
+        for name in about["files"]:
+            _needs(path, name)
+        weights = (path / _WEIGHTS).read_bytes() if about["files"] else b""
         if text == (path / ABOUT).read_bytes():  # or another memory has taken its place meanwhile
             break
-    about = _parsed(text, path / ABOUT)
+    if not about["files"]:
+        return None, about
     if _sha256(weights) != about["files"][_WEIGHTS]:
         raise damaged(path / _WEIGHTS, "its checksum is wrong")
     return _adapter(weights, path / _WEIGHTS, device), about
+
+
+def _needs(path: Path, name: str) -> None:
+    if not (path / name).is_file():
+        raise MemoryFormatError(f"a memory needs {name}, and {path} has none; was it saved with MemoryHandle.save?")
 
 
 def about(path: Path) -> JsonObject:
@@ -100,16 +116,14 @@ def about(path: Path) -> JsonObject:
 def inspected(path: Path) -> Findings:
     """What is damaged in a memory's folder."""
     found = Findings()
-    for file in (path / ABOUT, path / _WEIGHTS, path / _CONFIG):
-        if not file.is_file():
-            found.damaged[file] = str(damaged(file, "it is missing"))
     try:
         about = _parsed((path / ABOUT).read_bytes(), path / ABOUT)
     except FileNotFoundError:
-        return found
+        missing = [path / name for name in FILES if not (path / name).is_file()]
+        return Findings({file: str(damaged(file, "it is missing")) for file in missing})
     except MemoryFormatError as error:
-        return Findings({**found.damaged, path / ABOUT: str(error)})
-    for name in (_WEIGHTS, _CONFIG):
+        return Findings({path / ABOUT: str(error)})
+    for name in (name for name in FILES if name in about["files"]):
         try:
             data = (path / name).read_bytes()
             if _sha256(data) != about["files"][name]:
@@ -117,7 +131,7 @@ def inspected(path: Path) -> Findings:
             if name == _WEIGHTS:
                 _adapter(data, path / name, "cpu")
         except FileNotFoundError:
-            continue
+            found.damaged[path / name] = str(damaged(path / name, "it is missing"))
         except MemoryFormatError as error:
             found.damaged[path / name] = str(error)
     return found
@@ -127,12 +141,12 @@ def unpack(path: Path, into: Path) -> None:
     """Take a memory's files, and nothing else, out of a zip file. None is read any further than its bound.
 
     Raises:
-        MemoryFormatError: it is no zip file, lacks one of them, is damaged, or unpacks to far more than it is.
+        MemoryFormatError: it is no zip file, lacks memograft.json, is damaged, or unpacks to far more than it is.
     """
     bound = _GROWTH * path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in map(archive.getinfo, FILES):
+            for info in map(archive.getinfo, [ABOUT, *(name for name in FILES[1:] if name in archive.namelist())]):
                 if info.file_size > bound:
                     raise MemoryFormatError(
                         f"a file of an exported memory must be at most {_GROWTH} times the zip file's size ({bound} "
@@ -166,7 +180,7 @@ def _parsed(text: bytes, file: Path) -> JsonObject:
         raise damaged(file, f"it holds the fields {sorted(about)}")
     if not is_sealed(about):
         raise damaged(file, "its checksum is wrong")
-    if not isinstance(about["files"], dict) or set(about["files"]) != {_WEIGHTS, _CONFIG}:
+    if not isinstance(about["files"], dict) or set(about["files"]) not in (set(), {_WEIGHTS, _CONFIG}):
         raise damaged(file, "it names other files")
     return about
 

@@ -108,6 +108,14 @@ class MemoryHandle:
         """
         if self.adapter is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
+        return self.keep(path)
+
+    def keep(self, path: str | Path) -> Path:
+        """`save`, also without weights: a bank remembers that nothing came of memorizing.
+
+        Raises:
+            MemoryFormatError: as `save` does.
+        """
         about = {
             "id": self.id,
             "fingerprint": self.fingerprint,
@@ -138,7 +146,7 @@ class MemoryHandle:
             documents, settings, report = _parsed(about)
         except (TypeError, KeyError, ValueError, AttributeError, SettingsError) as e:
             raise folder.damaged(Path(path) / folder.ABOUT, e) from e
-        if reason := _misfit(adapter, backbone):
+        if adapter is not None and (reason := _misfit(adapter, backbone)):
             raise MemoryFormatError(f"the weights in {path} do not fit this model: {reason}; save the memory again")
         return cls(about["id"], documents, settings, report, adapter, None, model, *_for_peft(backbone))
 
