@@ -141,3 +141,25 @@ def test_every_record_is_listed_with_its_commit() -> None:
     )
     records = (ROOT / "benchmarks" / "results").glob("*.json")
     assert listed == {file.stem: json.loads(file.read_text("utf-8"))["commit"] for file in records}
+
+
+def test_the_tables_of_the_bank() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "bank.json").read_text("utf-8"))
+    rows = []
+    for name, row in made["results"].items():
+        when, files = name.split(", ")
+        files = {"None": "none"}.get(files, files)
+        rows.append(
+            f"| {when} | {files} | {row['ratio']:.2f} | {row['reused']:.2f} | {row['cached_tokens']:.0f} | "
+            f"{row['same_answer']:.2f} | {row['bytes'] / 1e6:.1f} |"
+        )
+    assert shown("docs/bank.md", "bank").splitlines()[2:] == rows
+    assert "dirty" not in made["commit"]
+    kept = json.loads((ROOT / "benchmarks" / "results" / "kept-rows.json").read_text("utf-8"))
+    rows = [
+        f"| {name} | {row['total_ratio']:.2f} [{row['total_ratio_least']:.2f}, {row['total_ratio_most']:.2f}] | "
+        f"{row['decode_ratio']:.2f} [{row['decode_ratio_least']:.2f}, {row['decode_ratio_most']:.2f}] |"
+        for name, row in kept["results"].items()
+    ]
+    assert shown("docs/bank.md", "kept-rows").splitlines()[2:] == rows
+    assert "dirty" not in kept["commit"]
