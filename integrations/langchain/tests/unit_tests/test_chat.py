@@ -94,13 +94,14 @@ def test_documents_are_memorized_whatever_way_they_come(chat: ChatMemograft) -> 
 
 
 def test_documents_are_judged_by_the_query_of_a_call(chat: ChatMemograft) -> None:
-    asked = f"{OTHER_QUESTION} Answer with whatever words come to mind, but be brief."
+    words = OTHER_QUESTION.rstrip("?")  # nothing marks where the question within the message is
+    asked = f"{words} is what I want to know. Answer with whatever words come to mind, but be brief."
     told = {"documents": [Document(OTHER, id="o")], "memory": FastMem(relevance=-1)}
     (whole,), (query,) = (
         chat.invoke(asked, **told, **more).response_metadata["memograft"]["relevance"]
-        for more in ({}, {"query": OTHER_QUESTION})
+        for more in ({}, {"query": words})
     )
-    assert query == whole  # the question within the message is found without being named, too
+    assert query > whole + 0.1
     with pytest.raises(ValueError, match="`query` must stand in the last user message"):
         chat.invoke(QUESTION, query="Who?")
 
