@@ -30,8 +30,10 @@ from memograft import Document, FastMem
 from memograft.evaluation.items import Item, world
 from memograft.evaluation.provenance import provenance
 from memograft.evaluation.readers import read
+from memograft.memory.base import Model, Wanted
 from memograft.memory.fastmem.relevance import AUTO
 from memograft.memory.fastmem.select import Selection, select
+from memograft.memory.handle import fingerprint
 from memograft.model.backbone import Backbone
 from memograft.model.loading import load
 from memograft.model.prefill import prefill
@@ -46,15 +48,16 @@ class Judge:
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         model, tokenizer = load(name, **kwargs)
-        self.backbone, self.builder = Backbone.of(model), PromptBuilder(tokenizer)
+        backbone, self.builder = Backbone.of(model), PromptBuilder(tokenizer)
+        self.model = Model(backbone, self.builder, 0, fingerprint(backbone))
         self.costs: dict[int, list[float]] = defaultdict(list)
 
     def __call__(self, question: str, documents: Sequence[Document], threshold: float = AUTO) -> Selection:
         prompt = self.builder.build([{"role": "user", "content": question}], documents)
         start = time.process_time()
-        filled = prefill(self.backbone, [prompt.ids], 0)
+        filled = prefill(self.model.backbone, [prompt.ids], 0)
         middle = time.process_time()
-        (selection,) = select(self.backbone, self.builder, [FastMem(relevance=threshold)], [prompt], filled)
+        (selection,) = select(self.model, [Wanted(FastMem(relevance=threshold), prompt, 0)], filled)
         self.costs[len(documents)].append((time.process_time() - middle) / (middle - start))
         return selection
 
@@ -166,8 +169,8 @@ def main() -> None:
         "auto": AUTO,
         "results": results,
         "cost": costs,
-        "dtype": str(judge.backbone.model.dtype).removeprefix("torch."),
-        **provenance(judge.backbone.device),
+        "dtype": str(judge.model.backbone.model.dtype).removeprefix("torch."),
+        **provenance(judge.model.backbone.device),
     }
     print(json.dumps(record))
 

@@ -167,10 +167,18 @@ def test_a_response_without_a_call(llm: Memograft) -> None:
         llm.get_tool_calls_from_response(response)
 
 
-def test_the_model_is_told_what_there_is(llm: Memograft, seen: Any) -> None:
-    llm.model_copy(update={"max_tokens": 60}).chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True)
+def test_the_model_is_told_what_there_is(smollm2: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen(smollm2, monkeypatch)
+    llm = Memograft.from_engine(smollm2, max_tokens=60, memory=None)
+    llm.chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True)
     system, asked = seen.last.messages
     assert '{"name":"either","description":"either(' in system["content"]
+    assert asked["content"] == "Is one true?"
+
+
+def test_a_small_window_has_no_room_for_what_there_is(llm: Memograft, seen: Any) -> None:
+    llm.model_copy(update={"max_tokens": 60}).chat_with_tools([EITHER], user_msg="Is one true?", tool_required=True)
+    (asked,) = seen.last.messages
     assert asked["content"] == "Is one true?"
 
 

@@ -12,9 +12,9 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from calling_model import calling_engine
 from langchain_memograft import ChatMemograft
 
-NO_TOOLS_IN_TEMPLATE = "the bundled model's chat template has no place for tools: it calls them only when it is forced"
 TOO_SMALL = (
-    "the bundled model is too small to read an argument off a question, or to be told in words what JSON to write"
+    "the bundled model is too small to choose a tool, to read an argument off a question, or to be told in words what "
+    "JSON to write"
 )
 
 
@@ -65,23 +65,7 @@ class TestBundledModel(_Chat):
     def test_json_mode(self, model: BaseChatModel) -> None:
         super().test_json_mode(model)
 
-    @pytest.mark.xfail(reason=NO_TOOLS_IN_TEMPLATE, strict=True)
-    def test_tool_message_histories_string_content(self, model: BaseChatModel, my_adder_tool: Any) -> None:
-        super().test_tool_message_histories_string_content(model, my_adder_tool)
-
-    @pytest.mark.xfail(reason=NO_TOOLS_IN_TEMPLATE, strict=True)
-    def test_tool_message_histories_list_content(self, model: BaseChatModel, my_adder_tool: Any) -> None:
-        super().test_tool_message_histories_list_content(model, my_adder_tool)
-
-    @pytest.mark.xfail(reason=NO_TOOLS_IN_TEMPLATE, strict=True)
-    def test_tool_message_error_status(self, model: BaseChatModel, my_adder_tool: Any) -> None:
-        super().test_tool_message_error_status(model, my_adder_tool)
-
-    @pytest.mark.xfail(reason=NO_TOOLS_IN_TEMPLATE, strict=True)
-    def test_structured_few_shot_examples(self, model: BaseChatModel, my_adder_tool: Any) -> None:
-        super().test_structured_few_shot_examples(model, my_adder_tool)
-
-    @pytest.mark.xfail(reason=NO_TOOLS_IN_TEMPLATE, strict=True)
+    @pytest.mark.xfail(reason=TOO_SMALL, strict=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
 
