@@ -11,7 +11,7 @@ import torch
 from families import build
 from memograft import Bank, Engine, FastMem, Request
 from memograft.errors import SettingsError
-from memograft.memory.fastmem import compose, contexts
+from memograft.memory.fastmem import compose
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.prompt.builder import PromptBuilder
@@ -25,20 +25,6 @@ LORA = FastMem(
 )
 JOINED = replace(LORA, compose=True)
 SYSTEM = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is it?"}]
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many contexts each call of `memorize` was given."""
-    calls: list[int] = []
-    real = contexts.memorize
-
-    def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
-        calls.append(len(rows.mask))
-        return real(backbone, rows, *args, **options)
-
-    monkeypatch.setattr(contexts, "memorize", counted)
-    return calls
 
 
 def changes(adapter: Adapter | None) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """`Bank`: memories kept by what decides them, so that a context that comes again is not memorized again.
 
-    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json;
-                                or a piece of documents' keys and values, as `prefix_folder` writes it
+    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json,
+                                the only file of one that was rolled back; or keys and values, as `prefix_folder`
+                                writes them
     <folder>/<id>.pin           there while `gc` must leave that entry alone
 
 An entry's id is a hash of model, settings and context, so that an entry is never changed and its age is all there is to
@@ -103,8 +104,8 @@ class Bank:
         prefix_bytes: the same of documents' keys and values, which spare later prompts with the same documents in front
             their prefill, under every memory and under none. 0 holds none.
         prefix_files: whether these are written to the folder too, so that a restart forgets none of them: None (no),
-            "exact" (in the model's dtype: 2 bytes a number in bfloat16) or "int8" (about half of that; an answer may
-            differ in a token from the one before the restart). They count towards `max_bytes`.
+            "exact" (in the model's dtype: 2 bytes a number in bfloat16) or "int8" (a bit more than half of that;
+            an answer may then differ from the one before the restart). They count towards `max_bytes`.
 
     Raises:
         SettingsError: a bound is not a positive number of bytes, or `prefix_files` is none of these or has no folder.
@@ -328,11 +329,12 @@ class Bank:
             return None
 
     def _read_prefix(self, model: Model, place: Place) -> Piece | None:
+        if self.folder is None or not (path := self.folder / place.id).exists():
+            return None
         backbone = model.backbone
-        if self.folder is None or len({weight.device for weight in backbone.model.parameters()}) > 1:
+        if len({weight.device for weight in backbone.model.parameters()}) > 1:
             return None  # nobody knows which layer's keys belong on which device
-        read = partial(prefix_folder.read, device=backbone.device, dtype=backbone.model.dtype)
-        return self._read(self.folder / place.id, read)
+        return self._read(path, partial(prefix_folder.read, device=backbone.device, dtype=backbone.model.dtype))
 
     def _write_prefix(self, model: Model, place: Place, piece: Piece) -> None:
         def write(path: Path) -> None:

@@ -87,10 +87,10 @@ class Prefixes:
         from memograft.model.kv import chain
 
         found: list[tuple[Place, Piece]] = []
-        read = 0
+        forgotten, read = self._forgotten(model, prompt), 0
         for place in _places(model, prompt):
             piece = self._known(model, place)
-            if piece is None and self._forgotten(model, prompt):
+            if piece is None and forgotten:
                 piece = self._made(model, prompt, place, [piece for _, piece in found])
                 read += place.end - place.start
             if piece is None:

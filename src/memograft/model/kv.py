@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -109,8 +110,8 @@ class Piece:
     x: Tensor
     residual: Tensor
 
-    @property
-    def nbytes(self) -> int:
+    @cached_property
+    def nbytes(self) -> int:  # summed over hundreds of pieces at each request
         """Bytes of all its tensors."""
         return sum(t.nbytes for t in (*(t for pair in self.layers for t in pair), self.x, self.residual))
 
