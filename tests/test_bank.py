@@ -244,7 +244,7 @@ def test_entries_are_named_by_what_their_ids_begin_with(make_engine: Any, tmp_pa
     make_engine(bank=bank).answer(ask(documents=FACTS, memory=LORA))
     (entry,) = bank.entries()
     for wrong in ("", "zz"):
-        with pytest.raises(MemoryFormatError, match=f"must name one memory of .*, got '{wrong}', and there is none"):
+        with pytest.raises(MemoryFormatError, match=f"must name one memory of .*, got '{wrong}', which matches none"):
             bank.entry(wrong)
     bank.remove(entry.id[:6])
     assert list(tmp_path.iterdir()) == []
@@ -314,9 +314,9 @@ def test_what_is_no_memory_is_not_taken(make_engine: Any, tmp_path: Path) -> Non
     climbing = Path(shutil.copytree(entry.path, tmp_path / "climbing"))
     resealed(climbing, id="../../outside")
     for path, said in {
-        "text.zip": "is no exported memory",
-        "other.zip": "is no exported memory .*memograft.json",
-        "flipped.zip": "is no exported memory|is damaged",
+        "text.zip": "is not an exported memory",
+        "other.zip": "is not an exported memory .*memograft.json",
+        "flipped.zip": "is not an exported memory|is damaged",
         "nowhere": "memograft.json is damaged .*missing",
         "climbing": r"must hold a memory with an id of 32 hex digits, got '../../outside'",
     }.items():

@@ -176,7 +176,7 @@ class TestPrefixFiles:
         shutil.rmtree(one.path)
         shutil.copytree(other.path, one.path)
         engine = make_engine(bank=Bank(tmp_path, prefix_files="exact"))
-        with pytest.warns(UserWarning, match=f"is damaged \\(it is of {other.id}\\)"):
+        with pytest.warns(UserWarning, match=f"is damaged \\(it belongs to {other.id}\\)"):
             engine.answer_batch([ask(documents=FACTS[:1]), ask(documents=FACTS[1:2])])
 
     def test_what_follows_goes_before_what_it_follows(self, make_engine: Any, tmp_path: Path) -> None:

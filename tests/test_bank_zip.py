@@ -26,7 +26,7 @@ from test_engine import FACTS, ask
             r"at most 32 times .* got memograft.json with 50000000 bytes in .*",
         ),
         ("adapter_model.safetensors", zipfile.ZIP_DEFLATED, None, "at most 32 times .* export the memory again"),
-        ("adapter_model.safetensors", zipfile.ZIP_DEFLATED, 1000, "is no exported memory .*CRC"),
+        ("adapter_model.safetensors", zipfile.ZIP_DEFLATED, 1000, "is not an exported memory .*CRC"),
         ("adapter_config.json", zipfile.ZIP_BZIP2, 1000, "is neither stored nor deflated"),
     ],
 )
@@ -65,5 +65,5 @@ def test_a_zip_file_packed_by_somebody_else(make_engine: Any, tmp_path: Path) ->
         broken = bytearray(content)
         broken[at] = value
         (tmp_path / f"{name}.zip").write_bytes(broken)
-        with pytest.raises(MemoryFormatError, match=r"is no exported memory \(.*\); export it again"):
+        with pytest.raises(MemoryFormatError, match=r"is not an exported memory \(.*\); export it again"):
             bank.take(tmp_path / f"{name}.zip")

@@ -89,7 +89,7 @@ def test_settings_survive_a_file_and_only_what_was_chosen_is_written(tmp_path: P
 
 
 def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"mine.json holds something that is no setting of FastMem \(.*'stepz'\)"):
+    with pytest.raises(SettingsError, match=r"mine.json has an entry that is no setting of FastMem \(.*'stepz'\)"):
         FastMem.load(write(tmp_path / "mine.json", {"stepz": 3}))
     with pytest.raises(SettingsError, match="`steps` must be a whole number of at least 1, got 0"):
         FastMem.load(write(tmp_path / "mine.json", {"steps": 0}))
@@ -104,7 +104,7 @@ def test_auto_is_what_the_model_brings_and_else_what_is_usual() -> None:
 
 
 def test_a_model_that_brings_nonsense_is_refused() -> None:
-    said = "json may set learning_rate, target_kl, relevance, shortlist, max_kl, got a, b, steps; remove what is not"
+    said = "json may set learning_rate, target_kl, relevance, shortlist, max_kl, got a, b, steps; remove the others"
     with pytest.raises(SettingsError, match=said):
         FastMem().resolved({"b": 1, "steps": 2, "a": 1})
     with pytest.raises(SettingsError, match='`learning_rate` must be a positive number or "auto", got -1'):

@@ -1,3 +1,3 @@
-"""Ways to put a context into the model, and how they are kept. `fastmem` is the first."""
+"""Memories: ways to put a context into the model, and their storage."""
 
-SHIPPED = ("memograft.memory.fastmem.memory",)  # where the kinds are that saved settings may name
+SHIPPED = ("memograft.memory.fastmem.memory",)  # modules that define the kinds of memory in saved settings

@@ -1,13 +1,12 @@
-"""`Bank`: memories kept by what decides them, so that a context that comes again is not memorized again.
+"""`Bank`: keeps memories by a hash of their content, so that a context is memorized only once.
 
-    <folder>/<id>/              a memory as `MemoryHandle.save` writes it: a PEFT LoRA folder and memograft.json,
-                                the only file of one that was rolled back; or keys and values, as `prefix_folder`
-                                writes them
-    <folder>/<id>.pin           there while `gc` must leave that entry alone
+    <folder>/<id>/              a memory written by `MemoryHandle.save` (a PEFT LoRA folder and memograft.json; only
+                                memograft.json if it was rolled back), or keys and values written by `prefix_folder`
+    <folder>/<id>.pin           exists while the entry is pinned: `gc` does not remove it
 
-An entry's id is a hash of model, settings and context, so that an entry is never changed and its age is all there is to
-know: the time of its last use is the modification time of its folder. Each entry is published in one step, under a lock
-that dies with its process; several processes may share a folder. What is damaged is removed, said, and made anew.
+An entry's id is a hash of model, settings and context, so an entry never changes. The modification time of its folder
+is the time of its last use. Entries are written atomically, under a lock that ends with its process, so several
+processes can share a folder. A damaged entry is removed with a warning and made again.
 """
 
 from __future__ import annotations
@@ -51,15 +50,15 @@ _PIN = ".pin"
 
 @dataclass(frozen=True)
 class Entry:
-    """One memory of a bank's folder, or a document's keys and values.
+    """One entry of a bank's folder: a memory, or the keys and values of a document.
 
     Attributes:
         id: its id.
-        kind: "memory", or "prefix".
+        kind: "memory" or "prefix".
         path: its folder.
-        size: bytes on the disk.
-        used: when it was last used, in seconds since 1970.
-        pinned: whether `gc` leaves it alone.
+        size: bytes on disk.
+        used: time of its last use, in seconds since 1970.
+        pinned: whether it is protected from `gc`.
     """
 
     id: str
@@ -72,15 +71,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a bank was asked for since it was made.
+    """Counts of a bank since it was created.
 
     Attributes:
-        hits: memories found, whether in memory or on the disk.
-        misses: memories that had to be made.
-        damaged: entries that were removed because they were not what was written.
-        held: memories in memory.
+        hits: memories found, in memory or on disk.
+        misses: memories that were not found.
+        damaged: damaged entries that were removed.
+        held: number of memories in memory.
         held_bytes: their size.
-        prefix_tokens: tokens of prompts whose keys and values were found.
+        prefix_tokens: prompt tokens whose keys and values were found.
         prefix_bytes: size of the keys and values in memory.
     """
 
@@ -94,22 +93,21 @@ class Statistics:
 
 
 class Bank:
-    """Keeps memories by their content, in memory and, with a folder, on the disk.
+    """Keeps memories by their content, in memory and optionally in a folder.
 
     Args:
-        folder: made if it is not there; None keeps everything in memory.
-        max_bytes: of the folder; the memories that were not used for longest go first, pinned ones never. None is
-            without bound.
-        memory_bytes: the same of what is held in memory, where the model's device has it.
-        prefix_bytes: the same of documents' keys and values, which spare later prompts with the same documents in front
-            their prefill, under every memory and under none. 0 holds none.
-        prefix_files: whether these are written to the folder too, so that a restart forgets none of them: None (no),
+        folder: created if it does not exist; None keeps everything in memory.
+        max_bytes: size limit of the folder. The least recently used entries go first, pinned ones never. None: no limit.
+        memory_bytes: size limit of the memories kept in memory, on the model's device.
+        prefix_bytes: size limit of the documents' keys and values in memory. Later prompts that begin with the same
+            documents skip their prefill, with or without a memory. 0 keeps none.
+        prefix_files: whether keys and values are also written to the folder, for use after a restart: None (no),
             "exact" (in the model's dtype: 2 bytes a number in bfloat16) or "int8" (a bit more than half of that;
-            an answer may then differ from the one before the restart). They count towards `max_bytes`.
+            answers after a restart may differ). They count towards `max_bytes`.
 
     Raises:
-        SettingsError: a bound is not a positive number of bytes, or `prefix_files` is none of these or has no folder.
-        MemoryFormatError: the folder cannot be made.
+        SettingsError: a limit is not a positive number of bytes, or `prefix_files` is invalid or has no folder.
+        MemoryFormatError: the folder cannot be created.
 
     Example:
         >>> bank = Bank()
@@ -154,14 +152,14 @@ class Bank:
 
     @property
     def statistics(self) -> Statistics:
-        """What it was asked for so far."""
+        """The counts so far."""
         with self._lock:
             held = sum(handle.nbytes for handle in self._held.values())
             now = replace(self._statistics, held=len(self._held), held_bytes=held)
         return replace(now, prefix_tokens=self.prefixes.tokens, prefix_bytes=self.prefixes.nbytes)
 
     def get(self, id: str, backbone: Backbone) -> MemoryHandle | None:
-        """The memory of that id, for this model; None where there is none, or where it was damaged."""
+        """The memory with that id, for this model; None if there is none or it was damaged."""
         with self._lock:
             found = self._held.get(id)
             if found is not None:
@@ -178,33 +176,33 @@ class Bank:
         return found
 
     def put(self, handle: MemoryHandle) -> None:
-        """Keep a memory, also one that was rolled back, so that it is not tried again.
+        """Keep a memory. One that was rolled back is kept too, so that it is not tried again.
 
-        A folder that cannot be written to costs the entry, with a warning, and not the answer.
+        If the folder cannot be written, a warning is given and the memory is only kept in process memory.
         """
         self._hold(handle)
         self._write(handle.id, handle.keep)
 
     def entries(self) -> list[Entry]:
-        """What the folder holds, most recently used first."""
+        """The entries of the folder, most recently used first."""
         return sorted(self._entries(), key=lambda entry: (-entry.used, entry.id))
 
     def pin(self, id: str) -> None:
-        """Keep `gc` away from an entry.
+        """Protect an entry from `gc`.
 
         Raises:
-            MemoryFormatError: there is none of that id.
+            MemoryFormatError: there is no such entry.
         """
         entry = self.entry(id)
         entry.path.with_name(entry.id + _PIN).touch()
 
     def unpin(self, id: str) -> None:
-        """Let `gc` remove it again."""
+        """Allow `gc` to remove an entry again."""
         entry = self.entry(id)
         entry.path.with_name(entry.id + _PIN).unlink(missing_ok=True)
 
     def entry(self, id: str) -> Entry:
-        """The entry whose id begins so.
+        """The entry whose id begins with `id`.
 
         Raises:
             MemoryFormatError: there is none, or more than one.
@@ -213,29 +211,29 @@ class Bank:
         found = [entry for entry in found if entry.id == id] or found
         if len(found) != 1:
             many = f"{len(found)} of them" if found else "none"
-            raise MemoryFormatError(f"`id` must name one memory of {self.folder}, got {id!r}, and there is {many}")
+            raise MemoryFormatError(f"`id` must name one memory of {self.folder}, got {id!r}, which matches {many}")
         return found[0]
 
     def remove(self, id: str) -> None:
-        """Forget an entry, pinned or not.
+        """Remove an entry, even if it is pinned.
 
         Raises:
-            MemoryFormatError: there is none of that id.
+            MemoryFormatError: there is no such entry.
         """
         entry = self.entry(id)
         self._drop(entry.path)
 
     def export(self, id: str, file: str | Path) -> Entry:
-        """Write an entry to a zip file, which `take` reads.
+        """Write a memory to a zip file that `take` can read.
 
         Raises:
-            MemoryFormatError: there is no memory of that id, or the file cannot be written.
+            MemoryFormatError: there is no memory with that id, or the file cannot be written.
         """
         from memograft.memory.folder import ABOUT, about
 
         entry, file = self.entry(id), Path(file)
         if entry.kind != "memory":
-            raise MemoryFormatError(f"`export` writes memories, and {entry.id} is a prefix; a model makes it anew")
+            raise MemoryFormatError(f"`export` writes memories, but {entry.id} is a prefix; models make it again")
         draft = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
         with told(file, MemoryFormatError, "written"):
             try:
@@ -248,10 +246,10 @@ class Bank:
         return entry
 
     def take(self, path: str | Path) -> Entry:
-        """Keep a memory from a zip file of `export` or a folder of `MemoryHandle.save`; one that is there stays.
+        """Add a memory from a zip file of `export` or a folder of `MemoryHandle.save`, unless it is already there.
 
         Raises:
-            MemoryFormatError: it is no memory, or damaged; or this bank has no folder.
+            MemoryFormatError: it is not a memory or is damaged, or this bank has no folder.
         """
         from memograft.memory.folder import ABOUT, about, inspected, unpack
 
@@ -275,9 +273,9 @@ class Bank:
         return self.entry(id)
 
     def gc(self, max_bytes: int | None = None) -> list[Entry]:
-        """Remove what was not used for longest until the folder holds `max_bytes` at most; returns what was removed.
+        """Remove least recently used entries until the folder has at most `max_bytes`, and return them.
 
-        Left out, the bank's own bound. Pinned entries stay, even where they alone are more than that.
+        `max_bytes` defaults to the bank's limit. Pinned entries stay, even if they exceed the limit.
         """
         bound = self.max_bytes if max_bytes is None else max_bytes
         if bound is None:
@@ -298,12 +296,12 @@ class Bank:
 
     def _entries(self) -> Iterator[Entry]:
         for path in self.folder.iterdir() if self.folder is not None else ():
-            if path.name.startswith("."):  # a draft
+            if path.name.startswith("."):  # an unfinished entry
                 continue
             try:
                 size = sum(file.stat().st_size for file in path.iterdir())
                 used = path.stat().st_mtime
-            except OSError:  # no folder, or another process has removed it
+            except OSError:  # not a folder, or removed by another process
                 continue
             kind = "prefix" if (path / PREFIX).exists() else "memory"
             yield Entry(path.name, kind, path, size, used, path.with_name(path.name + _PIN).exists())
@@ -315,7 +313,7 @@ class Bank:
         path.with_name(path.name + _PIN).unlink(missing_ok=True)
 
     def _read(self, path: Path, read: Callable[[Path], T]) -> T | None:
-        """What `read` makes of an entry; one that is damaged is removed."""
+        """Read an entry with `read`; remove it if it is damaged."""
         if not path.exists():
             return None
         try:
@@ -333,7 +331,7 @@ class Bank:
             return None
         backbone = model.backbone
         if len({weight.device for weight in backbone.model.parameters()}) > 1:
-            return None  # nobody knows which layer's keys belong on which device
+            return None  # the devices of a split model's layers are not recorded
         return self._read(path, partial(prefix_folder.read, device=backbone.device, dtype=backbone.model.dtype))
 
     def _write_prefix(self, model: Model, place: Place, piece: Piece) -> None:
@@ -343,7 +341,7 @@ class Bank:
         self._write(place.id, write)
 
     def _write(self, id: str, write: Callable[[Path], object]) -> None:
-        """Add an entry, if there is a folder; what has the same id is the same."""
+        """Write an entry, if there is a folder and the id is new."""
         if self.folder is None:
             return
         path = self.folder / id
@@ -375,7 +373,7 @@ class Bank:
 
 
 def as_bank(bank: Bank | str | Path | None) -> Bank | None:
-    """A bank, or the one of a folder.
+    """Return a bank as it is, or make the bank of a folder.
 
     Raises:
         SettingsError: it is neither.
@@ -385,16 +383,16 @@ def as_bank(bank: Bank | str | Path | None) -> Bank | None:
 
 
 def check_bank(bank: object) -> None:
-    """Refuse what can never be a bank, without making one.
+    """Check that a value can be used as a bank, without creating one.
 
     Raises:
-        SettingsError: it is no bank, no folder, and not None. "" is no folder: it would be the working directory.
+        SettingsError: it is not a bank, a folder or None. "" is refused, because it would be the working directory.
     """
     if bank is not None and (not isinstance(bank, Bank | str | Path) or bank == ""):
         raise SettingsError(f"`bank` must be a folder, a memograft.Bank, or None, got {bank!r}; leave it out for none")
 
 
 def place_of(bank: Bank | str | Path | None) -> str | None:
-    """The folder as text, which other processes can use: a bank itself cannot go there. None without a folder."""
+    """A bank's folder as text, for other processes, which cannot share the object. None without a folder."""
     folder = bank.folder if isinstance(bank, Bank) else bank
     return None if folder is None else str(folder)

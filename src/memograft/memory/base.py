@@ -1,11 +1,11 @@
-"""What a memory is: a way to put a context into the model. A new kind is one subclass, and no other file knows of it.
+"""The protocol of a memory: a way to put a context into the model. A new kind is one subclass of `Memory`.
 
     settings ──> check(model) ──> before(rows) ──> prefill ──> prepare(rows, prefill) ──> Brought, one for each row
-                                  keys and values                adapter, rules, report
+                                  keys and values              adapter, rules, report
                                   in front of a prompt
 
-The engine calls these in this order, each kind once for all rows of a batch that ask for it; every row must get what it
-would get alone. What was made for a context and is kept (`Engine.memorize`, a bank, a folder) is a `MemoryHandle`.
+The engine calls these methods in this order, once per kind for all rows of a batch that ask for it. The result of a row
+must not depend on the other rows. A memory that is kept (`Engine.memorize`, a bank, a folder) is a `MemoryHandle`.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Model:
 
     Attributes:
         backbone: the network.
-        prompts: what makes token ids of messages and documents.
-        pad_id: the token that fills shorter rows.
-        fingerprint: of the weights and of what the configuration adds to them.
-        bank: where memories are kept by their ids, if anywhere.
+        prompts: builds token ids from messages and documents.
+        pad_id: the padding token.
+        fingerprint: identifies the weights and the parts of the configuration that affect the output.
+        bank: where memories are kept, if anywhere.
     """
 
     backbone: Backbone
@@ -54,11 +54,11 @@ class Model:
     bank: Bank | None = None
 
     def recalled(self, prompt: Prompt) -> Segment | None:
-        """What the bank has of the keys and values that the prompt begins with."""
+        """The bank's keys and values for the beginning of the prompt, if it has any."""
         return self.bank.prefixes.get(self, prompt) if self.bank is not None else None
 
     def remember(self, prompts: Sequence[Prompt], filled: Prefill) -> None:
-        """Let the bank keep the keys and values of the prompts' documents."""
+        """Put the keys and values of the prompts' documents into the bank."""
         for row, prompt in enumerate(prompts if self.bank is not None else ()):
             assert self.bank is not None
             self.bank.prefixes.put(self, prompt, filled, row)
@@ -70,12 +70,12 @@ class Wanted:
 
     Attributes:
         memory: the settings, without "auto".
-        prompt: what the row reads.
-        row: which row of the prefill it is.
-        kept: the memory that it brings along, made before.
+        prompt: the row's prompt.
+        row: its row in the prefill.
+        kept: a memory that was made before, if the request has one.
     """
 
-    memory: Any  # of the kind that is called
+    memory: Any  # an instance of the class whose method is called
     prompt: Prompt
     row: int
     kept: MemoryHandle | None = None
@@ -83,14 +83,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Brought:
-    """What a memory brings to a row.
+    """What a memory adds to a row of the batch.
 
     Attributes:
-        adapter: weights on the last FFN, or None.
-        rules: how the distributions with and without the adapter are combined; ignored without one.
-        fallback: whether the base model's own answer may take the place of one that goes wrong.
-        report: what was done.
-        id: of what was made, if it can be kept; see `content_id`.
+        adapter: weights for the last FFN, or None.
+        rules: how the distributions with and without the adapter are combined; ignored without an adapter.
+        fallback: whether the base model's answer may replace one that repeats itself or does not end.
+        report: what memorizing did.
+        id: of the memory, if it can be kept; see `content_id`.
     """
 
     adapter: Adapter | None = None
@@ -102,17 +102,17 @@ class Brought:
 
 @dataclass(frozen=True)
 class Task:
-    """What long work asks while it goes on: whether it is still wanted, and whether it shows a progress bar."""
+    """Context of long work: whether it was cancelled, and whether it shows a progress bar."""
 
     given_up: Callable[[], bool] = lambda: False
     progress: bool = False
 
 
 class Memory(ABC):
-    """Settings of one kind of memory: immutable, hashable, and dataclasses whose fields are JSON values.
+    """Settings of one kind of memory. Subclasses are frozen dataclasses whose fields are JSON values.
 
     Attributes:
-        kind: its name in files and ids.
+        kind: name of the kind in files and ids.
     """
 
     kind: ClassVar[str]
@@ -125,52 +125,52 @@ class Memory(ABC):
 
     @property
     def settings(self) -> Self:
-        """Itself, as `MemoryHandle.settings` is how a kept memory was made."""
+        """Itself. A `MemoryHandle` has the settings that it was made with."""
         return self
 
     @property
     def kept(self) -> MemoryHandle | None:
-        """None: nothing has been made yet."""
+        """None: these are only settings. A `MemoryHandle` returns itself."""
         return None
 
     def resolved(self, own: Mapping[str, Any] | None = None) -> Self:  # noqa: ARG002
-        """With values for what is "auto"; `own` is what the model brings (see `memograft.model.config`)."""
+        """Replace "auto" by values; `own` are the model's own settings (see `memograft.model.config`)."""
         return self
 
     def check(self, backbone: Backbone, fingerprint: str) -> None:  # noqa: B027
-        """Refuse a model that this cannot work on, before anything is computed.
+        """Refuse an unsupported model before anything is computed.
 
         Raises:
             UnsupportedModelError, ModelMismatchError: with the reason.
         """
 
     def shown(self, documents: tuple[Document, ...]) -> tuple[Document, ...]:
-        """Those of a request's documents that stand in its prompt."""
+        """The documents of a request that are included in its prompt."""
         return documents
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
-        """How many columns of its segment are not the prompt's, at most; the model's window holds them too.
+        """How many columns the memory's segment adds to the prompt's own, at most; they count towards the window.
 
         Args:
-            prompts: what makes token ids.
-            documents: all of the request's.
+            prompts: builds token ids.
+            documents: all documents of the request.
         """
         return 0
 
     @classmethod
     def before(cls, _model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
-        """Keys and values that stand in front of each row's prompt, which is not prefilled yet.
+        """Keys and values to put in front of each row's prompt, before it is prefilled.
 
-        What was kept with the documents' own keys and values brings them along.
+        By default these are the documents' keys and values of a kept memory.
         """
         return [row.kept.segment_of(row.prompt) if row.kept is not None else None for row in rows]
 
     @classmethod
     @abstractmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
-        """What each row brings to decoding, once the prompts are prefilled.
+        """Return what each row needs for decoding, after the prompts were prefilled.
 
-        Running out of memory here may cost a row its memory, which its report says, but not its answer.
+        If memory runs out here, a row may lose its memory, and its report must say so; it must still be answered.
         """
 
     def to_json(self) -> dict[str, Any]:
@@ -179,10 +179,10 @@ class Memory(ABC):
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Memory:
-        """The settings that `to_json` wrote.
+        """Read settings that `to_json` wrote.
 
         Raises:
-            SettingsError: the kind is unknown, or a value is none of its settings.
+            SettingsError: the kind is unknown, or one of the values is not a setting of it.
         """
         for module in SHIPPED:
             import_module(module)
@@ -199,7 +199,7 @@ class Memory(ABC):
 
 
 def by_kind(rows: Sequence[Wanted]) -> list[tuple[type[Memory], list[Wanted]]]:
-    """The rows that each kind is called for."""
+    """Group rows by the class of their memory."""
     kinds: dict[type[Memory], list[Wanted]] = {}
     for row in rows:
         kinds.setdefault(type(row.memory), []).append(row)
@@ -207,9 +207,9 @@ def by_kind(rows: Sequence[Wanted]) -> list[tuple[type[Memory], list[Wanted]]]:
 
 
 def content_id(fingerprint: str, kind: str, made_by: Mapping[str, Any], prompt: Prompt) -> str:
-    """32 hex digits of what decides a memory: model, kind, the settings that shape it, and the context in its prompt.
+    """Hash what determines a memory, to 32 hex digits: model, kind, training settings, and its context in the prompt.
 
-    The tokens in front of a document count, since a model reads it in their light; those behind the last one do not.
+    Tokens before a document are included, because the model attends to them; those after the last document are not.
     """
     end = max((end for _, end in prompt.spans), default=0)
     what = [fingerprint, kind, made_by, prompt.ids[:end], prompt.spans]

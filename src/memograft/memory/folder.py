@@ -1,4 +1,4 @@
-"""Memories on disk: a PEFT LoRA folder plus memograft.json. Written whole or not at all; no pickle anywhere.
+"""Memories on disk: a PEFT LoRA folder plus memograft.json. Written atomically, without pickle.
 
 adapter_config.json          as PEFT writes it: one rank, alpha = rank, the projections by their full names
 adapter_model.safetensors    base_model.model.<projection>.lora_A.weight (R, in), ...lora_B.weight (out, R)
@@ -19,7 +19,7 @@ from memograft.errors import MemoryFormatError
 from memograft.storage.disk import SEAL, Findings, JsonObject, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
 
-if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what is kept
+if TYPE_CHECKING:  # listing memories must not import torch
     import torch
 
     from memograft.model.adapter import Adapter
@@ -27,13 +27,13 @@ if TYPE_CHECKING:  # only weights need torch, and nobody loads it to list what i
 _FORMAT = 2
 ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
 FILES = (ABOUT, _WEIGHTS, _CONFIG)
-_GROWTH = 32  # times the size of a zip file that a file in it may have: text shrinks to a tenth, weights hardly
+_GROWTH = 32  # largest ratio of an unpacked file to the zip file; text compresses to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
 
 def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: str, *, fan_in_fan_out: bool) -> Path:
-    """Write the folder beside its place, then let it take that place; other files in it stay. See `publish`.
+    """Write the folder atomically (see `publish`). Other files in it are kept.
 
     A memory without weights is memograft.json alone.
     """
@@ -43,7 +43,7 @@ def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: st
         json.dumps(about)
     except (TypeError, ValueError) as e:
         raise MemoryFormatError(
-            f"the documents' metadata must be JSON to be saved, but: {e}; convert it to text"
+            f"the documents' metadata must be JSON to be saved ({e}); convert the metadata to text"
         ) from e
     with published(path) as draft:
         if adapter is not None:
@@ -74,9 +74,9 @@ def _write_weights(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan
 
 
 def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
-    """The adapter, if there is one, and what memograft.json says; both are compared with their checksums.
+    """Read the adapter, if there is one, and memograft.json, and compare both with their checksums.
 
-    adapter_config.json is for PEFT: it must be there, and `inspected` compares it.
+    adapter_config.json is only for PEFT: it must exist, but its checksum is compared by `inspected`.
 
     Raises:
         MemoryFormatError: a file is missing or damaged; the message names it.
@@ -89,7 +89,7 @@ def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
         for name in about["files"]:
             _needs(path, name)
         weights = (path / _WEIGHTS).read_bytes() if about["files"] else b""
-        if text == (path / ABOUT).read_bytes():  # or another memory has taken its place meanwhile
+        if text == (path / ABOUT).read_bytes():  # otherwise another memory was saved here meanwhile
             break
     if not about["files"]:
         return None, about
@@ -104,17 +104,17 @@ def _needs(path: Path, name: str) -> None:
 
 
 def about(path: Path) -> JsonObject:
-    """What a memory's memograft.json says.
+    """The content of a memory's memograft.json.
 
     Raises:
-        MemoryFormatError: there is none, or it is damaged.
+        MemoryFormatError: it is missing or damaged.
     """
     with told(path / ABOUT, MemoryFormatError, "read"):
         return _parsed((path / ABOUT).read_bytes(), path / ABOUT)
 
 
 def inspected(path: Path) -> Findings:
-    """What is damaged in a memory's folder."""
+    """Check a memory's folder for damage."""
     found = Findings()
     try:
         about = _parsed((path / ABOUT).read_bytes(), path / ABOUT)
@@ -138,10 +138,11 @@ def inspected(path: Path) -> Findings:
 
 
 def unpack(path: Path, into: Path) -> None:
-    """Take a memory's files, and nothing else, out of a zip file. None is read any further than its bound.
+    """Unpack a memory's files, and no others, from a zip file.
 
     Raises:
-        MemoryFormatError: it is no zip file, lacks memograft.json, is damaged, or unpacks to far more than it is.
+        MemoryFormatError: it is not a zip file, lacks memograft.json, is damaged, or unpacks to much more than its
+            size.
     """
     bound = _GROWTH * path.stat().st_size
     try:
@@ -152,21 +153,21 @@ def unpack(path: Path, into: Path) -> None:
                         f"a file of an exported memory must be at most {_GROWTH} times the zip file's size ({bound} "
                         f"bytes), got {info.filename} with {info.file_size} bytes in {path}; export the memory again"
                     )
-                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack unbounded
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others have no limit
                     raise zipfile.BadZipFile(f"{info.filename} is neither stored nor deflated")
                 with archive.open(info) as packed, (into / info.filename).open("wb") as file:
-                    shutil.copyfileobj(packed, file)  # in pieces, and of them no more than `file_size`
+                    shutil.copyfileobj(packed, file)  # in blocks, at most `file_size` bytes
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError) as e:  # the last: encrypted
-        raise MemoryFormatError(f"{path} is no exported memory ({e}); export it again") from e
+        raise MemoryFormatError(f"{path} is not an exported memory ({e}); export it again") from e
 
 
 def damaged(path: Path, cause: object) -> MemoryFormatError:
-    """The error for a file that cannot be read, named."""
+    """The error for a file that cannot be read."""
     return MemoryFormatError(f"{path} is damaged ({cause}); save the memory again, or restore the file")
 
 
 def _parsed(text: bytes, file: Path) -> JsonObject:
-    """What memograft.json says, if it is of our format and whole."""
+    """Parse memograft.json and check its format and checksum."""
     try:
         about: JsonObject = json.loads(text)
     except (ValueError, RecursionError) as e:
@@ -177,11 +178,11 @@ def _parsed(text: bytes, file: Path) -> JsonObject:
     if missing := _FIELDS - set(about):
         raise damaged(file, KeyError(*sorted(missing)))
     if set(about) != _FIELDS:
-        raise damaged(file, f"it holds the fields {sorted(about)}")
+        raise damaged(file, f"its fields are {sorted(about)}")
     if not is_sealed(about):
         raise damaged(file, "its checksum is wrong")
     if not isinstance(about["files"], dict) or set(about["files"]) not in (set(), {_WEIGHTS, _CONFIG}):
-        raise damaged(file, "it names other files")
+        raise damaged(file, "its list of files is wrong")
     return about
 
 

@@ -1,4 +1,4 @@
-"""`MemoryHandle`: a memory that was made once and is kept: its adapter, its documents, and their keys and values."""
+"""`MemoryHandle`: a memory that is kept, with its adapter, its documents and their keys and values."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = ["MemoryHandle", "fingerprint"]
 
 @dataclass(frozen=True, eq=False)
 class MemoryHandle:
-    """A memory to answer with again and again: nothing is memorized anew, and its documents are not prefilled anew.
+    """A memory to answer many requests with. Nothing is trained again, and its documents are not prefilled again.
 
     Attributes:
-        id: content hash of what decides it: model, training settings, and the documents as they stand in a prompt.
-        documents: what was memorized; they stand in the prompt unless a request brings its own.
-        settings: how.
-        report: what it did.
+        id: hash of what determines it: model, training settings, and the documents with their place in the prompt.
+        documents: the memorized documents. They are in the prompt, unless a request has documents of its own.
+        settings: the settings it was made with.
+        report: what memorizing did.
         adapter: its weights; None if there was nothing to memorize or it was rolled back.
         segment: keys and values of the documents in the prompt.
         fingerprint: of the model it belongs to.
-        base_model: the model's name or folder, for whoever loads the memory with PEFT.
-        fan_in_fan_out: whether the model keeps these weights transposed (GPT-2's Conv1D), which PEFT wants to be told.
+        base_model: the model's name or folder, for loading the memory with PEFT.
+        fan_in_fan_out: whether the model stores these weights transposed (GPT-2's Conv1D); PEFT needs to know.
     """
 
     id: str
@@ -63,32 +63,32 @@ class MemoryHandle:
         report: MemoryReport | None,
         segment: Segment | None = None,
     ) -> MemoryHandle:
-        """What was made of documents; `id` is its `content_id`."""
+        """Make the handle of a new memory; `id` is its `content_id`."""
         report, peft = replace(report or MemoryReport(), id=id), _for_peft(model.backbone)
         return cls(id, tuple(documents), memory, report, adapter, segment, model.fingerprint, *peft)
 
     def segment_of(self, prompt: Prompt) -> Segment | None:
-        """The keys and values, where the prompt begins with exactly their tokens."""
+        """The keys and values, if the prompt begins with exactly their tokens."""
         segment = self.segment
         return segment if segment is not None and prompt.ids[: len(segment.ids)] == segment.ids else None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights."""
+        """Size of its weights in bytes."""
         pairs = () if self.adapter is None else (*self.adapter.lora_a.values(), *self.adapter.lora_b.values())
         return sum(weight.nbytes for weight in pairs)
 
     @property
     def kept(self) -> MemoryHandle:
-        """Itself: it has been made."""
+        """Itself."""
         return self
 
     def resolved(self, _own: Mapping[str, object] | None = None) -> MemoryHandle:
-        """Itself: its settings are what it was made with."""
+        """Itself: its settings have no "auto"."""
         return self
 
     def check(self, _backbone: Backbone, fingerprint: str) -> None:
-        """Refuse another model's.
+        """Refuse a model that it was not made for.
 
         Raises:
             SettingsError: it was made for another model.
@@ -100,10 +100,10 @@ class MemoryHandle:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write a PEFT LoRA folder with a memograft.json beside it; whole or not at all. Returns the folder.
+        """Write a PEFT LoRA folder with a memograft.json, atomically, and return the folder.
 
         Raises:
-            MemoryFormatError: there are no weights to save, the folder holds something else or cannot be written, or a
+            MemoryFormatError: there are no weights to save, the folder has other content or cannot be written, or a
                 document's metadata is not JSON.
         """
         if self.adapter is None:
@@ -111,7 +111,7 @@ class MemoryHandle:
         return self.keep(path)
 
     def keep(self, path: str | Path) -> Path:
-        """`save`, also without weights: a bank remembers that nothing came of memorizing.
+        """As `save`, but also without weights: a bank keeps the result of a memory that was rolled back.
 
         Raises:
             MemoryFormatError: as `save` does.
@@ -131,7 +131,7 @@ class MemoryHandle:
         """Read a folder written by `save` for use with this model.
 
         Raises:
-            MemoryFormatError: the folder is damaged, incomplete or of another model, of a kind that is not
+            MemoryFormatError: the folder is damaged, incomplete or of another model, its kind of memory is not
                 imported, or a weight is not finite.
         """
         with told(path, MemoryFormatError, "read"):
@@ -158,7 +158,7 @@ def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], Memory, Mem
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
+    """Turn lists into tuples, which JSON does not have."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
@@ -184,14 +184,14 @@ def _for_peft(backbone: Backbone) -> tuple[str, bool]:
 
 @torch.no_grad()
 def fingerprint(backbone: Backbone) -> str:
-    """16 hex digits of a sample of all weights, the architecture and its positions (`model/identity.py`).
+    """Hash a sample of all weights, and the architecture and position settings (`model/identity.py`), to 16 hex digits.
 
-    The same whether the weights were loaded in float32 or in bfloat16.
+    Equal for the same weights loaded in float32 and in bfloat16.
     """
     digest = hashlib.sha256(stated(backbone.model.config).encode())
     for name, weight in sorted(backbone.model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        if weight.device.type != "meta":  # offloaded
+        if weight.device.type != "meta":  # offloaded weights are not read
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
             digest.update(sample.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

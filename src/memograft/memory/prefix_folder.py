@@ -1,11 +1,10 @@
-"""A piece of a prompt's keys and values on the disk, in a folder of its own.
+"""A document's keys and values on disk, in a folder of their own.
 
 prefix.safetensors    0.keys, 0.values, 1.keys, ... (1, H, P, head dimension), x and residual (1, P, D)
 prefix.json           id, model, documents, tokens; SHA-256 of the other file, and of itself
 
-With int8, keys and values are rounded to multiples of a 127th of the largest magnitude of each token and head, which
-stands beside them as <n>.keys.scale (1, H, P, 1), float32. What memorizing works on, x and residual, keeps the model's
-dtype.
+With int8, keys and values are rounded to multiples of 1/127 of the largest magnitude of each token and head, which is
+stored as <n>.keys.scale (1, H, P, 1) in float32. x and residual, which memorizing trains on, keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ __all__ = ["ABOUT", "about", "read", "write"]
 
 _FORMAT = 1
 ABOUT, _TENSORS = "prefix.json", "prefix.safetensors"
-_STEPS = 127  # of int8, to either side of 0
+_STEPS = 127  # int8 levels on either side of 0
 
 
 def write(path: Path, piece: Piece, place: Place, fingerprint: str, *, int8: bool) -> None:
-    """Write the folder beside its place, then let it take that place."""
+    """Write the folder atomically."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {"x": piece.x, "residual": piece.residual}
@@ -51,7 +50,7 @@ def write(path: Path, piece: Piece, place: Place, fingerprint: str, *, int8: boo
 
 
 def read(path: Path, device: torch.device, dtype: torch.dtype) -> Piece:
-    """The piece, compared with its checksum.
+    """Read the keys and values and compare them with their checksum.
 
     Raises:
         MemoryFormatError: a file is missing or damaged; the message names it.
@@ -77,10 +76,10 @@ def read(path: Path, device: torch.device, dtype: torch.dtype) -> Piece:
 
 
 def about(path: Path) -> JsonObject:
-    """What prefix.json says.
+    """The content of prefix.json.
 
     Raises:
-        MemoryFormatError: there is none, or it is damaged.
+        MemoryFormatError: it is missing or damaged.
     """
     file = path / ABOUT
     with told(file, MemoryFormatError, "read"):
@@ -92,7 +91,7 @@ def about(path: Path) -> JsonObject:
     if not isinstance(what, dict) or what.get("format") != _FORMAT or not is_sealed(what):
         raise _damaged(file, f"it is not of format {_FORMAT}, or its checksum is wrong")
     if what["id"] != path.name:
-        raise _damaged(file, f"it is of {what['id']}")
+        raise _damaged(file, f"it belongs to {what['id']}")
     return what
 
 

@@ -1,8 +1,8 @@
-"""Keys and values of documents that prompts began with, for the next prompt that begins with the same ones.
+"""Cache of the keys and values of documents at the beginning of prompts, for later prompts that begin with the same.
 
-No memory changes them, so they are reused under every memory and under none. They are kept in pieces, one for each
-document and whatever stands before it, by a hash of all tokens up to its end: prompts that share only their first
-documents share the pieces of these. Held in memory, where the model's device has them, and in a bank's folder.
+Memories do not change keys and values, so these are valid with any memory and without one. They are stored in pieces,
+one per document with the text before it. A piece's id is a hash of all tokens up to its end, so prompts that share only
+their first documents share these pieces. Pieces are kept in memory, on the model's device, and in a bank's folder.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ["Place", "Prefixes"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a prompt a piece stands.
+    """The place of a piece in a prompt.
 
     Attributes:
-        id: 32 hex digits of what decides the piece: model, dtype, and all tokens up to its end.
-        start: its first token.
-        end: the one behind its last.
-        document: the one that it ends with.
+        id: hash of model, dtype and all tokens up to the piece's end, as 32 hex digits.
+        start: index of its first token.
+        end: index after its last token.
+        document: the document that it ends with.
     """
 
     id: str
@@ -48,13 +48,13 @@ Write = Callable[["Model", Place, "Piece"], None]
 
 
 class Prefixes:
-    """Pieces by their ids, at most `max_bytes` of them in memory; those not used for longest go first.
+    """Pieces by their ids. At most `max_bytes` are kept in memory; the least recently used are removed first.
 
     Args:
-        max_bytes: of what is held.
-        read: finds what is not held.
-        write: keeps a new piece somewhere else too.
-        touch: notes there that the piece of an id was used.
+        max_bytes: size limit of the pieces in memory.
+        read: reads a piece that is not in memory.
+        write: stores a new piece outside of memory.
+        touch: records that the stored piece of an id was used.
     """
 
     def __init__(
@@ -67,22 +67,22 @@ class Prefixes:
         self._max_bytes, self._read, self._write, self._touch = max_bytes, read, write, touch
         made_anew_in_forks(self._make_lock)
         self._held: OrderedDict[tuple[str, str], Piece] = OrderedDict()  # by id and device
-        self.tokens = 0  # whose keys and values were found
+        self.tokens = 0  # number of tokens whose keys and values were found
 
     def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is held."""
+        """Size of the pieces in memory."""
         with self._lock:
             return sum(piece.nbytes for piece in self._held.values())
 
     def get(self, model: Model, prompt: Prompt) -> Segment | None:
-        """The longest known segment that ends with a document and that the prompt begins with.
+        """The longest known segment that the prompt begins with and that ends with a document.
 
-        Of a prompt that is longer than a sliding window, all documents: the window would have forgotten them when `put`
-        comes, so those that are not known are read here.
+        If the prompt is longer than a sliding window, `put` could not cut its first documents out of the cache any
+        more, so unknown documents are prefilled here, one by one.
         """
         from memograft.model.kv import chain
 
@@ -107,7 +107,7 @@ class Prefixes:
         return chain(model.backbone, prompt.ids[:end], [piece for _, piece in found], read)
 
     def put(self, model: Model, prompt: Prompt, filled: Prefill, row: int) -> None:
-        """Keep what a row of a prefill has of its prompt's documents, as far as it can be cut."""
+        """Keep the documents of a row of a prefill, up to the first that cannot be cut out of the cache."""
         from memograft.model.kv import cut
 
         new = []
@@ -129,7 +129,7 @@ class Prefixes:
         return bool(self._max_bytes) or self._write is not None
 
     def _forgotten(self, model: Model, prompt: Prompt) -> bool:
-        """Whether a pass over the whole prompt would leave none of its first keys and values in a sliding window."""
+        """Whether the prompt is longer than a sliding window, so that a prefill drops its first keys and values."""
         from memograft.model.kv import reach
 
         columns = reach(model.backbone)
@@ -152,7 +152,7 @@ class Prefixes:
 
     def _hold(self, model: Model, pieces: list[tuple[Place, Piece]]) -> None:
         with self._lock:
-            for place, piece in reversed(pieces):  # the first is the youngest: those behind it are nothing without it
+            for place, piece in reversed(pieces):  # the first piece is removed last: later ones are useless without it
                 key = (place.id, str(model.backbone.device))
                 self._held[key] = piece
                 self._held.move_to_end(key)
@@ -163,7 +163,8 @@ class Prefixes:
 
 
 def _places(model: Model, prompt: Prompt) -> Iterator[Place]:
-    """The pieces that a prompt's documents make, first to last; its last token is decoding's."""
+    """The pieces of a prompt's documents, first to last. The prompt's last token is never part of one: decoding runs
+    it."""
     digest = hashlib.sha256(json.dumps([model.fingerprint, str(model.backbone.model.dtype)]).encode())
     start = 0
     for (_, end), document in zip(prompt.spans, prompt.documents, strict=True):

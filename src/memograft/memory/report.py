@@ -1,4 +1,4 @@
-"""`MemoryReport`: what memorizing did to the model, in numbers. Plain data; knows nothing of how it was done."""
+"""`MemoryReport`: what memorizing did to the model, as plain numbers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ class MemoryReport:
     Attributes:
         steps: optimiser steps taken; 0 if there was nothing to memorize or the memory was reused.
         loss_before: mean cross-entropy of the context tokens in nats, exact, before memorizing.
-        loss_after: the same after it.
+        loss_after: the same after memorizing.
         kl: mean KL(base || memorized) over the context tokens in nats.
-        rolled_back: the answer comes from the base model after all; `reason` says why.
-        reason: why it was rolled back, or why nothing was memorized.
-        losses: CE + beta KL that each step started from (over the shortlist, where there is one). Joined memories have
-            none; their `steps` are those of all parts that were made for them.
-        seconds: time memorizing took, for the whole batch it ran in.
-        documents: ids of the documents memorized.
-        left_out: ids of those that were not: about something else, at odds with one that ranks higher, or memorized by
-            itself and rolled back. They stand in the prompt all the same.
-        relevance: how much each document of the prompt, in its order, is about the question (1 at most); empty where
-            that was not asked for or cannot be judged.
-        disagree: pairs of ids of relevant documents that contradict each other in what is asked, higher-ranked first.
+        rolled_back: whether the memory was discarded, so that the base model answers; see `reason`.
+        reason: why the memory was rolled back, or why nothing was memorized.
+        losses: CE + beta KL before each step (over the shortlist, if there is one). Empty for composed memories, whose
+            `steps` are the sum over the parts that were trained.
+        seconds: time that memorizing took, for the whole batch.
+        documents: ids of the memorized documents.
+        left_out: ids of the other documents: not relevant, in conflict with a higher-ranked one, or (with `compose`)
+            rolled back. They stay in the prompt.
+        relevance: of each document to the question, in the order of the prompt (1 at most); empty if it was not judged.
+        disagree: pairs of ids of relevant documents that contradict each other about the question, higher-ranked first.
         tokens: ids of the context tokens.
         token_losses_before: cross-entropy of each context token in nats.
         token_losses_after: the same after memorizing.
-        settings: everything that was in force.
-        reused: it was made before and kept: nothing was trained.
-        warnings: what could not be done on the way, such as choosing documents for want of memory, or memorizing one.
-        id: of the memory, where one was kept or reused.
+        settings: all settings, with their values for "auto".
+        reused: whether a kept memory was used, so that nothing was trained.
+        warnings: what failed without preventing an answer, such as the choice of documents or one composed memory.
+        id: of the memory, if it was kept or reused.
     """
 
     steps: int = 0
@@ -72,7 +71,8 @@ class MemoryReport:
         settings: Mapping[str, Any],
         max_kl: float,
     ) -> MemoryReport:
-        """Judge a finished run: NaN, a loss that rose, or a KL beyond the bound are rolled back."""
+        """Make the report of a finished run. It is rolled back if a loss is not finite or rose, or if the KL is too
+        large."""
         loss_before, loss_after = _mean(before), _mean(after)
         reason = None
         if not all(map(math.isfinite, (loss_before, loss_after, kl, *losses))):

@@ -1,1 +1,1 @@
-"""FastMem (arXiv 2406.16069): the last FFN is fitted to the documents of a request before it is answered."""
+"""FastMem (arXiv 2406.16069): fine-tunes the last FFN on a request's documents before answering."""

@@ -1,11 +1,11 @@
-"""Memories of several documents joined: each document is memorized by itself, and the request speaks with their mean.
+"""Compose memories: memorize each document of a request by itself, and answer with the mean of these adapters.
 
     change of a weight = (B_1 A_1 + ... + B_n A_n) / n
 
-A_d and B_d are what document d is memorized with alone: in a prompt that holds nothing else, so that neither its
-neighbours nor what is asked decide them, and `Engine.memorize` of that document makes the same. So a page that a bank
-knows is not trained again, whatever it is retrieved with. It has a price: with five pages a request, answers were right
-less often than with the pages memorized together, by 8 points of 100 (docs/method.md, which also says why the mean).
+A_d and B_d are trained on document d alone, in a prompt without question or other documents. They therefore do not
+depend on the request and equal what `Engine.memorize` makes of that document, so a bank can reuse them in any
+combination. The cost is accuracy: with five pages per request, 8 points of 100 fewer right answers than when the pages
+are memorized together (docs/method.md, which also explains the choice of the mean).
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ __all__ = ["compose"]
 
 @dataclass(frozen=True)
 class _Sum:
-    """What is joined for one request.
+    """The memories to join for one request.
 
     Attributes:
-        whole: its documents as they stand in the prompt.
-        parts: the memory of each of them.
+        whole: the request's documents, in its prompt.
+        parts: the adapter and report of each document.
     """
 
     whole: Context
     parts: Sequence[tuple[Adapter, MemoryReport]]
 
     def told(self, made: Made) -> Made:
-        """The joined memory, whose report tells what was done for its parts too."""
+        """Add the steps and seconds of the parts to the report of the joined memory."""
         adapter, report = made
         reports = [part for _, part in self.parts]
         seconds = report.seconds + max(part.seconds for part in reports)
@@ -55,7 +55,7 @@ class _Sum:
 def compose(
     model: Model, rows: Sequence[Wanted], selections: Sequence[Selection], filled: Prefill, task: Task
 ) -> list[tuple[Selection, Made]]:
-    """The joined memory of each row, and its selection without the documents that have no memory of their own."""
+    """Return each row's joined memory, and its selection without the documents that could not be memorized."""
     parts = [_parts(model, row, selection) for row, selection in zip(rows, selections, strict=True)]
     found = memories(model, [part for own in parts for part in own if part is not None], filled, task)
     left: list[Selection] = []
@@ -65,7 +65,7 @@ def compose(
         rest, held = _held(selection, own, found)
         left.append(rest)
         why = rest.warnings[len(selection.warnings) :]
-        made.append((None, MemoryReport(rolled_back=any(own), reason="; ".join(why))))  # unless some are held
+        made.append((None, MemoryReport(rolled_back=any(own), reason="; ".join(why))))  # replaced if parts are left
         if held:
             whole = Context.of(model, rest.about, row.memory, row.memory.training, row.row)
             sums.setdefault(whole.training, {})[n] = _Sum(whole, held)
@@ -76,11 +76,11 @@ def compose(
 
 
 def _parts(model: Model, row: Wanted, selection: Selection) -> list[Context | None]:
-    """Each of the chosen documents by itself; None for one that has nothing to memorize."""
+    """Make one context per selected document; None for a document without tokens to memorize."""
     memory, parts = replace(row.memory, compose=False), list[Context | None]()
     for document in selection.about.documents:
         prompt = model.prompts.build([{"role": "user", "content": "?"}], [document])
-        prompt = replace(prompt, ids=prompt.ids[: prompt.spans[0][1]])  # what follows decides nothing
+        prompt = replace(prompt, ids=prompt.ids[: prompt.spans[0][1]])  # later tokens do not matter
         some = len(prompt.context) > 1
         parts.append(Context.of(model, prompt, memory, memory.training) if some else None)
     return parts
@@ -89,7 +89,7 @@ def _parts(model: Model, row: Wanted, selection: Selection) -> list[Context | No
 def _held(
     selection: Selection, parts: Sequence[Context | None], found: Mapping[str, Made]
 ) -> tuple[Selection, list[tuple[Adapter, MemoryReport]]]:
-    """The selection of the documents that have a memory, saying why others have none; and these memories."""
+    """Return the selection limited to documents that have a memory, with a warning for each other, and the memories."""
     kept, held, why = list[int](), dict[str, tuple[Adapter, MemoryReport]](), list[str]()
     for n, (document, part) in enumerate(zip(selection.about.documents, parts, strict=True)):
         adapter, report = found[part.id] if part is not None else (None, MemoryReport(reason="it has no words"))
@@ -97,12 +97,12 @@ def _held(
             why.append(f"document {document.id} was not memorized: {report.reason}")
         else:
             kept.append(n)
-            held[part.id] = (adapter, report)  # the same page twice is one memory
+            held[part.id] = (adapter, report)  # a page that occurs twice counts once
     return selection.only(kept, *why), list(held.values())
 
 
 def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Prefill) -> list[Made]:
-    """Join the memories of several requests side by side; where there is no room for that, one by one."""
+    """Join the memories of several requests in one batch; after an out-of-memory error, one request at a time."""
     backbone, started = model.backbone, time.perf_counter()
     try:
         rows = rows_of(model, [each.whole for each in sums], filled)
@@ -111,14 +111,14 @@ def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Pref
         return judged(_Fixed(backbone, adapters), objective, rows, training, [()] * len(sums), started)
     except torch.OutOfMemoryError as e:
         reason = f"out of memory while joining memories: {e}"
-    # Outside the handler, which holds on to all that was computed.
+    # Outside the handler, because the exception's traceback keeps the tensors alive.
     if len(sums) > 1:
         return [_summed(model, training, [each], filled)[0] for each in sums]
     return [(None, MemoryReport(rolled_back=True, reason=reason))]
 
 
 class _Fixed:
-    """Adapters that are trained no more, one for each of B requests."""
+    """The finished adapters of B requests, in the form `judged` takes."""
 
     def __init__(self, backbone: Backbone, adapters: Sequence[Adapter]) -> None:
         self._backbone, self._adapters = backbone, list(adapters)

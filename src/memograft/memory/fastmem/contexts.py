@@ -1,4 +1,4 @@
-"""The contexts of a batch and their memories: equal ones once, kept ones fetched, the others trained side by side."""
+"""Make the memories of a batch's contexts: deduplicate, look up in the bank, and train the rest together."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Context", "again", "memories", "rows_of"]
 
 @dataclass(frozen=True)
 class Context:
-    """What one memory is of.
+    """The input of one memory.
 
     Attributes:
         id: see `content_id`.
-        prompt: where its documents stand; they and no others are marked in it.
+        prompt: the prompt whose marked documents are memorized.
         memory: the settings.
-        training: those of them that decide the weights.
-        row: of the batch's prefill, where the prompt stands; None where it has to be prefilled by itself.
+        training: the subset of the settings that determines the weights.
+        row: the prompt's row in the batch's prefill; None if the prompt needs a prefill of its own.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Context:
 
     @classmethod
     def of(cls, model: Model, prompt: Prompt, memory: Memory, training: Training, row: int | None = None) -> Context:
-        """The documents that are marked in a prompt, where `training.template` wants them memorized."""
+        """Make the context of a prompt's marked documents, placed as `training.template` asks."""
         if training.template == "assistant":
             prompt, row = model.prompts.as_assistant(prompt.documents), None
         id = content_id(model.fingerprint, memory.kind, asdict(training), prompt)
@@ -48,7 +48,7 @@ class Context:
 
 
 def memories(model: Model, contexts: Iterable[Context], filled: Prefill, task: Task) -> dict[str, Made]:
-    """The memory of each context, by its id; what is new goes to the model's bank."""
+    """Return the memory of each context by its id. New ones are put in the model's bank."""
     by_id: dict[str, Context] = {}
     for context in contexts:
         by_id.setdefault(context.id, context)
@@ -65,15 +65,15 @@ def memories(model: Model, contexts: Iterable[Context], filled: Prefill, task: T
             results = memorize(model.backbone, rows, training, cancelled=task.given_up, progress=task.progress)
         except torch.OutOfMemoryError as e:
             reason = f"out of memory while memorizing: {e}"
-        # Outside the handler, which holds on to all that was computed.
+        # Outside the handler, because the exception's traceback keeps the tensors alive.
         if results is None and len(alike) > 1:
-            batches += [[context] for context in alike]  # one by one there may be room
+            batches += [[context] for context in alike]  # retry one at a time, which needs less memory
             continue
         for context, result in zip(
             alike, results or [(None, MemoryReport(rolled_back=True, reason=reason))], strict=True
         ):
             made[context.id] = result
-            # Not what was cut short, by a caller or for want of memory.
+            # Memories that were cancelled or ran out of memory are not kept.
             if model.bank is not None and result[1].losses and not task.given_up():
                 handle = MemoryHandle.new(model, context.id, context.prompt.documents, context.memory, *result)
                 model.bank.put(handle)
@@ -82,7 +82,7 @@ def memories(model: Model, contexts: Iterable[Context], filled: Prefill, task: T
 
 
 def rows_of(model: Model, contexts: Sequence[Context], filled: Prefill) -> TrainingRows:
-    """Contexts side by side, in their order; those that do not stand in `filled` are prefilled in one pass."""
+    """Training rows of all contexts, in order. Contexts that are not in `filled` are prefilled here, in one pass."""
     apart = [context.prompt.ids for context in contexts if context.row is None]
     own, places = prefill(model.backbone, apart, model.pad_id) if apart else filled, iter(range(len(apart)))
     return merge(
@@ -96,11 +96,11 @@ def rows_of(model: Model, contexts: Sequence[Context], filled: Prefill) -> Train
 
 
 def again(handle: MemoryHandle) -> MemoryReport:
-    """What a report says of a memory that was made before."""
+    """The report of a memory that is reused."""
     return replace(handle.report, steps=0, seconds=0.0, reused=True)
 
 
 def _fetched(model: Model, id: str) -> Made | None:
-    """What the model's bank has of that id."""
+    """Look an id up in the model's bank."""
     handle = model.bank.get(id, model.backbone) if model.bank is not None else None
     return None if handle is None else (handle.adapter, again(handle))

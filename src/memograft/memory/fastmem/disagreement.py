@@ -1,10 +1,12 @@
-"""Which relevant documents contradict each other in what the question asks for.
+"""Find relevant documents that contradict each other about the question.
 
-Two documents disagree if a sentence of the one and a sentence of the other are rivals: either they are the documents'
-statements (see `statements`), about the question and alike so; or they are twins, the same but for one run of words.
-And each holds a word that the other document does not and the question does not: another name, another number. In
-statements the model must not have expected either word, or it may be another way to put the same; of twins, one of the
-two. Knows nothing of what is true.
+Sentences of two documents are compared if they are rivals, which means one of two things:
+- both are their document's statement (see `statements`) and are about equally relevant to the question, or
+- they are twins: identical except for one run of words.
+
+Rivals contradict each other if each has a word that neither the other document nor the question has, such as another
+name or number, and the base model did not expect these words (otherwise they may be a paraphrase). Of statements both
+words must be unexpected, of twins one. Which document is right is not decided.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from memograft.prompt.builder import Prompt, Span, token_span
 __all__ = ["disagreements"]
 
 # Chosen on the tuning splits of tiny's world, NQ-SWAP and SQuAD: see docs/method.md.
-ABOUT = 0.5  # a statement's relevance, at least: below it two pages may just be about two things of one kind
-ALIKE = 0.8  # of two statements' relevances, the smaller over the larger
-SAME = 0.5  # of the words of twins, more than this
-SURPRISE = 5.0  # nats of a word that the model did not expect
+ABOUT = 0.5  # least relevance of a statement: below it, two pages may describe different things of one kind
+ALIKE = 0.8  # least ratio of the smaller to the larger relevance of two statements
+SAME = 0.5  # twins share more than this fraction of their words
+SURPRISE = 5.0  # nats from which a word counts as unexpected
 
 
 @dataclass(frozen=True)
 class _Rivals:
-    """A sentence of document a and one of document b that may contradict each other."""
+    """Two sentences, of documents a and b, that may contradict each other."""
 
     a: int
     b: int
@@ -45,9 +47,10 @@ class _Rivals:
 def disagreements(
     backbone: Backbone, filled: Prefill, row: int, prompt: Prompt, stated: Sequence[Statement]
 ) -> list[tuple[int, int]]:
-    """Pairs of the prompt's documents that disagree, by their numbers, the lower first; `stated` are their statements.
+    """Pairs of the prompt's documents that disagree, as indices, the lower first.
 
-    The prompt stands in this row of `filled`. No adapter may be active: the surprise is the base model's.
+    `stated` are the documents' statements, and the prompt is in this row of `filled`. No adapter may be active, because
+    the surprise is the base model's.
     """
     rivals = [*_alike(stated), *_twins(prompt)]
     if not rivals:
@@ -59,7 +62,7 @@ def disagreements(
     asked = set(words(prompt, prompt.question))
 
     def news(span: Span, other: int) -> float:
-        """Nats of the least expected word that neither the other document nor the question holds."""
+        """Nats of the least expected word that is in neither the other document nor the question."""
         new = (place for word, place in places(prompt, span) if word not in held[other] | asked)
         return max((sum(nats.get(t, 0.0) for t in range(*token_span(prompt.offsets, p))) for p in new), default=0.0)
 
@@ -86,7 +89,7 @@ def _twins(prompt: Prompt) -> Iterator[_Rivals]:
 
 
 def _are_twins(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether two sentences are the same but for one run of words, wherever and however often it stands."""
+    """Whether two sentences differ only by replacing one run of words by another, in one or more places."""
     if (Counter(one) & Counter(other)).total() <= SAME * max(len(one), len(other)):
         return False
     matched = SequenceMatcher(None, one, other, autojunk=False).get_opcodes()

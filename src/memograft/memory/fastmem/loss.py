@@ -1,13 +1,13 @@
-"""The loss of memorizing (FastMem, arXiv 2406.16069, section 3), over all tokens or over a shortlist.
+"""The loss of memorizing (FastMem, arXiv 2406.16069, section 3), over the whole vocabulary or over a shortlist.
 
     L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))
 
-It is `Objective.loss`; CE is `_pick` and KL `_kl`, whatever the tokens are that the distributions p are over.
+This is `Objective.loss`; `_pick` is the CE and `_kl` the KL.
 
-A step over a shortlist of S candidates (the context's own tokens and the base model's best guesses there) spares most
-of the head, which is 70-90% of a step for today's vocabularies. Every context has its own. Everything outside it is
-one bucket whose unnormalised mass, sum exp(logit), is held where the base model had it. The losses that are reported
-are always exact.
+With a shortlist, a step computes logits only for S candidate tokens of each context: the context's own tokens and those
+the base model finds most likely there. The head over the whole vocabulary would be 70-90% of a step with current
+vocabularies. All other tokens form one bucket, whose unnormalised mass, sum exp(logit), is kept at the base model's
+value. The reported losses are always exact.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from memograft.model.backbone import Backbone, first, has_plain_weight
 if TYPE_CHECKING:
     from memograft.memory.fastmem.rows import TrainingRows
 
-# Logits held at once where no gradient is needed. A CPU works fastest on what its caches hold (32 MiB of float32; with
-# 256 MiB a whole memory of SmolLM2 took 1.4 times as long), a GPU on much.
+# Number of logits computed at once without gradient. CPUs are fastest if they fit in the cache (32 MiB of float32; with
+# 256 MiB, memorizing with SmolLM2 took 1.4 times as long). GPUs are fastest with large chunks.
 _CHUNK, _CHUNK_ON_GPU = 1 << 23, 1 << 26
-_NEVER = -1e9  # a logit whose probability is 0, but of which differences are still numbers
+_NEVER = -1e9  # probability 0, but finite, so that differences are not NaN
 
 
 @torch.no_grad()
 def exact_losses(backbone: Backbone, rows: TrainingRows) -> Tensor:
-    """(B, N) nats of each row, over the whole vocabulary, with the adapter that is active now."""
+    """Cross-entropy of each row over the whole vocabulary with the active adapter: (B, N), in nats."""
     losses = torch.empty(rows.targets.shape, device=rows.x.device)
     for part in _chunks(backbone, *losses.shape):
         logits = backbone.logits(rows.x[:, part], rows.residual[:, part]).to(losses.device)
@@ -39,9 +39,9 @@ def exact_losses(backbone: Backbone, rows: TrainingRows) -> Tensor:
 
 
 class Objective:
-    """The loss of B contexts; `before` is the base model's loss of every row, (B, N), exact.
+    """The loss of B contexts. `before` is the base model's exact loss of every row, (B, N).
 
-    Must be made while no adapter is active: it takes p_0 from the model as it is.
+    Create it while no adapter is active: p_0 is computed from the model's current output.
     """
 
     def __init__(self, backbone: Backbone, rows: TrainingRows, kl_weight: float, shortlist: int | None) -> None:
@@ -59,7 +59,7 @@ class Objective:
                 self.before = _pick(self._base, rows.targets)
 
     def loss(self) -> tuple[Tensor, Tensor]:
-        """Mean CE + beta * mean KL over each context's rows (B,), and the KL alone (B,), with the active adapter."""
+        """With the active adapter: mean CE + beta * mean KL of each context (B,), and the KL alone (B,)."""
         rows, hidden = self._rows, self._hidden_now()
         if self._shortlist is None:
             logp, targets = torch.log_softmax(self._head(hidden), -1), rows.targets
@@ -70,7 +70,7 @@ class Objective:
 
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
-        """Loss per row (B, N) and mean KL (B,), over the whole vocabulary, with the adapter that is active now."""
+        """With the active adapter, over the whole vocabulary: loss per row (B, N) and mean KL (B,)."""
         rows, hidden = self._rows, self._hidden_now()
         losses, kls = torch.empty_like(self.before), torch.empty_like(self.before)
         for part in _chunks(self._backbone, *losses.shape):
@@ -80,7 +80,7 @@ class Objective:
         return losses, self._mean(kls)
 
     def _hidden_now(self) -> Tensor:
-        # With a device map the norm and the head may lie elsewhere than the rows do.
+        # With a device map, the norm and the head may be on another device than the rows.
         return self._backbone.hidden(self._rows.x, self._rows.residual).to(self._rows.x.device)
 
     def _exact_base(self, part: slice) -> Tensor:
@@ -93,7 +93,7 @@ class Objective:
         return per_row.where(self._rows.mask, 0.0).sum(1) / self._count
 
     def _choose(self, size: int, vocabulary: int) -> tuple[Tensor, _Shortlist]:
-        """Exact base losses (B, N), and each context's candidates: its targets, then what the model finds likely."""
+        """Exact base losses (B, N), and a shortlist of each context's targets and the tokens the model finds likely."""
         rows, device = self._rows, self._hidden.device
         losses = torch.empty(rows.targets.shape, device=device)
         normaliser = torch.empty_like(losses)
@@ -110,22 +110,22 @@ class Objective:
 
 
 class _Shortlist:
-    """The candidates of each context, and the model's distribution over them and one bucket for the rest.
+    """The candidates of each context, and the model's distribution over them and a bucket for all other tokens.
 
     Args:
-        backbone: whose head it is.
-        mass: how much each token counts as a candidate (B, V); infinite for those that must be among them.
-        size: candidates per context, more where more are infinite.
+        backbone: the model whose head is used.
+        mass: weight of each token as a candidate (B, V); infinite for tokens that must be included.
+        size: candidates per context; more if more tokens must be included.
         hidden: the base model's input to the head (B, N, D).
         normaliser: the base model's logsumexp of all logits (B, N).
     """
 
     def __init__(self, backbone: Backbone, mass: Tensor, size: int, hidden: Tensor, normaliser: Tensor) -> None:
         self._backbone = backbone
-        own = torch.isinf(mass).sum(1).clamp_min(size)  # (B,): a context's shortlist does not depend on its neighbours'
+        own = torch.isinf(mass).sum(1).clamp_min(size)  # (B,): independent of the other contexts of the batch
         best = mass.topk(int(own.max())).indices
         best = best.where(torch.arange(best.shape[1], device=best.device) < own[:, None], mass.shape[1])
-        self._candidates = best.sort().values  # (B, S) ascending, those beyond a context's own being V
+        self._candidates = best.sort().values  # (B, S) ascending, padded with V
         self._beyond = self._candidates == mass.shape[1]
         known = self._candidates.masked_fill(self._beyond, 0)
         head: Any = backbone.head
@@ -141,7 +141,7 @@ class _Shortlist:
         return torch.log_softmax(torch.cat([self._logits(hidden), self._log_rest[..., None]], -1), -1)
 
     def places(self, targets: Tensor) -> Tensor:
-        """Token ids (B, N) -> where they are among the candidates."""
+        """Token ids (B, N) -> their indices among the candidates (B, N)."""
         return torch.searchsorted(self._candidates, targets)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _kl(base: Tensor, logp: Tensor) -> Tensor:
 
 
 def _chunks(backbone: Backbone, batch: int, length: int) -> list[slice]:
-    """Parts of (batch, length) rows whose logits can be held at once."""
+    """Split (batch, length) rows into slices whose logits fit the bound."""
     held = _CHUNK if backbone.device.type == "cpu" else _CHUNK_ON_GPU
     step = max(1, held // (batch * backbone.vocabulary))
     return [slice(start, start + step) for start in range(0, length, step)]

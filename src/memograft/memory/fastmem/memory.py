@@ -1,4 +1,4 @@
-"""`FastMem` as a memory: which of a batch's documents are memorized, together or each by itself, and how they speak."""
+"""`FastMem`: chooses the documents to memorize, memorizes them together or one by one, and sets the decoding rules."""
 
 from __future__ import annotations
 
@@ -30,41 +30,43 @@ _IRRELEVANT = "nothing to memorize: no document is about the question (see `rele
 
 @dataclass(frozen=True)
 class FastMem(Speaking, Selecting, Training, Memory):
-    """How a request's documents are memorized. The defaults suit a LoRA; `FastMem.paper()` is the published recipe.
+    """Memorize a request's documents in a LoRA on the last FFN. `FastMem.paper()` has the settings of the paper.
 
     Attributes:
-        steps: optimiser steps (paper: 10). More follow the documents more closely, and move the model further.
+        steps: optimiser steps (paper: 10). More steps fit the documents more closely and change the model more.
         learning_rate: of AdamW (paper: 1e-5 on the full FFN). "auto": see `AUTOMATIC`.
-        kl_weight: beta, how strongly the model is held where it was (paper: 0.1).
-        target_kl: nats per token; memorizing ends where the model has moved this far on the documents, whatever is left
-            of `steps`, and takes back what the last step did too much. None has no such end (paper). "auto": see
-            `AUTOMATIC`. Ours.
+        kl_weight: beta, the weight of the KL from the base model (paper: 0.1). Larger values keep the model closer to
+            it.
+        target_kl: nats per token. Training ends when the KL on the documents reaches this value, even if `steps` are
+            left; a last step that went beyond it is scaled back. None: no such end (paper). "auto": see `AUTOMATIC`.
+            Ours.
         adapter: "lora" trains low-rank changes, "full" the FFN's weights themselves (paper).
-        rank: R of the LoRA; ignored by "full".
-        template: where the documents are memorized: "prompt", where they stand (one prefill), or "assistant", alone as
-            an assistant turn (paper; a second prefill).
-        gate: None, or "support": the base model's choice stands wherever that token occurs in the documents. Ours.
-        contrast: alpha, how far answers are pushed from the base model's distribution (paper's "FastMem + CD": 0.5).
-        relevance: documents that are less about the question than this are left in the prompt but not memorized; see
-            `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`; None judges nothing and memorizes all
-            (paper), whatever `conflicts` says. Ours.
-        conflicts: "first": of relevant documents that contradict each other in what is asked, only the highest-ranked
-            one is memorized; see `memograft.memory.fastmem.disagreement`. None memorizes them all (paper). Ours.
-        shortlist: candidate tokens a step looks at, the rest of the vocabulary being one bucket; None looks at all
-            (paper). "auto": see `AUTOMATIC`.
-        max_kl: nats per token; a memory that moved the model further is rolled back. "auto": see `AUTOMATIC`.
-        fallback: decode the base model's own answer beside the memorized one, as a further row of the batch, and give
-            that where the memorized one repeats itself or does not end, and the base model's does neither. Not where
-            the answer is streamed, or follows a schema or logits processors of the request's own. Ours.
-        weight_decay: of AdamW (paper, as it really ran: 0.01).
-        clip_norm: largest norm of a gradient (paper, as it really ran: 1.0); None does not clip.
-        seed: of the LoRA's first factor.
-        compose: memorize each document by itself and join these memories, instead of all documents together; see
-            `memograft.memory.fastmem.compose`. With a bank, a document that was memorized before is not trained again,
-            whatever its company; answers from several documents are worse. Ours.
+        rank: R of the LoRA; ignored with "full".
+        template: where the documents are during training: "prompt", in the request's own prompt (one prefill), or
+            "assistant", alone in an assistant turn (paper; needs a second prefill).
+        gate: None, or "support": a token that the base model prefers is kept if it occurs in the documents. Ours.
+        contrast: alpha of contrastive decoding between the memorized and the base model's distribution (paper's
+            "FastMem + CD": 0.5).
+        relevance: documents with a lower relevance to the question stay in the prompt but are not memorized; see
+            `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`. None memorizes all documents without judging
+            them (paper), and ignores `conflicts`. Ours.
+        conflicts: "first": of relevant documents that contradict each other about the question, only the highest-ranked
+            is memorized; see `memograft.memory.fastmem.disagreement`. None memorizes them all (paper). Ours.
+        shortlist: number of candidate tokens in the loss; all other tokens form one bucket. None uses the whole
+            vocabulary (paper). "auto": see `AUTOMATIC`.
+        max_kl: nats per token; a memory with a larger KL is rolled back. "auto": see `AUTOMATIC`.
+        fallback: also decode the base model's answer, as another row of the batch, and return it if the memorized
+            answer repeats itself or does not end and the base model's does neither. Not used when the answer is
+            streamed, follows a schema, or has logits processors of its own. Ours.
+        weight_decay: of AdamW (the paper's code: 0.01).
+        clip_norm: largest norm of a gradient (the paper's code: 1.0); None does not clip.
+        seed: of the random LoRA factor A.
+        compose: memorize each document by itself and average these memories; see `memograft.memory.fastmem.compose`.
+            With a bank, a document is trained once, whatever documents it is retrieved with. Answers that need several
+            documents get worse. Ours.
 
     Raises:
-        SettingsError: a value that can never work.
+        SettingsError: a value is out of its range.
     """
 
     kind: ClassVar[str] = "fastmem"
@@ -76,27 +78,28 @@ class FastMem(Speaking, Selecting, Training, Memory):
 
     @classmethod
     def load(cls, path: str | Path) -> FastMem:
-        """Settings from a file of `save` or `memograft tune`, or from the folder that holds one.
+        """Read settings from a file of `save` or `memograft tune`, or from a folder with such a file.
 
         Raises:
-            SettingsError: there is none, or it is no such file.
+            SettingsError: there is no such file, or its content is not valid.
         """
         try:
             return cls(**model_config.read(path))
         except TypeError as e:
-            raise SettingsError(f"{path} holds something that is no setting of FastMem ({e}); write it anew") from e
+            raise SettingsError(f"{path} has an entry that is no setting of FastMem ({e}); write it again") from e
 
     def save(self, path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
-        """Write these settings to a file, or to a folder as memograft_config.json; `about` says where they come from.
+        """Write these settings to a file, or to a folder as memograft_config.json; `about` is stored as their origin.
 
-        In a model's folder they stand in for what a request leaves at "auto", and may hold only such settings.
+        In a model's folder, the file supplies the values of settings that a request leaves at "auto". It may have only
+        those.
         """
         values = asdict(self)
         return model_config.write(path, {n: v for n, v in values.items() if v != getattr(FastMem(), n)}, about)
 
     @classmethod
     def paper(cls, **changes: Any) -> FastMem:
-        """The reference recipe, constant by constant, hidden ones included; `changes` override."""
+        """The settings of the paper, with the constants that only its code shows; `changes` override them."""
         recipe = {
             "steps": 10,
             "learning_rate": 1e-5,
@@ -145,7 +148,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
 
 
 def _rules(memory: FastMem, prompt: Prompt) -> list[Rule]:
-    """How the memorized distribution and the base model's are combined; a gate decides over what a contrast says."""
+    """Rules that combine the memorized and the base model's distributions. The gate comes after the contrast."""
     rules: list[Rule] = []
     if memory.contrast > 0:
         rules.append(Contrast(memory.contrast))
@@ -155,14 +158,14 @@ def _rules(memory: FastMem, prompt: Prompt) -> list[Rule]:
 
 
 def _said(row: Wanted, selection: Selection, adapter: Adapter | None) -> dict[str, Any]:
-    """What a report says of the documents; what is kept may be of others than those in the prompt."""
+    """The report's fields about documents. A kept memory may be of other documents than those in the prompt."""
     if row.kept is not None and (adapter is not None or not selection.relevance):
         return {"relevance": selection.relevance, "warnings": selection.warnings}
     return selection.said
 
 
 def _kept(row: Wanted, selection: Selection) -> Made:
-    """A handle's memory, unless none of its documents is about the question."""
+    """Use a handle's memory, unless none of its documents is relevant to the question."""
     assert row.kept is not None
     report = again(row.kept)
     if not selection.relevance or selection.about.documents:

@@ -1,19 +1,21 @@
-"""Which documents are about the question, judged by the model itself before anything is memorized.
+"""Judge how relevant each document is to the question, with the model's own likelihoods, before memorizing.
 
     z(d) = (L - L(question | d) + 0.3 S(d)) / sqrt(L)        relevance(d) = z / (1 + |z|)
 
-L(question | d) is the summed cross-entropy of the question's tokens in nats, with only the document d in sight; never
-with what was said before, which may hold the question already. L is the same with no document: as it stands, or behind
-a line that asks for a question, whichever is less, since that far any page would help. S(d) is the part of L that lies
-in words the document holds. A page about what the question asks for takes much of its surprise away, and names it; one
-about something else takes none, or makes it worse (below 0). A sum of L nats varies by about sqrt(L), so that 0.5 is a
-page that explains as much as chance might; with it one threshold serves models that are surprised by 8 nats and by 50.
+L(question | d) is the summed cross-entropy of the question's tokens in nats, given document d alone. Earlier turns are
+masked, because they may already have the question in them. L is the same without any document: the smaller value of the
+prompt as it is and of a prompt with a line that asks for a question, because any page would have at least that effect.
+S(d) is the part of L that belongs to words which occur in d.
 
-The question is the last user message. Where that holds more than a question (instructions, a form), all of this is done
-for the question within it as well, and the larger relevance counts: instructions are surprising, and no page explains
-them. The message as a whole still counts since the words around a question may be what it is about.
+A page about the topic of the question makes the question likelier and shares its words; another page changes nothing or
+makes it less likely (relevance below 0). A sum of L nats varies by about sqrt(L). So 0.5 (z = 1) is an effect of the
+size of chance, and the same threshold suits models for which a question costs 8 nats and those for which it costs 50.
 
-This is the query likelihood of retrieval (Ponte and Croft, 1998), with the model that is about to answer.
+The question is the last user message. If that has other text too (instructions, a form), the question within it is also
+judged alone, and the larger relevance counts: instructions have a high cross-entropy that no page reduces. The whole
+message still counts, because the topic may be in the words around the question.
+
+This is the query likelihood of retrieval (Ponte and Croft, 1998), computed with the model that will answer.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ __all__ = ["AUTO", "LEAD", "can_judge", "relevances"]
 
 AUTO = 0.5  # chosen on the tuning splits of NQ-SWAP (SmolLM2) and of tiny's world: see docs/method.md
 LEAD = "\n\nPlease write a question based on this text."
-_SHARED = 0.3  # of a shared word's surprise that counts
+_SHARED = 0.3  # weight of S(d)
 
 
 def can_judge(prompt: Prompt) -> bool:
-    """Whether the question stands behind the documents, so that they can make it more or less likely."""
+    """Whether there are documents before the question, so that they can change its likelihood."""
     start, end = prompt.question
     return end - start > 1 and any(b > a for a, b in prompt.spans) and start >= max(b for _, b in prompt.spans)
 
@@ -43,9 +45,10 @@ def can_judge(prompt: Prompt) -> bool:
 def relevances(
     backbone: Backbone, filled: Prefill, rows: Sequence[int], prompts: Sequence[Prompt], lead: Sequence[int]
 ) -> list[tuple[float, ...]]:
-    """For each of the prompts, which stand in these rows of `filled`: the relevance of each document.
+    """The relevance of each document, for each of the prompts; these are in the given rows of `filled`.
 
-    `lead` are the tokens of LEAD. 1 at most, and 0 for an empty document or a question that says nothing.
+    `lead` are the tokens of LEAD. A relevance is at most 1; it is 0 for an empty document, or if the question costs no
+    nats.
     """
     sights = [_sights(n, prompt, tuple(lead)) for n, prompt in enumerate(prompts)]
     parts = [asked_in(prompt) for prompt in prompts]
@@ -55,20 +58,21 @@ def relevances(
 
 
 def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
-    """No document, as it stands and led; then each that has a token."""
+    """What the question is conditioned on: nothing, LEAD alone, then each document that has tokens."""
     start = before_documents(prompt)
     nothing = [Sight(number, (start, start), start), Sight(number, (start, start), start, lead)]
     return nothing + [Sight(number, span, span[1]) for span in prompt.spans if span[1] > span[0]]
 
 
 def _larger(prompt: Prompt, part: Span | None, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """By the message, and by the question within it if there is one; `nats` of its tokens under each of the sights."""
+    """The larger relevance of the message and of the question within it. `nats`: the message's tokens for each
+    sight."""
     whole = _judged(prompt, prompt.question, nats)
     return whole if part is None else tuple(map(max, whole, _judged(prompt, part, nats)))
 
 
 def _judged(prompt: Prompt, asked: Span, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """By these tokens of the message alone."""
+    """The relevance by these tokens of the message alone."""
     start = prompt.question[1] - len(nats[0])
     first, end = (max(token, start) for token in last_of(asked))
     plain, led, *seen = (own[first - start : end - start] for own in nats)
@@ -81,14 +85,14 @@ def _judged(prompt: Prompt, asked: Span, nats: Sequence[Sequence[float]]) -> tup
 
 
 def _relevance(surprise: float, left: float, shared: float) -> float:
-    if surprise <= 0:  # a question that says nothing is made no likelier by anything
+    if surprise <= 0:  # no document can make the question likelier
         return 0.0
     z = (surprise - left + _SHARED * shared) / math.sqrt(surprise)
     return z / (1 + abs(z))
 
 
 def _nats_by_word(prompt: Prompt, asked: Span, nats: Sequence[float], start: int) -> dict[str, float]:
-    """How surprising the words of the question are, by their stems; `nats` are of its tokens from `start` on."""
+    """Summed nats of the question's words by their stems; `nats` are of its tokens from `start` on."""
     found: dict[str, float] = {}
     for word, place in places(prompt, asked):
         found[stem(word)] = found.get(stem(word), 0.0) + nats_of(prompt, place, nats, start)

@@ -1,4 +1,4 @@
-"""From a prefilled prompt to the rows that memorizing trains on. Knows positions and tensors, not text."""
+"""Select the rows of a prefill that memorizing trains on, from token positions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["TrainingRows", "context_rows", "gather", "merge"]
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What is memorized: where the model predicts context tokens, padded to the longest request.
+    """The positions at which the model predicts context tokens, padded to the longest request.
 
     Attributes:
         x: last-FFN inputs (B, N, D).
-        residual: (B, N, D).
+        residual: residual stream that the FFN's output is added to (B, N, D).
         targets: the context tokens (B, N).
-        mask: (B, N) True where a row is real.
+        mask: (B, N), False at padding.
     """
 
     x: Tensor
@@ -32,14 +32,14 @@ class TrainingRows:
     mask: Tensor
 
     def single(self, row: int) -> TrainingRows:
-        """The rows of one request, without what pads them."""
+        """The rows of one request, without padding."""
         own = self.mask[row]
         return TrainingRows(*(t[row, own][None] for t in (self.x, self.residual, self.targets, self.mask)))
 
 
 def context_rows(filled: Prefill, row: int, prompt: Prompt) -> TrainingRows:
-    """The rows of one prompt that predict its context tokens: those just before them. Batch size 1."""
-    device = filled.x.device  # the last layer's; with a device map not that of the token ids
+    """The rows of one prompt that predict its context tokens, each one position before its token. Batch size 1."""
+    device = filled.x.device  # with a device map, not the device of the token ids
     before = filled.columns(row, [t - 1 for t in prompt.context]).to(device)
     targets = filled.ids[row, filled.columns(row, prompt.context)].to(device)
     return TrainingRows(
@@ -65,5 +65,5 @@ def merge(parts: Sequence[TrainingRows]) -> TrainingRows:
 
 
 def gather(prompt: Prompt) -> tuple[int, ...]:
-    """The prompt's tokens up to the end of its last document, but never its last token, which decoding runs."""
+    """The prompt's tokens up to the end of its last document, without the prompt's last token, which decoding runs."""
     return prompt.ids[: min(max((end for _, end in prompt.spans), default=0), len(prompt.ids) - 1)]

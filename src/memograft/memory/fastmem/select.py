@@ -1,6 +1,6 @@
-"""Which documents of each request are memorized: those that are about the question, and of rivals only the first.
+"""Choose the documents of each request to memorize: the relevant ones, and of contradicting ones the first.
 
-The others stay in the prompt. Running out of memory here costs a request the selection, not its memory.
+All documents stay in the prompt. If the selection runs out of memory, all documents are memorized.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["Selection", "select"]
 
 @dataclass(frozen=True)
 class Selection:
-    """What of a prompt is memorized.
+    """The documents of a prompt that are memorized.
 
     Attributes:
-        prompt: the whole of it.
-        about: the same with only the chosen documents marked.
+        prompt: the prompt with all documents marked.
+        about: the same prompt with only the chosen documents marked.
         relevance: of every document; empty if it was not judged.
-        disagree: ids of documents that contradict each other.
-        warnings: what could not be done.
+        disagree: pairs of ids of documents that contradict each other.
+        warnings: what failed during the selection.
     """
 
     prompt: Prompt
@@ -42,12 +42,12 @@ class Selection:
     warnings: tuple[str, ...] = ()
 
     def only(self, kept: Sequence[int], *warnings: str) -> Selection:
-        """With these of the chosen documents alone, by their numbers, and with more warnings."""
+        """Keep only these of the chosen documents, given by index, and add warnings."""
         return replace(self, about=_only(self.about, kept), warnings=(*self.warnings, *warnings))
 
     @property
     def said(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """The selection as fields of `MemoryReport`."""
         kept = {id(d) for d in self.about.documents}
         return {
             "documents": tuple(d.id for d in self.about.documents),
@@ -78,7 +78,7 @@ def select(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[Select
 
 
 def _judged(row: Wanted) -> bool:
-    # What is kept cannot be judged by other documents than its own, and without weights it need not be.
+    # A kept memory is judged by its own documents only, and not at all if it has no weights.
     kept = row.kept
     own = kept is None or (kept.adapter is not None and kept.documents == row.prompt.documents)
     return row.memory.relevance is not None and own and can_judge(row.prompt)
@@ -88,7 +88,7 @@ def _selection(backbone: Backbone, filled: Prefill, row: Wanted, relevance: tupl
     settings: Selecting = row.memory
     kept = [d for d, r in enumerate(relevance) if settings.threshold is None or r >= settings.threshold]
     selection = Selection(row.prompt, _only(row.prompt, kept), relevance)
-    # What is kept holds all of its documents or none: there is nothing to choose among them.
+    # A kept memory has all of its documents or none, so there is nothing to choose.
     if settings.conflicts is None or len(kept) < 2 or row.kept is not None:
         return selection
     stated = statements(backbone, filled, row.row, row.prompt, kept)
@@ -102,7 +102,7 @@ def _only(prompt: Prompt, kept: Sequence[int]) -> Prompt:
 
 
 def _first(selection: Selection, pairs: Sequence[tuple[int, int]]) -> Selection:
-    """Without the documents that contradict one that ranks higher and is itself memorized."""
+    """Remove documents that contradict a higher-ranked one which is itself memorized."""
     dropped: set[int] = set()
     for a, b in sorted(pairs):
         if a not in dropped:

@@ -1,4 +1,4 @@
-"""Settings of FastMem, in three parts: how weights are trained, which documents they hold, how they speak."""
+"""Settings of FastMem in three parts: training, choice of documents, decoding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from memograft.model.backbone import Backbone, has_plain_weight
 
 __all__ = ["AUTOMATIC", "Selecting", "Speaking", "Training"]
 
-# What "auto" stands for where the model brings nothing of its own. Step and target were chosen on the tuning split of
-# NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): a small move, beyond which only reciting grows. `max_kl` is four
-# times the target: it is for memories that have none.
+# Values of "auto" for models without a memograft_config.json. Learning rate and target were chosen on the tuning split
+# of NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): beyond this small KL, the model only recites more. `max_kl` is
+# four times the target; it matters for memories without a target.
 AUTOMATIC: Mapping[str, Any] = {
     "learning_rate": 1e-3,
     "target_kl": 0.25,
@@ -28,7 +28,7 @@ AUTOMATIC: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How the weights come about. With model and context, these decide them, and nothing else does."""
+    """Settings that, together with the model and the context, determine the weights."""
 
     steps: int = 10
     learning_rate: float | Literal["auto"] = "auto"
@@ -68,28 +68,29 @@ class Training:
 
     @property
     def training(self) -> Training:
-        """These settings alone."""
+        """Only the settings of `Training`."""
         return Training(**{field.name: getattr(self, field.name) for field in fields(Training)})
 
     def resolved(self, own: Mapping[str, Any] | None = None) -> Self:
-        """With numbers for what is "auto": what the model brings (`own`, see `memograft.model.config`), or `AUTOMATIC`.
+        """Replace "auto" by the model's own values (`own`, see `memograft.model.config`), or else by `AUTOMATIC`.
 
         Raises:
-            SettingsError: the model brings something that is never "auto", or a value that can never work.
+            SettingsError: `own` sets something that cannot be "auto", or a value is out of its range.
         """
         if others := sorted(set(own or ()) - set(AUTOMATIC)):
             raise SettingsError(
                 f"a model's memograft_config.json may set {', '.join(AUTOMATIC)}, got {', '.join(others)}; remove "
-                "what is not among them, or write the file anew with `memograft tune`"
+                "the others, or write the file again with `memograft tune`"
             )
         values = {**AUTOMATIC, **{n: v for n, v in (own or {}).items() if v != "auto"}}
         return replace(self, **{n: v for n, v in values.items() if getattr(self, n, None) == "auto"})
 
     def check(self, backbone: Backbone, _fingerprint: str = "") -> None:
-        """Refuse a model this cannot work on, before anything is computed.
+        """Refuse an unsupported model before anything is computed.
 
         Raises:
-            UnsupportedModelError: the last FFN has nothing to adapt, or is quantised where its weights are needed.
+            UnsupportedModelError: the last FFN has no linear maps to adapt, or it is quantised or offloaded and
+                `adapter="full"` needs its weights.
         """
         if not backbone.projections:
             raise UnsupportedModelError(
@@ -126,7 +127,7 @@ class Selecting:
 
 @dataclass(frozen=True)
 class Speaking:
-    """What is said of what the memorized weights and the base model would say."""
+    """How the answer is decoded from the memorized and the base model's distributions."""
 
     gate: Literal["support"] | None = None
     contrast: float = 0.0
@@ -156,7 +157,7 @@ def _not_negative(settings: object, *names: str) -> None:
 
 
 def _or(others: Sequence[str | None]) -> str:
-    """What else than a number a setting may be, for its error."""
+    """The values besides a number that a setting accepts, as the end of a sentence."""
     return "".join(f" or {json.dumps(o)}" if o else ", or None for no end" for o in others)
 
 

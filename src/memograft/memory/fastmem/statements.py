@@ -1,7 +1,7 @@
-"""The sentence of each document that is most about the question.
+"""The statement of each document: its sentence that is most relevant to the question.
 
-A sentence is as much about the question as it alone, of all documents, makes the question likelier: by the share of
-the question's cross-entropy in nats that it takes away.
+The relevance of a sentence is the fraction of the question's cross-entropy that it removes when it is the only part of
+the documents that the question attends to.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["Statement", "statements"]
 
 @dataclass(frozen=True, order=True)
 class Statement:
-    """A sentence.
+    """A sentence of a document.
 
     Attributes:
-        relevance: how much it is about the question; 1 at most, and 0 where there is nothing to judge.
+        relevance: to the question; 1 at most, and 0 if there is nothing to judge.
         span: its tokens, [start, end) in the prompt.
     """
 
@@ -34,7 +34,7 @@ class Statement:
 def statements(
     backbone: Backbone, filled: Prefill, row: int, prompt: Prompt, documents: Sequence[int]
 ) -> list[Statement]:
-    """The statement of each of these documents of a prompt, which stands in this row of `filled`."""
+    """The statement of each of these documents of a prompt, which is in this row of `filled`."""
     start = before_documents(prompt)
     nothing = Sight(0, (start, start), start)
     by_document = [[Sight(0, s, prompt.spans[d][1]) for s in nearest(prompt, prompt.spans[d])] for d in documents]

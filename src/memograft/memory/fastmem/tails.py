@@ -1,7 +1,7 @@
-"""The questions of prompts, run again behind any part of their documents: what is not meant is masked.
+"""Run the questions of prompts again, each attending to only some part of the documents; the rest is masked.
 
-The documents' keys and values are in the prefill already, so only what follows the documents is run. What was said
-before is never in sight: it may hold the question already.
+The keys and values of the documents are taken from the prefill, so only the tokens after the documents are run. Earlier
+turns are always masked, because they may have the question in them.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["Sight", "Tails", "before_documents", "last_of"]
 
-_LAST = 64  # tokens of the question that are looked at: what stands before them would only dilute it
-_TOKENS = 8192  # of the cache that are copied at a time
+_LAST = 64  # tokens of the question, counted from its end, whose losses are used: earlier ones dilute the measure
+_TOKENS = 8192  # cache tokens copied at a time
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a question is shown.
+    """What a question attends to.
 
     Attributes:
-        prompt: the number of its prompt.
-        span: tokens of the documents that are in sight; all others are not.
-        end: what follows the documents takes its positions from here on, as if this were their end.
-        lead: tokens that are put between the two.
+        prompt: index of its prompt.
+        span: tokens of the documents that are visible; all others are masked.
+        end: position of the first token after the documents.
+        lead: tokens inserted between the documents and the tail.
     """
 
     prompt: int
@@ -44,14 +44,14 @@ class Sight:
 
 
 class Tails:
-    """What follows the documents of each prompt, up to the end of its question.
+    """The tail of each prompt: the tokens after its documents, up to the end of its question.
 
     Args:
-        backbone: whose trunk it is.
-        filled: the prompts after their prefill; it is left as it is.
-        rows: where each of the prompts stands in it.
-        prompts: whose question stands behind their documents.
-        parts: of each prompt tokens of the question that are looked at in any case, if that is not only its end.
+        backbone: the model.
+        filled: the prefilled prompts; it is not changed.
+        rows: row of each prompt in `filled`.
+        prompts: prompts whose question comes after their documents.
+        parts: tokens of each prompt's question whose losses are needed, if these are more than its last 64.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Tails:
         self._rows = torch.tensor(rows)
         self._starts = [max(end for _, end in (*p.spans, *p.history)) for p in prompts]
         self._columns = [filled.columns(row, range(len(p.ids))).cpu() for row, p in zip(rows, prompts, strict=True)]
-        # All that says what is in sight lies on the CPU until a pass is run: a device map may spread the cache.
-        self._seen = filled.mask.cpu()[self._rows, :-1]  # of the cache: what stands before the documents
+        # These tensors stay on the CPU until a pass runs, because a device map may spread the cache over devices.
+        self._seen = filled.mask.cpu()[self._rows, :-1]  # over the cache; True only before the documents, see below
         for seen, columns, prompt in zip(self._seen, self._columns, prompts, strict=True):
-            # What stands between documents has read them.
+            # Text between documents is masked as well: its keys and values were computed with documents visible.
             for first, end in ((before_documents(prompt), len(prompt.ids) - 1), *prompt.history):
                 seen[columns[first:end]] = 0
 
     def losses(self, sights: Sequence[Sight]) -> list[Tensor]:
-        """Nats of the question's tokens under each of the sights: the last 64, and those from its part on."""
+        """Losses in nats of the question's last 64 tokens, or from the start of its part, for each sight."""
         size = max(1, _TOKENS // self._filled.ids.shape[1])
         parts = (self._losses(sights[start : start + size]) for start in range(0, len(sights), size))
         return [losses for part in parts for losses in part]
@@ -91,7 +91,7 @@ class Tails:
             row[self._columns[sight.prompt][slice(*sight.span)]] = 1
         tails = [torch.tensor([*s.lead, *self._tail(s.prompt)]) for s in sights]
         ids, new = pad_sequence(tails, True), pad_sequence([torch.ones_like(t) for t in tails], True)
-        # Padding stands at 0: counted on, it could stand beyond the positions that a model has learned.
+        # Padding gets position 0, because counting on could exceed the model's largest position.
         positions = pad_sequence([s.end + torch.arange(len(t)) for s, t in zip(sights, tails, strict=True)], True)
         device = self._filled.ids.device
         mask = torch.cat([seen, new], 1).to(device)
@@ -114,7 +114,7 @@ class Tails:
         return -logp.gather(-1, targets[:, None])[:, 0].cpu()
 
     def _own_cache(self, numbers: Sequence[int]) -> Cache:
-        """A cache to write to. Its layers never write into a tensor they hold, so `filled` stays as it is."""
+        """A copy of the cache for these rows. Cache layers replace their tensors and never write into them."""
         assert self._filled.kv_cache is not None, "a question behind documents has tokens before it"
         cache = copy.copy(self._filled.kv_cache)
         cache.layers = [copy.copy(layer) for layer in cache.layers]
@@ -123,10 +123,10 @@ class Tails:
 
 
 def last_of(span: Span) -> Span:
-    """The tokens of a question, or of a part of it, that are looked at."""
+    """The last tokens of a question, or of a part of it, whose losses are used."""
     return max(span[0], span[1] - _LAST), span[1]
 
 
 def before_documents(prompt: Prompt) -> int:
-    """How many tokens stand before the first document that has any."""
+    """Number of tokens before the first document that is not empty."""
     return min(start for start, end in prompt.spans if end > start)

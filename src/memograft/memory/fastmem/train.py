@@ -1,9 +1,9 @@
-"""FastMem (arXiv 2406.16069): fit the last FFN to the context of one request, staying close to the model as it was.
+"""Train the memories of a batch (FastMem, arXiv 2406.16069): fit the last FFN to each context, close to the base model.
 
     L(phi) = mean_t CE(p_phi(. | c_<t), c_t) + beta * mean_t KL(p_0(. | c_<t) || p_phi(. | c_<t))    (paper, section 3)
 
-The loop works on rows that the prefill left behind, for all requests of a batch at once: each has its own weights, its
-own loss and its own gradient norm, so the batch gives what each would have got alone. Never sees text.
+The loop runs on rows of the prefill, for all requests of a batch at once. Each request has its own weights, loss and
+gradient norm, so its result does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = ["Made", "Weights", "judged", "memorize"]
 
 Made = tuple[Adapter | None, MemoryReport]
 
-_SHRINKS = 4  # tries to come back to the KL aimed at
-_SLACK = 0.05  # of it that is close enough
+_SHRINKS = 4  # attempts to reduce the KL to the target
+_SLACK = 0.05  # relative excess over the target that is accepted
 
 
 class Weights(Protocol):
-    """A change of the model for each of B contexts."""
+    """Changed weights for each of B contexts."""
 
     def active(self) -> AbstractContextManager[None]:
-        """Inside, in force."""
+        """Context manager in which the changed weights are used."""
 
     def adapters(self) -> list[Adapter]:
-        """All B, of which nothing is changed afterwards."""
+        """All B as adapters, which are not changed afterwards."""
 
 
 def memorize(
@@ -53,14 +53,14 @@ def memorize(
     cancelled: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> list[Made]:
-    """Memorize B contexts with the same settings; None where a guard rolled the memory back.
+    """Memorize B contexts with the same settings. The adapter is None if the memory was rolled back.
 
     Raises:
         UnsupportedModelError: see `Training.check`.
     """
     settings = settings.resolved()
     settings.check(backbone)
-    if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would hold the whole FFN once per row
+    if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would need one copy of the FFN per row
         singles = (rows.single(n) for n in range(len(rows.mask)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
     assert settings.learning_rate != "auto"
@@ -71,7 +71,7 @@ def memorize(
     weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, count)
     optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
     limit = math.inf if settings.target_kl is None else settings.target_kl
-    losses: list[list[float]] = [[] for _ in range(count)]  # of each row, before each step
+    losses: list[list[float]] = [[] for _ in range(count)]  # per row, before each step
     for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
         if cancelled():
             break
@@ -100,9 +100,9 @@ def judged(
     losses: Sequence[Sequence[float]],
     started: float,
 ) -> list[Made]:
-    """The adapter of each row and what it did, exactly; None where a guard rolls it back.
+    """Measure each row's exact effect and return its adapter, or None if it must be rolled back, and its report.
 
-    `losses` are of each row's steps, and `started` is when work on all of them began (`time.perf_counter`).
+    `losses` are those of each row's steps; `started` is the time (`time.perf_counter`) at which the batch began.
     """
     assert settings.max_kl != "auto"
     with weights.active():
@@ -125,11 +125,11 @@ def judged(
 
 
 def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
-    """Take back what the last step did too much: KL grows about as the square of the change."""
+    """Scale weights back whose last step exceeded the target; KL grows about as the square of the change."""
     for _ in range(_SHRINKS):
         with torch.no_grad(), weights.active():
             _, kl = objective.loss()
-        far = kl > limit * (1 + _SLACK)  # (B,); a row that is near enough is left alone, whatever its neighbours need
+        far = kl > limit * (1 + _SLACK)  # (B,); the other rows are not changed
         if not bool(far.any()):
             return
         weights.scale((limit / kl).sqrt().where(far, 1.0))
@@ -145,7 +145,7 @@ def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> lis
 
 
 class _LoRA:
-    """B adapters of rank R, trained side by side; initialised as PEFT does (A random, B zero)."""
+    """B adapters of rank R, trained together. Initialised as in PEFT (A random, B zero)."""
 
     def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: int) -> None:
         self._backbone, self._names = backbone, list(names)
@@ -159,7 +159,7 @@ class _LoRA:
             b = torch.zeros(rows, out, settings.rank, device=device)
             self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
         self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
-        # Only what leads back to D has others' changes in its input.
+        # The input of a projection back to D depends on the changes of the other projections, so it needs a gradient.
         behind = [
             n
             for n in names
@@ -174,7 +174,7 @@ class _LoRA:
 
     @contextmanager
     def held(self, rows: Tensor) -> Iterator[None]:
-        """Inside, the adapters of these rows (B,) stay as they are, whatever an optimiser does to the leaves."""
+        """Inside, an optimiser step does not change the adapters of these rows (B,)."""
         if not bool(rows.any()):
             yield
             return
@@ -202,7 +202,7 @@ class _LoRA:
 
 
 class _Full:
-    """The FFN's own weights in float32, for one context."""
+    """The FFN's weights in float32, for one context."""
 
     def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
         self._backbone = backbone
@@ -217,7 +217,7 @@ class _Full:
 
     @contextmanager
     def held(self, _rows: Tensor) -> Iterator[None]:
-        """As for `_LoRA`; the one context is never held, since the loop ends with it."""
+        """Does nothing: the loop ends when its only context is done."""
         yield
 
     @torch.no_grad()

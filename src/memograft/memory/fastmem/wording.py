@@ -1,4 +1,4 @@
-"""Words and sentences of a prompt, found by their characters: where they stand, and what they are shared with."""
+"""Find words and sentences in a prompt's text, and the question within a message."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ NOTHING = (0, 0)
 _SENTENCES = 4
 _SENTENCE = re.compile(r"\S.*?(?:[.!?](?=\s|$)|[\u3002\uff01\uff1f]|\n|$)")  # and the full-width . ! ?
 _WORD = re.compile(r"\w+")
-_CLOSED = "[\"'\\u201d\\u2019)\\]]*"  # quotes and brackets behind the mark
+_CLOSED = "[\"'\\u201d\\u2019)\\]]*"  # quotes and brackets after the mark
 _PART = re.compile(rf"\S.*?(?:[.!?]{_CLOSED}(?=\s|$)|[\u3002\uff01\uff1f\u061f]|\n|$)")
 _MARKED = re.compile(rf"[?\uff1f\u061f]{_CLOSED}\s*$")
 _LABEL = re.compile(r"(?:^|(?<=\n)|(?<=[.!?]\s))\w{1,20}:[^\S\n]+(?=\S)")  # "Question: "
 _OPEN = re.compile(r"(?:\n[^\S\n]*\w[\w ]{0,30}|\s\w{1,20}):\s*$")  # "Answer:" at the end
-_LEAST = 4  # tokens of a question: fewer are too few to tell pages apart by
+_LEAST = 4  # tokens of a question: with fewer, pages cannot be told apart
 
 
 def places(prompt: Prompt, span: Span) -> list[tuple[str, Span]]:
-    """The words of some tokens, in lower case, and the characters where each stands."""
+    """The words of a span of tokens, in lower case, with the characters of each."""
     return [(m.group().casefold(), m.span()) for m in _WORD.finditer(prompt.text, *_characters(prompt, span))]
 
 
 def words(prompt: Prompt, span: Span) -> dict[str, Span]:
-    """The same with each word once: where it stands last."""
+    """The words of a span of tokens, each with the characters of its last occurrence."""
     return dict(places(prompt, span))
 
 
 def sentences(prompt: Prompt, document: Span) -> list[Span]:
-    """The sentences of a document, as tokens of the prompt."""
+    """The sentences of a document, as token spans of the prompt."""
     found = _SENTENCE.finditer(prompt.text, *_characters(prompt, document))
     return [token_span(prompt.offsets, m.span()) for m in found]
 
 
 def nearest(prompt: Prompt, document: Span) -> list[Span]:
-    """The four sentences of a document that share most with the question; with no word in common the first ones."""
+    """The four sentences of a document that share most with the question, or the first four if none shares a word."""
     asked = set(words(prompt, prompt.question))
 
-    def shared(span: Span) -> int:  # longer words say more
+    def shared(span: Span) -> int:  # longer words count more
         return sum(len(word) for word in asked & set(words(prompt, span)))
 
     return sorted(sentences(prompt, document), key=shared, reverse=True)[:_SENTENCES]
 
 
 def asked_in(prompt: Prompt) -> Span | None:
-    """The tokens of the question within the last user message; None if that is all of the message or is not found.
+    """The tokens of the question within the last user message; None if it is the whole message or is not found.
 
-    A message may hold instructions, too. In a form whose last label is left open ("Question: who wrote it Answer:"),
-    the question is what stands behind the label before that one; else the last sentences in a row that end in a
-    question mark. No word is looked for, so that this holds in any language with such marks.
+    If the message is a form that ends with an empty label ("Question: who wrote it Answer:"), the question is the text
+    of the label before. Otherwise it is the last run of sentences that end in a question mark. No words are looked up,
+    so this works in any language with such marks.
     """
     first, end = _characters(prompt, prompt.question)
     text = prompt.text[first:end]
@@ -84,12 +84,13 @@ def _marked(text: str) -> Span | None:
 
 
 def stem(word: str) -> str:
-    """The word without its last two letters, as long as four are left: "invented" and "inventor" have the same."""
+    """The word without its last two letters, but at least four letters: "invented" and "inventor" have the same
+    stem."""
     return word[: max(4, len(word) - 2)]
 
 
 def nats_of(prompt: Prompt, place: Span, nats: Sequence[float], start: int) -> float:
-    """The nats of the tokens that hold these characters; `nats[0]` is of the prompt's token `start`."""
+    """Summed nats of the tokens at these characters; `nats[0]` belongs to the prompt's token `start`."""
     first, end = token_span(prompt.offsets, place)
     return sum(nats[max(first - start, 0) : max(end - start, 0)])
 
