@@ -222,7 +222,7 @@ class TestPrefixFiles:
         (entry,) = bank.entries()
         assert entry.kind == "prefix"
         with pytest.raises(
-            MemoryFormatError, match=f"`export` writes memories, and {entry.id} is a prefix; a model makes"
+            MemoryFormatError, match=f"`export` writes memories, but {entry.id} is a prefix; models make it"
         ):
             bank.export(entry.id, tmp_path / "file.zip")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["bank"]

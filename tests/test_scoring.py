@@ -86,7 +86,7 @@ def test_a_datastore_has_its_say_in_each_token(engine: Engine) -> None:
         ({"options": ["one"]}, "`options` must be at least 2 different answers, got"),
         ({"options": "one"}, "`options` must be at least 2 different answers, got"),
         ({"options": ["a", "a"]}, "`options` must be at least 2 different answers, got"),
-        ({"by": "rtd"}, r"got \['by'\]; it judges by likelihood: .* pass processors=\[Rtd\(datastore\)\]"),
+        ({"by": "rtd"}, r"got \['by'\]; it compares likelihoods: .* pass processors=\[Rtd\(datastore\)\]"),
         ({"options": ["a", ""]}, "an answer must be text, got ''"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Generation: the loop, how rows sample and end, and the rules that act on logits."""
+"""Generation: the decoding loop, sampling, stopping, and everything that changes logits."""

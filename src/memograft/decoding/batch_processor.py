@@ -1,14 +1,13 @@
-"""A batch processor: what acts on the logits of all rows that ask for the same, at once.
+"""Batch processors: change the logits of several rows in one call, given the hidden states.
 
-A new one is a subclass in this folder, handed in with a request's `processors`. Rows whose processors are equal and
-hash alike come together; each row must get what it would get alone. They act on the model's output, after a memory's
-rules and before any other logits processor.
+A new one is a subclass in this folder, passed in a request's `processors`. Rows with equal processors (same hash) are
+processed together, and the result of a row must not depend on the others. Batch processors act on the model's output,
+after a memory's rules and before all other logits processors.
 
     x ──> last FFN ──> ... ──> h ──> head ──> logits (B, V) ──> [rows of processor 1] [rows of 2] ... ──> logits
 
-Hidden states are caught by hooks that exist only inside `BatchProcessors.caught` and act only in the thread that
-entered it. Behind the B rows of the batch others may pass the same modules (`model/base_logits.py`); they are not
-looked at.
+Hidden states are recorded by hooks, which exist only inside `BatchProcessors.caught` and act only in the thread that
+entered it. The batch may have extra rows after the first B (`model/base_logits.py`), which are ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["BatchProcessor", "BatchProcessors", "Moved", "nothing"]
 
 
 class Moved(NamedTuple):
-    """M entries that made the chosen tokens of G rows likelier: row, source, place in it (M,), and by how much."""
+    """M entries that raised the probability of chosen tokens of G rows: row, source, position in it, amount (M,)."""
 
     rows: NDArray[np.int64]
     sources: NDArray[np.signedinteger]
@@ -39,18 +38,18 @@ class Moved(NamedTuple):
 
 
 def nothing(_tokens: NDArray[np.int64]) -> Moved:
-    """What moved the tokens of a step at which nothing was changed."""
+    """The `Moved` of a step in which no logits were changed."""
     none = np.zeros(0, np.int64)
     return Moved(none, none, none, np.zeros(0))
 
 
 class BatchProcessor(ABC):
-    """Acts on the logits of G rows, knowing the hidden states they were made from."""
+    """Changes the logits of G rows, using the hidden states that they were computed from."""
 
     @property
     @abstractmethod
     def place(self) -> Literal["ffn_input", "head_input"]:
-        """Where the hidden states are taken."""
+        """Which hidden states it needs."""
 
     @abstractmethod
     def check(self, fingerprint: str) -> None:
@@ -58,14 +57,14 @@ class BatchProcessor(ABC):
 
     @abstractmethod
     def __call__(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Callable[[NDArray[np.int64]], Moved]]:
-        """(G, D), (G, V) float32 -> (G, V), and what tells, once tokens (G,) are chosen, what moved them.
+        """(G, D), (G, V) float32 -> (G, V), and a function from the chosen tokens (G,) to the entries that contributed.
 
-        Rows that it leaves alone keep their logits bit for bit. What is handed in must not be written to.
+        Rows that are not changed must keep their logits bit for bit. The inputs must not be modified.
         """
 
     @abstractmethod
     def source(self, number: int) -> Source:
-        """The source of that number in `Moved`."""
+        """The source with that number in `Moved`."""
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -78,7 +77,7 @@ class BatchProcessors:
 
     Args:
         processors: one for each row, or None.
-        extra: rows behind these B that pass the FFN and the head with them.
+        extra: number of rows after these B that pass through the FFN and the head with them.
     """
 
     def __init__(self, processors: Sequence[BatchProcessor | None], extra: int) -> None:
@@ -88,12 +87,12 @@ class BatchProcessors:
             if processor is not None:
                 self._groups.setdefault(processor, []).append(row)
         self._states: dict[str, Tensor] = {}
-        self._steps: list[tuple[list[int], Callable[..., Moved]]] = []  # of the token that is being chosen
+        self._steps: list[tuple[list[int], Callable[..., Moved]]] = []  # of the current token
         self._moved: list[list[tuple[list[int], Moved]]] = []  # for each token
 
     @contextmanager
     def caught(self, backbone: Backbone) -> Iterator[None]:
-        """Inside, each forward pass of this thread leaves the rows' hidden states behind, wherever they are wanted."""
+        """Inside, each forward pass of this thread records the rows' hidden states that a processor needs."""
         owner, places = threading.get_ident(), {processor.place for processor in self._groups}
         modules = {"ffn_input": backbone.ffn[0], "head_input": backbone.head}
 
@@ -113,7 +112,7 @@ class BatchProcessors:
                 handle.remove()
 
     def apply(self, logits: Tensor, done: Sequence[bool]) -> dict[int, Exception]:
-        """Change the logits (B, V) in place; returns the errors by row: one in a processor is that of its rows."""
+        """Change the logits (B, V) in place. Returns errors by row: a processor's error concerns its rows only."""
         errors: dict[int, Exception] = {}
         self._steps = []
         for processor, members in self._groups.items():
@@ -129,19 +128,19 @@ class BatchProcessors:
         return errors
 
     def choose(self, tokens: Tensor) -> None:
-        """Note what moved the tokens (B,) that were chosen."""
+        """Record the entries that contributed to the chosen tokens (B,)."""
         chosen = tokens.cpu().numpy()
         self._moved.append([(rows, moved(chosen[rows])) for rows, moved in self._steps])
         self._steps = []
 
     def of(self, row: int) -> list[list[tuple[int, int, float]]]:
-        """For each token of a row: (source, position, probability) of what moved it."""
+        """For each token of a row, the (source, position, probability) of the entries that contributed."""
         tokens = []
         for steps in self._moved:
             found: dict[tuple[int, int], float] = {}
             for rows, moved in steps:
                 for n in np.flatnonzero(moved.rows == rows.index(row)) if row in rows else ():
-                    entry = int(moved.sources[n]), int(moved.positions[n])  # several heads may find the same
+                    entry = int(moved.sources[n]), int(moved.positions[n])  # several heads may find the same entry
                     found[entry] = found.get(entry, 0.0) + float(moved.probabilities[n])
             tokens.append([(*entry, p) for entry, p in sorted(found.items(), key=lambda item: -item[1])])
         return tokens

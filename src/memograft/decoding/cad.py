@@ -1,10 +1,11 @@
-"""Context-aware decoding: away from what the model would say without the documents (arXiv 2305.14739).
+"""Context-aware decoding: contrast the logits with those of the prompt without documents (arXiv 2305.14739).
 
     l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
 
-l are the row's logits after its memory and its rules; l_0 those of the same model, memory included, for the same
-conversation without the documents, with the answer so far behind it: what the memory changes anyway cancels out. That
-conversation runs as a further row of the same batch (an echo, see `decode.py`), so that weights are read once for both.
+l are the row's logits after its memory and rules. l_0 are the logits of the same model, with the same memory, for the
+same conversation without documents, followed by the answer so far. An effect of the memory that does not depend on the
+documents in the prompt cancels out. That conversation is another row of the batch (an echo, see `loop.py`), so the
+weights are read once for both.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ __all__ = ["Cad"]
 
 @dataclass(frozen=True)
 class Cad:
-    """Put it among a request's `processors`; it acts after the memory and before all others. Needs no memory.
+    """A member of a request's `processors`. It acts after the memory and before all other processors; no memory is
+    needed.
 
     Attributes:
-        alpha: how far (paper: 0.5 for questions); 0 changes nothing.
+        alpha: strength (paper: 0.5 for questions); 0 changes nothing.
 
     Raises:
         SettingsError: alpha is negative or not a number.

@@ -1,9 +1,9 @@
-"""Contrast: away from what the base model would say anyway, further into what the memory changed.
+"""Contrast: amplify what the memory changed relative to the base model.
 
     l = (1 + alpha) * l_phi - alpha * l_0           ("FastMem + CD", arXiv 2406.16069, there with alpha = 0.5)
 
-l_phi are the logits with the memory, l_0 those without it, of the same prompt. After a softmax it is the same with
-log-probabilities in place of logits: they differ by one number per distribution.
+l_phi are the logits with the memory, l_0 those without it, for the same prompt. Log-probabilities give the same
+distribution, because they differ from logits by a constant.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Contrast"]
 
 
 class Contrast:
-    """The rule of a row whose settings say `contrast`.
+    """The rule of a row with the setting `contrast`.
 
     Args:
-        alpha: how far, at least 0, where it changes nothing.
+        alpha: strength, at least 0; 0 changes nothing.
     """
 
     def __init__(self, alpha: float) -> None:

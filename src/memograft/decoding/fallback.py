@@ -1,6 +1,7 @@
-"""The base model's own answer, decoded beside a memorized one and given in its place where only that one goes wrong.
+"""Fallback: decode the base model's answer beside the memorized one, and use it if only the memorized one fails.
 
-Both read the same keys and values, which no memory changes, so this costs one more row of the batch and no prefill.
+Both rows share the same keys and values, which memories do not change. So this costs one row of the batch and no
+prefill.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from memograft.decoding.repetition import repeats
 
 __all__ = ["base_answer"]
 
-# A memorized answer that is this much longer than the base model's, which has ended, is on its way to the limit.
+# Length limit of the memorized answer once the base model's has ended: this many times its length, plus this many
+# tokens.
 _TIMES, _MORE = 4, 64
 
 Decode = Callable[[Sequence[int]], str]
@@ -21,12 +23,12 @@ Finish = Callable[[Row, str | None], None]
 
 
 def base_answer(row: Row, decode: Decode, finish: Finish) -> Row:
-    """A row for the base model's answer to the same request; one of the two ends up in `finish`.
+    """Make the row of the base model's answer to the same request. Exactly one of the two rows is passed to `finish`.
 
     Args:
-        row: has an adapter; its `on_end` is set here.
-        decode: token ids -> their text.
-        finish: called once, with the row whose answer counts, and with the reason if that is the base model's.
+        row: the row with an adapter; its `on_end` is set here.
+        decode: token ids -> text.
+        finish: called once, with the chosen row, and with the reason if that is the base model's.
     """
     plain = replace(row, adapter=None, rules=(), on_tokens=None, said=[], tokens=[], chances=[])
     settled = False

@@ -1,7 +1,7 @@
-"""Answers that are JSON of a schema or else plain text, as the model prefers: what a tool may be called with, or not.
+"""Answers that are either JSON of a schema or plain text, as the model chooses; used for optional tool calls.
 
-The first character decides, and the model chooses it. An answer that begins as an instance of the schema does (with "{"
-for an object) is held to the schema until it is whole; any other answer is text, and nothing of it is masked.
+The first character decides. If the model begins with a character that starts an instance of the schema ("{" for an
+object), the rest must follow the schema. Any other answer is text and is not constrained.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["JsonOrText"]
 
 
 class JsonOrText:
-    """A logits processor that lets JSON of one schema through, or text that begins otherwise.
+    """A logits processor that allows JSON of one schema, or text that begins differently.
 
-    White space in front decides nothing. Starts over, as `JsonSchema` does, when it is not handed the row it knows and
-    one token more.
+    Leading white space does not decide. Like `JsonSchema`, it starts over if its input is not the previous row plus one
+    token.
 
     Raises:
-        SettingsError: the schema is malformed, or holds what cannot be kept.
+        SettingsError: the schema is malformed, or has something that llguidance does not support.
     """
 
     def __init__(self, vocabulary: Vocabulary, schema: Mapping[str, object]) -> None:
@@ -39,11 +39,11 @@ class JsonOrText:
         self._form: Literal["open", "json", "text"] = "open"
 
     def limit(self, tokens: int) -> None:
-        """Let the answer have so many tokens at most. Where no instance is that short, it will be text."""
+        """Limit the answer to this many tokens. If no instance is that short, the answer will be text."""
         self._limit = tokens
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """(1, T), (1, V) -> (1, V), minus infinity where a token would break JSON that has begun."""
+        """(1, T), (1, V) -> (1, V), minus infinity for tokens that would make JSON that has begun invalid."""
         length = int(ids.shape[1])
         if self._start is None or length != self._length + 1:
             self._start, self._form = length, "open"

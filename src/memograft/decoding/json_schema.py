@@ -1,7 +1,7 @@
-"""Answers that are JSON of a given schema, whatever the model would rather say: llguidance masks all other tokens.
+"""Answers that are JSON of a given schema: llguidance computes the allowed tokens, all others are masked.
 
-A model that rambles inside a string would run out of tokens before the JSON is whole. So, when what is left is about
-what an instance needs at least, only tokens that end something are allowed wherever the schema allows any.
+Small models may not end a string before the token limit. So once the tokens left are about as many as the shortest
+instance needs, only tokens that end something are allowed, wherever the schema allows such tokens.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 __all__ = ["JsonSchema", "Vocabulary"]
 
 _COMPACT: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_ENDINGS = (b'"', b"}]", b",")  # what ends a string, what ends an object or a list, what comes after a number
-_SPARE = 6  # tokens to have left when the end is forced
-_NEAR = 3  # lengths of the shortest instance before the limit from where on the way to the end is measured
-_MOST = 1024  # tokens of the shortest instance at most, before a schema counts as one that does not say how it ends
+_ENDINGS = (b'"', b"}]", b",")  # end of a string, end of an object or list, after a number
+_SPARE = 6  # tokens left over when the end is forced
+_NEAR = 3  # the distance to the end is computed from this many lengths of the shortest instance before the limit
+_MOST = 1024  # tokens after which the search for the shortest instance stops
 
 
 class Vocabulary:
-    """A tokenizer as llguidance knows it; made once for an engine, since it reads every token.
+    """A tokenizer in llguidance's form. Made once per engine, because it reads every token.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -63,39 +63,39 @@ class Vocabulary:
 
 
 class JsonSchema:
-    """A logits processor that lets only JSON of one schema through; within a `limit` it sees to it that it ends.
+    """A logits processor that allows only JSON of one schema, and makes it end within a `limit`.
 
-    Starts over when it is not handed the row it knows and one token more: a batch that failed is tried again.
+    It starts over if its input is not the previous row plus one token, which happens when a failed batch is repeated.
 
     Attributes:
-        least: tokens of the shortest instance, about; 0 if that cannot be told.
+        least: approximate number of tokens of the shortest instance; 0 if unknown.
 
     Raises:
-        SettingsError: the schema is malformed, or holds what cannot be kept.
+        SettingsError: the schema is malformed, or has something that llguidance does not support.
     """
 
     def __init__(self, vocabulary: Vocabulary, schema: Mapping[str, object]) -> None:
         from llguidance import LLMatcher
 
         self._vocabulary, self._limit = vocabulary, 0
-        self._before = torch.zeros(vocabulary.size, dtype=torch.bool)  # what was allowed one token ago
+        self._before = torch.zeros(vocabulary.size, dtype=torch.bool)  # allowed at the previous token
         try:
-            plain = json.loads(json.dumps(schema))  # which refuses what holds itself
+            plain = json.loads(json.dumps(schema))  # refuses a schema that contains itself
             self._grammar = LLMatcher.grammar_from_json_schema(json.dumps(closed(plain)), defaults=_COMPACT)
         except (TypeError, ValueError) as e:
             raise SettingsError(f"`json_schema` must be a JSON schema, got one that cannot be read: {e}") from e
         self._matcher = LLMatcher(vocabulary.tokens, self._grammar, log_level=0)
         if self._matcher.is_error():
             raise SettingsError(
-                f"`json_schema` holds what cannot be kept: {self._matcher.get_error().strip()}; simplify the schema"
+                f"`json_schema` is not supported: {self._matcher.get_error().strip()}; simplify the schema"
             )
         self.least = self._shortest(self._matcher.deep_copy(), self._before)
         self._start: int | None = None
         self._length = 0
-        self._ending = False  # whether the way to the end is all that is left
+        self._ending = False  # whether only tokens that lead to the end are allowed
 
     def limit(self, tokens: int) -> None:
-        """Let the answer have so many tokens at most.
+        """Limit the answer to this many tokens.
 
         Raises:
             SettingsError: no instance is that short.
@@ -112,12 +112,12 @@ class JsonSchema:
         return self._allowed(self._matcher.deep_copy())
 
     def restart(self, tokens: int) -> None:
-        """Begin with the next token, and end within so many; see `limit`."""
+        """Start an instance at the next token, within this many tokens; see `limit`."""
         self.limit(tokens)
         self._start = None
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """(1, T), (1, V) -> (1, V), minus infinity where a token would break the schema."""
+        """(1, T), (1, V) -> (1, V), minus infinity for tokens that would violate the schema."""
         length = int(ids.shape[1])
         if self._start is None or length != self._length + 1:
             self._start, self._ending = length, False
@@ -143,8 +143,10 @@ class JsonSchema:
         return bias[: self._vocabulary.size] > 0
 
     def _without_openings(self, allowed: Tensor) -> Tensor:
-        """Without what begins another member, list or object where one may end, or does so with the end of a string:
-        one more may be longer than what is left.
+        """Remove tokens that begin another member, list or object where one may end, also those that first end a
+        string.
+
+        Another member could be longer than the tokens left.
         """
         quote, close, _ = (allowed & ending[: len(allowed)] for ending in self._vocabulary.endings)
         avoided = self._vocabulary.crossings.clone()
@@ -154,8 +156,8 @@ class JsonSchema:
         return rest if bool(rest.any()) else allowed
 
     def _next(self, matcher: LLMatcher, allowed: Tensor, before: Tensor) -> Tensor:
-        """Of what is allowed: what the schema forces; or what ends something; or what was not allowed `before`, and
-        leads on, as the space does in "[a-z]+ [a-z]+"; or all of it.
+        """Reduce the allowed tokens to the first non-empty set of these: what the schema forces; tokens that end
+        something; tokens not allowed `before`, which make progress, such as the space in "[a-z]+ [a-z]+"; all of them.
         """
         if ahead := matcher.compute_ff_tokens():
             forced = torch.zeros_like(allowed)
@@ -167,11 +169,11 @@ class JsonSchema:
         return allowed
 
     def _shortest(self, matcher: LLMatcher, before: Tensor) -> int:
-        """Tokens until a matcher, which is used up, is at an end, if all ends as soon as it can; 0 if none is found."""
+        """Number of tokens to the nearest end for a matcher, which is used up; 0 if none is found."""
         for count in range(_MOST):
             if matcher.is_accepting() or (matcher.is_stopped() and count):
                 return count
-            allowed = self._allowed(matcher)  # this is what finds out that there is nothing to say
+            allowed = self._allowed(matcher)  # also detects that no token is possible
             if matcher.is_stopped():
                 raise SettingsError("`json_schema` refers to itself with no way out, so no JSON keeps it; give it one")
             token = int(self._next(matcher, allowed, before).int().argmax())
@@ -183,4 +185,4 @@ class JsonSchema:
                     if "limit" in said or "max is" in said
                     else "`json_schema` asks for characters that the tokenizer has no tokens for; use another model"
                 )
-        return 0  # a pattern such as "[^@]+@[^@]+[.][a-z]+" does not say what leads out of it: no promise, no refusal
+        return 0  # e.g. for the pattern "[^@]+@[^@]+[.][a-z]+": then the end is not enforced

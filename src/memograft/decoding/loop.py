@@ -1,7 +1,7 @@
-"""Generation over a prefilled cache by transformers' own `generate`, every row with its own adapter, rules and end.
+"""Generation over a prefilled cache with transformers' `generate`; each row has its own adapter, rules and end.
 
-Sampling is transformers' own warpers followed by the Gumbel trick with the row's own generator, so that a row's tokens
-do not depend on its neighbours. Knows nothing of documents or of how adapters came about.
+Sampling uses transformers' warpers and then the Gumbel-max trick with the row's own generator, so a row's tokens do not
+depend on the other rows.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Row", "decode", "end_tokens"]
 
-_GREEDY = 1e-6  # temperatures below it only overflow
+_GREEDY = 1e-6  # lower temperatures would overflow
 
 
 @dataclass
 class Row:
-    """One row of a decoding batch: what it is asked to do, and, as it goes on, what came of it.
+    """One row of a decoding batch: its request, and its state and results.
 
     Attributes:
         sampling: how its tokens are chosen.
-        max_new_tokens: at most this many; already cut to the window.
+        max_new_tokens: limit, already reduced to what fits the window.
         adapter: its memory, or None for the base model.
-        rules: what it says of what it would say with its memory and without; none without a memory.
-        cad: alpha of context-aware decoding; None for none.
+        rules: how its logits with and without the memory are combined; not used without a memory.
+        cad: alpha of context-aware decoding, or None.
         batch: its batch processor, which acts after the rules and `cad`; rows with equal ones share a call.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
-        on_tokens: called with all new tokens so far, after each.
-        on_end: called with the row once it is done, while its neighbours go on.
-        given_up: asked after each token.
-        logprobs: how many likely tokens to report beside each new one; None reports nothing.
-        said: tokens of an earlier try, which are said again; it grows as the row goes on, so the next try has them all.
-        tokens: new tokens, without the one that ended it.
-        chances: for each of `tokens`, its log-probability, and those of the likeliest tokens at its place by their ids.
-        moved: tells for each new token what of its batch processor moved it; see `BatchProcessors.of`.
+        on_tokens: called after each token, with all new tokens so far.
+        on_end: called with the row when it is done, while other rows may continue.
+        given_up: called after each token; True cancels the row.
+        logprobs: number of most likely tokens to report for each new token; None reports nothing.
+        said: tokens of an earlier attempt, which are repeated first. New tokens are appended, for the next attempt.
+        tokens: new tokens, without an end token.
+        chances: for each of `tokens`, its log-probability, and those of the most likely tokens by id.
+        moved: returns for each new token the entries of its batch processor that contributed; see `BatchProcessors.of`.
         finish_reason: "" while it runs.
         error: what ended it early.
     """
@@ -89,21 +89,21 @@ class Row:
 
     @property
     def done(self) -> bool:
-        """Whether it takes no further tokens."""
+        """Whether it has ended."""
         return bool(self.finish_reason) or self.error is not None
 
 
 def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generate until every row is done; fills in `tokens`, `finish_reason` and `error` of each.
+    """Generate until every row is done, and set `tokens`, `finish_reason` and `error` of each.
 
-    Behind the rows, `prefill` holds an echo of each row that says `cad`, in their order: its prompt without documents.
-    An echo runs through its row's adapter and is made to say what its row says.
+    After the rows, `prefill` has an echo for each row with `cad`, in their order: its prompt without documents. An echo
+    uses its row's adapter and is given its row's tokens.
     """
     config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
     echoed = [n for n, row in enumerate(rows) if row.cad is not None]
-    penalty, config.repetition_penalty = config.repetition_penalty, 1.0  # per row, so that it is not applied twice
+    penalty, config.repetition_penalty = config.repetition_penalty, 1.0  # applied per row below
     per_row = _PerRow(rows, prefill.text, echoed, penalty)
-    # What generate makes of the model's settings reads the padding too: make it a token that the row has anyway.
+    # generate's own processors also read the padding, so it is replaced by a token that the row has anyway.
     ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
     shared = None
     if any(row.batch for row in rows):
@@ -112,7 +112,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
         for n, row in enumerate(rows):
             row.moved = partial(shared.of, n)
     ends = _Ends(rows, config, tokenizer, shared)
-    # Of itself `generate` takes the number of columns for the position.
+    # By default `generate` derives positions from the number of columns.
     placed = {"position_ids": prefill.positions} if any(prefill.shifts) else {}
     first = prefill.ids.gather(1, prefill.text.argmax(1, keepdim=True))
     with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
@@ -130,7 +130,7 @@ def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer:
 
 
 def end_tokens(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokens that end an answer: the model's, or else the tokenizer's; none if neither names any."""
+    """Ids of the tokens that end an answer: the model's, or else the tokenizer's; empty if neither has any."""
     config: GenerationConfig = backbone.model.generation_config
     eos = config.eos_token_id
     eos = eos if eos is not None else tokenizer.eos_token_id
@@ -138,11 +138,11 @@ def end_tokens(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """The model's own generation settings (suppressed tokens, repeated n-grams, ...), choosing greedily."""
+    """The model's generation settings (suppressed tokens, repeated n-grams, ...) with greedy decoding."""
     config: GenerationConfig = copy.deepcopy(backbone.model.generation_config)
     eos = end_tokens(backbone, tokenizer)
     pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
-    config.update(  # generate takes what is None here from the model's settings after all
+    config.update(  # None falls back to the model's settings in generate
         do_sample=False,
         temperature=None,
         top_p=None,
@@ -153,7 +153,7 @@ def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_toke
         penalty_alpha=0.0,
         max_time=math.inf,
         max_length=None,
-        cache_implementation="hybrid",  # to generate this means: unset
+        cache_implementation="hybrid",  # the value that generate treats as unset
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=eos or None,
@@ -166,10 +166,10 @@ def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_toke
 def _memories(
     backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], echoed: Sequence[int], shared: BatchProcessors | None
 ) -> Iterator[None]:
-    """Inside, and in this thread only, every row runs through its adapter, and what it says follows its rules.
+    """Inside, in this thread, every row runs through its adapter, and its logits are changed by its rules.
 
-    Rules, and after them batch processors, act on the model's output, so whatever processes logits later (a repetition
-    penalty, the row's own processors, sampling) sees one distribution.
+    Rules and then batch processors change the model's output, so that everything later (repetition penalty, the row's
+    processors, sampling) sees one distribution.
     """
     adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
 
@@ -200,13 +200,13 @@ def _memories(
 
 
 class _PerRow(LogitsProcessor):  # type: ignore[misc]
-    """Each row's bias and penalty, its own processors, then its own sampling; an error in one ends that row alone.
+    """Applies each row's bias, penalty, processors and sampling. An error ends only the row in which it occurs.
 
     `penalty` is the repetition penalty of the model's generation_config, for rows whose sampling has none. Echoes (see
-    `decode`) are scored as their rows, so that the same token is chosen.
+    `decode`) get their rows' scores, so that they get the same tokens.
     """
 
-    supports_continuous_batching = False  # it knows which row belongs to whom
+    supports_continuous_batching = False  # it depends on the order of the rows
 
     def __init__(
         self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = (), penalty: float | None = None
@@ -221,7 +221,7 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
 
     @property
     def needed(self) -> bool:
-        """Whether any row has something to do here."""
+        """Whether any row needs it."""
         return bool(self._chains or self._echoed)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
                 likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
                 for processor in processors:
                     own = processor(ids, own)
-                if len(row.tokens) < len(row.said):  # rounding differs from batch to batch: it may choose otherwise now
+                if len(row.tokens) < len(row.said):  # repeat the earlier attempt: rounding may differ now
                     own = torch.full_like(own, -math.inf)
                     own[0, row.said[len(row.tokens)]] = 0.0
                 if likely is not None:
@@ -251,14 +251,14 @@ class _PerRow(LogitsProcessor):  # type: ignore[misc]
 
 
 def _note(row: Row, logprobs: Tensor, choice: int) -> None:
-    """Remember how likely the row's next token is, and which others were."""
+    """Record the log-probability of the row's next token and of the most likely ones."""
     top = logprobs.topk(min(row.logprobs or 0, len(logprobs)))
     likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     row.chances.append((float(logprobs[choice]), likeliest))
 
 
 def _shifts(sampling: Sampling, penalty: float | None) -> list[Processor]:
-    """What a row adds to its logits, then its repetition penalty: the order in which `generate` has the two."""
+    """Processors for a row's logit bias and its repetition penalty, in `generate`'s order."""
     own = sampling.repetition_penalty if sampling.repetition_penalty is not None else penalty
     chain: list[Processor] = [_Bias(sampling.logit_bias)] if sampling.logit_bias else []
     if own is not None and own != 1:
@@ -267,7 +267,7 @@ def _shifts(sampling: Sampling, penalty: float | None) -> list[Processor]:
 
 
 class _Bias(LogitsProcessor):  # type: ignore[misc]
-    """Numbers added to the logits of some tokens."""
+    """Adds constants to the logits of some tokens."""
 
     def __init__(self, bias: Mapping[int, float]) -> None:
         self._ids, self._values = torch.tensor([*bias.keys()]), torch.tensor([*bias.values()])
@@ -290,7 +290,7 @@ def _sampler(sampling: Sampling) -> list[Processor]:
 
 
 class _Gumbel(LogitsProcessor):  # type: ignore[misc]
-    """The most probable token after adding Gumbel noise is a sample of the distribution (Gumbel, 1954)."""
+    """Adds Gumbel noise to log-probabilities; the argmax is then a sample of the distribution (Gumbel, 1954)."""
 
     def __init__(self, seed: int | None) -> None:
         self._generator = torch.Generator()
@@ -306,10 +306,10 @@ class _Gumbel(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Ends(StoppingCriteria):  # type: ignore[misc]
-    """Collects each row's tokens as they come and says which rows are done.
+    """Collects each row's tokens and determines which rows are done.
 
-    Stop strings are looked for in the decoded text: transformers' own criterion reads the whole vocabulary for each
-    request, and misses strings whose characters are split over tokens.
+    Stop strings are searched for in the decoded text. transformers' own criterion processes the whole vocabulary for
+    each request, and misses strings whose characters are split over tokens.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
         return torch.tensor(done + [done[n] for n in self._echoed], device=input_ids.device)
 
     def deliver(self) -> None:
-        """Hand over the rows that are done; the last ones only when the model is as it was."""
+        """Call `on_end` of finished rows. For the last ones this happens only after the hooks are removed."""
         ended = [row for row in self._open if row.done]
         self._open = [row for row in self._open if not row.done]
         for row in ended:
@@ -362,14 +362,14 @@ class _Ends(StoppingCriteria):  # type: ignore[misc]
         if row.on_tokens is not None and not row.finish_reason:
             try:
                 row.on_tokens(row.tokens)
-            except Exception as e:  # whoever listens has gone wrong; its neighbours have not
+            except Exception as e:  # an error in the callback ends only this row
                 row.error = e
 
     def _stops(self, row: Row) -> bool:
         stops = (*row.sampling.stop, *self._own_stops)
         if not stops:
             return False
-        # A string of n bytes that ends within the last token lies within the last n tokens, control tokens aside.
+        # A stop string of n bytes that ends in the last token is within the last n tokens, special tokens not counted.
         tail = row.tokens[-8 - 2 * max(len(s.encode("utf-8", "replace")) for s in stops) :]
         decode = self._tokenizer.decode
         texts = [decode(tail, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)]

@@ -1,4 +1,4 @@
-"""A processor: what a row's scores become before a token is chosen. transformers' LogitsProcessors are such."""
+"""The protocol of a logits processor for one row. transformers' LogitsProcessors implement it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Processor"]
 
 @runtime_checkable
 class Processor(Protocol):
-    """Acts on the scores of one row; those of a row act one after the other."""
+    """Changes the scores of one row. The processors of a row are applied in order."""
 
     def __call__(self, ids: Tensor, scores: Tensor, /) -> Tensor:
         """(1, T) the row's tokens so far, without padding; (1, V) scores -> (1, V)."""

@@ -1,4 +1,4 @@
-"""Whether a text repeats itself, as a model does that has got into a loop."""
+"""Detect answers in which a model repeats itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from memograft.prompt.words import words_of
 
 __all__ = ["repeats"]
 
-_REPEATED = 0.2  # share of a text's word trigrams beyond which it repeats itself
+_REPEATED = 0.2  # fraction of word trigrams
 
 
 def repeats(text: str) -> bool:

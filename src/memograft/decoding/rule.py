@@ -1,8 +1,8 @@
-"""A rule: what a row with a memory says, of what it would say with the memory and without.
+"""The protocol of a rule: combines a row's distributions with and without its memory.
 
-A new rule is a class with one method in this folder, and one line in `_rules` of `memory/fastmem/memory.py`. Both
-distributions come from one forward pass (`model/base_logits.py`), so that asking for both costs little
-(`benchmarks/gate.py` measures how much).
+A new rule is a class with one method in this folder, and a line in `_rules` of `memory/fastmem/memory.py`. Both
+distributions come from one forward pass (`model/base_logits.py`), so the second costs little (`benchmarks/gate.py`
+measures it).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["Rule"]
 
 
 class Rule(Protocol):
-    """Combines the two distributions of a row's next token; rules of a row act one after the other."""
+    """Combines the two distributions of a row's next token. The rules of a row are applied in order."""
 
     def __call__(self, logits: Tensor, base: Tensor, tokens: Sequence[int], /) -> Tensor:
-        """(V,) with the memory, after the rules before; (V,) of the base model; the answer so far -> (V,).
+        """(V,) with the memory, after earlier rules; (V,) of the base model; the answer so far -> (V,).
 
-        Logits are float32 and finite, before any logits processor. What is handed in must not be written to.
+        Logits are float32 and finite, before any logits processor. The inputs must not be modified.
         """
         ...

@@ -1,4 +1,4 @@
-"""`Sampling`: how tokens are chosen. Plain data."""
+"""`Sampling`: how tokens are chosen."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        max_new_tokens: length of the answer at most; it also ends where the model's window does.
+        max_new_tokens: maximum length of the answer. The model's window may end it earlier.
         temperature: 0 is greedy.
-        top_p: smallest set of tokens with this much probability.
-        top_k: number of likeliest tokens to choose from; None is all.
+        top_p: sample from the smallest set of tokens with this much probability.
+        top_k: sample from this many most likely tokens; None: from all.
         stop: strings that end the answer; they are not part of it.
-        seed: makes a sampled answer repeatable, whatever else is in the batch.
-        min_p: tokens with less than this share of the likeliest token's probability are not sampled; 0 keeps all.
+        seed: makes a sampled answer reproducible, independent of the rest of the batch.
+        min_p: tokens with less than this fraction of the most likely token's probability are not sampled; 0 keeps all.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (arXiv 1909.05858,
-            as transformers computes it); 1 has no effect. None: the value of the model's generation_config, which any
-            other value replaces.
-        logit_bias: token id -> what is added to its logit, before the penalty and before sampling; -100 all but bans a
-            token. An id may also be given as its digits, as in JSON. `Engine.encode` has the ids of a text.
+            as transformers computes it); 1 has no effect. None uses the model's generation_config.
+        logit_bias: token id -> number added to its logit before the penalty and sampling; -100 practically bans a
+            token. An id may also be a string of digits, as in JSON. `Engine.encode` returns the ids of a text.
 
     Raises:
-        SettingsError: a value out of its range.
+        SettingsError: a value is out of its range.
     """
 
     max_new_tokens: int = 256
@@ -89,10 +88,10 @@ def _checked_bias(bias: object) -> dict[int, float]:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number; True and False are none."""
+    """Whether it is a number; bool does not count."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is a whole number; True and False are none."""
+    """Whether it is an integer; bool does not count."""
     return isinstance(value, int) and not isinstance(value, bool)

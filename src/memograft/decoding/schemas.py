@@ -1,4 +1,4 @@
-"""JSON schemas as data: walking through one, and closing its objects. Knows neither models nor tools."""
+"""Operations on JSON schemas: traverse one, and close its objects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["closed", "parts_changed"]
 _VALUES = ("const", "enum", "default", "examples", "required")  # keywords whose values are data, not schemas
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name -> schema
 _COMPOSING = ("anyOf", "oneOf", "$ref")
-_SAME = ("allOf", "anyOf", "oneOf", "if", "then", "else", "not")  # what stands there is about the same object
+_SAME = ("allOf", "anyOf", "oneOf", "if", "then", "else", "not")  # their schemas describe the same object
 _DEFINITIONS = ("#/$defs/", "#/definitions/")
 
 
 def parts_changed(schema: Mapping[str, object], change: Callable[[str, object], object]) -> dict[str, object]:
-    """The schema with `change(keyword, part)` in the place of each schema that stands directly in it.
+    """The schema with each directly contained schema replaced by `change(keyword, part)`.
 
-    The keys of `properties` and of definitions are names, whatever they look like, and are not changed.
+    The keys of `properties` and of definitions are names and are not changed, even if they look like keywords.
     """
     changed: dict[str, object] = {}
     for key, value in schema.items():
@@ -32,11 +32,11 @@ def parts_changed(schema: Mapping[str, object], change: Callable[[str, object], 
 
 
 def closed(schema: Mapping[str, object]) -> dict[str, object]:
-    """The schema with `additionalProperties: false` where an object names its properties and leaves others open.
+    """Add `additionalProperties: false` to objects that name their properties and do not mention others.
 
-    A model would go on inventing properties otherwise. Left as they are: objects whose properties are named in several
-    places (`allOf`, or `properties` beside `anyOf`, `oneOf` or `$ref`), which would then exclude each other, and the
-    definitions that these refer to.
+    Otherwise a model could go on inventing properties. Objects whose properties are named in several places (`allOf`,
+    or `properties` beside `anyOf`, `oneOf` or `$ref`) are not changed, because these would exclude each other; nor are
+    the definitions that they refer to.
     """
     shared = _shared(schema)
 
@@ -52,7 +52,7 @@ def closed(schema: Mapping[str, object]) -> dict[str, object]:
             changed.setdefault("additionalProperties", False)
         return changed
 
-    # Definitions of a schema that is composed itself are closed all the same.
+    # Definitions are closed even if the schema itself is composed.
     result = close({key: value for key, value in schema.items() if key in ("$defs", "definitions")})
     rest = close({key: value for key, value in schema.items() if key not in ("$defs", "definitions")})
     assert isinstance(result, dict)
@@ -61,12 +61,12 @@ def closed(schema: Mapping[str, object]) -> dict[str, object]:
 
 
 def _composed(schema: Mapping[str, object]) -> bool:
-    """Whether several of its parts describe one object."""
+    """Whether several parts of the schema describe one object."""
     return "allOf" in schema or ("properties" in schema and any(key in schema for key in _COMPOSING))
 
 
 def _shared(schema: Mapping[str, object]) -> set[str]:
-    """The definitions that composed objects refer to, and those that these refer to in turn."""
+    """The definitions that composed objects refer to, directly or through other definitions."""
     references: set[str] = set()
     definitions: dict[str, object] = {}
 
@@ -91,7 +91,7 @@ def _shared(schema: Mapping[str, object]) -> set[str]:
 
 
 def _named(schema: Mapping[str, object]) -> Iterator[str]:
-    """The name of the definition that a schema refers to, if it does."""
+    """The name of the definition that a schema refers to, if any."""
     reference = schema.get("$ref")
     for place in _DEFINITIONS:
         if isinstance(reference, str) and reference.startswith(place):

@@ -1,6 +1,6 @@
-"""The support gate: the memorized distribution speaks only where the base model is about to say what no document says.
+"""The support gate: keep the base model's distribution where its first choice occurs in the documents.
 
-Ours, beyond the paper, and in its simplest form: the base model's choice stands if that token occurs in the documents.
+Not part of the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["SupportGate"]
 
 
 class SupportGate:
-    """The rule of a row whose settings say `gate="support"`.
+    """The rule of a row with the setting `gate="support"`.
 
     Args:
         supported: the tokens of its documents.
@@ -24,6 +24,6 @@ class SupportGate:
         self._supported = torch.tensor(sorted(set(supported)), dtype=torch.long)
 
     def __call__(self, logits: Tensor, base: Tensor, _tokens: Sequence[int]) -> Tensor:
-        """(V,) with the memory, (V,) without -> (V,): the latter wherever its first choice is supported."""
+        """(V,) with the memory, (V,) without -> (V,): the latter if its most likely token is supported."""
         self._supported = self._supported.to(base.device)
         return torch.where((self._supported == base.argmax()).any(), base, logits)

@@ -1,6 +1,6 @@
-"""A tap: reads the distribution that a request comes to, after its memory, rules and processors, before sampling.
+"""A tap: reads a request's next-token distribution after memory, rules and processors, before sampling.
 
-With tokens to say it makes the row say them, and so reads how likely each was.
+If it is given tokens, it forces the row to generate them and records their log-probabilities.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Tap:
     """The last of a row's processors.
 
     Args:
-        forced: tokens that the row is to say; none reads the first distribution only.
+        forced: tokens that the row must generate; if empty, only the first distribution is read.
 
     Attributes:
-        first: (V,) float32 log-probabilities of the first new token; None until it was read.
+        first: (V,) float32 log-probabilities of the first new token; None until they are read.
         chances: log-probability of each forced token.
     """
 
@@ -33,10 +33,10 @@ class Tap:
         self._start: int | None = None
 
     def length(self, room: int) -> int:
-        """Tokens that the row is to have, of those there is room for.
+        """Number of tokens that the row must generate; `room` is how many fit.
 
         Raises:
-            PromptTooLongError: there is no room for what is forced.
+            PromptTooLongError: the forced tokens do not fit.
         """
         wanted = max(1, len(self._forced))
         if wanted > room:
@@ -51,7 +51,7 @@ class Tap:
         """(1, T), (1, V) -> (1, V)."""
         logp = scores[0].float().log_softmax(-1)
         length = int(ids.shape[1])
-        if self._start is None or length <= self._start + len(self.chances) - 1:  # a batch that is tried again
+        if self._start is None or length <= self._start + len(self.chances) - 1:  # a batch that is repeated
             self._start, self.first, self.chances = length, logp.cpu(), []
         if not self._forced:
             return scores

@@ -97,7 +97,7 @@ class Bank:
 
     Args:
         folder: created if it does not exist; None keeps everything in memory.
-        max_bytes: size limit of the folder. The least recently used entries go first, pinned ones never. None: no limit.
+        max_bytes: size limit of the folder. Least recently used entries go first, pinned ones never. None: no limit.
         memory_bytes: size limit of the memories kept in memory, on the model's device.
         prefix_bytes: size limit of the documents' keys and values in memory. Later prompts that begin with the same
             documents skip their prefill, with or without a memory. 0 keeps none.

@@ -1,1 +1,1 @@
-"""Requests of many threads and tasks, one thread that touches the model, and what waits for its answers."""
+"""Serving: requests of many threads and tasks are answered by one thread, which alone uses the model."""

@@ -1,4 +1,4 @@
-"""A request's answer, and what it says of its tokens beside their text, from the row that said them."""
+"""Build a request's answer, with log-probabilities and references, from its finished row."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ __all__ = ["answer_of", "logprobs", "references"]
 Pieces = Callable[[Sequence[int]], list[str]]
 Decode = Callable[[Sequence[int]], str]
 
-_HALF = "\ufffd"  # what the first bytes of an unfinished character are decoded to
-_LEAD = 16  # tokens before a token that say how it is written: with a space in front, or as the rest of a character
+_HALF = "\ufffd"  # replacement character: decoded from an incomplete UTF-8 sequence
+_LEAD = 16  # tokens decoded before a token, because its text depends on them (a leading space, a split character)
 
 
 def answer_of(
     job: Job, row: Row, prompts: PromptBuilder, report: MemoryReport | None, cached: int, clock: Sequence[float]
 ) -> Answer:
-    """The answer of a row that has ended.
+    """Build the answer of a finished row.
 
     Args:
-        job: whose row it is; the end of its text is passed on to whoever listens.
+        job: the job of the row; the rest of the text is passed to its listener.
         row: the row.
-        prompts: what decodes its tokens.
+        prompts: decodes its tokens.
         report: of its memory.
-        cached: tokens of its prompt that came from a prefix.
-        clock: `time.perf_counter()` when prefill began, when memorizing began, when decoding began.
+        cached: number of prompt tokens that came from a prefix.
+        clock: `time.perf_counter()` at the start of prefill, of memorizing, and of decoding.
 
     Raises:
-        Exception: what ended the row early.
+        Exception: the error that ended the row early.
     """
     if row.error is not None:
         raise row.error
@@ -62,7 +62,7 @@ def answer_of(
 
 
 def logprobs(row: Row, pieces: Pieces) -> tuple[TokenLogprob, ...]:
-    """How sure the model was of each token; nothing where that was not asked for."""
+    """The log-probabilities of each token; empty if the request did not ask for them."""
 
     def text(token: int) -> str:
         return pieces([token])[0]
@@ -74,13 +74,13 @@ def logprobs(row: Row, pieces: Pieces) -> tuple[TokenLogprob, ...]:
 
 
 def references(row: Row, pieces: Pieces, decode: Decode, text: str) -> tuple[TokenReferences, ...]:
-    """What moved each token, with the sources looked up; nothing without a batch processor.
+    """The sources that contributed to each token; empty without a batch processor.
 
     Args:
-        row: a row that has ended.
+        row: a finished row.
         pieces: token ids -> the text of each.
         decode: token ids -> their text.
-        text: the answer's, which a stop string may have cut.
+        text: of the answer, which a stop string may have shortened.
     """
     if row.batch is None:
         return ()
@@ -96,7 +96,7 @@ def references(row: Row, pieces: Pieces, decode: Decode, text: str) -> tuple[Tok
 
 
 def _ends(tokens: Sequence[int], decode: Decode) -> list[int]:
-    """Where in the text of all tokens each one ends."""
+    """The position in the whole text at which each token ends."""
     ends, end = [], 0
     for n in range(len(tokens)):
         lead, whole = (decode(tokens[max(0, n - _LEAD) : to]).rstrip(_HALF) for to in (n, n + 1))

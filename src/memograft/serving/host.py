@@ -1,4 +1,4 @@
-"""`Host`: what the core may ask of whoever has the model, without knowing who that is. An `Engine` is one."""
+"""`Host`: the part of an `Engine` that the rest of the core uses."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """Has a model, and the one thread that may touch it."""
+    """Owns a model and the one thread that uses it."""
 
     @property
     def fingerprint(self) -> str:
-        """Of the model: what was made of its hidden states belongs to no other."""
+        """Of the model. Anything computed from its hidden states is valid for this model only."""
         ...
 
     @property
     def max_length(self) -> int:
-        """Tokens that a prompt and its answer may have together."""
+        """Maximum number of tokens of prompt and answer together."""
         ...
 
     def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
-        """Call something with the model's parts on the model's thread, between batches, and wait for what it returns.
+        """Call a function with the model's parts on the model's thread, between batches, and return its result.
 
         Raises:
-            EngineClosedError, and whatever `call` does.
+            EngineClosedError, and whatever `call` raises.
         """
         ...
 
     def tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
-        """Run requests, a tap each, as far as the taps want them to; returns the taps, which have read.
+        """Run requests with one tap each, and return the taps.
 
         Raises:
-            PromptTooLongError, EngineClosedError, and whatever the requests' own processors do.
+            PromptTooLongError, EngineClosedError, and whatever the requests' own processors raise.
         """
         ...

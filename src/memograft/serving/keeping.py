@@ -1,4 +1,4 @@
-"""Memories that are made once, or read from a folder, to be used by later requests."""
+"""Make memories for later requests, or read them from a folder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["loaded", "made"]
 
 
 def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: int, task: Task) -> MemoryHandle:
-    """Memorize documents without a question; `window` is how many tokens fit the model.
+    """Memorize documents without a question; `window` is the number of tokens that the model can process.
 
     Raises:
         PromptTooLongError: the documents do not fit.
     """
     request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
     window -= memory.columns(model.prompts, documents)
-    # There is no question yet that the documents could be about: they are judged when the memory is used.
+    # Relevance is judged when the memory is used, because there is no question yet.
     prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
     segment = _segment(model, prompt.documents)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
@@ -48,7 +48,7 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
 
 
 def _segment(model: Model, documents: tuple[Document, ...]) -> Segment | None:
-    """Keys and values of a prompt up to the end of its documents, from the bank if it has them."""
+    """Keys and values of a prompt up to the end of its documents; from the bank if possible."""
     prompt = model.prompts.build([{"role": "user", "content": "?"}], documents)
     ids, known = gather(prompt), model.recalled(prompt)
     if known is not None and known.ids == ids:

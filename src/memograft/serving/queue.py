@@ -1,7 +1,6 @@
-"""The one thread that touches the model, and the queue where requests of many threads and tasks meet.
+"""The one thread that uses the model, and the queue of jobs from many threads and tasks.
 
-Whatever waits when the thread gets free becomes one batch; so do callers that come at about the same time. Knows
-nothing of what a job does.
+All jobs that are waiting when the thread becomes free form one batch, including those that arrive within a short time.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from memograft.errors import EngineClosedError, RequestCancelledError, RequestTi
 
 __all__ = ["Job", "Worker"]
 
-_GATHER = 0.002  # seconds to wait for one more caller: threads of one `.batch()` do not come at the same instant
+_GATHER = 0.002  # seconds to wait for further jobs: the threads of one `.batch()` submit at slightly different times
 
 
 class Job:
-    """Something to be done on the model's thread, by itself (`call`) or in a batch with others of its kind.
+    """Work for the model's thread: a call of its own (`call`), or part of a batch (`payload`).
 
     Attributes:
-        payload: what a batch job works on.
-        call: what a job by itself does; it is handed `given_up`.
-        on_text: receives pieces of text as they come.
-        deadline: `time.monotonic()` after which the job is given up; None never.
-        future: its result. Whoever settles it first wins, and its waiters learn at once.
+        payload: input of a batch job.
+        call: function of a job that runs alone; it receives `given_up`.
+        on_text: called with pieces of text as they are generated.
+        deadline: `time.monotonic()` at which the job is cancelled; None: never.
+        future: its result. The first of result, cancellation and timeout counts, and waiters are notified at once.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Job:
         timeout: float | None = None,
     ) -> None:
         self.payload, self.call, self.on_text = payload, call, on_text
-        if timeout is not None and timeout > threading.TIMEOUT_MAX / 2:  # centuries, which no lock can wait for
+        if timeout is not None and timeout > threading.TIMEOUT_MAX / 2:  # larger than a lock's timeout may be
             timeout = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.future: Future[Any] = Future()
@@ -52,32 +51,32 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether there is a result, or nobody wants one any more."""
+        """Whether it has a result, an error, or was cancelled."""
         return self.future.done()
 
     def seconds_left(self) -> float | None:
-        """Until the deadline; None without one."""
+        """Seconds until the deadline; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def given_up(self) -> bool:
-        """Whether work on it should end: it was cancelled, or its time is up."""
+        """Whether work on it should stop, because it was cancelled or its time is up."""
         if self.seconds_left() == 0.0:
             self.expire()
         return self.done
 
     def cancel(self) -> None:
-        """Give the job up: its waiters learn at once, a running one ends at its next token or step."""
+        """Cancel the job. Waiters are notified at once; a running job stops at its next token or step."""
         self.fail(RequestCancelledError("the request was cancelled before it was answered"))
 
     def expire(self) -> None:
-        """Give the job up because its time is up."""
+        """Cancel the job because its time is up."""
         self.fail(RequestTimeoutError("the request's `timeout` passed; allow more time or fewer `max_new_tokens`"))
 
     def emit(self, text: str) -> None:
-        """Pass on what of `text`, the whole answer so far, was not passed on yet.
+        """Pass on the part of `text`, the answer so far, that was not passed on yet.
 
         Raises:
-            RuntimeError: `text` takes back something that was passed on.
+            RuntimeError: `text` does not begin with what was passed on.
         """
         if self.on_text is None or self._emitted.startswith(text):
             return
@@ -90,29 +89,29 @@ class Job:
         self.on_text(piece)
 
     def succeed(self, result: Any) -> None:
-        """Settle the job, unless it was given up meanwhile."""
+        """Set the result, unless the job was cancelled."""
         with suppress(InvalidStateError):
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Settle the job with an error, unless it is settled."""
+        """Set an error, unless the job already has a result or error."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
 
 class Worker:
-    """Runs jobs one batch after the other in a thread of its own, started with the first job.
+    """Runs jobs in batches, one after the other, in a thread that the first job starts.
 
     Args:
-        run: works on a batch.
-        max_batch: jobs in one at most.
-        in_fork: called before the first job in a process that was forked from its own; what it raises, `submit` does.
+        run: processes a batch.
+        max_batch: maximum number of jobs in a batch.
+        in_fork: called before the first job in a forked process; `submit` raises its exceptions.
     """
 
     def __init__(
         self, run: Callable[[list[Job]], None], max_batch: int, in_fork: Callable[[], None] = lambda: None
     ) -> None:
-        self._run = weakref.WeakMethod(run)  # the thread must not keep an engine alive that nobody else holds
+        self._run = weakref.WeakMethod(run)  # the thread must not keep the engine alive
         self._max_batch, self._in_fork = max_batch, in_fork
         self._closed = self._forked = False
         self._begin()
@@ -125,12 +124,12 @@ class Worker:
         self._running: Sequence[Job] = ()
 
     def begin_anew(self) -> None:
-        """In a forked child: its thread, and whoever waited for it, are the parent's; a lock may be held for ever."""
+        """Reset a forked child: thread and waiting jobs belong to the parent, and the lock may be locked for ever."""
         self._forked = True
         self._begin()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs; those of one call enter together.
+        """Queue jobs; those of one call are queued together.
 
         Raises:
             EngineClosedError: after `close`.
@@ -147,28 +146,28 @@ class Worker:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no jobs any more."""
+        """Whether `close` or `abandon` was called."""
         return self._closed
 
     def close(self) -> None:
-        """Finish what runs, fail what waits, end the thread."""
+        """Finish the running batch, fail the waiting jobs, and end the thread."""
         thread = self._end()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def abandon(self) -> None:
-        """Give up what runs, then `close`: for an engine that nobody holds, and at the interpreter's exit."""
+        """Cancel the running batch, then `close`. For unreferenced engines and for the interpreter's exit."""
         for job in self._running:
             job.cancel()
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             self.close()
-        else:  # garbage may be collected inside an event loop, which must not wait for the thread
+        else:  # garbage collection may run inside an event loop, which must not be blocked
             self._end()
 
     def _end(self) -> threading.Thread | None:
-        """Take no more jobs, and let the thread end; returns it."""
+        """Refuse further jobs and let the thread end; returns the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -183,7 +182,7 @@ class Worker:
             job.fail(EngineClosedError("the engine was closed before this request was answered"))
 
     def _wait(self, pending: list[Job]) -> bool:
-        """Fetch all that is queued, waiting for the first; False if the worker is to end."""
+        """Move all queued jobs to `pending`, waiting for the first; False if the worker was closed."""
         while len(pending) < self._max_batch or not self._queue.empty():
             try:
                 jobs = self._queue.get(timeout=_GATHER if pending else None)
@@ -195,7 +194,7 @@ class Worker:
         return True
 
     def _step(self, pending: list[Job]) -> None:
-        """Do the job at the head of the queue, and with it what can share its batch."""
+        """Run the first job, together with the following ones that can share its batch."""
         count = 1
         if pending[0].call is None:
             calls = (n for n, job in enumerate(pending) if job.call is not None)
@@ -210,7 +209,7 @@ class Worker:
                 batch[0].succeed(batch[0].call(batch[0].given_up))
             elif (run := self._run()) is not None:
                 run(batch)
-        except BaseException as e:  # the thread lives on, whatever a processor raises
+        except BaseException as e:  # errors must not end the thread
             for job in batch:
                 job.fail(e)
         finally:

@@ -1,4 +1,4 @@
-"""Choosing among given answers by how likely the model finds them.
+"""Choose among given answers by their likelihood.
 
 score(o) = 1/|o| * sum_t log p(o_t | prompt, o_<t)     p after memory, rules and processors
 """
@@ -28,12 +28,12 @@ __all__ = ["Choice", "choose", "logprobs_of"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What `Engine.choose` found.
+    """The result of `Engine.choose`.
 
     Attributes:
-        best: the option with the highest score, the first of equals.
-        index: its place among the options.
-        scores: one for each option, in nats for each of its tokens; see `memograft.serving.scoring`.
+        best: the option with the highest score; the first of equal ones.
+        index: its index among the options.
+        scores: of each option, in nats per token; see `memograft.serving.scoring`.
     """
 
     best: str
@@ -52,26 +52,26 @@ def choose(
     messages: Sequence[Message] = (),
     **unknown: object,
 ) -> Choice:
-    """Score every option, all of them in one batch (of the engine's `max_batch` at most).
+    """Score all options, in one batch if the engine's `max_batch` allows it.
 
     Args:
-        engine: who has the model.
-        question: what is asked, without the options.
+        engine: the engine.
+        question: the question, without the options.
         options: the answers to choose from.
-        documents: as of a request; so are `memory` and `processors`.
+        documents: see `Request`.
         memory: see `Request`.
-        processors: see `Request`; with an `Rtd` among them a datastore has a say in each token's likelihood.
+        processors: see `Request`; with an `Rtd`, its datastore affects the likelihood of each token.
         messages: turns before the question, such as worked examples (few shots).
-        unknown: nothing may be here.
+        unknown: must be empty; a clear error is raised otherwise.
 
     Raises:
-        SettingsError: there is nothing to choose from, or an unknown setting.
-        PromptTooLongError: an option does not fit behind the prompt.
+        SettingsError: there are fewer than two options, two are equal, or a setting is unknown.
+        PromptTooLongError: an option does not fit after the prompt.
     """
     if unknown:
         raise SettingsError(
-            f"`choose` takes `documents`, `memory`, `processors` and `messages`, got {sorted(unknown)}; it judges by "
-            "likelihood: for a datastore to have its say pass processors=[Rtd(datastore)]"
+            f"`choose` takes `documents`, `memory`, `processors` and `messages`, got {sorted(unknown)}; it compares "
+            "likelihoods: to use a datastore, pass processors=[Rtd(datastore)]"
         )
     options = [options] if isinstance(options, str) else list(options)
     if len(set(options)) != len(options) or len(options) < 2:
@@ -90,6 +90,6 @@ def choose(
 
 
 def logprobs_of(tap: Tap) -> Tensor:
-    """(V,) the first distribution that a tap has read, as a tensor that autograd takes too."""
+    """(V,) The first distribution that a tap read, as a tensor that autograd accepts."""
     assert tap.first is not None, "the request was answered without a distribution"
     return tap.first.clone()

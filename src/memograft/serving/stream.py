@@ -1,4 +1,4 @@
-"""Waiting for a job, in a thread or in a task, whole or piece by piece. Knows nothing of models."""
+"""Wait for jobs in a thread or a task, for the whole answer or piece by piece."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["AsyncStream", "Stream", "TextSoFar", "wait"]
 
 Submit = Callable[[Callable[[str], None]], Job]
 
-_HALF = "\ufffd"  # what a tokenizer decodes the first bytes of an unfinished character to
+_HALF = "\ufffd"  # replacement character: decoded from an incomplete UTF-8 sequence
 
 
 def wait(jobs: Sequence[Job]) -> list[Any]:
-    """Each job's result, or the exception it ended with; interrupted (Ctrl-C), it gives all of them up."""
+    """Return each job's result or raise its exception; on an interrupt (Ctrl-C) cancel all jobs."""
     try:
         return [_result(job) for job in jobs]
     except BaseException:
@@ -39,13 +39,13 @@ def _result(job: Job) -> Any:
 
 
 class TextSoFar:
-    """Tokens so far -> text that is sure to stay: no half characters, no beginning of a stop string."""
+    """Decodes the tokens so far to text that is final: no incomplete character, no start of a stop string."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
         self._decode, self._stop = decode, stop
 
     def __call__(self, tokens: Sequence[int]) -> str:
-        """The text so far that later tokens cannot take back."""
+        """The text so far, without an end that later tokens could change."""
         text = self.final(tokens).rstrip(_HALF)
         keep = len(text)
         for stop in self._stop:
@@ -54,13 +54,13 @@ class TextSoFar:
         return text[:keep].rstrip(_HALF)
 
     def final(self, tokens: Sequence[int]) -> str:
-        """The whole answer's text, up to the first stop string."""
+        """The text of the finished answer, up to the first stop string."""
         text = self._decode(tokens)
         return text[: min((text.index(s) for s in self._stop if s in text), default=len(text))]
 
 
 class Stream(Iterator[str]):
-    """Pieces of one answer; afterwards `answer` holds the whole. The request starts with the first piece asked for."""
+    """Iterates over the pieces of one answer; afterwards `answer` is the whole. The first `next` starts the request."""
 
     def __init__(self, submit: Submit) -> None:
         self._submit = submit
@@ -77,7 +77,7 @@ class Stream(Iterator[str]):
             raise StopIteration
         try:
             piece = self._next()
-        except BaseException:  # Ctrl-C, or a request that is refused
+        except BaseException:  # Ctrl-C, or a refused request
             self.close()
             raise
         if piece is not None:
@@ -89,7 +89,7 @@ class Stream(Iterator[str]):
 
     def _next(self) -> str | None:
         if self._job is None:
-            pieces = self._pieces  # callbacks that held the stream itself would keep it alive
+            pieces = self._pieces  # callbacks must not keep the stream alive
             self._job = self._submit(pieces.put)
             self._job.future.add_done_callback(lambda _: pieces.put(None))
         try:
@@ -99,7 +99,7 @@ class Stream(Iterator[str]):
             return self._pieces.get()
 
     def close(self) -> None:
-        """Give the request up; whoever waits for a piece gets a RequestCancelledError."""
+        """Cancel the request; a thread that waits for a piece gets a RequestCancelledError."""
         if self._job is None:
             self._over = True
         else:
@@ -116,7 +116,7 @@ class Stream(Iterator[str]):
 
 
 class AsyncStream:
-    """`Stream` for a task; cancelling the task gives the request up."""
+    """`Stream` for asyncio. Cancelling the task cancels the request."""
 
     def __init__(self, submit: Submit) -> None:
         self._submit = submit
@@ -148,7 +148,7 @@ class AsyncStream:
             loop, pieces = asyncio.get_running_loop(), self._pieces
 
             def put(piece: str | None) -> None:
-                with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                with suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
             self._job = self._submit(put)
@@ -168,7 +168,7 @@ class AsyncStream:
         return self.answer
 
     async def aclose(self) -> None:
-        """Give the request up."""
+        """Cancel the request."""
         if self._job is None:
             self._over = True
         else:

@@ -1,6 +1,6 @@
-"""What callers may ask of the tokenizer while the engine's thread uses its own copy: counts, calls, JSON.
+"""A copy of the tokenizer for callers' threads: token counts, parsed responses, JSON schemas.
 
-Fast tokenizers are not thread-safe, so this holds a second copy, and one caller at a time. Knows nothing of models.
+Fast tokenizers are not thread-safe, and the engine's thread uses the original. Callers take turns.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Tokens"]
 
 
 class Tokens:
-    """A tokenizer for any thread.
+    """A tokenizer that any thread can use.
 
     Args:
-        tokenizer: is copied at the first use.
+        tokenizer: copied at the first use.
         size: V, the width of the model's logits.
         eos: ids of the tokens that end an answer.
     """
@@ -46,32 +46,32 @@ class Tokens:
         return Vocabulary(self._tokenizer, self._size, self._eos)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text by itself, without control tokens around it."""
+        """Token ids of a text, without special tokens around it."""
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     @property
     def parses_responses(self) -> bool:
-        """Whether the tokenizer knows how to take the model's responses apart."""
+        """Whether the tokenizer can parse the model's responses."""
         return bool(getattr(self._source, "response_template", None))
 
     def parse_response(self, ids: Sequence[int], prompt: Sequence[int]) -> dict[str, Any]:
-        """Take a response to a prompt apart; see `Engine.parse_response`."""
+        """Parse a response to a prompt; see `Engine.parse_response`."""
         if not self.parses_responses:
             raise SettingsError(
-                "taking a response apart needs a tokenizer that has a `response_template`, and this one has none; set "
-                "it, or force an answer of a known shape with `json_schema`"
+                "parsing a response needs a tokenizer with a `response_template`, and this one has none; set it, or "
+                "require a known format with `json_schema`"
             )
-        if not ids:  # which the tokenizer would take for a batch of none
+        if not ids:  # the tokenizer would take this for an empty batch
             return {"role": "assistant", "content": ""}
         with self._lock:
             parsed = self._tokenizer.parse_response(list(ids), prefix=list(prompt))
         if not isinstance(parsed, Mapping):
-            raise SettingsError(f"`response_template` must give a mapping, got {type(parsed).__name__}; mend it")
+            raise SettingsError(f"`response_template` must give a mapping, got {type(parsed).__name__}; correct it")
         return dict(parsed)
 
     def json(self, schema: Mapping[str, object], *, optional: bool = False) -> JsonSchema | JsonOrText:
-        """A processor for one answer, which may be text if JSON is `optional`; see `JsonSchema` for what it raises."""
+        """A processor for one answer, which may also be text if JSON is `optional`. Raises as `JsonSchema`."""
         from memograft.decoding.json_or_text import JsonOrText
         from memograft.decoding.json_schema import JsonSchema
 

@@ -1,4 +1,4 @@
-"""Requests on their way through the engine: what was fixed when they came in, and which may share a batch."""
+"""Requests inside the engine: their state from arrival to answer, and the checks on arrival."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Documents = Iterable[Document | str | Mapping[str, object]]
 
 
 class Work:
-    """A request on its way, and its prompt once that is built."""
+    """A request inside the engine, with its prompt once that is built."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        # A seed drawn now makes a batch that is tried again say the same.
+        # Drawn now, so that a repeated batch samples the same tokens.
         seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
         self.sampling = replace(request.sampling, seed=seed)
         self.max_new_tokens = request.sampling.max_new_tokens
@@ -48,15 +48,15 @@ class Work:
         if self.memory is not None:
             self.documents = self.memory.shown(self.documents)
         self.fitted: Fitted | None = None
-        self.echo: Prompt | None = None  # the prompt without documents, where context-aware decoding needs it
+        self.echo: Prompt | None = None  # the prompt without documents, for context-aware decoding
         self.json: JsonSchema | JsonOrText | None = None
         self.tap: Tap | None = None
-        self.has_fallback = False  # whether the base model's own answer is decoded beside the memorized one
-        self._spared = False  # its fallback, for want of memory
-        self.said: list[int] = []  # a batch that is tried again goes on where it broke off
+        self.has_fallback = False  # whether the base model's answer is decoded too
+        self._spared = False  # whether the fallback was given up after an out-of-memory error
+        self.said: list[int] = []  # tokens so far; a repeated batch continues after them
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
-        """Build the prompt, unless it is built, and make sure that there is room for what the answer must hold.
+        """Build the prompt, if that is not done yet, and check that there is room for the answer.
 
         Raises:
             PromptTooLongError, SettingsError: see `overflow.fit`, `JsonSchema.limit`.
@@ -77,31 +77,31 @@ class Work:
 
     @property
     def processors(self) -> list[Processor]:
-        """The request's own, and the JSON that it asks for, which has the last word; the batch processor is apart."""
+        """The request's own processors without the batch processor, then the JSON schema and the tap."""
         own = [p for p in self.request.processors if isinstance(p, Processor) and not isinstance(p, BatchProcessor)]
         return [*own, *(last for last in (self.json, self.tap) if last is not None)]
 
     @property
     def batch(self) -> BatchProcessor | None:
-        """What acts on this row together with others."""
+        """The request's batch processor."""
         return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
 
     @property
     def cad(self) -> float | None:
-        """Alpha of context-aware decoding; None where nothing would come of it."""
+        """Alpha of context-aware decoding; None if it would have no effect."""
         alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
         return alpha if alpha and self.documents else None
 
     def falls_back(self, brought: Brought, streams: bool) -> bool:
-        """Whether the base model's own answer is decoded beside the memorized one; `has_fallback` remembers it."""
-        # Processors of the request's own may count their calls.
+        """Decide whether the base model's answer is decoded too, and store that in `has_fallback`."""
+        # Not with processors of the request's own, because they may have state.
         self.has_fallback = (
             brought.fallback and brought.adapter is not None and not (streams or self._spared or self.processors)
         )
         return self.has_fallback
 
     def spares(self, error: Exception) -> bool:
-        """After the error that ended it: whether there is something that it can do without, next time."""
+        """Whether the request can be repeated without something after this error; if so, drop it."""
         if not isinstance(error, torch.OutOfMemoryError) or not self.has_fallback:
             return False
         self._spared = True
@@ -109,7 +109,7 @@ class Work:
 
     @property
     def prompt(self) -> Prompt:
-        """What the model reads."""
+        """The built prompt."""
         assert self.fitted is not None, "the prompt is built first"
         return self.fitted.prompt
 
@@ -121,7 +121,7 @@ def as_request(
     sampling: Sampling | None,
     options: Mapping[str, Any],
 ) -> Request:
-    """What `answer` is called with -> the request it means."""
+    """Make a request from the arguments of `answer`."""
     if not isinstance(question, Request):
         return Request(question, documents=documents, memory=memory, sampling=sampling or Sampling(), **options)  # type: ignore[arg-type]
     if documents or memory is not None or sampling is not None or options:
@@ -130,10 +130,10 @@ def as_request(
 
 
 def resolved(request: Request, own: Mapping[str, object]) -> Request:
-    """The request with values for what its memory's settings leave to the model; see `Memory.resolved`.
+    """Replace what the memory's settings leave to the model by values; see `Memory.resolved`.
 
     Raises:
-        SettingsError: `memory` is none.
+        SettingsError: `memory` is not a memory.
     """
     memory = request.memory
     if memory is None:
@@ -146,13 +146,13 @@ def resolved(request: Request, own: Mapping[str, object]) -> Request:
 
 
 def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
-    """Refuse what can never be answered, before anything is computed.
+    """Refuse a request that cannot be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` belongs to another model; a token id of `logit_bias` is none; there are two Rtd or two
-            Cad.
-        ModelMismatchError: a datastore is another model's.
-        UnsupportedModelError: this model cannot have such a memory.
+        SettingsError: `memory` belongs to another model; a token id of `logit_bias` is not in the vocabulary; there are
+            two Rtd or two Cad.
+        ModelMismatchError: a datastore belongs to another model.
+        UnsupportedModelError: the model does not support this memory.
     """
     if request.memory is not None:
         request.memory.check(backbone, fingerprint)
@@ -177,14 +177,14 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
 
 
 def check_fork(device: torch.device) -> None:
-    """Make the model's device usable in a process that was forked from the model's own.
+    """Make the model's device usable in a process that was forked from the model's.
 
     Raises:
-        EngineClosedError: it is a GPU.
+        EngineClosedError: the device is a GPU.
     """
     if device.type != "cpu":
         raise EngineClosedError(
             f"this engine's model is on {device}, which a forked process cannot use; start processes with the method "
             '"spawn", or make the engine in the child'
         )
-    torch.set_num_threads(1)  # OpenMP's other threads are the parent's: here they would be waited for for ever
+    torch.set_num_threads(1)  # OpenMP would wait for ever for threads that the child does not have
