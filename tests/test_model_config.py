@@ -50,10 +50,10 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (None, r"there is no file .*config\.json; write one with `memograft tune` or `FastMem.save`"),
-        ("{", r"config\.json must be JSON, but: Expecting .*; write it anew, or remove it"),
-        ("[]", r'config\.json must hold \{"format": 1, "fastmem": \{\.\.\.\}\}, got \[\]; write it anew with this'),
-        ('{"format": 2, "fastmem": {}}', r'got \{"format": 2, "fastmem": \{\}\}; write it anew with this version'),
-        ('{"format": 1, "fastmem": []}', r'got \{"format": 1, "fastmem": \[\]\}; write it anew with this version'),
+        ("{", r"config\.json must be JSON, but: Expecting .*; write it again, or remove it"),
+        ("[]", r'config\.json must hold \{"format": 1, "fastmem": \{\.\.\.\}\}, got \[\]; write it again with this'),
+        ('{"format": 2, "fastmem": {}}', r'got \{"format": 2, "fastmem": \{\}\}; write it again with this version'),
+        ('{"format": 1, "fastmem": []}', r'got \{"format": 1, "fastmem": \[\]\}; write it again with this version'),
     ],
 )
 def test_what_is_no_such_file_is_refused(content: str | None, said: str, tmp_path: Path) -> None:

@@ -320,7 +320,7 @@ def test_no_messages_are_refused() -> None:
 
 
 def test_slow_tokenizers_are_refused() -> None:
-    with pytest.raises(SettingsError, match="must know where its tokens lie in the text"):
+    with pytest.raises(SettingsError, match="must report character offsets"):
         PromptBuilder(object())
 
 

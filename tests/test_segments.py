@@ -249,8 +249,8 @@ class TestMoreThanKeysAndValues:
         parts = indexed(monkeypatch)
         bare = Segment((), prefill_segment(parts, HEADS[0]).kv_cache)
         message = (
-            f"{type(parts.model).__name__} keeps more than keys and values between tokens, so a row behind a segment "
-            "of no tokens cannot be padded; let only rows with the same segment share a batch"
+            f"{type(parts.model).__name__} caches more than keys and values, so a row with a segment of no tokens "
+            "cannot be padded; let only rows with the same segment share a batch"
         )
         with pytest.raises(UnsupportedModelError) as error:
             prefill(parts, TAILS[:2], 0, [bare, None])

@@ -181,9 +181,9 @@ class Note:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (Note("a</s>b"), "may hold what JSON can .*, got Note; convert it"),
-        (b"a</s>b", "may hold what JSON can .*, got bytes; convert it"),
-        ({("a</s>b",): 1}, "may hold what JSON can .*, got tuple; convert it"),
+        (Note("a</s>b"), "may have JSON values only .*, got Note; convert it"),
+        (b"a</s>b", "may have JSON values only .*, got bytes; convert it"),
+        ({("a</s>b",): 1}, "may have JSON values only .*, got tuple; convert it"),
     ],
 )
 def test_what_is_no_json_is_refused(value: Any, message: str) -> None:
@@ -197,7 +197,9 @@ def test_what_is_no_json_is_refused(value: Any, message: str) -> None:
 def test_what_holds_itself_is_refused() -> None:
     tool: dict[str, Any] = {}
     tool["parameters"] = tool
-    with pytest.raises(SettingsError, match=r"may be nested 100 levels deep, got more, or something that holds itself"):
+    with pytest.raises(
+        SettingsError, match=r"may be nested 100 levels deep, got more, or a value that contains itself"
+    ):
         BUILDER.build([{"role": "user", "content": "Who?"}], (), [tool])
 
 

@@ -1,1 +1,1 @@
-"""What a causal LM consists of, found by watching and proved at load; one pass over prompts; how models are loaded."""
+"""The model: its parts, found and verified at load; prefill; KV cache; adapters; loading."""

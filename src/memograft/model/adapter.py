@@ -1,11 +1,11 @@
-"""Adapters on the last FFN: low-rank weights per projection, stacked so that every row of a batch can have its own.
+"""Adapters on the last FFN: low-rank weights per projection, stacked so that each row of a batch has its own.
 
           x (B, T, in) ──> frozen W ──────────────> (+) ──> y (B, T, out)
                   └──> A (B, R, in) ─> B (B, out, R) ─┘
 
-At run time they are forward hooks that exist only inside `applied` and act only in the thread that entered it. On disk
-they are PEFT LoRA folders (see `memory/folder.py`). A fully trained FFN is a LoRA of rank D: one factor is its change,
-the other the identity. Knows nothing of text or of how the weights came about.
+At run time they are forward hooks, which exist only inside `applied` and act only in the thread that entered it. On
+disk they are PEFT LoRA folders (see `memory/folder.py`). A fully trained FFN is a LoRA of rank D: one factor is the
+change of the weight, the other the identity.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """R, the same for all projections (what vLLM and SGLang ask for)."""
+        """R, which is the same for all projections, as vLLM and SGLang require."""
         return next(iter(self.lora_a.values())).shape[0]
 
     @classmethod
     def from_dense(cls, changes: Mapping[str, Tensor], width: int) -> Adapter:
-        """Full changes of the weights, (out, in) each, as an exact LoRA of rank D = `width`."""
+        """Make an exact LoRA of rank D = `width` from changes of whole weights, (out, in) each."""
         a, b = {}, {}
         for name, change in changes.items():
             eye = torch.eye(width, device=change.device)
@@ -57,7 +57,7 @@ class Adapter:
 
 
 def mean(adapters: Sequence[Adapter], width: int) -> Adapter:
-    """One adapter whose changes are the means of theirs: ranks add up, to at most D = `width`, which holds any mean."""
+    """The adapter whose change is the mean of all changes. Its rank is the sum of ranks, at most D = `width`."""
     names = adapters[0].lora_a
     a = {name: torch.cat([adapter.lora_a[name] for adapter in adapters]) for name in names}
     b = {name: torch.cat([adapter.lora_b[name] for adapter in adapters], dim=1) / len(adapters) for name in names}
@@ -67,7 +67,7 @@ def mean(adapters: Sequence[Adapter], width: int) -> Adapter:
 
 
 def stack(adapters: Sequence[Adapter | None], backbone: Backbone) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per projection (A (B, R, in), B (B, out, R)); zero for rows without a memory and beyond a smaller rank."""
+    """Per projection (A (B, R, in), B (B, out, R)); zero for rows without an adapter, and to fill up smaller ranks."""
     rank = max((a.rank for a in adapters if a is not None), default=0)
     names = sorted({n for a in adapters if a is not None for n in a.lora_a})
     stacked = {}
@@ -91,10 +91,10 @@ def applied(
     bare: int = 0,
     stand_ins: Mapping[str, Tensor] | None = None,
 ) -> Iterator[None]:
-    """Inside, and in this thread only, row n of every batch runs through adapter n. Nothing is left behind.
+    """Inside, in this thread, row n of every batch runs through adapter n. The hooks are removed at the end.
 
-    The last `bare` rows that reach the FFN, behind those with an adapter each, run without. `stand_ins` are weights
-    for gradients to pass, where a projection lets none through (see `model/gradients.py`).
+    The last `bare` rows that reach the FFN come after the rows with adapters and run without one. `stand_ins` are
+    weights for the backward pass of projections that give no gradient (see `model/gradients.py`).
     """
 
     def low_rank(a: Tensor, b: Tensor, weight: Tensor | None) -> Delta:
@@ -114,7 +114,7 @@ def applied(
 
 @contextmanager
 def replaced(backbone: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, and in this thread only, the projections use these float32 weights (out, in), not the frozen ones."""
+    """Inside, in this thread, the projections use these float32 weights (out, in) instead of the frozen ones."""
 
     def dense(weight: Tensor, bias: Tensor | None) -> Delta:
         return lambda x, y: nn.functional.linear(x.to(weight.dtype), weight, bias).to(y.dtype)

@@ -1,8 +1,8 @@
-"""Finds the parts of a Backbone by watching one forward pass of the live model, and proves the replay.
+"""Find the parts of a Backbone by observing a forward pass of the model, and verify them by replaying it.
 
-Structural rules only: the layers are the list of `num_hidden_layers` modules that runs; attention is whatever is
-handed the cache or the mask; the FFN is the last part of the last layer that has matrices and is not attention; the
-tail is the chain of modules that hand the last layer's output on to the head.
+Only structure is used: the layers are the list of `num_hidden_layers` modules that runs; attention is what receives the
+cache or the mask; the FFN is the last part of the last layer that has matrices and is not attention; the tail is the
+chain of modules from the last layer's output to the head.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def dissect(model: PreTrainedModel) -> Backbone:
             f"{type(model).__name__} is an encoder-decoder: its documents never pass the decoder's last FFN",
             "use a decoder-only model",
         )
-    if hasattr(model, "get_base_model"):  # its forward does not say that it takes position ids
+    if hasattr(model, "get_base_model"):  # its forward has no `position_ids` in its signature
         raise unsupported(
             "`model` is wrapped by PEFT",
             "pass model.merge_and_unload(), or model.get_base_model() to keep its adapter apart",
         )
-    if any(m.training for m in model.modules()):  # not ours to switch: the model is the user's, and never changed
+    if any(m.training for m in model.modules()):  # refused, not switched: the model is the user's
         raise unsupported(f"{type(model).__name__} is in training mode, where dropout is on", "call model.eval() first")
     try:
         return _take_apart(model, config.get_text_config())
     except (UnsupportedModelError, torch.OutOfMemoryError):
         raise
-    except Exception as e:  # whatever a model of unknown making raises when its parts are run alone
+    except Exception as e:  # any error of unknown model code
         raise unsupported(f"probing {type(model).__name__} failed with {type(e).__name__}: {e}", _TRY_ANOTHER) from e
 
 
@@ -83,7 +83,7 @@ def _take_apart(model: PreTrainedModel, config: PretrainedConfig) -> Backbone:
 
 
 def probe_ids(model: PreTrainedModel) -> Tensor:
-    """(1, 8) token ids that any vocabulary has."""
+    """(1, 8) token ids that every vocabulary has."""
     weight = input_weight(model)
     ids = torch.arange(3, 11) * 7919 % max(weight.shape[0] - 1, 1)
     return ids[None].to(weight.device)
@@ -95,7 +95,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 class _Call:
-    """One call of a module: what went in, what came out. Tensors are kept, so that addresses stay distinct."""
+    """One call of a module, with its input and output. Keeping the tensors keeps their addresses distinct."""
 
     def __init__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Output) -> None:
         self.module = module
@@ -112,7 +112,7 @@ def _head(model: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _last_layer(model: PreTrainedModel, count: int) -> nn.Module:
-    """Of all lists of `count` modules, the end of the one that ends last in a pass over text: not a vision tower's."""
+    """The last module of the list of `count` modules that runs last in a pass over text, so not of a vision tower."""
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     ran: list[nn.Module] = []
     handles = [m[-1].register_forward_hook(lambda module, *_: ran.append(module)) for m in lists]
@@ -128,7 +128,7 @@ def _last_layer(model: PreTrainedModel, count: int) -> nn.Module:
 
 @torch.no_grad()
 def _record(model: PreTrainedModel, layer: nn.Module) -> tuple[list[_Call], Tensor]:
-    """Calls of the last layer, its children, its linear maps and what runs outside the layers; logits (1, T, V)."""
+    """Record calls of the last layer, its children and linear maps, and of outer modules; also logits (1, T, V)."""
     calls: list[_Call] = []
     inside = {id(m) for m in layer.modules()} - {id(layer)}
     children = list(layer.children())
@@ -160,7 +160,7 @@ def _among(module: nn.Module, modules: list[nn.Module]) -> bool:
 
 
 def _check_cache(model: PreTrainedModel, cache: Cache | None) -> None:
-    # A subclass keeps more (MiniMax), and a hybrid layer is both attention and something recurrent (Falcon H1).
+    # A subclass may have more state (MiniMax); a hybrid layer has both attention and a recurrent state (Falcon H1).
     if (
         cache is None
         or type(cache) is not DynamicCache
@@ -182,7 +182,7 @@ def _find_ffn(layer: nn.Module, calls: list[_Call]) -> tuple[tuple[nn.Module, ..
     if not matrices:
         raise unsupported(f"the last layer ({type(layer).__name__}) has no feed-forward block", _TRY_ANOTHER)
     last = start = matrices[-1]
-    if linear_shape(inner[last].module) is not None:  # OPT: fc1, activation and fc2 lie in the layer itself
+    if linear_shape(inner[last].module) is not None:  # OPT: fc1, activation and fc2 are direct parts of the layer
         while start > 0 and _follows(inner[start], inner[start - 1]) and not _is_norm(inner[start - 1].module):
             start -= 1
     ffn = inner[start : last + 1]
@@ -191,7 +191,7 @@ def _find_ffn(layer: nn.Module, calls: list[_Call]) -> tuple[tuple[nn.Module, ..
         if not _follows(call, (post or ffn)[-1]):
             break
         post.append(call)
-    # Dropout does nothing outside training, and Phi calls the one module for attention and FFN alike.
+    # Modules without parameters are dropped: dropout has no effect, and Phi uses one dropout for attention and FFN.
     return tuple(c.module for c in ffn), tuple(c.module for c in post if any(True for _ in c.module.parameters()))
 
 
@@ -208,7 +208,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _follows(call: _Call, before: _Call) -> bool:
-    """Whether `call` was handed exactly what `before` gave."""
+    """Whether the input of `call` is exactly the output of `before`."""
     a, b = call.input, before.output
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
@@ -234,7 +234,7 @@ def _find_tail(model: PreTrainedModel, layer: nn.Module, calls: list[_Call]) -> 
 def _projections(
     model: PreTrainedModel, ffn: tuple[nn.Module, ...], width: int, calls: list[_Call]
 ) -> dict[str, nn.Module]:
-    """Linear maps of the FFN from D to F (or 2 F where gate and up are fused) and from F to D."""
+    """Linear maps of the FFN from D to F (or to 2 F if gate and up are fused) and from F to D."""
     if any(hasattr(m, "base_layer") for part in ffn for m in part.modules()):
         raise unsupported("the last FFN already carries an adapter of PEFT", "merge it first: model.merge_and_unload()")
     names = {id(m): n for n, m in model.named_modules()}
@@ -242,7 +242,7 @@ def _projections(
         names[id(m)]: m for part in ffn for m in part.modules() if _passed_by_all(m, calls, probe_ids(model).numel())
     }
     shapes = {name: linear_shape(m) or (0, 0) for name, m in maps.items()}
-    inner = {i for i, o in shapes.values() if o == width and i > 1}  # F, by the maps that lead back to D
+    inner = {i for i, o in shapes.values() if o == width and i > 1}  # F: the inputs of maps to D
     return {
         name: module
         for name, module in maps.items()
@@ -252,7 +252,7 @@ def _projections(
 
 
 def _passed_by_all(module: nn.Module, calls: list[_Call], tokens: int) -> bool:
-    """Whether it is a linear map that was called once, with every token: not one expert of many, nor a bare weight."""
+    """Whether it is a linear map that was called once with all tokens. Routed experts and bare weights are not."""
     shape = linear_shape(module)
     inputs = [c.input for c in calls if c.module is module]
     return shape is not None and [i.numel() for i in inputs if isinstance(i, Tensor)] == [tokens * shape[0]]
@@ -266,10 +266,10 @@ def _logit_scale(config: PretrainedConfig) -> float:
 
 @torch.no_grad()
 def _prove(backbone: Backbone, own: Tensor) -> None:
-    """The replay must be the model's own logits: nothing here is ever silently wrong.
+    """Check that replaying the tail gives the model's own logits.
 
-    Also with noise in place of the FFN's output, as large as the residual: where an untrained FFN adds next to
-    nothing, or half precision hides it, a tail that treats it otherwise would go unnoticed.
+    The check is repeated with noise, as large as the residual, as the FFN's output. An untrained FFN may add so little,
+    or half precision may hide it, that an error in its treatment would not show.
     """
     ids = probe_ids(backbone.model)
     with backbone.watch() as seen:
@@ -291,6 +291,6 @@ def _prove(backbone: Backbone, own: Tensor) -> None:
     if not error <= tolerance:
         raise unsupported(
             f"replaying the last FFN of {type(backbone.model).__name__} gives other logits than the model "
-            f"(relative error {error:.1e}, allowed {tolerance:.0e}): something after its last layer is not understood",
+            f"(relative error {error:.1e}, allowed {tolerance:.0e}): something after its last layer is not supported",
             "please report the model; until then use another one",
         )

@@ -1,11 +1,11 @@
-"""What any causal LM consists of, as far as memorizing is concerned: a trunk, its last FFN, and a tail.
+"""A causal LM as memorizing sees it: a trunk, its last FFN, and a tail.
 
     trunk ──> x ──> last FFN ──> post ──(* scale)──┐
           └─> residual ────────────────────────── (+) ──> norm, ... ──> head ──> scale, cap ──> logits
 
-`x` (B, T, D) is the FFN's input, `residual` (B, T, D) what the rest of the last layer adds to it. Everything is found
-by watching one forward pass, never by the model's name, and then proved: replaying the tail from (x, residual) must
-give the model's own logits, else loading fails. Knows nothing of text, memories or generation.
+`x` (B, T, D) is the FFN's input, `residual` (B, T, D) is what its output is added to. The parts are found by observing
+a forward pass, never from the model's name, and then verified: replaying the tail from (x, residual) must give the
+model's own logits, otherwise loading fails.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone"]
 
-Output = Tensor | tuple[Tensor, *tuple[object, ...]]  # what a module returns: a tensor, or a tuple that begins with one
+Output = Tensor | tuple[Tensor, *tuple[object, ...]]  # of a module: a tensor, or a tuple beginning with one
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A causal LM taken apart at its last FFN. Make one with `Backbone.of(model)`.
+    """A causal LM split at its last FFN. Make one with `Backbone.of(model)`.
 
     Attributes:
-        model: the user's model, untouched.
+        model: the user's model, unchanged.
         layer: the last decoder layer.
-        ffn: modules that, one after the other, are the last FFN.
+        ffn: the modules that form the last FFN, in order.
         post: norms between the FFN's output and the residual sum (Gemma 2 and 3, OLMo 2).
-        residual_scale: factor on the FFN's output where it joins the residual (Granite), else 1.
-        tail: modules from the last layer's output to the head, the head last.
-        projections: qualified name -> linear map inside the FFN that an adapter may change: those that every token
-            passes once, so none of routed experts.
-        max_length: positions the model's configuration allows.
+        residual_scale: factor on the FFN's output before it is added to the residual (Granite), else 1.
+        tail: modules from the last layer's output to the head, including the head.
+        projections: qualified name -> linear map of the FFN that adapters may change. Every token passes each of them
+            once, so routed experts are not included.
+        max_length: number of positions in the model's configuration.
         logit_scale: factor on the head's output (Granite, Cohere).
-        logit_cap: c of c * tanh(logits / c) after it (Gemma 2); None for no cap.
+        logit_cap: c of c * tanh(logits / c), applied last (Gemma 2); None for no cap.
     """
 
     model: PreTrainedModel
@@ -63,13 +63,13 @@ class Backbone:
 
     @classmethod
     def of(cls, model: nn.Module) -> Backbone:
-        """Take a loaded causal LM apart and prove that replaying its tail gives its own logits.
+        """Find and verify the parts of a loaded causal LM.
 
         Raises:
-            UnsupportedModelError: an encoder-decoder, a model in training mode, a cache that is not made of keys and
-                values only, a model whose tail cannot be replayed.
+            UnsupportedModelError: an encoder-decoder, a model in training mode, a cache with more than keys and values,
+                or a model whose tail cannot be replayed.
         """
-        from memograft.model.anatomy import dissect  # what looks for the parts needs the parts' names
+        from memograft.model.anatomy import dissect  # anatomy imports this module
 
         return dissect(model)
 
@@ -80,44 +80,44 @@ class Backbone:
 
     @property
     def vocabulary(self) -> int:
-        """V, padding of the head included."""
+        """V, including padding of the head."""
         shape = linear_shape(self.head)
         return shape[1] if shape else int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """The device of the token ids."""
         return input_weight(self.model).device
 
     @property
     def ffn_end(self) -> nn.Module:
-        """The module whose output joins the residual: the FFN's last part, or the norm behind it."""
+        """The module whose output is added to the residual: the FFN's last part, or the norm after it."""
         return (*self.ffn, *self.post)[-1]
 
     @property
     def head(self) -> nn.Module:
-        """The map from D to V."""
+        """The linear map from D to V."""
         return self.tail[-1]
 
     def run_ffn(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D): the FFN and what follows it, up to the residual sum."""
+        """(..., D) -> (..., D): the FFN and the norms after it."""
         for module in (*self.ffn, *self.post):
             x = first(module(x))
         return x
 
     def hidden(self, x: Tensor, residual: Tensor) -> Tensor:
-        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, with whatever adapter is active now."""
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, with the active adapter."""
         return self.join(self.run_ffn(x), residual)
 
     def join(self, ffn_out: Tensor, residual: Tensor) -> Tensor:
-        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, from what `run_ffn` gave and the residual."""
+        """(B, T, D), (B, T, D) -> (B, T, D): the head's input, from the output of `run_ffn` and the residual."""
         h = residual + ffn_out * self.residual_scale
         for module in self.tail[:-1]:
             h = first(module(h))
         return h
 
     def finish(self, raw: Tensor) -> Tensor:
-        """The head's output (..., V or S) -> logits in float32: scaled, then capped, as the model does it."""
+        """The head's output (..., V or S) -> logits in float32, scaled and capped as in the model."""
         logits = raw.float() * self.logit_scale
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
@@ -127,10 +127,11 @@ class Backbone:
 
     @contextmanager
     def watch(self) -> Iterator[Watched]:
-        """Inside, every forward pass of this thread leaves (x, residual) behind.
+        """Inside, every forward pass of this thread records (x, residual).
 
-        The last FFN then contributes nothing, so that the layer's output *is* the residual, exactly; the pass's own
-        logits are meaningless, its keys and values are not (they are all computed before).
+        The last FFN's output is replaced by zeros, so that the layer's output is exactly the residual. The logits of
+        the pass are therefore meaningless; its keys and values are correct, because they are computed before the last
+        FFN.
         """
         seen = Watched()
         handles = [
@@ -154,12 +155,12 @@ class Watched:
         self._residual: Tensor | None = None
 
     def on_input(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        """Before the FFN. Like the others, deaf to whoever uses the model in another thread meanwhile."""
+        """Before the FFN. Calls from other threads are ignored, here and in the other hooks."""
         if threading.get_ident() == self._owner:
             self._x = args[0] if args else next(iter(kwargs.values()))
 
     def on_ffn(self, _module: nn.Module, _args: object, output: Output) -> Output | None:
-        """After the FFN and its norm; what it returns takes their output's place."""
+        """After the FFN and its norm. The return value replaces their output."""
         if threading.get_ident() != self._owner:
             return None
         return replace_first(output, torch.zeros_like(first(output)))
@@ -177,33 +178,33 @@ class Watched:
 
 
 def input_weight(model: PreTrainedModel) -> Tensor:
-    """The embedding matrix (V, D) that token ids are looked up in."""
+    """The embedding matrix (V, D)."""
     weight: Tensor = model.get_input_embeddings().weight
     return weight
 
 
 def first(output: Output) -> Tensor:
-    """A module's tensor, where some return it inside a tuple."""
+    """A module's output tensor; some modules return it as the first of a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def replace_first(output: Output, tensor: Tensor) -> Output:
-    """`output` with `tensor` in the place that `first` reads."""
+    """`output` with `tensor` in place of what `first` returns."""
     return (tensor, *output[1:]) if isinstance(output, tuple) else tensor
 
 
 def cache_name(call: Callable[..., object]) -> str:
-    """The name under which `call` takes the keys and values so far: transformers 5.24 renamed it."""
+    """The name of the KV cache argument of `call`, which transformers 5.24 renamed."""
     return "cache" if "cache" in inspect.signature(call).parameters else "past_key_values"
 
 
 def cache_of(output: ModelOutput) -> Cache | None:
-    """The keys and values that a model gave back, under either name."""
+    """The KV cache of a model's output, under either name."""
     return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) features of a linear map, quantised ones included; None for anything else."""
+    """(in, out) features of a linear map, also if it is quantised; None for other modules."""
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
     if isinstance(module, nn.Linear):
@@ -212,12 +213,12 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def has_plain_weight(module: nn.Module) -> bool:
-    """Whether `module.weight` holds the numbers themselves: not quantised (float8 needs its scale), not offloaded."""
+    """Whether `module.weight` is plain numbers: not quantised (float8 has a separate scale) and not offloaded."""
     weight = getattr(module, "weight", None)
     plain = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     return isinstance(weight, Tensor) and weight.dtype in plain and weight.device.type != "meta"
 
 
 def unsupported(reason: str, way_out: str) -> UnsupportedModelError:
-    """The error for a model that cannot be taken apart."""
+    """The error for a model that is not supported."""
     return UnsupportedModelError(f"{reason}; {way_out}")

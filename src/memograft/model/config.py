@@ -1,9 +1,9 @@
-"""memograft_config.json: what suits a model, beside its weights, as generation_config.json is for sampling.
+"""memograft_config.json: settings that suit a model, stored beside its weights like generation_config.json.
 
     {"format": 1, "fastmem": {"learning_rate": 0.004, ...}, "about": {"where the values come from": ...}}
 
-Settings of FastMem that are "auto" are taken from here where the model brings one. The same file, anywhere, is what
-`FastMem.load` reads and `memograft tune` writes. Knows nothing of what the values mean.
+Its values replace "auto" in settings of FastMem. Files of the same format, in any place, are written by `memograft
+tune` and read by `FastMem.load`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FORMAT = 1
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The settings in a file, or in the folder that holds one; nothing is known of their names and values yet.
+    """The settings in a file, or in a folder's memograft_config.json. Names and values are not checked here.
 
     Raises:
-        SettingsError: there is none, or it is not such a file.
+        SettingsError: there is no such file, or it has another format.
     """
     path = _file(path, "read")
     try:
@@ -36,21 +36,21 @@ def read(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as e:
         raise SettingsError(f"there is no file {path}; write one with `memograft tune` or `FastMem.save`") from e
     except (OSError, ValueError) as e:
-        raise SettingsError(f"{path} must be JSON, but: {e}; write it anew, or remove it") from e
+        raise SettingsError(f"{path} must be JSON, but: {e}; write it again, or remove it") from e
     if not isinstance(found, dict) or found.get("format") != _FORMAT or not isinstance(found.get("fastmem"), dict):
         raise SettingsError(
             f'{path} must hold {{"format": {_FORMAT}, "fastmem": {{...}}}}, got {json.dumps(found)[:80]}; '
-            "write it anew with this version, or remove it"
+            "write it again with this version, or remove it"
         )
     settings: dict[str, Any] = found["fastmem"]
     return settings
 
 
 def write(path: str | Path, settings: Mapping[str, object], about: Mapping[str, object] | None = None) -> Path:
-    """Write the file, or one of the usual name into a folder; whole or not at all.
+    """Write a file, or the memograft_config.json of a folder, atomically.
 
     Raises:
-        SettingsError: it cannot be written there.
+        SettingsError: it cannot be written.
     """
     path = _file(path, "written")
     draft = path.with_name(f".{path.name}-{os.getpid()}")
@@ -70,7 +70,7 @@ def _file(path: str | Path, what: str) -> Path:
 
 
 def of_model(name: str | Path, bundled: Mapping[str, str], **kwargs: object) -> dict[str, Any]:
-    """The settings that a model brings: from its folder, from the folder of its GGUF file, or from the hub; else {}."""
+    """A model's own settings, from its folder, the folder of its GGUF file, or the hub; {} if there are none."""
     if str(name) in bundled:
         name = str(files("memograft") / bundled[str(name)])
     folder = Path(name) if Path(name).is_dir() else Path(name).parent if Path(name).is_file() else None
@@ -81,6 +81,6 @@ def of_model(name: str | Path, bundled: Mapping[str, str], **kwargs: object) -> 
     hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
     try:
         found = cached_file(str(name), NAME, _raise_exceptions_for_missing_entries=False, **hub)
-    except OSError:  # no such model, or no network: loading says it
+    except OSError:  # no such model, or no network: loading reports that
         return {}
     return read(found) if found else {}

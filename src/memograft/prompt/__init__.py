@@ -1,1 +1,1 @@
-"""From messages, documents and a chat template to token ids, and where the documents lie in them."""
+"""Prompts: from messages, documents and a chat template to token ids with the documents' positions."""

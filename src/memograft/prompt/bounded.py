@@ -1,4 +1,4 @@
-"""Chat templates that would never end: programs that come with a model, whose sandbox bounds no loop within a loop."""
+"""Limit the running time of chat templates. They are programs, and Jinja's sandbox does not limit nested loops."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 __all__ = ["LIMIT", "bounded"]
 
-LIMIT = 2_000_000  # a conversation of ten thousand messages and a hundred tools takes six hundred thousand
-_TEMPLATE = "<template>"  # what Jinja calls the file of a template that was compiled from a string
+LIMIT = 2_000_000  # a conversation of 10,000 messages and 100 tools takes 600,000
+_TEMPLATE = "<template>"  # Jinja's file name for templates compiled from strings
 
 
 class _Endless(BaseException):
-    """No Exception: Jinja, which computes constants beforehand, would go on after one, and Python traces no further."""
+    """Not an Exception: Jinja catches those when it folds constants, and would continue untraced."""
 
 
 @contextmanager
 def bounded(limit: int) -> Iterator[None]:
-    """Inside, and in this thread, so many steps may be done: lines of templates, and calls of whatever is in Python.
+    """Inside, in this thread, allow `limit` steps: lines of templates, and calls of any Python code.
 
-    Calls count since Jinja's own functions have loops. A debugger that is at work counts nothing.
+    Calls count because Jinja's own functions have loops. Under a debugger nothing is counted.
 
     Raises:
-        RuntimeError: there were more.
+        RuntimeError: the limit was exceeded.
     """
     if sys.gettrace() is not None:
         yield

@@ -1,9 +1,8 @@
-"""`Prompt`: token ids of messages and documents, and which of them are the documents'.
+"""`Prompt`: token ids of messages and documents, with the positions of the documents.
 
-The chat template is rendered with placeholders, which are then replaced by the real texts: so every text's place is
-known exactly, and nothing a document says can steer the template. Control tokens are only ever those of the template:
-the same characters inside a document or a message are encoded as ordinary text. (Half a surrogate pair, which no
-tokenizer takes, becomes U+FFFD.) Knows nothing of models.
+The chat template is rendered with placeholders, which are then replaced by the texts. So the position of every text is
+known exactly, and no text can affect the template. Only the template produces control tokens: the same characters in a
+document or a message are encoded as ordinary text. (An unpaired surrogate, which tokenizers refuse, becomes U+FFFD.)
 """
 
 from __future__ import annotations
@@ -42,22 +41,22 @@ _GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")  # transform
 
 
 def render_documents(texts: Sequence[str], question: str) -> str:
-    """How documents stand in a user turn, where the chat template has no place of its own for them."""
+    """Format documents and question as one user turn, for chat templates without a place for documents."""
     blocks = "\n\n".join(f"[{number}] {text}" for number, text in enumerate(texts, start=1))
     return f"Documents:\n\n{blocks}\n\nQuestion: {question}"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads.
+    """The tokens of a prompt and the positions of its parts.
 
     Attributes:
         ids: token ids, T of them.
         spans: for each document, in order, its tokens as [start, end) positions in `ids`.
-        documents: the documents that stand in the prompt.
-        question: the last user message's own tokens, [start, end); (0, 0) if there is none.
-        history: the tokens of each message before that one, those of the system aside.
-        text: what was encoded.
+        documents: the documents in the prompt.
+        question: the tokens of the last user message, [start, end); (0, 0) if there is none.
+        history: the tokens of each earlier message, except system messages.
+        text: the encoded text.
         offsets: for each token, its characters in `text`, [start, end).
     """
 
@@ -71,15 +70,15 @@ class Prompt:
 
     @property
     def context(self) -> tuple[int, ...]:
-        """Positions of all context tokens, ascending; position 0 has nothing before it and is left out."""
+        """Positions of all context tokens, ascending. Position 0 is left out, because nothing predicts it."""
         return tuple(sorted({t for start, end in self.spans for t in range(max(start, 1), end)}))
 
 
 class PromptBuilder:
-    """Renders and encodes prompts for one tokenizer; holds its own copy, since fast tokenizers are not thread-safe.
+    """Renders and encodes prompts for one tokenizer. It has a copy of it, because fast tokenizers are not thread-safe.
 
     Raises:
-        SettingsError: the tokenizer cannot tell where its tokens lie in the text.
+        SettingsError: the tokenizer does not report character offsets.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -104,7 +103,7 @@ class PromptBuilder:
 
     @cached_property
     def has_system(self) -> bool:
-        """Whether the chat template shows a system message."""
+        """Whether the chat template includes system messages."""
         texts = Texts()
         system, user = texts.add("s"), texts.add("u")
         try:
@@ -121,13 +120,14 @@ class PromptBuilder:
         tools: Sequence[Mapping[str, object]] = (),
         query: str | None = None,
     ) -> Prompt:
-        """Encode messages, documents and tools, the assistant's turn open at the end; `query` is the question in them.
+        """Encode messages, documents and tools, ending with an open assistant turn.
 
-        Documents go where the template wants them, else to the head of the last user turn, before the question.
+        Documents go where the template puts them, or else to the start of the last user turn, before the question.
+        `query` is the question within the last user message.
 
         Raises:
             EmptyPromptError: there are no messages.
-            SettingsError: a message is malformed, or the template refuses the conversation or drops a part of it, or
+            SettingsError: a message is malformed, the template refuses the conversation or drops a part of it, or it
                 has no place for tools.
         """
         if tools and not self.has_native_tools:
@@ -149,7 +149,7 @@ class PromptBuilder:
             contents.append(content)
             if keys and n == last_user and not self.has_native_documents:
                 content = render_documents(keys, content)
-            if turn.more.get("tool_calls"):  # many templates show the calls and not what is said beside them
+            if turn.more.get("tool_calls"):  # many templates drop the content beside calls
                 content = content if turn.content else ""
                 contents[-1] = ""
             rendered.append({"role": turn.role, "content": content, **extra})
@@ -165,10 +165,10 @@ class PromptBuilder:
         return Prompt(tuple(ids), spans, tuple(documents), question, history, text, offsets)
 
     def as_assistant(self, documents: Sequence[Document]) -> Prompt:
-        """The context alone as an assistant turn: the text FastMem's paper memorizes. Its one span ends with the turn.
+        """The documents alone as an assistant turn, as in FastMem's paper. The one span ends with the turn.
 
         Raises:
-            SettingsError: the template refuses a conversation that the assistant begins.
+            SettingsError: the template refuses a conversation that begins with the assistant.
         """
         texts = Texts()
         context = texts.add("\n\n".join(d.text for d in documents))
@@ -183,46 +183,48 @@ class PromptBuilder:
         return Prompt(tuple(ids), ((start, end),), tuple(documents))
 
     def cut(self, text: str, tokens: int) -> str:
-        """`text` without its last `tokens` tokens (at least one) and without whitespace at its end."""
+        """`text` without its last `tokens` tokens (at least one) and without trailing whitespace."""
         text = clean(text)
         _, offsets = self._encode_piece(text, follows=False)
         keep = len(offsets) - max(tokens, 1)
-        # The first token to go starts here; one character may have several tokens, and all of them go.
+        # The first removed token starts here. If a character has several tokens, all of them are removed.
         return text[: min(offsets[keep][0], len(text) - 1)].rstrip() if keep > 0 else ""
 
     def head(self, text: str, tokens: int) -> str:
-        """`text`, or where it has more than `tokens` tokens a beginning that has; not much more than that is read."""
+        """`text`, or a beginning of it with slightly more than `tokens` tokens; little more than that is tokenized."""
         start = count = 0
         while start + _CHUNK < len(text):
             count += len(self._encode_piece(clean(text[start : start + _CHUNK]), follows=start > 0)[0])
             start += _CHUNK
-            # Where chunks meet, a word has more tokens than it has in the text: count anew before it is believed.
+            # A word at the border of chunks can have more tokens than in the text, so the count is verified.
             if count > tokens and len(self._encode_piece(clean(text[:start]), follows=False)[0]) > tokens:
                 return text[:start]
         return text
 
     def continued(self, text: str) -> tuple[int, ...]:
-        """The tokens of plain text that stands behind other text."""
+        """The tokens of plain text that follows other text."""
         return tuple(self._encode_piece(clean(text), follows=True)[0])
 
     def plain(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text by itself; what looks like a control token in it is text."""
+        """The tokens of a text alone, in which control tokens are encoded as ordinary text."""
         text = clean(text)
         return tuple(self._encode(text, {"": [(0, len(text))]})[0])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids -> text, control tokens left out."""
+        """Token ids -> text, without control tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, for people to look at."""
+        """The text of each token, for display."""
         return [str(self.tokenizer.decode([i], clean_up_tokenization_spaces=False)) for i in ids]
 
     def _disarmed(self, texts: Texts, values: list[Any]) -> list[Any]:
-        """Nested values with a placeholder for each string, keys too, that could be more than text where it is shown.
+        """Replace strings in nested values, keys too, that could become control tokens in the rendered prompt.
 
-        Such a string holds a control token, or a part of one that a template may complete: Qwen3-Coder's shows the keys
-        of a tool between < and >. Others stay, and so do words that the template itself knows, as it may look at them.
+        Such a string contains a control token, or a part of one that a template may complete: Qwen3-Coder's template
+            writes the
+        keys of a tool between < and >. Words that occur in the template's code are not replaced, because it may compare
+        them.
         """
         found = dict.fromkeys(strings(values))
         if not found:
@@ -233,7 +235,7 @@ class PromptBuilder:
         return texts.within(values, hidden)  # type: ignore[no-any-return]
 
     def _spells(self, text: str) -> bool:
-        """Whether a text holds what the tokenizer takes for a control token, or half a character."""
+        """Whether the tokenizer finds a control token in a text, or the text has an unpaired surrogate."""
         if clean(text) != text:
             return True
         return bool(self._forged(text, *self._encode_piece(text, follows=True), [(0, len(text))]))
@@ -241,10 +243,10 @@ class PromptBuilder:
     def _with_documents(
         self, messages: Sequence[Message], keys: Sequence[str], tools: Sequence[object], *, open_turn: bool = True
     ) -> str:
-        """Render, with `keys` where the template has its place for documents.
+        """Render the conversation, with `keys` as the documents if the template has a place for them.
 
-        Templates disagree on the name of a document's text, and some print all fields there are, so that the fewest are
-        tried first; some want a list even where there are no documents, others none.
+        Templates use different names for a document's text, and some print all fields, so the fewest fields are tried
+        first. Some need a list even without documents, others refuse an empty one.
         """
         if not self.has_native_documents:
             return self._render(messages, None, tools, open_turn)
@@ -280,7 +282,7 @@ class PromptBuilder:
                         tools=list(tools) or None,
                     )
                 )
-        except Exception as e:  # a template is a program of unknown making
+        except Exception as e:  # a template can raise anything
             roles = ", ".join(str(m["role"]) for m in messages)
             raise SettingsError(
                 f"the tokenizer's chat template refuses a conversation of the roles [{roles}]: {e}; "
@@ -296,11 +298,10 @@ class PromptBuilder:
         return bos + "\n\n".join(lines) + ("\n\nAnswer:" if open_turn else "")
 
     def _encode(self, text: str, places: Mapping[str, Sequence[Span]]) -> tuple[list[int], list[Span]]:
-        """Ids and character offsets; control tokens inside the texts at `places` are broken up into ordinary text.
+        """Token ids and character offsets. Control tokens inside the texts at `places` are split into ordinary text.
 
-        Found by encoding, not by searching: a tokenizer may take for a control token what is spelt otherwise (a
-        normaliser that folds widths or cases). Breaking one up can bring about another, so it is done until there are
-        none.
+        They are found by encoding, not by searching, because a tokenizer's normaliser may fold widths or cases.
+        Splitting one may create another, so this is repeated until there are none.
         """
         borders = sorted(span for spans in places.values() for span in spans if span[0] < span[1])
         cuts = {0, len(text)}
@@ -317,14 +318,14 @@ class PromptBuilder:
             cuts |= found
 
     def _forged(self, text: str, ids: Sequence[int], offsets: Sequence[Span], borders: Sequence[Span]) -> set[int]:
-        """Where to cut `text` so that control tokens that a text at `borders` spells are none."""
+        """Positions at which to split `text` so that the texts at `borders` contain no control tokens."""
         control = {id: token for token, id in self._control.items()}
         unknown = self.tokenizer.unk_token_id
         cuts = set()
         for id, (start, end) in zip(ids, offsets, strict=True):
             if id not in control or (id == unknown and control[id] not in text[start:end]):
-                continue  # a character that the vocabulary lacks is no forgery
-            while start < end and text[start].isspace():  # some control tokens swallow the space around them
+                continue  # a character that is not in the vocabulary
+            while start < end and text[start].isspace():  # some control tokens include adjacent spaces
                 start += 1
             while start < end and text[end - 1].isspace():
                 end -= 1
@@ -342,7 +343,8 @@ class PromptBuilder:
         return cuts
 
     def _encode_piece(self, text: str, follows: bool) -> tuple[list[int], list[Span]]:
-        # SentencePiece puts a space before the first word it sees; a control token in front makes it the second.
+        # SentencePiece adds a space before the first word, so a control token is put in front of the text and removed
+        # again.
         lead = self._lead if follows else ""
         encoded = self.tokenizer(lead + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         skip = 1 if lead else 0
@@ -351,7 +353,7 @@ class PromptBuilder:
 
 
 def token_span(offsets: Sequence[Span], place: Span) -> Span:
-    """Tokens that hold a character of [start, end); (0, 0) if the text is empty."""
+    """The tokens that contain characters of [start, end); (0, 0) if the text is empty."""
     if place[0] == place[1]:
         return (0, 0)
     start = bisect_right(offsets, place[0], key=lambda span: span[1])
@@ -360,7 +362,7 @@ def token_span(offsets: Sequence[Span], place: Span) -> Span:
 
 
 def _within(text: str, place: Span, query: str | None) -> Span:
-    """Where `query` stands last in text[start:end]; all of that if there is no query."""
+    """The last occurrence of `query` in text[start:end]; the whole place without a query."""
     start, end = place
     found = text.rfind(clean(query), start, end) if query and query.strip() else start
     if found < 0:
@@ -377,13 +379,13 @@ def _all_there(what: str, keys: Sequence[str], places: Container[str]) -> None:
 
 
 def _read(template: str) -> tuple[set[str], set[str]]:
-    """The variables of a template, and the words in its code: those that it may compare a text with, or look up."""
+    """The variables of a template, and the words in its code, which it may compare with texts or use as keys."""
     env = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        with bounded(LIMIT):  # Jinja computes constants
+        with bounded(LIMIT):  # Jinja folds constants while parsing
             tree = env.parse(_GENERATION.sub("", template))
             variables = jinja2.meta.find_undeclared_variables(tree)
-    except (jinja2.TemplateSyntaxError, RuntimeError):  # further tags that only transformers knows; no end
+    except (jinja2.TemplateSyntaxError, RuntimeError):  # tags that only transformers defines, or too many steps
         return ({"documents"} if re.search(r"\bdocuments\b", template) else set()), set()
     constants = (node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
     attributes = (node.attr for node in tree.find_all(jinja2.nodes.Getattr))

@@ -1,4 +1,4 @@
-"""An answer as the tokens that the model itself would have to say after a prompt. Knows nothing of models."""
+"""Encode an answer as the tokens that the model would generate after a prompt."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["continuation"]
 def continuation(
     builder: PromptBuilder, messages: Sequence[Message], documents: Sequence[Document], answer: str
 ) -> tuple[Prompt, tuple[int, ...]]:
-    """The open prompt, and the answer's token ids behind it, without what ends it.
+    """The open prompt, and the token ids of the answer after it, without an end token.
 
-    Taken from how the chat template shows the answered conversation, as far as it begins like the open one; so the
-    space before the first word is the template's.
+    They are taken from the rendered conversation including the answer, if it begins like the open prompt. So a space
+    before the first word is as in the template.
 
     Raises:
         SettingsError: the answer is empty.

@@ -1,4 +1,4 @@
-"""Which of a tokenizer's tokens are more than text. Knows nothing of prompts."""
+"""Determine which of a tokenizer's tokens are control tokens."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MARKUP = re.compile(r"[<\[{|\uff1c].+[>\]}|\uff1e]")
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, int]:
-    """Text -> id of every token that is more than text.
+    """Text -> id of every control token.
 
-    These are the special ones, and of those added beside the vocabulary the ones that the chat template writes or that
-    look like markup (Qwen's <tool_call>). Other added ones are text: runs of spaces (GPT-NeoX), words of some trade.
+    These are the special tokens, and those added tokens that occur in the chat template or look like markup (Qwen's
+    <tool_call>). Other added tokens are text: runs of spaces (GPT-NeoX), or domain terms.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise SettingsError(
-            f"the tokenizer must know where its tokens lie in the text (a fast tokenizer), got "
+            f"the tokenizer must report character offsets (a fast tokenizer), got "
             f"{type(tokenizer).__name__}; load it with AutoTokenizer.from_pretrained(..., use_fast=True)"
         )
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
@@ -38,7 +38,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[st
 
 
 class Fragments:
-    """What control tokens are spelt of; widths and cases are folded, as a tokenizer's normaliser may do."""
+    """Parts of control tokens. Widths and cases are folded, as a tokenizer's normaliser may do."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         folded = [_folded(token) for token in tokens]
@@ -48,7 +48,7 @@ class Fragments:
         self._longest = max(map(len, folded), default=0)
 
     def include(self, text: str) -> bool:
-        """Whether a text could become a part of a control token by what comes to stand before or behind it."""
+        """Whether a text could become part of a control token together with adjacent text."""
         text = _folded(text)
         lengths = range(1, min(self._longest, len(text) + 1))
         joins = any(text[:n] in self._ends or text[-n:] in self._starts for n in lengths)
@@ -60,6 +60,6 @@ def _folded(text: str) -> str:
 
 
 def lead(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A control token to put before a piece of text: one that leaves the space behind it alone."""
+    """A control token to put before a piece of text: one that does not change the space after it."""
     tokens = tokenizer.added_tokens_decoder.values()
     return next((str(t.content) for t in tokens if t.special and not t.rstrip and not t.single_word), "")

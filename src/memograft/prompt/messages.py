@@ -1,4 +1,4 @@
-"""Messages of a conversation, as callers pass them and as they are once they were checked."""
+"""Messages of a conversation, before and after they are checked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from memograft.errors import SettingsError
 
 __all__ = ["ROLES", "Message", "Turn", "checked"]
 
-Message = Mapping[str, object]  # `role` and `content`, and what else the template may show
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # as chat templates know them
+Message = Mapping[str, object]  # `role`, `content`, and other fields for the template
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")  # roles that chat templates use
 
 
 class Turn(NamedTuple):
-    """A message that was checked; `more` is what it has beside its role and its content."""
+    """A checked message; `more` are its fields besides role and content."""
 
     role: str
     content: str
@@ -22,10 +22,10 @@ class Turn(NamedTuple):
 
 
 def checked(message: Message, position: int) -> Turn:
-    """The message at a position of the conversation.
+    """Check the message at a position of the conversation.
 
     Raises:
-        SettingsError: its role or its content is no string, or the role is unknown.
+        SettingsError: role or content is not a string, or the role is unknown.
     """
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
@@ -35,6 +35,6 @@ def checked(message: Message, position: int) -> Turn:
         )
     if role not in ROLES:
         raise SettingsError(
-            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; say it as one of them"
+            f"the role of messages[{position}] must be one of {ROLES}, got {role!r:.80}; use one of them"
         )
     return Turn(role, content, {k: v for k, v in message.items() if k not in ("role", "content")})

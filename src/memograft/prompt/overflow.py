@@ -1,4 +1,4 @@
-"""What to do when a prompt is longer than the model's window. Never silent: what was left out is returned."""
+"""Make a prompt fit the model's window. Documents that are left out or shortened are always reported."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from memograft.prompt.messages import Message
 
 __all__ = ["Asked", "Fitted", "fit"]
 
-_BORDER = 4  # tokens by which what follows the documents may change with the last of them
+_BORDER = 4  # tokens by which the text after the documents may change if the last is removed
 
 
 class Length(Protocol):
-    """How long an answer may become; a `Sampling` is one."""
+    """The maximum length of an answer; implemented by `Sampling`."""
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens, at most."""
+        """Maximum number of tokens."""
         ...
 
 
 class Asked(Protocol):
-    """What a prompt is built from, but for the documents; a `Request` is one, of which this room knows nothing else."""
+    """The parts of a request that a prompt is built from, except the documents; implemented by `Request`."""
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -36,12 +36,12 @@ class Asked(Protocol):
 
     @property
     def tools(self) -> Sequence[Mapping[str, object]]:
-        """What the model may call."""
+        """The tools that the model may call."""
         ...
 
     @property
     def query(self) -> str | None:
-        """What the documents are judged by, where that is not the last message."""
+        """The text that documents are judged by, if it is not the last message."""
         ...
 
     @property
@@ -51,13 +51,13 @@ class Asked(Protocol):
 
     @property
     def sampling(self) -> Length:
-        """How long the answer may become."""
+        """The maximum length of the answer."""
         ...
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A prompt that fits, and what had to go for it."""
+    """A prompt that fits, and the documents that were left out or shortened for it."""
 
     prompt: Prompt
     dropped: tuple[Document, ...] = ()
@@ -67,17 +67,14 @@ class Fitted:
 def fit(builder: PromptBuilder, request: Asked, documents: tuple[Document, ...], window: int) -> Fitted:
     """Build the request's prompt so that it leaves room for an answer in a window of `window` tokens.
 
-    "drop" leaves out whole documents, the last (lowest-ranked) first; "truncate" cuts the end of the last one instead,
-    and leaves it out only where none of it fits.
-
-    An answer is promised an eighth of the window, or its `max_new_tokens` if they are fewer.
+    The room is an eighth of the window, or `max_new_tokens` if that is less. "drop" leaves out whole documents, the
+    last (lowest-ranked) first. "truncate" shortens the last document, and leaves it out only if nothing of it fits.
 
     Raises:
-        PromptTooLongError: it does not fit, and the request does not allow to leave anything out, or that is not
-        enough.
+        PromptTooLongError: it does not fit, and leaving out documents is not allowed or not enough.
     """
     limit = window - min(request.sampling.max_new_tokens, max(1, window // 8))
-    # What is too long by far is not read to its end: a million characters would hold up every other request.
+    # Texts that are far too long are not tokenized completely: a million characters would delay all other requests.
     messages = [_begun(builder, m, 2 * limit) for m in request.messages]
     kept = [replace(d, text=builder.head(d.text, 2 * limit)) for d in documents]
     endless = messages != list(request.messages)
@@ -114,10 +111,10 @@ def _begun(builder: PromptBuilder, message: Message, tokens: int) -> Message:
 
 
 def _surely_too_many(prompt: Prompt, excess: int) -> int:
-    """How many of the last documents cannot stay, besides one more: thousands are not left out one by one."""
-    ends = list(accumulate((end for _, end in prompt.spans), max))  # an empty document has no place of its own
+    """How many of the last documents certainly do not fit. Removing thousands one by one would be slow."""
+    ends = list(accumulate((end for _, end in prompt.spans), max))  # an empty document has no span
     if not ends or any(0 < end < before for (_, end), before in zip(prompt.spans, ends, strict=True)):
-        return 0  # the template shows them in an order of its own
+        return 0  # the template changes their order
     count = len(ends)
     while count > 1 and ends[-1] - ends[count - 2] + _BORDER < excess:
         count -= 1
@@ -132,5 +129,5 @@ def _message(tokens: int, limit: int, window: int, documents: int, *, more: bool
     )
     return (
         f"the prompt with its {documents} documents has {'more than ' if more else ''}{tokens} tokens, and {limit} fit "
-        f"({window} positions less the room for an answer); {way_out}"
+        f"({window} positions minus the room for an answer); {way_out}"
     )

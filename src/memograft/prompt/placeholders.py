@@ -1,4 +1,4 @@
-"""Texts that a chat template never sees: it renders placeholders, which are replaced afterwards."""
+"""Hide texts from a chat template: it renders placeholders, which are replaced by the texts afterwards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _DEEPEST = 100  # levels of a nested value
 
 
 class Texts:
-    """Placeholders, and the texts that they stand for.
+    """Placeholders and their texts.
 
-    A placeholder is a number that no text can know. Digits stay what they are in whatever a template makes of a string:
-    JSON of ASCII, Python's repr, upper case.
+    A placeholder is a random number, which texts cannot guess. Templates do not change digits when they convert a
+    string to ASCII JSON, Python's repr, or upper case.
     """
 
     def __init__(self) -> None:
@@ -28,13 +28,13 @@ class Texts:
         self._mark = f"{secrets.randbelow(9 * 10**15) + 10**15}"
 
     def add(self, text: str) -> str:
-        """A placeholder for the text."""
+        """Add a text and return its placeholder."""
         key = f"{self._mark}{len(self._texts):08}"
         self._texts[key] = clean(text)
         return key
 
     def within(self, value: Any, hidden: Container[str]) -> Any:
-        """The same nested value with placeholders for the strings that are to be hidden, keys too."""
+        """The nested value with placeholders for the hidden strings, keys too."""
         if isinstance(value, str):
             if value not in hidden:
                 return value
@@ -45,11 +45,11 @@ class Texts:
         return [self.within(v, hidden) for v in value] if isinstance(value, list | tuple) else value
 
     def fill(self, rendered: str) -> tuple[str, dict[str, list[tuple[int, int]]]]:
-        """The real text, and where each placeholder's text went: more than one place if a template shows it twice."""
+        """The rendered text with real texts, and each placeholder's places (several if the template repeats it)."""
         parts: list[str] = []
         places: dict[str, list[tuple[int, int]]] = {}
         length = 0
-        pieces = re.split(f"({self._mark}[0-9]{{8}})", rendered)  # the texts themselves are never looked into
+        pieces = re.split(f"({self._mark}[0-9]{{8}})", rendered)  # inserted texts are not searched
         for n, part in enumerate(pieces):
             text = self._texts.get(part, part)
             if part in self._json and pieces[n - 1][-1:] == pieces[n + 1][:1] == '"':  # the template writes JSON
@@ -65,12 +65,12 @@ def strings(value: object, depth: int = 0) -> Iterator[str]:
     """The strings of a nested value, keys too.
 
     Raises:
-        SettingsError: it holds what JSON cannot (transformers shows a template the fields of some objects), or is
-            nested too deeply.
+        SettingsError: it has a type that JSON does not have (transformers lets templates read attributes of some
+            objects), or is nested too deeply.
     """
     if depth > _DEEPEST:
         raise SettingsError(
-            f"tools and messages may be nested {_DEEPEST} levels deep, got more, or something that holds itself; "
+            f"tools and messages may be nested {_DEEPEST} levels deep, got more, or a value that contains itself; "
             "flatten it"
         )
     if isinstance(value, str):
@@ -90,11 +90,11 @@ def strings(value: object, depth: int = 0) -> Iterator[str]:
 
 def _not_json(value: object) -> SettingsError:
     return SettingsError(
-        "tools and messages may hold what JSON can (text, numbers, booleans, None, lists, and mappings of text), got "
+        "tools and messages may have JSON values only (text, numbers, booleans, None, lists, mappings of text), got "
         f"{type(value).__name__}; convert it"
     )
 
 
 def clean(text: str) -> str:
-    """Joined surrogate pairs, and U+FFFD for halves of one: tokenizers take neither."""
+    """Join surrogate pairs, and replace unpaired surrogates by U+FFFD; tokenizers accept neither."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -6,7 +6,7 @@ import re
 
 __all__ = ["WORD", "words_of"]
 
-WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # Chinese and Japanese: each character is one
+WORD = re.compile(r"(?=\w)[\u2e80-\uffff]|[^\W\u2e80-\uffff]+")  # each Chinese or Japanese character is a word
 
 
 def words_of(text: str) -> list[str]:
