@@ -169,7 +169,7 @@ def test_templates_with_and_without_a_system_message(make_engine: Any, models: A
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "a call in `tool_calls` must be in OpenAI's form"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}],
-            "the call of 'f' must have an object of JSON for arguments, got 'x'; pass a mapping",
+            "the call of 'f' must have a JSON object as arguments, got 'x'; pass a mapping",
         ),
     ],
 )

@@ -129,7 +129,7 @@ def test_where_no_call_fits_there_is_text(engine: Engine) -> None:
     options = {"json_schema": call_schema([WEATHER["function"]]), "json_optional": True}
     request = Request("Who?", sampling=Sampling(6), processors=[wants_to_call], **options)
     assert not engine.answer(request).text.startswith("{")
-    with pytest.raises(SettingsError, match="`json_optional` is about a `json_schema`, and there is none; pass one"):
+    with pytest.raises(SettingsError, match="`json_optional` needs a `json_schema`, got none; pass one"):
         Request("Who?", json_optional=True)
 
 
@@ -213,9 +213,11 @@ def test_a_template_that_takes_tools(tiny: Engine) -> None:
     assert reading.rest(how.shown("Let")) == " me see."
     assert len(plan(engine, [EITHER], many=False).read(engine, answer).calls) == 1
     (broken,) = how.read(Native({"tool_calls": [{"function": {"arguments": {}}}]}), answer).invalid
-    assert broken.error.startswith("the model wrote a call without a name, or with arguments that are no JSON object")
+    assert broken.error.startswith(
+        "the model wrote a call without a name, or with arguments that are not a JSON object"
+    )
     (broken,) = how.read(Native(), answer).invalid
-    assert broken.error == "the answer cannot be taken apart: 'open'"
+    assert broken.error == "the answer cannot be parsed: 'open'"
     forced = plan(engine, [EITHER], "any")
     assert (forced.reads, forced.instruction, forced.tools) == ("calls", "", how.tools)
     assert plan(engine, [EITHER], "any", strict=True).json_schema
@@ -254,7 +256,7 @@ def test_tools_in_their_forms() -> None:
         ([{"function": {}}], r"tools\[0\] must be a description in OpenAI's form, got \{'function': \{\}\}; write"),
         (["f"], r"tools\[0\] must be a description in OpenAI's form, got 'f'; write"),
         (EITHER, r"`tools` must be a list of tools, got one dict; write tools=\[...\]"),
-        ([EITHER, EITHER], "tools must have names of their own, got 'either' twice; rename one"),
+        ([EITHER, EITHER], "tools must have different names, got 'either' twice; rename one"),
     ):
         with pytest.raises(SettingsError, match=message):
             checked_tools(tools)

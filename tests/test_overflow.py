@@ -37,7 +37,7 @@ def test_what_fits_is_left_as_it_is() -> None:
 def test_the_error_says_how_many_tokens_there_are_and_fit() -> None:
     tokens = length(DOCUMENTS)
     message = (
-        f"the prompt with its 4 documents has {tokens} tokens, and {tokens - 1} fit ({tokens + 7} positions less the "
+        f"the prompt with its 4 documents has {tokens} tokens, and {tokens - 1} fit ({tokens + 7} positions minus the "
         'room for an answer); pass fewer or shorter documents, or overflow="drop" or "truncate"'
     )
     with pytest.raises(PromptTooLongError, match=re.escape(message)) as caught:

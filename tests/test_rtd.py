@@ -105,7 +105,7 @@ def test_threads_and_streams(engine: Engine, store: Datastore) -> None:
         ({"heads": 5}, "`heads` must divide D=32, got 5; 1 compares whole states"),
         ({"temperature": 0}, '`temperature` must be above 0, or "auto", got 0'),
         ({"weight": 1.5}, "`weight` must be between 0 and 1, got 1.5"),
-        ({"gate": "on"}, "`gate` must be \"auto\", or None to move every token, got 'on'"),
+        ({"gate": "on"}, "`gate` must be \"auto\", or None to change every token, got 'on'"),
         ({"distance": "cosine"}, '`distance` must be "squared" or "plain", got \'cosine\''),
     ],
 )

@@ -175,8 +175,8 @@ def test_a_model_that_counts_columns_itself_takes_no_other_position(kind: str) -
     segment, _ = without(parts, head, (1, 2))
     prefill(parts, [tail], 0, [segment])
     message = (
-        f"the token behind a segment of 10 columns stands at position 12, and {type(parts.model).__name__} counts "
-        "columns itself; keep a column for each position (`end` = 10), or use a model that takes `position_ids`"
+        f"the token behind a segment of 10 columns stands at position 12, and {type(parts.model).__name__} derives "
+        "positions from columns; keep a column for each position (`end` = 10), or use a model that takes `position_ids`"
     )
     with pytest.raises(UnsupportedModelError) as error:
         prefill(parts, [tail], 0, [replace(segment, end=12)])

@@ -1,4 +1,4 @@
-"""Memograft: a local language model memorizes the documents it is handed before it answers."""
+"""Memograft: a local language model memorizes retrieved documents before it answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Looked up on first use: `import memograft`, and whatever builds on it, loads no torch.
+# Imported on first use, so that `import memograft` does not import torch.
 _HOMES = {
     "Answer": "memograft.request",
     "Bank": "memograft.memory.bank",

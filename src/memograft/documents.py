@@ -1,4 +1,4 @@
-"""`Document`: a piece of retrieved text; `Source`: what a datastore learned. Knows no models, stores or frameworks."""
+"""`Document`: a piece of retrieved text. `Source`: an example that a datastore was built from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Document:
     """A piece of text that was retrieved for a question.
 
     Attributes:
-        text: the text itself.
-        id: stable identity; left out, it is the first 16 hex digits of the text's SHA-256.
+        text: the text.
+        id: stable identity; by default the first 16 hex digits of the text's SHA-256.
         metadata: JSON-like values; never shown to the model.
 
     Raises:
@@ -51,7 +51,7 @@ class Source:
         id: its id.
         text: its answer, or the raw text.
         prompt: the last message before the answer.
-        metadata: what came with it.
+        metadata: the example's metadata.
     """
 
     id: str
@@ -61,13 +61,13 @@ class Source:
 
 
 def as_documents(items: Iterable[Document | str | Mapping[str, object]] | None) -> tuple[Document, ...]:
-    """Turn what callers pass as `documents=` into Documents, in the same order (highest-ranked first).
+    """Convert a `documents=` argument to Documents, in the same order (highest-ranked first).
 
-    A string is a document's text; a mapping needs `text` (or LangChain's `page_content`) and may have `id` and
+    A string is a document's text. A mapping needs `text` (or LangChain's `page_content`) and may have `id` and
     `metadata`.
 
     Raises:
-        SettingsError: an item is none of these, or one string was passed where a list belongs.
+        SettingsError: an item is none of these, or a single item was passed instead of a list.
     """
     if items is None:
         return ()

@@ -1,8 +1,8 @@
-"""`Engine`: a model that memorizes the documents of a request before it answers it. The only file that knows the order.
+"""`Engine`: answers requests with a model that memorizes their documents first. It runs the stages in order:
 
     prompt ──> prefill ──> memorize ──> decode ──> answer
 
-Requests of all threads and tasks run as mixed batches on one thread; each row of a batch has its own memory.
+Requests of all threads and tasks run in mixed batches on one thread; each row of a batch has its own memory.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ T = TypeVar("T")
 
 
 class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_pretrained(...)"):
-    """Answers questions with documents, plainly or after memorizing them.
+    """Answers questions with documents, with or without memorizing them.
 
     Args:
-        model: a causal LM of transformers; any dtype, device map or quantisation. It is never changed.
+        model: a causal LM of transformers, with any dtype, device map or quantisation. It is never changed.
         tokenizer: its (fast) tokenizer.
-        max_length: tokens of prompt and answer together; by default what the model's configuration says.
-        max_batch: requests in one batch at most.
-        defaults: settings of FastMem that suit this model, for what requests leave at "auto".
-        bank: keeps what is memorized for later requests about the same documents: a folder, or a `Bank`.
+        max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
+        max_batch: maximum number of requests in a batch.
+        defaults: settings of FastMem that suit this model, used for settings that a request leaves at "auto".
+        bank: keeps memories for later requests about the same documents: a folder, or a `Bank`.
 
     Raises:
         UnsupportedModelError: the model's last FFN cannot be adapted exactly.
-        SettingsError: the tokenizer cannot tell where its tokens lie in the text.
+        SettingsError: the tokenizer does not report character offsets.
 
     Example:
         >>> engine = Engine.from_pretrained("tiny")
@@ -96,7 +96,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, as_bank(bank))
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
-        weakref.finalize(self, self._worker.abandon)  # when nobody holds the engine any more, and at the end
+        weakref.finalize(self, self._worker.abandon)  # when the engine is garbage-collected, and at exit
 
     @classmethod
     def from_pretrained(
@@ -111,26 +111,26 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
     ) -> Engine:
         """Load "tiny", "smollm2", a .gguf file, a folder or a Hugging Face id (with `gguf_file=`, a GGUF file there).
 
-        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None stands for a CUDA GPU if there is one, else the CPU.
-        `kwargs` go to AutoModelForCausalLM.from_pretrained. `loading.load` documents dtypes, device maps and errors.
+        `device` is "cpu", "cuda", "cuda:1", "mps", ...; None is a CUDA GPU if there is one, else the CPU. `kwargs` go
+        to AutoModelForCausalLM.from_pretrained. `loading.load` documents dtypes, device maps and errors.
         """
-        defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # no id of the hub
+        defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # not a hub id
         model, tokenizer = load(name, device, **kwargs)
         return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
 
     @property
     def max_length(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """Maximum number of tokens of prompt and answer together."""
         return self._window
 
     @property
     def model(self) -> Any:
-        """The model, as it was loaded."""
+        """The loaded model."""
         return self._backbone.model
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer. It belongs to the engine's thread: copy it to use it while requests run."""
+        """The tokenizer. The engine's thread uses it, so copy it before using it while requests run."""
         return self._prompts.tokenizer
 
     def answer(
@@ -142,7 +142,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Answer:
-        """Answer one question; `options` are further fields of `Request`. Blocks until the answer is there.
+        """Answer one question; `options` are further fields of `Request`. Blocks until the answer is complete.
 
         Raises:
             MemograftError: PromptTooLongError, RequestCancelledError, RequestTimeoutError or EngineClosedError.
@@ -159,7 +159,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Answer:
-        """`answer` for asyncio; cancelling the task gives the request up."""
+        """`answer` for asyncio. Cancelling the task cancels the request."""
         request = as_request(question, documents, memory, sampling, options)
         return await AsyncStream(lambda _: self._submit([request])[0]).result()
 
@@ -172,9 +172,10 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self, requests: Sequence[Request], *, return_exceptions: Literal[True]
     ) -> list[Answer | Exception]: ...
     def answer_batch(self, requests: Sequence[Request], *, return_exceptions: bool = False) -> Any:
-        """Answer requests in mixed batches, each with its own memory; answers come in the order of the requests.
+        """Answer requests in mixed batches, each with its own memory. Answers are in the order of the requests.
 
-        With `return_exceptions` a request's error stands in its place; else the first is raised once all have ended.
+        With `return_exceptions`, a request's exception is returned in its place. Otherwise the first one is raised,
+        after all requests have ended.
         """
         results = wait(self._submit(requests))
         errors = [result for result in results if isinstance(result, BaseException)]
@@ -183,7 +184,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return results
 
     def stream(self, request: Request) -> Stream:
-        """Pieces of the answer as they come; `.answer` holds the whole afterwards. Closing it gives the request up."""
+        """Iterate over pieces of the answer; `.answer` is the whole afterwards. Closing it cancels the request."""
         return Stream(lambda on_text: self._submit([request], on_text)[0])
 
     def astream(self, request: Request) -> AsyncStream:
@@ -191,7 +192,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return AsyncStream(lambda on_text: self._submit([request], on_text)[0])
 
     def memorize(self, documents: Documents, memory: Memory | None = None, *, progress: bool = False) -> MemoryHandle:
-        """Memorize documents once and keep the memory: pass the handle as `memory=` of later requests.
+        """Memorize documents once and keep the memory. Pass the returned handle as `memory=` of later requests.
 
         Raises:
             PromptTooLongError: the documents do not fit the model's window.
@@ -209,20 +210,20 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return self._alone(lambda _: loaded(self._model, folder, self._own))
 
     def next_token_logprobs(self, request: Request) -> Tensor:
-        """(V,) float32 of the first new token: after memory, rules and processors, before sampling."""
+        """(V,) float32 log-probabilities of the first new token: after memory and processors, before sampling."""
         return scoring.logprobs_of(*self.tapped([request], [Tap()]))
 
     def choose(self, question: str, options: Sequence[str], documents: Documents = (), **settings: Any) -> Choice:
-        """The likeliest of some answers; see `scoring.choose` for how they are judged and for `settings`."""
+        """Choose the most likely of some answers; see `scoring.choose` for the score and for `settings`."""
         return scoring.choose(self, question, options, documents, **settings)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text by itself; safe in any thread."""
+        """Token ids of a text alone. Safe in any thread."""
         return self._tokens.encode(text)
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the chat template has a place for tools, and the tokenizer can take calls out of a response."""
+        """Whether the chat template has a place for tools, and the tokenizer can parse calls in a response."""
         return self._prompts.has_native_tools and self._tokens.parses_responses
 
     @property
@@ -231,7 +232,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return self._prompts.has_system
 
     def parse_response(self, answer: Answer) -> dict[str, Any]:
-        """The answer as a message: `role`, `content`, and where the model wrote them `tool_calls` and the like.
+        """The answer as a message: `role`, `content`, and if the model wrote them `tool_calls` and similar fields.
 
         Raises:
             SettingsError: the tokenizer has no `response_template`.
@@ -240,11 +241,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no requests any more."""
+        """Whether `close` was called."""
         return self._worker.closed
 
     def close(self) -> None:
-        """Finish the batch that runs, fail what waits, end the thread. The model stays loaded and untouched."""
+        """Finish the running batch, fail waiting requests and end the thread. The model stays loaded and unchanged."""
         self._worker.close()
 
     def __enter__(self) -> Engine:
@@ -266,7 +267,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return jobs
 
     def _alone(self, call: Callable[[Callable[[], bool]], T]) -> T:
-        """Do something on the model's thread that is not part of a batch, and wait for it."""
+        """Run a function on the model's thread, outside of batches, and wait for its result."""
         job = Job(call=call)
         self._worker.submit([job])
         (result,) = wait([job])
@@ -275,18 +276,18 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return result  # type: ignore[no-any-return]
 
     def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
-        """Do something with the model's parts on its thread, between batches; a `Datastore` is built with it."""
+        """Run a function with the model's parts on the model's thread, between batches. `Datastore` uses it."""
         return self._alone(lambda _: call(self._backbone, self._prompts))
 
     def tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
-        """Run requests as far as their taps want them to; returns the taps, which have read."""
+        """Run requests with one tap each, and return the taps."""
         for result in wait(self._submit(requests, taps=taps)):
             if isinstance(result, BaseException):
                 raise result
         return list(taps)
 
     def _run(self, jobs: list[Job]) -> None:
-        """Answer a batch; if it fails as a whole, its requests one by one, so that only the culprit suffers."""
+        """Answer a batch. If it fails as a whole, answer its requests one by one, so that only the faulty one fails."""
         jobs = [job for job in jobs if self._fit(job)]
         try:
             if jobs:
@@ -297,12 +298,12 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         if len(jobs) == 1 and not jobs[0].payload.spares(error):
             jobs[0].fail(error)
             return
-        traceback.clear_frames(error.__traceback__)  # what the batch held in memory may be what was missing
+        traceback.clear_frames(error.__traceback__)  # frees the memory of the failed batch
         for job in jobs:
             self._run([job])
 
     def _fit(self, job: Job) -> bool:
-        """1. Prompt: of one request; False if the request has ended here."""
+        """1. Prompt: build a request's prompt. Returns False if the request has ended here."""
         try:
             job.payload.fit(self._prompts, self._tokens, self._window)
         except Exception as e:
@@ -313,7 +314,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         works: list[Work] = [job.payload for job in jobs]
         clock = [time.perf_counter()]
 
-        # 2. Prefill: keys and values that are right under every memory.
+        # 2. Prefill: these keys and values are valid with every memory.
         wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
         segments = [self._model.recalled(work.prompt) for work in works]
         for kind, own in by_kind(wanted):
@@ -323,7 +324,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._model.remember([work.prompt for work in works], filled)
         clock.append(time.perf_counter())
 
-        # 3. Memorize: what each request's memory brings.
+        # 3. Memorize.
         task = Task(lambda: all(job.given_up() for job in jobs))
         memories = [Brought()] * len(works)
         for kind, own in by_kind(wanted):
@@ -331,8 +332,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
                 memories[want.row] = brought
         clock.append(time.perf_counter())
 
-        # 4. Decode, over the same cache. 5. Answer: each row as soon as it ends, whatever its neighbours still say.
-        rows, beside = [], {}  # beside: what the base model says itself, by the place of the request
+        # 4. Decode, over the same cache. 5. Answer: each row as soon as it ends.
+        rows, beside = [], {}  # beside: rows of base model answers, by request
         for n, (job, brought) in enumerate(zip(jobs, memories, strict=True)):
             rows.append(row := self._row(job, brought))
             row.on_end = finish = self._finish(job, brought.report, filled.cached[n], clock)
@@ -365,7 +366,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
     def _finish(
         self, job: Job, report: MemoryReport | None, cached: int, clock: Sequence[float]
     ) -> Callable[..., None]:
-        """What makes the job's answer of its finished row, and of the reason for it if that is the base model's."""
+        """Make the callback that builds the job's answer; it gets the reason if the base model's row was chosen."""
 
         def finish(row: Row, reason: str | None = None) -> None:
             said = report if report is None or reason is None else replace(report, rolled_back=True, reason=reason)

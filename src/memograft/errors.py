@@ -1,24 +1,24 @@
-"""Every exception Memograft raises on purpose. Each message says the rule, the value that broke it, and a way out.
+"""All exceptions that Memograft raises deliberately. A message states the rule, the value that broke it, and a remedy.
 
     MemograftError
-    ├── SettingsError (ValueError)            a setting or a request that can never work
+    ├── SettingsError (ValueError)            an invalid setting or request
     ├── UnsupportedModelError (ValueError)    a model whose last FFN cannot be adapted exactly
-    ├── PromptTooLongError (ValueError)       more tokens than the model's window holds
+    ├── PromptTooLongError (ValueError)       more tokens than the model's window
     ├── EmptyPromptError (ValueError)         nothing to answer
     ├── MemoryFormatError (ValueError)        a saved memory that is damaged or of another model
-    ├── RequestCancelledError (RuntimeError)  the caller gave the request up
-    ├── RequestTimeoutError (TimeoutError)    the request's own time limit passed
+    ├── RequestCancelledError (RuntimeError)  the caller cancelled the request
+    ├── RequestTimeoutError (TimeoutError)    the request's time limit passed
     ├── EngineClosedError (RuntimeError)      the engine was closed
     ├── MissingExtraError (ImportError)       an optional dependency is not installed
     └── StoreError
-        ├── StoreCorruptError (ValueError)    a store's file is damaged or not ours
+        ├── StoreCorruptError (ValueError)    a store's file is damaged or of another program
         ├── StoreLockedError (RuntimeError)   another process writes to the store
-        ├── StoreReadOnlyError (RuntimeError) a write to a store opened read-only
-        ├── EmbedderMismatchError (ValueError) the store was built with another embedder
-        ├── ModelMismatchError (ValueError)   a datastore whose keys are another model's, or of another place
-        └── FilterError (ValueError)          a metadata filter that is not well formed
+        ├── StoreReadOnlyError (RuntimeError) a write to a store opened read-only ├── EmbedderMismatchError (ValueError)
+        the store was built with another embedder
+        ├── ModelMismatchError (ValueError)   a datastore of another model or place
+        └── FilterError (ValueError)          a malformed metadata filter
 
-All of them also derive from the builtin named in brackets, so code that knows nothing of Memograft can catch them.
+All of them also derive from the builtin in brackets, so that code can catch them without importing Memograft.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ __all__ = [
 
 
 class MemograftError(Exception):
-    """Base of everything Memograft raises on purpose."""
+    """Base of all exceptions that Memograft raises deliberately."""
 
 
 class SettingsError(MemograftError, ValueError):
-    """A setting or a request that can never work."""
+    """An invalid setting or request."""
 
 
 class UnsupportedModelError(MemograftError, ValueError):
-    """The model's last FFN cannot be adapted exactly; the message names the reason and a way out."""
+    """The model's last FFN cannot be adapted exactly; the message has the reason and a remedy."""
 
 
 class PromptTooLongError(MemograftError, ValueError):
     """The prompt and the room for the answer do not fit the model's window.
 
     Attributes:
-        tokens: tokens the prompt has.
-        limit: tokens the prompt may have.
+        tokens: number of tokens of the prompt.
+        limit: maximum number of tokens of a prompt.
     """
 
     def __init__(self, message: str, *, tokens: int, limit: int) -> None:
@@ -79,11 +79,11 @@ class MemoryFormatError(MemograftError, ValueError):
 
 
 class RequestCancelledError(MemograftError, RuntimeError):
-    """The caller gave the request up before it was answered."""
+    """The caller cancelled the request before it was answered."""
 
 
 class RequestTimeoutError(MemograftError, TimeoutError):
-    """The request's own time limit passed before it was answered."""
+    """The request's time limit passed before it was answered."""
 
 
 class EngineClosedError(MemograftError, RuntimeError):
@@ -91,15 +91,15 @@ class EngineClosedError(MemograftError, RuntimeError):
 
 
 class MissingExtraError(MemograftError, ImportError):
-    """An optional dependency is not installed; the message holds the command that installs it."""
+    """An optional dependency is not installed; the message has the command that installs it."""
 
 
 class StoreError(MemograftError):
-    """Base of what a vector store or a datastore raises."""
+    """Base of the exceptions of a vector store or a datastore."""
 
 
 class StoreCorruptError(StoreError, ValueError):
-    """A file of the store is damaged or is not ours; the message names it."""
+    """A file of the store is damaged or was not written by Memograft; the message names it."""
 
 
 class StoreLockedError(StoreError, RuntimeError):
@@ -111,12 +111,12 @@ class StoreReadOnlyError(StoreError, RuntimeError):
 
 
 class EmbedderMismatchError(StoreError, ValueError):
-    """The store was built with another embedder; its vectors mean something else."""
+    """The store was built with another embedder, so its vectors cannot be compared."""
 
 
 class ModelMismatchError(StoreError, ValueError):
-    """A datastore's keys are hidden states of another model, or of another place or width; they mean something else."""
+    """A datastore's keys are hidden states of another model, place or width, so they cannot be compared."""
 
 
 class FilterError(StoreError, ValueError):
-    """A metadata filter that is not well formed."""
+    """A malformed metadata filter."""

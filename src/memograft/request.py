@@ -1,4 +1,4 @@
-"""What goes into an engine and what comes out: `Sampling`, `Request`, `Answer` and their parts. Plain data."""
+"""An engine's input and output: `Sampling`, `Request`, `Answer` and their parts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ __all__ = [
 ]
 
 _MOST_LOGPROBS = 20
-_CITED = 0.1  # probability of a token that must have come from the datastore for a source to be cited
-_BETWEEN = 2  # tokens that are nobody's within one citation
+_CITED = 0.1  # least probability of a token that must come from the datastore for a source to be cited
+_BETWEEN = 2  # tokens without a main source that a citation may contain in a row
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class Request:
 
     Attributes:
         question: short for one user message; give this or `messages`.
-        query: the question's own words, where the last user message holds more than it (instructions, a form to fill
-            in): documents are judged by these.
-        messages: the conversation, `role` and `content` each; an assistant's may have `tool_calls`.
+        query: the question alone, if the last user message has more text (instructions, a form). Relevance of documents
+            is judged by it.
+        messages: the conversation, each with `role` and `content`; an assistant's may have `tool_calls`.
         documents: highest-ranked first: Documents, strings or mappings.
-        memory: None for plain answering, FastMem settings, or a handle from `Engine.memorize`.
-        processors: transformers LogitsProcessors for this request alone; each is called with this row, (1, T) ids and
-            (1, V) scores. And at most one `Rtd`, which acts before all others.
+        memory: None for answering without memorizing, FastMem settings, or a handle from `Engine.memorize`.
+        processors: transformers LogitsProcessors for this request alone, called with (1, T) ids and (1, V) scores; and
+            at most one `Rtd`, which acts before them.
         sampling: how tokens are chosen.
-        tools: what the model may call, as JSON schemas in OpenAI's form; they are handed to the chat template.
-        json_schema: the answer is JSON of this schema, whatever the model would rather say.
-        json_optional: the model may answer in text instead, which does not begin as JSON of the schema does (with "{"
-            for an object); an answer that begins so keeps the schema to its end.
-        logprobs: how many of the likeliest tokens to report beside each chosen one, 0 to 20; None reports nothing.
+        tools: the tools that the model may call, as JSON schemas in OpenAI's form; passed to the chat template.
+        json_schema: the answer must be JSON of this schema.
+        json_optional: the model may answer in text instead. An answer that begins like JSON of the schema (with "{" for
+            an object) must follow the schema; any other is text.
+        logprobs: number of most likely tokens to report for each chosen one, 0 to 20; None reports nothing.
         overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
-            documents' ends, lowest-ranked first.
-        timeout: seconds after which the request is given up; None waits.
+            ends of documents, lowest-ranked first.
+        timeout: seconds after which the request is cancelled; None: never.
 
     Raises:
         EmptyPromptError: neither a question nor messages.
-        SettingsError: both, or a value out of its range.
+        SettingsError: both, or a value is out of its range.
     """
 
     question: str | None = None
@@ -82,7 +82,7 @@ class Request:
         asked = ({"role": "user", "content": self.question},)
         if (
             self.question is not None and self.messages and tuple(self.messages) != asked
-        ):  # dataclasses.replace has both
+        ):  # dataclasses.replace passes both
             raise SettingsError("`question` is short for one user message, got it together with `messages`; pass one")
         if self.question is not None:
             if not isinstance(self.question, str) or not self.question.strip():
@@ -103,7 +103,7 @@ class Request:
         if self.json_schema is not None and not isinstance(self.json_schema, Mapping):
             raise SettingsError(f"`json_schema` must be a mapping or None, got {type(self.json_schema).__name__}")
         if self.json_optional and self.json_schema is None:
-            raise SettingsError("`json_optional` is about a `json_schema`, and there is none; pass one")
+            raise SettingsError("`json_optional` needs a `json_schema`, got none; pass one")
         if self.logprobs is not None and not (is_whole(self.logprobs) and 0 <= self.logprobs <= _MOST_LOGPROBS):
             raise SettingsError(f"`logprobs` must be 0 to {_MOST_LOGPROBS}, or None, got {self.logprobs!r}")
         if self.overflow not in ("error", "drop", "truncate"):
@@ -117,8 +117,8 @@ class Request:
     def copies(self, n: int) -> list[Request]:
         """This request n times, for several answers to it: `engine.answer_batch(request.copies(3))`.
 
-        The first has the seed of this request, the others have seeds derived from it; without a seed each is drawn by
-        itself. Documents are memorized once for all that run in one batch. At temperature 0 the answers are equal.
+        The first copy has the seed of this request, the others have seeds derived from it. Without a seed, each draws
+        its own. The documents are memorized once per batch. At temperature 0 all answers are equal.
 
         Raises:
             SettingsError: `n` is not a whole number of at least 1.
@@ -129,7 +129,7 @@ class Request:
 
 
 def _derived(seed: int | None, number: int) -> int | None:
-    """The seed of one of several answers. Hashed, so that the second answer of seed 1 is not the first of seed 2."""
+    """The seed of one of several answers. Hashed, so that the second seed of 1 is not the first of 2."""
     if seed is None or number == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:7])
@@ -137,7 +137,7 @@ def _derived(seed: int | None, number: int) -> int | None:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request: in the prompt, of those taken from a reused prefix, and in the answer."""
+    """Token counts of a request: of the prompt, of its part taken from a cached prefix, and of the answer."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -146,14 +146,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How sure the model was of a token it said: after its memory, its rules, `logit_bias` and the repetition penalty,
-    before sampling and constraints.
+    """The log-probability of a token: after memory, rules, `logit_bias` and penalty, before sampling and constraints.
 
     Attributes:
         token_id: the token.
         text: its text.
         logprob: natural logarithm of its probability.
-        top: (token id, text, logprob) of the likeliest tokens at its place, likeliest first.
+        top: (token id, text, logprob) of the most likely tokens at its position, most likely first.
     """
 
     token_id: int
@@ -167,9 +166,9 @@ class Reference:
     """An entry of a datastore that made a token likelier.
 
     Attributes:
-        source: where the entry is from.
-        position: of its token in the source's answer, from 0.
-        probability: how much of the token's probability came from it.
+        source: the source of the entry.
+        position: index of its token in the source's answer.
+        probability: the part of the token's probability that came from it.
     """
 
     source: Source
@@ -179,14 +178,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class TokenReferences:
-    """What moved one token of an answer.
+    """The datastore entries that contributed to one token of an answer.
 
     Attributes:
         token_id: the token.
         text: its text.
-        entries: those of which it is the next token, by falling probability; none where nothing near was found.
-        start: where it begins in the answer's text, in characters.
-        end: where it ends; at `start` if it shows nothing, or is part of a character.
+        entries: entries whose next token it is, most probable first; empty if none is near.
+        start: start of the token in the answer's text, in characters.
+        end: end of the token; equal to `start` for a token without text or an incomplete character.
     """
 
     token_id: int
@@ -197,13 +196,13 @@ class TokenReferences:
 
     @property
     def probability(self) -> float:
-        """How much of the token's probability came from the datastore."""
+        """The part of the token's probability that came from the datastore."""
         return sum(entry.probability for entry in self.entries)
 
 
 @dataclass(frozen=True)
 class SourceShare:
-    """How much probability the entries of a source moved, summed over the tokens of an answer."""
+    """The probability that a source's entries contributed, summed over the tokens of an answer."""
 
     source: Source
     probability: float
@@ -211,13 +210,13 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class Citation:
-    """A stretch of an answer that goes back to one source: most of what moved each of its tokens came from there.
+    """A part of an answer that comes from one source, which contributed the most to each of its tokens.
 
     Attributes:
-        start: where it begins in the answer's text, in characters.
-        end: where it ends.
+        start: start in the answer's text, in characters.
+        end: end in the answer's text.
         source: the source.
-        probability: that the source's entries gave its tokens, their mean.
+        probability: mean over the tokens of the probability that came from the source's entries.
     """
 
     start: int
@@ -237,21 +236,21 @@ class Timings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and how it came to it.
+    """An answer, and how it was made.
 
     Attributes:
         text: the answer.
         token_ids: its tokens.
-        finish_reason: "stop" (the model ended it, or a stop string did) or "length".
+        finish_reason: "stop" (an end token or a stop string) or "length".
         usage: token counts.
-        memory: what memorizing did; None if no memory was asked for.
+        memory: what memorizing did; None if the request had no memory.
         timings: seconds per stage.
-        documents: those that stood in the prompt, in its order.
+        documents: the documents in the prompt, in order.
         dropped: documents left out because the prompt was too long.
-        truncated: documents of which only the beginning stood in the prompt.
-        logprobs: one for each of `token_ids`, if they were asked for.
-        prompt_ids: what the model read.
-        references: for each of `token_ids` the entries of a datastore that moved it; empty if the request has no `Rtd`.
+        truncated: documents that were shortened because the prompt was too long.
+        logprobs: one for each of `token_ids`, if the request asked for them.
+        prompt_ids: the tokens of the prompt.
+        references: for each of `token_ids`, the datastore entries that contributed; empty if the request has no `Rtd`.
     """
 
     text: str
@@ -269,16 +268,16 @@ class Answer:
 
     @property
     def sources(self) -> tuple[SourceShare, ...]:
-        """The `references`, summed up per source, by falling probability."""
+        """The `references` summed per source, highest probability first."""
         shares = _shares(entry for token in self.references for entry in token.entries).values()
         return tuple(SourceShare(*share) for share in sorted(shares, key=lambda share: -share[1]))
 
     @property
     def citations(self) -> tuple[Citation, ...]:
-        """The stretches of `text` that go back to one source each, in order.
+        """The parts of `text` that come from one source each, in order.
 
-        Tokens that several sources moved alike (the words all examples share) are nobody's, and belong to a stretch
-        only where few of them stand within it. What covers no whole word is not cited.
+        Tokens without a main source, such as words that all examples share, are included only if there are few of them
+        within such a part. Parts without a whole word are not cited.
         """
         runs: list[tuple[Source, int, int]] = []
         for n, source in enumerate(map(_mainly_from, self.references)):
@@ -298,7 +297,7 @@ class Answer:
 
 
 def _mainly_from(token: TokenReferences) -> Source | None:
-    """The source that more than half of what moved a token came from, if that was much."""
+    """The source that contributed more than half of a token's datastore probability, if that is not too small."""
     if token.probability < _CITED:
         return None
     source, most = max(_shares(token.entries).values(), key=lambda share: share[1])
@@ -306,7 +305,7 @@ def _mainly_from(token: TokenReferences) -> Source | None:
 
 
 def _shares(entries: Iterable[Reference]) -> dict[str, tuple[Source, float]]:
-    """Id -> source and the probability that its entries moved."""
+    """Id -> source and the probability that its entries contributed."""
     shares: dict[str, tuple[Source, float]] = {}
     for entry in entries:
         _, moved = shares.get(entry.source.id, (entry.source, 0.0))

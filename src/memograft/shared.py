@@ -1,6 +1,6 @@
-"""One engine for everybody in the process who wants the same model with the same settings. Knows no framework.
+"""One engine per process for each model and its settings.
 
-It stands above the engine: no room of the core may import it, and importing it loads no torch.
+No module of the core imports this one, and importing it does not import torch.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _lock = threading.Lock()
 
 
 def shared_engine(model: str | Path, **settings: Any) -> Engine:
-    """The engine of `Engine.from_pretrained(model, **settings)`, loaded at the first call, for as long as it is held.
+    """Return the engine of `Engine.from_pretrained(model, **settings)`. It is loaded once and shared while it is in
+    use.
 
-    Blocks while the model loads: call it in a thread (`asyncio.to_thread`) from asyncio. An engine that was closed is
-    replaced by a new one. A folder as `bank` counts by its path, a `Bank` by itself: two banks of one folder are two.
+    Blocks while the model loads; in asyncio, use `asyncio.to_thread`. A closed engine is replaced by a new one. A
+    folder as `bank` is compared by its path, a `Bank` by identity: two banks of one folder give two engines.
 
     Raises:
-        SettingsError: the bank is neither.
+        SettingsError: `bank` is neither.
 
     Example:
         >>> shared_engine("tiny") is shared_engine("tiny")
@@ -43,12 +44,12 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
 
     bank = settings.pop("bank", None)
     check_bank(bank)
-    if bank is not None:  # a folder stays where it is, wherever the process goes from here
+    if bank is not None:  # absolute, in case the working directory changes
         settings["bank"] = os.path.abspath(bank) if isinstance(bank, str | Path) else bank
     key = _key(model, settings)
     with _lock:
         loading = _loading.setdefault(key, threading.Lock())
-    with loading:  # several threads that want one model load it once; those that want another do not wait
+    with loading:  # threads that want the same model wait, others do not
         engine = _engines.get(key)
         if engine is None or engine.closed:
             engine = _engines[key] = Engine.from_pretrained(model, **settings)
@@ -56,10 +57,10 @@ def shared_engine(model: str | Path, **settings: Any) -> Engine:
 
 
 def one_bank(bank: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """(bank, other settings) of what was given by itself and among an engine's settings, where a bank may stand too.
+    """(bank, other settings): `bank` may be given as an argument or among the engine's settings.
 
     Raises:
-        SettingsError: there are two of them, or it is none.
+        SettingsError: both are given, or it cannot be a bank.
     """
     others = dict(settings)
     inside = others.pop("bank", None)
@@ -71,10 +72,10 @@ def one_bank(bank: Any, settings: Mapping[str, Any]) -> tuple[Any, dict[str, Any
 
 
 def refuse_bank(bank: object) -> None:
-    """Refuse a bank for an engine that was made without asking for it.
+    """Refuse a bank beside an engine that was made without it.
 
     Raises:
-        SettingsError: there is one.
+        SettingsError: a bank was given.
     """
     if bank is not None:
         raise SettingsError(
@@ -84,14 +85,14 @@ def refuse_bank(bank: object) -> None:
 
 
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:
-    """The same for equal settings; what is no JSON value counts by its type and `repr`."""
+    """A key that is equal for equal settings. Values that are not JSON are compared by type and `repr`."""
     if not isinstance(bank := settings.get("bank", ""), str):
-        settings = {**settings, "bank": id(bank)}  # its engine holds it: no other gets this number meanwhile
+        settings = {**settings, "bank": id(bank)}  # unique as long as its engine exists
     return json.dumps([str(model), settings], sort_keys=True, default=lambda value: f"{type(value).__name__}:{value!r}")
 
 
 def _after_fork() -> None:
-    """A thread of the parent may have held a lock; it is not here to let it go."""
+    """Replace the locks, which a thread of the parent may have held."""
     global _lock
     _lock = threading.Lock()
     _loading.clear()

@@ -246,9 +246,9 @@ def test_a_datastore_of_before_has_none_until_it_is_compacted(copy: Path, engine
 def test_sources_of_before_that_are_not_there(copy: Path) -> None:
     folder = of_before(copy / "datastore")
     np.memmap(folder / "sources-0.i32", "<i4", "r+")[7] = 10**6
-    with pytest.raises(StoreCorruptError, match=r"sources-0\.i32 .*it names sources that there are not"):
+    with pytest.raises(StoreCorruptError, match=r"sources-0\.i32 .*it refers to sources that do not exist"):
         Datastore.open(folder, read_only=True)
-    assert "it names sources that there are not" in run("check", folder, code=1)[0]
+    assert "it refers to sources that do not exist" in run("check", folder, code=1)[0]
 
 
 # vector stores ----------------------------------------------------------------------------------------------------

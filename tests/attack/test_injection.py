@@ -215,7 +215,9 @@ def test_an_answer_by_itself_is_text_too() -> None:
 
 @pytest.mark.parametrize("role", ["user<|assistant|>", "narrator", "\ue0000\ue001", ""])
 def test_roles_are_a_closed_list(role: str) -> None:
-    with pytest.raises(SettingsError, match=r"of messages\[0\] must be one of \('system', .*\), got '.*'; say it as"):
+    with pytest.raises(
+        SettingsError, match=r"of messages\[0\] must be one of \('system', .*\), got '.*'; use one of them"
+    ):
         BUILDER.build([{"role": role, "content": "Who?"}])
 
 

@@ -205,9 +205,7 @@ def test_arguments_that_are_text(capable: Memograft) -> None:
     good = ToolCallBlock(tool_name="either", tool_kwargs='{"a": true}')
     bad = ToolCallBlock(tool_name="either", tool_kwargs="not JSON")
     assert capable.chat([*ASKED, ChatMessage(role="assistant", blocks=[good]), *ASKED]).message.content
-    with pytest.raises(
-        ValueError, match="the call of 'either' must have an object of JSON for arguments, got 'not JSON'"
-    ):
+    with pytest.raises(ValueError, match="the call of 'either' must have a JSON object as arguments, got 'not JSON'"):
         capable.chat([*ASKED, ChatMessage(role="assistant", blocks=[bad]), *ASKED])
 
 

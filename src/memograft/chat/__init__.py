@@ -1,8 +1,8 @@
-"""What a chat means, on plain data: messages in OpenAI's form, tools, documents, answers. Knows no framework.
+"""Chats as plain data: messages in OpenAI's form, tools, documents, answers. Independent of any framework.
 
 read_conversation   messages -> the request's messages and documents
-plan                tools, tool_choice, response_format -> what the request asks of the answer; Plan.read takes it apart
-message_of, report_of, usage_of, ...   an answer -> what a chat API returns
+plan                tools, tool_choice, response_format -> constraints of the request; Plan.read parses the answer
+message_of, report_of, usage_of, ...   an answer -> the values that a chat API returns
 """
 
 from __future__ import annotations

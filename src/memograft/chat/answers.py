@@ -1,4 +1,4 @@
-"""An engine's answer -> plain data in OpenAI's form, and a report of what became of the documents. All is JSON."""
+"""Convert an engine's answer to plain data in OpenAI's form, with a report about the documents. All values are JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["finish_reason_of", "logprobs_of", "message_of", "report_of", "usage_
 
 
 def usage_of(answer: Answer) -> dict[str, object]:
-    """Token counts; `cached_tokens` are those whose keys and values were there already, of a memory's documents."""
+    """Token counts; `cached_tokens` are prompt tokens whose keys and values were cached."""
     usage = answer.usage
     return {
         "prompt_tokens": usage.prompt_tokens,
@@ -31,7 +31,7 @@ def finish_reason_of(answer: Answer, reading: Reading) -> str:
 
 
 def message_of(reading: Reading) -> dict[str, object]:
-    """The assistant's message: `content` is None beside calls, and `reasoning_content` stands in it if there is any."""
+    """The assistant's message. `content` is None beside calls; `reasoning_content` is present if there is any."""
     message: dict[str, object] = {"role": "assistant", "content": reading.content}
     if reading.reasoning:
         message["reasoning_content"] = reading.reasoning
@@ -42,22 +42,22 @@ def message_of(reading: Reading) -> dict[str, object]:
 
 
 def logprobs_of(answer: Answer) -> dict[str, object] | None:
-    """Log-probabilities (natural logarithms) of the tokens; None where none were asked for."""
+    """Log-probabilities (natural logarithms) of the tokens; None if the request did not ask for them."""
     return {"content": [_token(token) for token in answer.logprobs]} if answer.logprobs else None
 
 
 def report_of(answer: Answer) -> dict[str, object]:
-    """What became of the documents, and what moved the answer. It has the same keys with and without a memory.
+    """A report about documents, memory and datastore. Its keys are the same with and without a memory.
 
-        documents, dropped, truncated   ids: in the prompt; left out, or cut, because it was too long
-        memory_id                       of the memory, where one was kept or reused
-        memorized, left_out             ids; nothing is memorized where the memory was rolled back
+        documents, dropped, truncated   ids: in the prompt; left out or shortened because the prompt was too long
+        memory_id                       of the memory, if it was kept or reused
+        memorized, left_out             ids; `memorized` is empty if the memory was rolled back
         relevance                       for each of `documents`, 1 at most; disagree: pairs of ids
         reused, steps, loss_before, loss_after, kl, rolled_back, reason, warnings    see `MemoryReport`
-        milliseconds                    {prefill, memorize, decode}, of the batch that the request ran in
+        milliseconds                    {prefill, memorize, decode}, for the request's batch
         references                      see `references_of`; None without a datastore
 
-    What has no value is None.
+    Missing values are None.
     """
     report = answer.memory or MemoryReport(kl=math.nan)
     times = answer.timings

@@ -1,4 +1,4 @@
-"""Calls of tools as plain data, and reading them out of an answer's text or of a message in OpenAI's form."""
+"""Tool calls as plain data, and how to parse them from an answer's text or from a message in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Call", "InvalidCall", "Reading", "arguments_of", "calls_in", "new_id
 
 
 def new_id() -> str:
-    """An id for a call: "call_" and 24 hex digits."""
+    """A new id for a call: "call_" and 24 hex digits."""
     return f"call_{uuid4().hex[:24]}"
 
 
@@ -23,9 +23,9 @@ class Call:
     """A call of a tool.
 
     Attributes:
-        name: the tool's.
-        arguments: what it is called with.
-        id: by which its result refers to it.
+        name: name of the tool.
+        arguments: its arguments.
+        id: the id that its result refers to.
     """
 
     name: str
@@ -33,19 +33,19 @@ class Call:
     id: str = field(default_factory=new_id)
 
     def to_openai(self) -> dict[str, object]:
-        """As it stands in `tool_calls` of a message."""
+        """The call as an item of a message's `tool_calls`."""
         arguments = json.dumps(self.arguments, ensure_ascii=False)
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
 
 @dataclass(frozen=True)
 class InvalidCall:
-    """What began as a call of a tool and cannot be made.
+    """A call that cannot be executed.
 
     Attributes:
-        name: the tool's, if that can be told.
+        name: name of the tool, if known.
         text: what the model wrote: the whole answer, or the arguments.
-        error: what is wrong with it, and what to do.
+        error: what is wrong with it, and a remedy.
         id: an id for it.
     """
 
@@ -57,13 +57,13 @@ class InvalidCall:
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer, taken apart.
+    """A parsed answer.
 
     Attributes:
         content: its text; "" beside calls.
-        calls: the tools that it calls.
-        invalid: calls that cannot be made.
-        reasoning: what the model wrote before its answer, where its tokenizer keeps that apart.
+        calls: its tool calls.
+        invalid: calls that cannot be executed.
+        reasoning: what the model wrote before its answer, if its tokenizer separates that.
     """
 
     content: str
@@ -72,12 +72,12 @@ class Reading:
     reasoning: str = ""
 
     def rest(self, shown: str) -> str:
-        """What of `content` is still to be streamed, once `shown` was."""
+        """The part of `content` that has to be streamed after `shown`."""
         return self.content[len(shown) :] if self.content.startswith(shown) else ""
 
 
 def calls_in(text: str, names: Container[str]) -> tuple[Call, ...]:
-    """The calls that a text consists of: JSON of one, or of a list of some; none if it is anything else."""
+    """The calls in a text that is JSON of one call or of a list of calls; () for any other text."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -94,7 +94,7 @@ def calls_in(text: str, names: Container[str]) -> tuple[Call, ...]:
 
 
 def parsed(message: Mapping[str, object], text: str) -> Reading:
-    """A message that a tokenizer made of an answer, whose whole text is `text`."""
+    """Read a message that a tokenizer parsed from an answer; `text` is the whole answer."""
     calls: list[Call] = []
     invalid: list[InvalidCall] = []
     items = message.get("tool_calls") or ()
@@ -108,8 +108,8 @@ def parsed(message: Mapping[str, object], text: str) -> Reading:
             calls.append(Call(name, dict(arguments)))
         else:
             error = (
-                "the model wrote a call without a name, or with arguments that are no JSON object; force a call with "
-                "`tool_choice`, which constrains it"
+                "the model wrote a call without a name, or with arguments that are not a JSON object; force a call "
+                "with `tool_choice`, which constrains it"
             )
             args = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
             invalid.append(InvalidCall(name if isinstance(name, str) and name else None, args, error))
@@ -121,7 +121,7 @@ def parsed(message: Mapping[str, object], text: str) -> Reading:
 
 
 def arguments_of(name: object, given: object) -> dict[str, object]:
-    """The arguments of a call in a message: a mapping, or JSON of one, or nothing.
+    """The arguments of a call in a message: a mapping, JSON of one, or nothing.
 
     Raises:
         SettingsError: they are something else.
@@ -136,6 +136,6 @@ def arguments_of(name: object, given: object) -> dict[str, object]:
         return {}
     if not isinstance(read, Mapping):
         raise SettingsError(
-            f"the call of {name!r} must have an object of JSON for arguments, got {given!r:.200}; pass a mapping"
+            f"the call of {name!r} must have a JSON object as arguments, got {given!r:.200}; pass a mapping"
         )
     return dict(read)

@@ -1,4 +1,4 @@
-"""Tools, `tool_choice` and `response_format` in the spellings that callers have for them -> one spelling each."""
+"""Normalise tools, `tool_choice` and `response_format`, which callers write in several forms."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["checked_tools", "choice_of", "schema_of_format"]
 def checked_tools(tools: object) -> tuple[dict[str, object], ...]:
     """Tools as `{"type": "function", "function": {"name", "description", "parameters"}}`.
 
-    The function may also stand by itself, and its fields beside the type.
+    The function may also be given alone, or with its fields beside `type`.
 
     Raises:
-        SettingsError: one is of another form, or two have the same name.
+        SettingsError: a tool has another form, or two have the same name.
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise SettingsError(f"`tools` must be a list of tools, got one {type(tools).__name__}; write tools=[...]")
@@ -31,7 +31,7 @@ def checked_tools(tools: object) -> tuple[dict[str, object], ...]:
                 '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
             )
         if name in names:
-            raise SettingsError(f"tools must have names of their own, got {name!r} twice; rename one")
+            raise SettingsError(f"tools must have different names, got {name!r} twice; rename one")
         names.append(name)
         fields = {key: value for key, value in function.items() if key != "type"}
         about = dict(tool) if function is not tool else {}
@@ -40,10 +40,10 @@ def checked_tools(tools: object) -> tuple[dict[str, object], ...]:
 
 
 def choice_of(tool_choice: object, names: Sequence[str]) -> str:
-    """`tool_choice` in any of its spellings -> "auto", "any", "none", or the name of one of the tools.
+    """`tool_choice` in any form -> "auto", "any", "none", or the name of one of the tools.
 
-    None is "auto", True and "required" are "any", False is "none"; {"function": {"name": ...}}, {"name": ...} and
-    {"type": "auto"} are what they hold.
+    None is "auto", True and "required" are "any", False is "none". Of {"function": {"name": ...}}, {"name": ...} and
+    {"type": "auto"}, the inner value is used.
 
     Raises:
         SettingsError: it is none of them.
@@ -53,7 +53,7 @@ def choice_of(tool_choice: object, names: Sequence[str]) -> str:
         function = given.get("function")
         named = function.get("name") if isinstance(function, Mapping) else given.get("name")
         given = given.get("type") if named is None and given.get("type") in ("auto", "any", "none") else named
-        if given is None:  # not even a name: no other spelling of "auto"
+        if given is None:  # a mapping without a name is not another form of "auto"
             given = tool_choice
     if given is None or given == "auto":
         return "auto"
@@ -75,7 +75,7 @@ def schema_of_format(response_format: object) -> Mapping[str, object] | None:
     """The schema in a `response_format` of OpenAI's form; None for text.
 
     Raises:
-        SettingsError: it is of another form.
+        SettingsError: it has another form.
     """
     if response_format is None:
         return None

@@ -1,4 +1,4 @@
-"""What a datastore's examples did to an answer, as plain data: its sources, and stretches that go back to them."""
+"""The influence of a datastore's examples on an answer, as plain data: sources, and citations in the text."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _EXCERPT = 300  # characters of a source
 
 
 def references_of(answer: Answer) -> dict[str, object]:
-    """`sources` that moved the answer, by falling probability, summed over its tokens; and its `citations`."""
+    """`sources` that contributed to the answer, highest probability first, summed over its tokens; and `citations`."""
     sources = [{**_about(share.source), "probability": share.probability} for share in answer.sources]
     return {"sources": sources, "citations": citations_of(answer, answer.text)}
 
 
 def citations_of(answer: Answer, text: str) -> list[dict[str, object]]:
-    """A citation for each stretch of `text` that goes back to one source; none if `text` is no part of the answer.
+    """A citation for each part of `text` that comes from one source; [] if `text` is not a part of the answer.
 
-    Each has `start` and `end` in characters of `text`, the stretch itself as `text`, the mean `probability` that the
-    source gave its tokens, and the `source`: id, text, prompt and metadata.
+    Each has `start` and `end` in characters of `text`, that part as `text`, the mean `probability` that the source
+    contributed to its tokens, and the `source`: id, text, prompt and metadata.
     """
-    offset = answer.text.rfind(text)  # the last: what a model thought before it may hold it too
+    offset = answer.text.rfind(text)  # the last, because reasoning before it may contain it too
     if offset < 0:
         return []
     found: list[dict[str, object]] = []
@@ -35,7 +35,7 @@ def citations_of(answer: Answer, text: str) -> list[dict[str, object]]:
 
 
 def excerpt(text: str, stretch: str) -> str:
-    """A source's text or, of a long one, what stands around the stretch; 300 characters at most."""
+    """A source's text, or of a long one 300 characters around the cited part."""
     start = min(max(text.find(stretch) - _EXCERPT // 2, 0), max(len(text) - _EXCERPT, 0))
     return text[start : start + _EXCERPT]
 

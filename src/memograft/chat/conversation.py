@@ -1,13 +1,13 @@
-"""Messages in OpenAI's form -> an engine's messages and documents. Nothing is guessed, nothing is dropped silently.
+"""Convert messages in OpenAI's form to an engine's messages and documents. Nothing is dropped silently.
 
 Documents come, in this order, from
 
     1. `documents=` of the call, or `documents` of the last user message (both are an error),
     2. parts of a message's content: see `documents.DOCUMENT_PARTS`,
-    3. `documents` of tool messages behind the last user message: what their tools returned beside the text,
-    4. texts between delimiters, where some are given;
+      3. `documents` of tool messages after the last user message, which their tools returned beside the text,
+      4. texts between delimiters, if some are given;
 
-what one channel has brought, the next does not bring again.
+    a document that was found in one of these places is not added again from a later one.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Message = Mapping[str, object]
 
 @dataclass
 class Conversation:
-    """What is asked.
+    """The input of a request.
 
     Attributes:
         messages: for the request; `content` is text.
         documents: for the request, highest-ranked first.
-        query: for the request: the question's own words, where the last message holds more than them.
+        query: for the request: the question alone, if the last message has more text.
     """
 
     messages: list[dict[str, object]] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Conversation:
     query: str | None = None
 
     def add_documents(self, documents: Iterable[Document]) -> None:
-        """Add those that are not there yet."""
+        """Add documents that are not in the list yet."""
         known = {(d.id, d.text) for d in self.documents}
         for document in documents:
             if (document.id, document.text) not in known:
@@ -56,7 +56,7 @@ class Conversation:
                 self.documents.append(document)
 
     def add_message(self, message: dict[str, object]) -> None:
-        """Add a message; two in a row of one role become one, since many chat templates refuse them."""
+        """Add a message. Consecutive messages of one role are joined, because many chat templates refuse them."""
         last = self.messages[-1] if self.messages else {}
         plain = not last.get("tool_calls") and not message.get("tool_calls")
         if plain and message["role"] in _MERGED and last.get("role") == message["role"]:
@@ -76,24 +76,25 @@ def read_conversation(
     between: str = "\n",
     convert: Convert | None = None,
 ) -> Conversation:
-    """Take a conversation apart.
+    """Read a conversation.
 
     Args:
-        messages: `role`, `content` (text, None, or a list of parts), and maybe `name`, `tool_calls`, `tool_call_id` and
-            `documents`.
+        messages: each with `role`, `content` (text, None, or a list of parts), and optionally `name`, `tool_calls`,
+            `tool_call_id` and `documents`.
         documents: of the call; None if it has none.
-        takes_tools: whether the chat template can show calls of tools and their results (`Engine.takes_tools`). If it
-            cannot, they are told as text; a tool whose message has `documents` is left out with its call, as the
-            documents say it all.
+        takes_tools: whether the chat template can show tool calls and their results (`Engine.takes_tools`). If not,
+            they are written as text; a tool message with `documents` is left out together with its call, because the
+            documents have the same content.
         takes_system: whether the chat template has a place for a system message (`Engine.takes_system`).
-        plan: its instruction goes into the system message, or where there is no place for one into the first of the
-            user's, and its examples behind that.
-        delimiters: what stands around documents in the system and last user messages, and goes with them.
-        between: what joins the text parts of one message.
-        convert: makes documents of a framework's own; see `to_documents`.
+        plan: its instruction is added to the system message, or to the first user message if there is no place for one;
+            its examples are inserted after the system message.
+        delimiters: strings around documents in the system messages and the last user message; they are removed with
+            them.
+        between: separator between the text parts of one message.
+        convert: converts a framework's documents; see `to_documents`.
 
     Raises:
-        SettingsError: something that the model cannot be told.
+        SettingsError: something that cannot be given to the model.
     """
     roles = [_role(message, n) for n, message in enumerate(messages)]
     user = max((n for n, role in enumerate(roles) if role == "user"), default=-1)
@@ -121,13 +122,13 @@ def read_conversation(
     question = texts[user] if user >= 0 else ""
     retrieved = {n for n in returned if messages[n].get("documents") is not None and not takes_tools}
     left_out = {str(messages[n].get("tool_call_id") or "") for n in retrieved}
-    names: dict[str, str] = {}  # id of a call -> the tool's name, for results that do not hold it
+    names: dict[str, str] = {}  # call id -> tool name, for results without a name
     for n, (message, role, text) in enumerate(zip(messages, roles, texts, strict=True)):
         plain = None if n in retrieved else _plain(message, role, text, left_out, names, takes_tools)
         if plain is not None:
             told.add_message(plain)
     results = [n for n, role in enumerate(roles) if n > user and role == "tool" and n not in retrieved]
-    if not takes_tools and results and roles[-1] == "tool" and question.strip():  # the last message tells results
+    if not takes_tools and results and roles[-1] == "tool" and question.strip():  # the last message has results
         told.messages[-1]["content"] = f"{told.messages[-1]['content']}\n\n{wording.reminder(question)}"
         told.query = question
     if plan is not None and plan.instruction:
@@ -143,14 +144,14 @@ def _role(message: Message, position: int) -> str:
         )
     role = message.get("role")
     if isinstance(role, str) and role:
-        return _ROLES.get(role, role)  # what else a chat template may know is the engine's to judge
+        return _ROLES.get(role, role)  # the engine checks other roles
     raise SettingsError(f"messages[{position}] must have a role, one of {_KNOWN}, got {role!r:.80}; give it one")
 
 
 def _plain(
     message: Message, role: str, text: str, left_out: set[str], names: dict[str, str], takes_tools: bool
 ) -> dict[str, object] | None:
-    """The message as the chat template gets it; None if nothing is left of it."""
+    """The message for the chat template; None if nothing is left of it."""
     named = {"name": str(message["name"])} if message.get("name") else {}
     if role == "tool":
         id = str(message.get("tool_call_id") or "")
@@ -196,7 +197,7 @@ def _call(call: object) -> dict[str, object]:
 
 
 def _instruct(told: Conversation, plan: Plan, takes_system: bool) -> None:
-    """Put the plan's instruction and examples where the model reads them first."""
+    """Add the plan's instruction and examples to the beginning of the conversation."""
     first = told.messages[0] if told.messages else {}
     examples = [dict(message) for message in plan.examples]
     at = 1 if first.get("role") == "system" else 0

@@ -1,4 +1,4 @@
-"""Documents that a prompt holds between delimiters, such as <context> and </context>. Works on plain strings."""
+"""Extract documents between delimiters in a prompt, such as <context> and </context>."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["cut_out"]
 
 
 def cut_out(text: str, delimiters: tuple[str, str], where: str) -> tuple[str, list[str]]:
-    """The text without what stands between delimiters, and what did; `where` names the text in errors.
+    """The text without the parts between delimiters, and these parts; `where` names the text in errors.
 
     Raises:
         SettingsError: a context is opened and not closed.

@@ -1,4 +1,4 @@
-"""Whatever callers pass as documents -> `memograft.Document`. Never guesses from free text."""
+"""Convert documents in any form that callers use to `memograft.Document`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from memograft.errors import SettingsError
 
 __all__ = ["Convert", "json_like", "to_documents"]
 
-_DEEPEST = 20  # levels of nesting in metadata; what holds itself ends here
+_DEEPEST = 20  # levels of nested metadata, which also ends circular values
 
-# A framework's own class -> documents; None for anything else. It is handed the item and its place in the list.
+# Converts an item of a framework's own class, given with its index, to documents; None for anything else.
 Convert = Callable[[object, int], Document | Iterable[Document] | None]
 
 
@@ -23,19 +23,19 @@ def to_documents(
     forms: str = "a Document, a string, or a mapping with `text` (or `page_content`)",
     remedy: str = "wrap it as memograft.Document(text)",
 ) -> tuple[Document, ...]:
-    """Documents, in the same order (highest-ranked first), with metadata that JSON knows.
+    """Documents in the same order (highest-ranked first), with metadata of JSON values.
 
-    An item is a Document, a string (its text), a mapping with `text` or `page_content` and maybe `id` and `metadata`,
-    or whatever `convert` makes documents of; one item may come to several.
+    An item is a Document, a string (its text), a mapping with `text` or `page_content` and optionally `id` and
+    `metadata`, or anything that `convert` accepts; one item may give several documents.
 
     Args:
-        items: an iterable of items; None is an empty one.
+        items: an iterable of items, or None.
         convert: see `Convert`.
-        forms: the forms of an item, for errors.
-        remedy: what to do about another one, for errors.
+        forms: the accepted forms, for errors.
+        remedy: what to do about other forms, for errors.
 
     Raises:
-        SettingsError: an item is none of these, or one document was passed where a list belongs.
+        SettingsError: an item is none of these, or a single document was passed instead of a list.
     """
     if items is None:
         return ()
@@ -53,9 +53,9 @@ def to_documents(
 
 
 def json_like(metadata: Mapping[object, object] | Mapping[str, object]) -> dict[str, object]:
-    """Metadata in values that JSON knows: others become their text, numbers that are none None.
+    """Metadata as JSON values: other values become text, and NaN and infinities None.
 
-    A memory is saved with its documents, and must not fail then.
+    Memories are saved with their documents' metadata, which must not fail.
     """
     return {str(key): _json_value(value, 1) for key, value in metadata.items()}
 
@@ -85,5 +85,5 @@ def _json_value(value: object, depth: int) -> object:
         return [_json_value(v, depth + 1) for v in value]
     try:
         return str(value)
-    except Exception:  # somebody's __str__
+    except Exception:  # a faulty __str__
         return f"<{type(value).__name__}>"

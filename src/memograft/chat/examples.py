@@ -1,7 +1,7 @@
-"""Whatever callers teach a datastore with -> mappings that `memograft.Datastore` learns from.
+"""Convert examples for a datastore, in any form that callers use, to mappings that `memograft.Datastore` accepts.
 
 Document, text                       {text, id, metadata}
-history of messages                  for each text of the assistant in it: {messages before it, documents, answer}
+history of messages                  for each assistant message with text: {messages before it, documents, answer}
 (messages, answer)                   {messages, their documents, answer}
 (prompt, answer), (documents, question, answer), a mapping
 """
@@ -17,7 +17,7 @@ from memograft.errors import SettingsError
 
 __all__ = ["Plain", "to_examples"]
 
-# A framework's own message -> a mapping, its prompt -> a list of them, its document -> a Document; all else as it is.
+# Converts a framework's message to a mapping, prompt to a list of them, and document to a Document; keeps the rest.
 Plain = Callable[[object], object]
 
 _FORMS = (
@@ -35,18 +35,18 @@ def to_examples(
     between: str = "\n",
     forms: str = _FORMS,
 ) -> Iterable[dict[str, object]]:
-    """Examples as the core takes them. A list is checked before anything is learned, an iterator as it goes.
+    """Examples in the form the core accepts. A list is checked first, an iterator while it is read.
 
     Args:
-        examples: see above. Documents in messages are found as `read_conversation` finds them.
-        plain: see `Plain`; it is handed items, the members of lists and tuples, and prompts and answers.
+        examples: see above. Documents in messages are found as in `read_conversation`.
+        plain: see `Plain`; it is called with items, members of lists and tuples, prompts and answers.
         convert: see `to_documents`.
-        takes_tools: whether the chat template can show calls of tools and their results.
-        between: what joins the text parts of one message.
-        forms: what an example may be, for errors.
+        takes_tools: whether the chat template can show tool calls and their results.
+        between: separator between the text parts of one message.
+        forms: the accepted forms, for errors.
 
     Raises:
-        SettingsError: an item is no example, or there is no list of them.
+        SettingsError: an item is not an example, or `examples` is not a list.
     """
     one = isinstance(examples, str | Mapping | Document) or not isinstance(examples, Iterable)
     if one or plain(examples) is not examples:
@@ -60,22 +60,22 @@ def to_examples(
 
 
 class _Reader:
-    """Reads items one by one, with the settings of `to_examples`."""
+    """Reads single items, with the settings of `to_examples`."""
 
     def __init__(self, plain: Plain, convert: Convert | None, takes_tools: bool, between: str, forms: str) -> None:
         self._plain, self._convert = plain, convert
         self._takes_tools, self._between, self._forms = takes_tools, between, forms
 
     def read(self, item: object, number: int) -> Iterator[dict[str, object]]:
-        """The examples that one item comes to, checked."""
+        """The checked examples of one item."""
         from memograft.rtd.examples import as_example
 
         try:
             found = self._examples(item)
-        except (ValueError, NotImplementedError) as e:  # what a framework's own conversions raise, too
+        except (ValueError, NotImplementedError) as e:  # also raised by frameworks' conversions
             raise SettingsError(f"examples[{number}]: {e}") from e
         for example in found:
-            as_example(example, number)  # raises, by the number that the caller knows
+            as_example(example, number)  # raises errors with the caller's index
             yield example
 
     def _examples(self, item: object) -> list[dict[str, object]]:
@@ -100,7 +100,7 @@ class _Reader:
         raise SettingsError(f"an example must be {self._forms}, got {kind}; {hint}")
 
     def _turns(self, history: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-        """An example for every message of the assistant that has text and something before it."""
+        """An example for every assistant message that has text and something before it."""
         turns = []
         for n, message in enumerate(history):
             answer = _answer(message)
@@ -111,13 +111,13 @@ class _Reader:
         if not turns:
             roles = ", ".join(str(message.get("role")) for message in history) or "nothing"
             raise SettingsError(
-                "a conversation is learned from the assistant's messages that answer something, and there is none with "
-                f"text, got {roles}; add the answer, or pass (messages, answer)"
+                "a conversation must have an assistant message with text and a message before it, got the roles "
+                f"{roles}; add the answer, or pass (messages, answer)"
             )
         return turns
 
     def _mapping(self, item: Mapping[str, object]) -> dict[str, object]:
-        """A mapping as the core takes it; only what is a framework's in it is converted."""
+        """A mapping in the core's form, with a framework's objects converted."""
         example = dict(item)
         if isinstance(example.get("page_content"), str):
             example["text"] = example.pop("page_content")
@@ -135,7 +135,7 @@ class _Reader:
         return example | self._asked(self._plain(prompt), example.pop("documents", None))
 
     def _asked(self, prompt: object, documents: object) -> dict[str, object]:
-        """What stands before an answer, as the core takes it."""
+        """The part of an example before the answer, in the core's form."""
         if isinstance(prompt, str):
             return {"prompt": prompt, "documents": to_documents(documents, self._convert)}
         if _is_message(prompt):
@@ -165,7 +165,7 @@ def _is_message(item: object) -> bool:
 
 
 def _answer(answer: object) -> object:
-    """An answer's text, where it is a message; whether it is any is the core's to judge."""
+    """The text of an answer that is a message; other values are returned for the core to check."""
     if not _is_message(answer) or not isinstance(answer, Mapping):
         return answer
     content = answer["content"]

@@ -1,4 +1,4 @@
-"""Which kind of failure an exception is: what an API answers with another status, or a framework with another class."""
+"""Classify exceptions, for APIs and frameworks that have a status or class for each kind of failure."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _KINDS: tuple[tuple[type[Exception], Failure], ...] = (
     (EngineClosedError, "closed"),
     (RequestCancelledError, "cancelled"),
     *((kind, "invalid") for kind in (SettingsError, EmptyPromptError, UnsupportedModelError, MemoryFormatError)),
-    (StoreError, "invalid"),  # of a datastore: the request names it
+    (StoreError, "invalid"),  # of a datastore in the request
 )
 
 
 def failure_of(error: BaseException) -> Failure:
-    """The kind.
+    """The kind of failure.
 
-    "too long": the prompt does not fit the model's window; "timeout": the request's own time is up, and another try may
-    do better; "closed": the engine takes no requests any more; "cancelled": the caller gave it up; "invalid": the
-    request can never work; "other": everything that Memograft does not raise on purpose.
+    "too long": the prompt does not fit the model's window; "timeout": the request's time limit passed, and a retry may
+    succeed; "closed": the engine is closed; "cancelled": the caller cancelled the request; "invalid": the request can
+    never be answered; "other": an exception that Memograft does not raise deliberately.
     """
     return next((name for kind, name in _KINDS if isinstance(error, kind)), "other")
 
 
 def message_text(error: BaseException) -> str:
-    """The error's text, with `max_tokens`, as chat APIs have it, for `max_new_tokens`."""
+    """The error's text, with `max_tokens` for `max_new_tokens`, as chat APIs name it."""
     return str(error).replace("`max_new_tokens`", "`max_tokens`")

@@ -1,5 +1,5 @@
-"""What a model is told of tools in its system message, where its chat template has no place for them; and how calls and
-their results stand in a conversation then, as plain text.
+"""Tools as plain text, for chat templates without a place for them: instructions for the system message, and calls and
+results in the conversation.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ _CALL = '{"name": ..., "arguments": {...}}'
 
 
 def call_text(calls: Sequence[tuple[str, Mapping[str, object]]]) -> str:
-    """Calls, (name, arguments) each, as the instruction asks for them."""
+    """Calls, (name, arguments) each, in the form that the instruction asks for."""
     made = [{"name": name, "arguments": dict(arguments)} for name, arguments in calls]
     return json.dumps(made[0] if len(made) == 1 else made, ensure_ascii=False)
 
 
 def result_text(name: str, result: str) -> str:
-    """The result of a call, as a user says it."""
+    """The result of a call as the text of a user message."""
     return f"Result of {name}: {result}" if name else f"Result: {result}"
 
 
 def reminder(question: str) -> str:
-    """What follows the last results: by then small models have lost sight of the question."""
+    """The text after the last results; without it small models do not answer the question."""
     return f"The question was: {question}\nAnswer it in words, or call another function."
 
 
 _TIME = "What time is it in Lima?"
-# Without these SmolLM2-135M never calls anything: a system message alone is not enough. Two calls teach it to take
-# the arguments from the question; that the last turn is a call, and the one before it is none, to do both.
+# Without these, SmolLM2-135M never calls anything: a system message is not enough. Two calls teach it to take arguments
+# from the question. One turn without a call, and a call in the last turn, teach it to do both.
 _TURNS = (
     ("Hello!", "Hello! What can I do for you?"),
     (_TIME, call_text([("get_time", {"place": "Lima"})])),
@@ -50,7 +50,7 @@ EXAMPLES: tuple[Mapping[str, object], ...] = tuple(
 def calls_instruction(
     functions: Sequence[Mapping[str, object]], *, forced: bool, many: bool, examples: bool = False
 ) -> str:
-    """How to call the functions, and what they are; `forced`: there is no other answer; `examples`: some follow."""
+    """How to call the functions, and their descriptions. `forced`: a call is required; `examples`: examples follow."""
     before = " (The first messages are an example, with another function.)" if examples else ""
     several = f" (or several in a list: [{_CALL}, ...])" if many else ""
     if forced:
@@ -63,7 +63,7 @@ def calls_instruction(
 
 
 def answers_instruction(functions: Sequence[Mapping[str, object]], schema: Mapping[str, object]) -> str:
-    """How to call the functions, or else answer in JSON of a schema."""
+    """How to call the functions, or else answer with JSON of a schema."""
     return (
         f"You can call functions. Where one helps, answer with JSON {_CALL}; its result comes in the next message. "
         f"Where none helps, or once you have the results, answer in JSON of this schema:\n{shown(schema)}\n"

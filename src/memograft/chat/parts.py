@@ -1,4 +1,4 @@
-"""A message's content: text, nothing, or a list of parts in the forms that chat APIs have for them."""
+"""Read a message's content: text, None, or a list of parts in the forms of several chat APIs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,11 @@ def text_of(content: object, where: str, role: str = "user", between: str = "\n"
     Args:
         content: text, None, or a list of parts: strings, or mappings with a `type`.
         where: names the message in errors.
-        role: of the message; an assistant's thoughts and calls among its parts are passed over, as they are kept
-            elsewhere.
-        between: what joins the texts.
+        role: of the message. Reasoning and call parts of an assistant are skipped, because they are stored elsewhere.
+        between: separator between the texts.
 
     Raises:
-        SettingsError: a part that a model of text cannot read, or a document without its text.
+        SettingsError: a part that is not text, or a document without its text.
     """
     if content is None:
         return "", []
@@ -71,10 +70,10 @@ def text_of(content: object, where: str, role: str = "user", between: str = "\n"
 
 
 def document_of(part: Mapping[str, object], where: str) -> Document:
-    """A part of `DOCUMENT_PARTS` -> a document, with its title, context, source and url as metadata.
+    """Convert a part of `DOCUMENT_PARTS` to a document, with title, context, source and url as metadata.
 
     Raises:
-        SettingsError: its text is not in the part (a URL, a file id, a PDF); `where` names the part.
+        SettingsError: the part does not contain its text (a URL, a file id, a PDF); `where` names the part.
     """
     text = _text_in(part)
     if text is None:
@@ -88,7 +87,7 @@ def document_of(part: Mapping[str, object], where: str) -> Document:
 
 
 def _text_in(part: Mapping[str, object]) -> str | None:
-    """The part's text, wherever the dialects keep it."""
+    """The part's text, in any of the known fields."""
     source = part.get("source")
     for holder in (part, source if isinstance(source, Mapping) else {}):
         for key in ("text", "data"):

@@ -1,4 +1,4 @@
-"""JSON schemas of tools and answers: several in one, and one as a model reads it. Knows no models."""
+"""JSON schemas of tools and answers: combine several into one, and print one for a prompt."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 def hoisted(schema: Mapping[str, object], prefix: str, definitions: dict[str, object]) -> dict[str, object]:
-    """The schema as a part of another one, whose root its references are read from.
+    """Make a schema part of another one, whose root its references are then relative to.
 
     Args:
-        schema: with definitions of its own, perhaps, or one that refers to itself ("#").
-        prefix: what its definitions' names are given in front, so that those of several schemas stay apart.
-        definitions: where they are put.
+        schema: may have definitions, or refer to itself ("#").
+        prefix: prepended to the names of its definitions, to keep those of several schemas apart.
+        definitions: the combined definitions, which are added to.
     """
     whole = f"#/$defs/{prefix}"
     refers_to_itself = False
@@ -49,7 +49,7 @@ def hoisted(schema: Mapping[str, object], prefix: str, definitions: dict[str, ob
 
 
 def shown(schema: object) -> str:
-    """The schema as text for a prompt, in few tokens: without the titles that are made of names."""
+    """The schema as short text for a prompt, without titles, which only repeat names."""
 
     def untitled(part: object) -> object:
         if not isinstance(part, Mapping):

@@ -1,7 +1,7 @@
-"""Documents that a framework's template has stuffed into a prompt -> documents beside the bare question.
+"""Recover documents that a framework's template has put into a prompt, and the question beside them.
 
-In a prompt they would be read and not memorized, and the template's wording would be judged as part of the question.
-Works on the strings that the caller gives: a rendered text, and the template's wording with `{names}` in it.
+Left in the prompt, they would not be memorized, and relevance would be judged by the template's text too. This works on
+the rendered text and the template's text with `{names}` in it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?\u2026\u3002\uff01\uff1f\"\u201d)])[ \t]*\n
 
 @dataclass(frozen=True)
 class Unstuffed:
-    """What a rendered template held.
+    """The parts of a rendered template.
 
     Attributes:
-        documents: those of its context, in order.
-        fields: what stood in the place of each other name, such as the question.
+        documents: of its context, in order.
+        fields: the text of each other name, such as the question.
     """
 
     documents: tuple[Document, ...]
@@ -35,16 +35,16 @@ class Unstuffed:
 def unstuffed(
     text: str, wordings: Sequence[str], *, context: str = "context", separator: str | None = None
 ) -> Unstuffed | None:
-    """Take a text apart that was rendered from one of some templates; None if it was from none of them.
+    """Recover the parts of a text that was rendered from one of some templates; None if it was not.
 
     Args:
         text: of one message.
         wordings: templates, tried in this order: "Use this context.\\n{context}\\n\\nQuestion: {question}".
-        context: the name in whose place the documents stand.
-        separator: what the framework puts between two documents; None takes every blank line for one.
+        context: the name of the documents' field.
+        separator: what the framework puts between two documents; None splits at blank lines.
     """
     for wording in wordings:
-        # Chat models take the blanks from the ends of messages; a context that is empty stands at one.
+        # Chat models strip messages, so an empty context may be missing at an end.
         fields = _fields(text, wording) or _fields(text.strip(), wording.strip())
         if fields is not None and context in fields:
             return Unstuffed(tuple(split_context(fields.pop(context), separator)), fields)
@@ -52,14 +52,14 @@ def unstuffed(
 
 
 def split_context(context: str, separator: str | None = None, *, by_line: bool = False) -> list[Document]:
-    """A packed context -> documents.
+    """Split a joined context into documents.
 
-    A document that holds the separator becomes several, which are judged and memorized one by one.
+    A document that contains the separator becomes several, which are judged and memorized separately.
 
     Args:
-        context: texts, joined.
-        separator: by what; None for blank lines, with or without spaces in them.
-        by_line: the texts were joined by line breaks; a line that ends no sentence goes on in the next.
+        context: joined texts.
+        separator: between them; None for blank lines, which may contain spaces.
+        by_line: the texts were joined by line breaks; a line without the end of a sentence continues in the next.
     """
     parts = _BLANK_LINES.split(context.strip()) if separator is None else context.split(separator)
     if by_line:
@@ -68,10 +68,10 @@ def split_context(context: str, separator: str | None = None, *, by_line: bool =
 
 
 def _fields(text: str, wording: str) -> dict[str, str] | None:
-    """What stands in the place of each name; None if the text does not have the wording around them.
+    """The text of each name; None if the text does not match the template.
 
-    What stands between two names is looked for from the end: a document may hold the words that follow the context, and
-    a question is seldom asked about them.
+    Fields are located from the end: a document may contain the words that follow the context, but a question rarely
+        does.
     """
     fixed, names = _NAME.split(wording)[::2], _NAME.findall(wording)
     if not names or not text.startswith(fixed[0]) or not text.endswith(fixed[-1]):

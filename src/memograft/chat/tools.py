@@ -1,14 +1,14 @@
-"""What tools, `tool_choice` and `response_format` ask of an answer, and how the answer is read.
+"""How tools, `tool_choice` and `response_format` constrain an answer, and how the answer is parsed.
 
-                    the chat template takes tools          it has no place for them
-    auto            it shows them, the tokenizer reads     the system message describes them; the answer is text,
-                    the calls (or text)                    or JSON of a call, held to the tool's schema
-    any, a name     the answer is JSON of a call, of the schema of one of the tools
-    auto, and       the answer is JSON: of a call, or of the response format's schema
-    a format
-    none            no tools; the answer is text, or JSON of the format's schema
+                  the chat template takes tools          it has no place for them
+  auto            the template shows them, the           the system message describes them; the answer is text,
+                  tokenizer parses calls or text         or JSON of a call that follows the tool's schema
+  any, a name     the answer is JSON of a call that follows the schema of one of the tools
+  auto, and       the answer is JSON: of a call, or of the response format's schema
+  a format
+  none            no tools; the answer is text, or JSON of the format's schema
 
-A call is `{"name": ..., "arguments": {...}}`; where several are allowed at once, they may stand in a list.
+A call is `{"name": ..., "arguments": {...}}`. If several are allowed at once, they may be in a list.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from memograft.request import Answer
 
 __all__ = ["Plan", "TakesTools", "call_schema", "plan"]
 
-_ROOMY = 1024  # tokens of a window of which the examples, about 120 of a common tokenizer, are no large part
-_MARKUP = "<[{"  # what calls begin with, in all chat templates that take tools
+_ROOMY = 1024  # window in which the examples are used; they take about 120 tokens
+_MARKUP = "<[{"  # first characters of calls in all chat templates that take tools
 
 Function = Mapping[str, object]
 Reads = Literal["text", "calls", "calls or text", "calls or json", "template"]
 
 
 class RequestFields(TypedDict):
-    """What a `Plan` gives to a `Request`."""
+    """The fields of a `Request` that a `Plan` sets."""
 
     tools: Sequence[Mapping[str, object]]
     json_schema: Mapping[str, object] | None
@@ -42,16 +42,16 @@ class RequestFields(TypedDict):
 
 
 class TakesTools(Protocol):
-    """Who answers; an `Engine` does."""
+    """The part of an engine that plans need; implemented by `Engine`."""
 
     @property
     def takes_tools(self) -> bool:
-        """Whether the chat template has a place for tools, and the tokenizer can take calls out of a response."""
+        """Whether the chat template has a place for tools, and the tokenizer can parse calls in a response."""
         ...
 
     @property
     def max_length(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """Maximum number of tokens of prompt and answer together."""
         ...
 
     def parse_response(self, answer: Answer, /) -> Mapping[str, object]:
@@ -61,19 +61,18 @@ class TakesTools(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How an answer is asked for, and how it is read.
+    """How an answer is constrained, and how it is parsed.
 
     Attributes:
-        tools: for the request; the chat template shows them.
+        tools: for the request, to be shown by the chat template.
         json_schema: for the request.
         json_optional: for the request.
-        instruction: what the system message has to say of the tools, where the template does not show them; "" if
-            nothing.
-        examples: messages in front of the conversation that show small models how calls are made.
-        reads: what the answer is: "text"; "calls"; "calls or text"; "calls or json" (of the response format); or
-            whatever the tokenizer takes it for ("template").
+        instruction: text about the tools for the system message, if the template does not show them; else "".
+        examples: messages before the conversation that show small models how to call.
+        reads: the form of the answer: "text"; "calls"; "calls or text"; "calls or json" (of the response format); or
+            "template", which the tokenizer parses.
         names: of the tools that may be called.
-        many: whether it may be several calls.
+        many: whether several calls are allowed.
     """
 
     tools: tuple[Mapping[str, object], ...] = ()
@@ -86,11 +85,11 @@ class Plan:
     many: bool = False
 
     def request(self) -> RequestFields:
-        """The fields of the `Request` that this asks for."""
+        """The fields for the `Request`."""
         return {"tools": self.tools, "json_schema": self.json_schema, "json_optional": self.json_optional}
 
     def shown(self, text: str) -> str:
-        """What of a growing answer can be streamed: it will be the beginning of the reading's `content`."""
+        """The part of an unfinished answer that can be streamed, as the beginning of the reading's `content`."""
         if self.reads == "text":
             return text
         if self.reads == "template":
@@ -100,15 +99,15 @@ class Plan:
         return ""
 
     def read(self, engine: TakesTools, answer: Answer) -> Reading:
-        """Take an answer apart. Calls that are not whole are named as invalid, not raised."""
+        """Parse an answer. Incomplete calls are returned as invalid, not raised."""
         text = answer.text
         if self.reads == "text":
             return Reading(text)
         if self.reads == "template":
             try:
                 reading = parsed(engine.parse_response(answer), text)
-            except Exception as e:  # a response template is a program of unknown making
-                return Reading("", (), (InvalidCall(None, text, f"the answer cannot be taken apart: {e}"),))
+            except Exception as e:  # response templates can raise anything
+                return Reading("", (), (InvalidCall(None, text, f"the answer cannot be parsed: {e}"),))
             return reading if self.many or len(reading.calls) < 2 else _first_alone(reading)
         if calls := calls_in(text, self.names):
             return Reading("", calls)
@@ -119,7 +118,7 @@ class Plan:
         return Reading("", (), (InvalidCall(name, text, error),))
 
     def _begins(self, text: str) -> bool:
-        """Whether a text that is not empty begins as a call does."""
+        """Whether a non-empty text begins like a call."""
         return text.lstrip()[:1] in ("{[" if self.many else "{")
 
 
@@ -132,19 +131,19 @@ def plan(
     many: bool | None = None,
     strict: bool = False,
 ) -> Plan:
-    """What a call's tools and formats mean on this engine.
+    """Plan how this engine answers with tools and formats.
 
     Args:
-        engine: who will answer.
+        engine: the engine that will answer.
         tools: in OpenAI's form.
         tool_choice: see `choice_of`.
-        response_format: in OpenAI's form; where a call is forced it has no effect, as with OpenAI.
-        many: whether several calls may be made at once (OpenAI's `parallel_tool_calls`). None leaves it to a model that
-            calls tools in its own way, and asks others for one.
-        strict: whether the arguments must be sure to be of the schema.
+        response_format: in OpenAI's form; ignored if a call is forced, as with OpenAI.
+        many: whether several calls are allowed at once (OpenAI's `parallel_tool_calls`). None allows them for models
+            with a template for tools, and one call for others.
+        strict: whether the arguments must be guaranteed to follow the schema.
 
     Raises:
-        SettingsError: something is malformed, or cannot be kept.
+        SettingsError: something is malformed or not supported.
     """
     described = checked_tools(tools)
     functions = [_function(tool) for tool in described]
@@ -159,7 +158,7 @@ def plan(
         if strict:
             raise SettingsError(
                 "strict=True promises arguments of the schema, which this model's own way of calling tools does not "
-                'keep, got tool_choice="auto"; pass tool_choice="any" or a tool\'s name, or leave `strict` out'
+                'guarantee, got tool_choice="auto"; pass tool_choice="any" or a tool\'s name, or leave `strict` out'
             )
         return Plan(shown, None, reads="template", names=names, many=many is not False)
     chosen = [f for f, name in zip(functions, names, strict=True) if choice in ("any", "auto", name)]
@@ -171,7 +170,7 @@ def plan(
     free, many = choice == "auto", bool(many)
     schema = call_schema(chosen, many=many, single=free)
     examples = EXAMPLES if free and engine.max_length >= _ROOMY else ()
-    cramped = not free and engine.max_length < _ROOMY  # the schema holds a forced call to its form without being told
+    cramped = not free and engine.max_length < _ROOMY  # a forced call follows the schema even without the instruction
     told = "" if native or cramped else calls_instruction(chosen, forced=not free, many=many, examples=bool(examples))
     reads: Reads = "calls or text" if free else "calls"
     return Plan(shown, schema, free, told, examples, reads, may_call, many)
@@ -189,8 +188,8 @@ def call_schema(
     Args:
         functions: each with `name` and `parameters`.
         many: whether a list of calls is allowed.
-        single: whether, with `many`, a call by itself is allowed too.
-        others: schemas of what the answer may be instead.
+        single: whether a single call outside of a list is also allowed, if `many`.
+        others: schemas that the answer may follow instead.
     """
     definitions: dict[str, object] = {}
     calls: list[dict[str, object]] = []
@@ -199,7 +198,7 @@ def call_schema(
         arguments = closed(parameters) if isinstance(parameters, Mapping) else {}
         if not arguments.keys() & {"$ref", "anyOf", "oneOf", "allOf"}:
             arguments.setdefault("type", "object")
-        if arguments.keys() <= {"type", "title", "description"}:  # of a function without parameters
+        if arguments.keys() <= {"type", "title", "description"}:  # a function without parameters
             arguments |= {"properties": {}, "additionalProperties": False}
         properties = {
             "name": {"const": function["name"]},
@@ -224,5 +223,5 @@ def _function(tool: Mapping[str, object]) -> Function:
 
 
 def _first_alone(reading: Reading) -> Reading:
-    """Of several calls the first, where one was asked for."""
+    """Keep only the first of several calls, if one was asked for."""
     return Reading(reading.content, reading.calls[:1], reading.invalid, reading.reasoning)

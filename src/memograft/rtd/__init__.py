@@ -1,1 +1,1 @@
-"""RTD (arXiv 2409.20181): a datastore of hidden states and next tokens that steers decoding."""
+"""RTD (arXiv 2409.20181): a datastore of hidden states and next tokens that changes the logits during decoding."""

@@ -1,13 +1,13 @@
-"""What a datastore learns of its own distances: the temperature that predicts it best, and how near is near.
+"""Calibrate a datastore on its own entries: choose the temperature that predicts them best, and the gate.
 
-    r_T(v_i | k_i) = sum of w_j over the K entries j nearest to k_i, of other sources, with v_j = v_i
-    w = softmax(-d / T)
-    T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: how frequent a token is in the datastore
+    r_T(v_i | k_i) = sum of w_j over the K entries j nearest to k_i, of other sources, with v_j = v_i w = softmax(-d /
+    T)
+    T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: frequency of a token in the datastore
 
-Leaving the whole source out, and all that answer alike, is what a new question meets. The gate is the median squared
-distance to the nearest entry of another source, but at most half of that to the nearest entry with another next token:
-the sources of a small datastore are far from each other, and everything would be near. Ours: the paper copies a
-constant, which fits the scale of one model's states only, and has no gate.
+The whole source of an entry is left out, with all sources of the same answer, because a new question has no entries
+either. The gate is the median squared distance to the nearest entry of another source. It is at most half of the median
+distance to the nearest entry with another next token, because the sources of a small datastore are far apart, and
+everything would be within the gate. The paper has no gate and a constant T, which fits the scale of one model only.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["calibrate"]
 _SAMPLE = 256
 _ROWS = 16_384
 _NEIGHBOURS = 32
-_ROUNDING = 1e-4  # of a squared norm: states of bfloat16 differ by that much
-_GRID = 2.0 ** np.arange(-8, 5, 0.5)  # times the median distance to the nearest
+_ROUNDING = 1e-4  # relative to a squared norm: how much states of bfloat16 can differ
+_GRID = 2.0 ** np.arange(-8, 5, 0.5)  # multiples of the median distance to the nearest entry
 
 
 def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> Calibration:
-    """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": entries looked at}.
+    """Return {"temperature": {"squared": T, "plain": T}, "gate": squared distance, "sample": number of entries used}.
 
-    Empty where there are no entries. States that come out of a batch of another size differ by rounding, so no gate is
-    narrower than that. Where no source predicts another's tokens (as with one source), T is a quarter of the gate.
+    Empty if there are no entries. The gate has a minimum, because states from batches of different sizes differ by
+    rounding. If no source predicts another's tokens (as with one source), T is a quarter of the gate.
     """
     alive = np.flatnonzero(~dead) if dead is not None else np.arange(len(entries.values))
     if not len(alive):
@@ -60,7 +60,7 @@ def calibrate(entries: Entries, dead: NDArray[np.bool_] | None) -> Calibration:
 
 
 def _answers(entries: Entries) -> NDArray[np.int32]:
-    """(N,) one number for all sources that hold the same tokens: facts that were learned twice, or in several words."""
+    """(N,) Number the sources so that those with the same tokens, such as facts learned twice, have the same number."""
     order = np.lexsort((entries.positions, entries.sources))
     _, starts = np.unique(entries.sources[order], return_index=True)
     seen: dict[bytes, int] = {}
@@ -71,7 +71,7 @@ def _answers(entries: Entries) -> NDArray[np.int32]:
 
 
 def _temperature(distances: NDArray[np.float64], same: NDArray[np.bool_], frequency: NDArray[np.float64]) -> float:
-    """The T of the grid under which the datastore's own tokens are likeliest."""
+    """The T of the grid for which the datastore's own tokens are most likely."""
     scale = float(np.median(distances[:, 0])) or float(distances[np.isfinite(distances)].mean()) or 1.0
 
     def likelihood(t: float) -> float:
@@ -79,17 +79,17 @@ def _temperature(distances: NDArray[np.float64], same: NDArray[np.bool_], freque
         r = (weights * same).sum(1) / weights.sum(1)
         return float(np.log((r + frequency) / 2).mean())
 
-    return float(max((scale * _GRID).tolist()[::-1], key=likelihood))  # of equals the smoothest
+    return float(max((scale * _GRID).tolist()[::-1], key=likelihood))  # the largest of equally good ones
 
 
 def _others(
     entries: Entries, picked: NDArray[np.int64], dead: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Squared distances and numbers (S, K) of the entries of other sources nearest to those picked, and the squared
-    distances (S,) to the nearest of all that have another next token; infinite where there is none.
+    """For S picked entries: squared distances and numbers (S, K) of the nearest entries of other sources, and squared
+    distances (S,) to the nearest entry with another next token; infinite if there is none.
     """
     queries, center = entries.keys[picked].astype(np.float64), entries.keys[picked].mean(0, dtype=np.float64)
-    own = queries - center  # centred, the product below cancels less
+    own = queries - center  # centred, for less cancellation in the product below
     best, otherwise = np.full((len(picked), 0), np.inf), np.full(len(picked), np.inf)
     ids = np.zeros((len(picked), 0), np.int64)
     for start in range(0, len(entries.values), _ROWS):

@@ -1,7 +1,7 @@
-"""`Datastore`: hidden states of examples and the tokens that followed them, for `Rtd` to steer answers with.
+"""`Datastore`: hidden states of examples and the tokens that followed them; `Rtd` uses it during decoding.
 
-Built by one prefill per example; nothing is trained. Grows, shrinks by source, survives a crash at any point, and is
-searched from disk. The formula is in `rtd/formula.py`, the folder's format in `rtd/files.py`.
+It is built with one prefill per example, without training. Sources can be added and deleted, a crash at any point is
+safe, and it is searched from disk. The formula is in `rtd/formula.py`, the folder's format in `rtd/files.py`.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from memograft.storage.process import OfOneProcess
 
 __all__ = ["Datastore"]
 
-_COMMIT = 1.0  # seconds of work that a crash may cost
+_COMMIT = 1.0  # seconds of work that a crash can lose
 
 
 class Datastore(OfOneProcess, instead="open its folder in each process: Datastore.open(...)"):
     """Entries (hidden state, next token, source, position). Make one with `build` or `open`.
 
-    Any number of threads may search it; one writer at a time, in this process and in others.
+    Any number of threads may search it. There can be one writer at a time among all threads and processes.
 
     Example:
         >>> from memograft import Datastore, Engine, Request, Rtd
@@ -58,8 +58,8 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         self._folder, self._writer, self._read_only = folder, lock, read_only
         self._process = os.getpid()
         made_anew_in_forks(self._make_locks)
-        self._settled = False  # what is known of the files fits them, unless a change holds the lock or was cut off
-        self._clean = True  # nothing was appended, or written to the header, by a change that was cut off
+        self._settled = False  # whether the attributes match the files, with no change in progress or interrupted
+        self._clean = True  # whether no interrupted change has appended anything or written the header
         self._settle(header)
         self._temporary = goes_with(self, folder) if owned else None
 
@@ -77,24 +77,24 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         progress: bool = True,
         lock_timeout: float = 0.0,
     ) -> Datastore:
-        """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
+        """Make a datastore, or continue the one at `path`. Examples that it already has are skipped.
 
         Args:
-            engine: the `Engine` whose model runs; other requests of it go on meanwhile.
+            engine: the `Engine` whose model runs. It can answer other requests meanwhile.
             examples: (prompt, answer), (messages, answer), (documents, question, answer), raw texts, or mappings with
                 `prompt`, `question` or `messages`, `answer`, `documents`, `text`, `id`, `metadata`.
-            path: its folder; None for a temporary one that goes with the datastore.
-            place: "ffn_input" (no memory can move it) or "head_input" (the paper's).
+            path: its folder; None for a temporary folder that is deleted with the datastore.
+            place: "ffn_input" (which memories do not change) or "head_input" (the paper's).
             index: "flat" (exact), "hnsw", "ivfpq" or "sq8".
-            stride: tokens between the windows over a raw text; None for half a window.
+            stride: tokens between the starts of windows over a raw text; None for half a window.
             batch_size: examples in one prefill.
             progress: show a bar, on a terminal.
-            lock_timeout: seconds to wait until another writer closes it; math.inf waits as long as it takes.
+            lock_timeout: seconds to wait until another writer closes it; math.inf waits without limit.
 
         Raises:
-            ModelMismatchError: the datastore at `path` is of another model or place.
+            ModelMismatchError: the datastore at `path` belongs to another model or place.
             StoreLockedError, StoreCorruptError, StoreError: see `open`.
-            SettingsError, PromptTooLongError: an example cannot be learned; those before it are.
+            SettingsError, PromptTooLongError: an example cannot be learned; those before it were learned.
         """
         check_kind(index)
         check_place(place)
@@ -125,11 +125,11 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
 
     @classmethod
     def open(cls, path: str | Path, *, read_only: bool = False, lock_timeout: float = 0.0) -> Datastore:
-        """Open what `build` made; its arrays are memory-mapped. A reader sees it as it is now. Else as `build`.
+        """Open a datastore that `build` made. Its arrays are memory-mapped. A reader sees its state at this moment.
 
         Raises:
             StoreCorruptError: a file is damaged, truncated or missing.
-            StoreLockedError: somebody else has it open for writing, and still has after `lock_timeout`.
+            StoreLockedError: it is open for writing elsewhere, and still is after `lock_timeout`.
             StoreError: there is no datastore.
         """
         folder = Path(path)
@@ -152,7 +152,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
 
     @property
     def header(self) -> Header:
-        """Model, place, dimension, counts and calibration, as they are on the disk."""
+        """Model, place, dimension, counts and calibration, as on disk."""
         self._settle()
         return self._files.header
 
@@ -168,9 +168,9 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         batch_size: int = 16,
         progress: bool = True,
     ) -> int:
-        """Learn examples whose ids are not in it yet; returns how many. Other threads that change it wait.
+        """Learn examples with new ids, and return their number. Changes by other threads wait.
 
-        What was done until a second before a crash or an error survives it; the same call again does the rest.
+        After a crash or an error, at most a second of work is lost; the same call again does the rest.
         """
         check_count("batch_size", batch_size)
         if stride is not None:
@@ -197,8 +197,8 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                         self._commit()
                         last = time.monotonic()
         except BaseException as error:
-            self._files.forget()  # of the batch that holds the culprit
-            if not isinstance(error, StoreError):  # which could not be written
+            self._files.forget()  # entries of the failed batch
+            if not isinstance(error, StoreError):  # after a StoreError the commit would fail too
                 self._commit()
             raise
         self._commit()
@@ -206,7 +206,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         return added
 
     def extend(self, entries: Entries, sources: Sequence[Source]) -> None:
-        """Add entries that were computed elsewhere; their source numbers count from 0 among `sources`."""
+        """Add entries that were computed elsewhere. Their source numbers are indices in `sources`."""
         with self._one_writer:
             self._begin()
             if twice := sorted({source.id for source in sources} & set(self.ids())):
@@ -217,7 +217,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self._finish(progress=False)
 
     def delete(self, ids: Iterable[str]) -> int:
-        """Delete sources with all their entries; returns how many there were. `compact` gives the room back."""
+        """Delete sources with all their entries, and return their number. `compact` frees the space."""
         wanted = set(ids)
         with self._one_writer:
             self._begin()
@@ -228,10 +228,10 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         return len(gone)
 
     def compact(self, *, progress: bool = True) -> None:
-        """Write the living entries into new files and remove the old ones; without checksums, they have them then.
+        """Copy the remaining entries to new files and remove the old ones. This also adds missing checksums.
 
         Raises:
-            StoreCorruptError: they are damaged.
+            StoreCorruptError: the files are damaged.
         """
         with self._one_writer:
             self._begin()
@@ -241,7 +241,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self._finish(progress)
 
     def save(self, path: str | Path) -> Path:
-        """Copy it to a folder that does not exist yet; the header last, so that half a copy is none. Returns it."""
+        """Copy it to a new folder and return that. The header comes last: a partial copy is not a datastore."""
         target = Path(path)
         if is_there(target) and target.is_dir() and any(target.iterdir()):
             raise SettingsError(f"{target} is not empty, so it is not overwritten; choose another folder")
@@ -251,34 +251,34 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         return target
 
     def ids(self) -> list[str]:
-        """The ids of its sources, in the order they came."""
+        """The ids of its sources, in the order in which they were added."""
         self._settle()
         return [source.id for _, source in self._sources.living()]
 
     def source(self, number: int) -> Source:
-        """What is known of a source that a search has found."""
+        """The source with a number that a search returned."""
         self._settle()
         return self._sources[number]
 
     def verify(self) -> list[Path]:
-        """Compare all of its files, from end to end, with their checksums; it goes on meanwhile. Opening looks at less.
+        """Read all of its files and compare them with their checksums. It can be used meanwhile. Opening checks less.
 
         Returns:
-            The files that carry no checksums; none, unless it is from before there were any and not compacted since.
+            The files without checksums: only in datastores made before there were any and not compacted since.
 
         Raises:
-            StoreCorruptError: a file is damaged; the message names each of them.
-            StoreError: it was temporary, and was closed.
+            StoreCorruptError: a file is damaged; the message names all of them.
+            StoreError: it was temporary and is closed.
         """
         self._check_there()
         return inspected(self._folder).or_raise()
 
     def check(self, fingerprint: str) -> None:
-        """Refuse another model, and what is gone.
+        """Refuse another model, and a closed temporary datastore.
 
         Raises:
             ModelMismatchError: its keys are hidden states of another model.
-            StoreError: it was temporary, and was closed.
+            StoreError: it was temporary and is closed.
         """
         self._check_there()
         if self.header.fingerprint != fingerprint:
@@ -288,9 +288,10 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             )
 
     def prepare(self, heads: int = 1, *, progress: bool = False, written: bool = False) -> None:
-        """Have an index for this number of heads ready: mapped, trained or, where exact, copied side by side.
+        """Prepare the index for this number of heads: map it, train it, or for exact search copy the heads' slices.
 
-        One that cannot be written, as on a full disk, is done without until the next change, unless it must be.
+        If the index cannot be written, for example because the disk is full, searches work without one until the next
+        change. With `written`, an error is raised instead.
         """
         if heads not in self._indexes:
             self._settle()
@@ -300,19 +301,19 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                     options = {"read_only": read_only, "progress": progress, "written": written}
                     self._indexes[heads] = make_index(self._files, heads, **options)
             except BaseException:
-                self._clean = False  # the header, perhaps
+                self._clean = False  # the header may have been written
                 raise
 
     def nearest(self, states: NDArray[np.float32], k: int, heads: int = 1) -> Neighbours:
-        """The K entries nearest to each of (G, D) states, per head; K is 0 where there are no entries.
+        """The K entries nearest to each of (G, D) states, per head; K is 0 if there are no entries.
 
         Raises:
-            ModelMismatchError: the states are of another width.
+            ModelMismatchError: the states have another width.
         """
         while True:
             self._settle()
             with self._lock.reading():
-                if not self._settled:  # a change was cut off meanwhile
+                if not self._settled:  # a change was interrupted meanwhile
                     continue
                 if not len(self):
                     return Neighbours.none(len(states), heads)
@@ -328,7 +329,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self.prepare(heads)
 
     def close(self) -> None:
-        """Let the next writer in; a temporary datastore is gone. Waits for a thread that is changing it."""
+        """Release the writer's lock, and delete a temporary datastore. Waits for a thread that is changing it."""
         with self._one_writer:
             if self._writer is not None:
                 self._writer.release()
@@ -344,14 +345,14 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         self.close()
 
     def _begin(self) -> None:
-        """Refuse a change, or make sure that it does not go on from one that was cut off."""
+        """Start a change: check that it is allowed, and recover from an interrupted one."""
         self._check_writable()
         self._settled = self._settled and self._clean
         self._settle()
         self._clean = False
 
     def _commit(self, **changes: Unpack[Changes]) -> None:
-        """What was appended counts, and is found; so do these changes of the header."""
+        """Commit appended entries and these changes of the header, so that searches find them."""
         with self._lock.writing():
             self._settled = False
             self._files.commit(**changes)
@@ -359,7 +360,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
             self._settled = True
 
     def _finish(self, progress: bool) -> None:
-        """Measure the distances anew and bring the indexes up to date, where something has changed."""
+        """Update the calibration and the indexes after a change."""
         if self.header.calibration.get("entries") != len(self):
             calibration = calibrate(self._files.entries, self._dead) | {"entries": len(self)}
             self._files.commit(calibration=calibration)
@@ -369,7 +370,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
         self._clean = True
 
     def _settle(self, header: Header | None = None) -> None:
-        """Where a change was cut off, as by Ctrl-C, go on from what is on the disk; waits for one that goes on."""
+        """After an interrupted change (Ctrl-C), reload the state on disk. Waits for a change in progress."""
         while not self._settled:
             with self._lock.writing():
                 if not self._settled:
@@ -379,7 +380,7 @@ class Datastore(OfOneProcess, instead="open its folder in each process: Datastor
                     self._settled = True
 
     def _look(self) -> None:
-        """Forget what was known of the files before they changed."""
+        """Reset everything that was derived from the files."""
         self._indexes: dict[int, KeyIndex] = {}
         self._sources, header = Sources(self._files), self._files.header
         dead = np.isin(self._files.entries.sources, header.deleted) if header.deleted else None

@@ -1,7 +1,4 @@
-"""What a datastore is built from: examples, as token ids and the positions whose next token is kept.
-
-Knows prompts and tokens, nothing of models.
-"""
+"""Examples of a datastore: checked, and encoded as token ids with the positions whose next token is stored."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from memograft.request import Source
 __all__ = ["Example", "Learned", "alike", "as_example", "checked", "encode", "source_line", "turns", "unknown"]
 
 _SHOWN = 60  # characters of a prompt in an error
-_AHEAD = 8  # batches that are sorted by length together, so that little is padded
+_AHEAD = 8  # batches that are sorted by length together, to reduce padding
 
 
 @dataclass(frozen=True)
 class Example:
-    """One example, checked: a conversation and its answer, or a raw text (no messages).
+    """One checked example: a conversation and its answer, or a raw text (no messages).
 
     Attributes:
-        source: its id, the answer or raw text, and metadata. An id left out is the first 16 hex digits of a SHA-256 of
-            all that is in the example.
-        messages: the conversation up to the answer.
-        documents: what stood in its prompt.
+        source: its id, the answer or raw text, and metadata. The default id is the first 16 hex digits of a SHA-256 of
+            the whole example.
+        messages: the conversation before the answer.
+        documents: the documents of its prompt.
     """
 
     source: Source
@@ -41,25 +38,25 @@ class Example:
 
     @property
     def size(self) -> int:
-        """Characters, to put examples of like length together."""
+        """Number of characters, to batch examples of similar length."""
         read = [*(str(m.get("content", "")) for m in self.messages), *(d.text for d in self.documents)]
         return len(self.source.text) + sum(map(len, read))
 
 
 def source_line(source: Source) -> str:
-    """What a datastore keeps of a source, as one line of JSON."""
+    """The stored form of a source, as one line of JSON."""
     about = {"id": source.id, "text": source.text, "prompt": source.prompt, "metadata": dict(source.metadata)}
     return json.dumps(about, allow_nan=False)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """T token ids to run, and which of them are learned from.
+    """T token ids to run, and the part of them that is learned.
 
     Attributes:
-        ids: all of them.
-        first: tokens from here on are values; the state before each is its key.
-        position: of the token at `first` in its answer or text.
+        ids: all token ids.
+        first: index of the first learned token. The state before each learned token is its key.
+        position: index of the token at `first` in its answer or text.
     """
 
     ids: tuple[int, ...]
@@ -68,10 +65,11 @@ class Learned:
 
 
 def as_example(item: object, number: int) -> Example:
-    """Turn what callers pass into an Example.
+    """Convert one of the accepted forms to an Example.
 
     (prompt, answer), (messages, answer), (documents, question, answer), a raw text, or a mapping: with `prompt` (or
-    `question`, or `messages`) and `answer`, and maybe `documents`; or with `text`; and with `id` and `metadata`.
+    `question`, or `messages`), `answer`, and optionally `documents`; or with `text`; and optionally with `id` and
+    `metadata`.
 
     Raises:
         SettingsError: it is none of these.
@@ -111,7 +109,7 @@ def as_example(item: object, number: int) -> Example:
 
 
 def turns(messages: Sequence[Message]) -> list[tuple[list[Message], str]]:
-    """A conversation -> (messages before, answer) of every turn in which the assistant said something."""
+    """Split a conversation into (messages before, answer) for every assistant message with text."""
     return [
         (list(messages[:n]), str(message["content"]))
         for n, message in enumerate(messages)
@@ -124,8 +122,8 @@ def encode(
 ) -> list[Learned]:
     """The token sequences of an example: one, or for a raw text one per window.
 
-    A raw text is read in windows that overlap, `stride` tokens further each: every token is learned once, with at
-    least window - stride tokens before it (but at its beginning). Half a window where `stride` is None.
+    Windows over a raw text overlap and start `stride` tokens apart (None: half a window). Every token is learned once,
+    and except at the beginning has at least window - stride tokens before it.
 
     Raises:
         PromptTooLongError: an example with a prompt does not fit the model's window.
@@ -155,14 +153,14 @@ def encode(
 
 
 def checked(examples: Iterable[object]) -> Iterable[Example]:
-    """Examples one after the other, as they are needed; refuse one text, which would be taken letter by letter."""
+    """Check examples while they are read. A single text is refused, because its characters would be the examples."""
     if isinstance(examples, str | Mapping):
         raise SettingsError(f"`examples` must be a list, got one {type(examples).__name__}; write examples=[...]")
     return (as_example(item, number) for number, item in enumerate(examples))
 
 
 def unknown(examples: Iterable[Example], known: Iterable[str]) -> Iterator[Example]:
-    """Those whose sources have other ids, each id once."""
+    """The examples whose ids are not known, each id once."""
     seen = set(known)
     for example in examples:
         if example.source.id not in seen:
@@ -171,15 +169,15 @@ def unknown(examples: Iterable[Example], known: Iterable[str]) -> Iterator[Examp
 
 
 def alike(examples: Iterator[Example], batch_size: int) -> Iterator[list[Example]]:
-    """Batches of examples of like length: some batches ahead are sorted together.
+    """Batches of examples of similar length, by sorting the examples of several batches.
 
-    What `examples` raises comes once all before it have been handed out.
+    An exception of `examples` is raised after all examples before it were returned.
     """
     stopped: Exception | None = None
     while stopped is None:
         ahead: list[Example] = []
         try:
-            ahead.extend(islice(examples, _AHEAD * batch_size))  # keeps what came before an error
+            ahead.extend(islice(examples, _AHEAD * batch_size))  # keeps the items before an error
         except Exception as error:
             stopped = error
         if not ahead:

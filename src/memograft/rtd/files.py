@@ -1,14 +1,15 @@
-"""A datastore on disk: raw arrays that only grow, and one small header that says how much of them counts.
+"""A datastore on disk: raw arrays that are only appended to, and a small header with their valid lengths.
 
-    header.json           what is true: replaced atomically, and only after the arrays are down on the disk; the
-                          checksums of all of it, its own included
+        header.json           replaced atomically after the arrays were flushed to disk; has checksums of all files, and
+        of
+                              itself
     keys-G.f32            (N, D) float32, hidden states       values-G.i32      (N,) int32, the tokens that followed
     sources-G.i32         (N,) int32, number of the source    positions-G.i32   (N,) int32, place in its answer
-    sources.jsonl         a line per source, in the order of their numbers; numbers are never used twice
+        sources.jsonl         a line per source, in the order of their numbers, which are never reused
     index-*.faiss         see `rtd/index.py`
 
-G counts compactions. What lies beyond the header's counts was left by a crash: it is ignored, and overwritten by the
-next writer. Little-endian, and nothing that runs code when it is read. Knows nothing of models, texts or FAISS.
+G counts compactions. Data beyond the header's lengths was left by a crash: it is ignored, and overwritten by the next
+writer. Numbers are little-endian. Nothing in these files is executed.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _ARRAYS: dict[str, tuple[str, np.dtype[np.generic]]] = {
     "sources": ("i32", np.dtype("<i4")),
     "positions": ("i32", np.dtype("<i4")),
 }
-_SMALL = ("values", "sources", "positions")  # 12 bytes an entry, beside 4 D of its key
+_SMALL = ("values", "sources", "positions")  # 12 bytes per entry; a key has 4 D
 
 
 class Entries(NamedTuple):
@@ -70,21 +71,21 @@ class Entries(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What counts of a datastore's files.
+    """The valid state of a datastore's files.
 
     Attributes:
         fingerprint: of the model whose hidden states the keys are.
         place: where in the model they were taken.
         dimension: D.
         index: the kind of index.
-        entries: N, dead ones included.
+        entries: N, including those of deleted sources.
         sources: lines of sources.jsonl.
         sources_bytes: its length.
-        deleted: numbers of the sources that were deleted, ascending; their entries are dead.
-        generation: compactions so far.
-        calibration: what the datastore knows of its own distances; empty before it was calibrated.
-        indexes: index files, by the number of heads they were made for.
-        checksums: CRC-32 of what counts of each array, and of sources.jsonl under "lines"; None in a datastore from
+        deleted: numbers of the deleted sources, ascending.
+        generation: number of compactions.
+        calibration: see `rtd/calibrate.py`; empty before the first calibration.
+        indexes: index files, by number of heads.
+        checksums: CRC-32 of the valid part of each array, and of sources.jsonl as "lines"; None in datastores made
             before there were any.
         dtype: of the keys.
         format: of the folder.
@@ -107,10 +108,10 @@ class Header:
 
 
 def read_header(folder: Path) -> Header | None:
-    """What the folder's header says; None if there is no header, so no datastore yet.
+    """Read the folder's header; None if there is none, so no datastore yet.
 
     Raises:
-        StoreCorruptError: it is damaged, or of another format.
+        StoreCorruptError: it is damaged, or has another format.
         StoreError: it cannot be read.
     """
     file = folder / HEADER
@@ -126,13 +127,13 @@ def read_header(folder: Path) -> Header | None:
         raise damaged(file, f"its format is {version!r} and this Memograft reads format {_FORMAT}")
     known = {f.name for f in fields(Header)} | {SEAL}
     if set(found) not in (known, known - {SEAL, "checksums"}):
-        raise damaged(file, f"it holds the fields {sorted(found)}")
+        raise damaged(file, f"its fields are {sorted(found)}")
     counts = ("dimension", "entries", "sources", "sources_bytes", "generation")
     if any(type(found[name]) is not int or found[name] < 0 for name in counts) or found["dtype"] != "float32":
         raise damaged(file, "a number in it is out of its range")
     shapes = {"deleted": list, "calibration": dict, "indexes": dict}
     if not all(isinstance(found[name], shape) for name, shape in shapes.items()):
-        raise damaged(file, "a list or a mapping in it is something else")
+        raise damaged(file, "a field has the wrong type")
     if SEAL in found and not is_sealed(found):
         raise damaged(file, "its checksum is wrong")
     values = {name: value for name, value in found.items() if name != SEAL}
@@ -140,7 +141,7 @@ def read_header(folder: Path) -> Header | None:
 
 
 def counted(header: Header) -> list[tuple[str, int, int | None]]:
-    """(name, bytes that count, their CRC-32 if there is one) of the four arrays and of sources.jsonl."""
+    """(name, valid bytes, their CRC-32 or None) of the four arrays and of sources.jsonl."""
     sums = header.checksums or {}
     sizes = [header.entries * dtype.itemsize for _, dtype in _ARRAYS.values()]
     sizes[0] *= header.dimension
@@ -149,21 +150,21 @@ def counted(header: Header) -> list[tuple[str, int, int | None]]:
 
 
 class Files:
-    """The files of one datastore. One writer at a time; its owner locks.
+    """The files of one datastore. There may be one writer at a time; the owner of this object locks.
 
     Args:
-        folder: where they are; it exists.
-        header: what counts of them.
+        folder: an existing folder.
+        header: its valid state.
 
     Raises:
-        StoreCorruptError: a file is missing or shorter than the header says, or one of the small arrays is damaged;
-            the keys are only looked at by `rtd/verify.py`.
-        StoreError: one cannot be read.
+        StoreCorruptError: a file is missing or shorter than the header says, or a small array is damaged. The keys are
+            read only by `rtd/verify.py`.
+        StoreError: a file cannot be read.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.folder, self.header = folder, header
-        self._pending = self._whole = header  # with what was appended; the second in whole examples only
+        self._pending = self._whole = header  # including appended data; `_whole` only complete examples
         if sys.byteorder != "little":
             raise StoreError("a datastore is little-endian, and this machine is not; use another machine")
         for name, size, _ in counted(header):
@@ -174,11 +175,11 @@ class Files:
             self.compare(name)
         numbers = self.entries.sources
         if header.checksums is None and len(numbers) and not 0 <= numbers.min() <= numbers.max() < header.sources:
-            raise damaged(self.file("sources"), "it names sources that there are not")
+            raise damaged(self.file("sources"), "it refers to sources that do not exist")
 
     @classmethod
     def current(cls, folder: Path, header: Header) -> Files:
-        """The files under this header, or under a newer one, should a writer have compacted them meanwhile."""
+        """The files of this header, or of a newer one if a writer has compacted them meanwhile."""
         while True:
             try:
                 return cls(folder, header)
@@ -189,13 +190,13 @@ class Files:
                 header = now
 
     def append(self, entries: Entries) -> None:
-        """Write entries behind those there are. Their source numbers count from the next source on.
+        """Append entries. Their source numbers count from the number of the next source.
 
-        Neither they nor their sources count before the next `commit`.
+        They become valid, with their sources, at the next `commit`.
 
         Raises:
-            ModelMismatchError: keys of another width.
-            StoreError: they cannot be written; what was appended since the last commit has to be appended again.
+            ModelMismatchError: the keys have another width.
+            StoreError: they cannot be written; everything since the last commit has to be appended again.
         """
         width = entries.keys.shape[1]
         now = replace(self._pending, dimension=self._pending.dimension or width)
@@ -212,11 +213,11 @@ class Files:
         self._pending = replace(now, entries=now.entries + len(entries.values), checksums=_continued(now, data))
 
     def forget(self) -> None:
-        """Take back entries whose sources were not appended."""
+        """Drop appended entries whose sources were not appended."""
         self._pending = self._whole
 
     def append_sources(self, lines: Sequence[str]) -> None:
-        """Write the sources of the entries that were appended since the last ones; see `append`."""
+        """Append the sources of the entries that were appended since the last call; see `append`."""
         now, text = self._pending, "".join(f"{line}\n" for line in lines).encode()
         with self._writing():
             self._write(SOURCES, now.sources_bytes, text)
@@ -229,10 +230,10 @@ class Files:
         self._whole = self._pending
 
     def commit(self, **changes: Unpack[Changes]) -> None:
-        """Make what was appended count, and change these fields of the header; when it returns it is on the disk.
+        """Make appended data valid and change fields of the header. When this returns, everything is on disk.
 
         Raises:
-            StoreError: the disk is full, or worse. What was committed before is whole.
+            StoreError: writing failed, for example because the disk is full. Earlier commits are intact.
         """
         header = replace(self._pending, **changes)
         with self._writing():
@@ -250,13 +251,13 @@ class Files:
             self.entries = self._map()
 
     def rewrite(self, alive: NDArray[np.bool_], rows: int = 65_536) -> Changes:
-        """Copy the entries that are alive (N,) into files of the next generation, which count once `commit` is told.
+        """Copy the entries selected by `alive` (N,) to files of the next generation, which a `commit` makes valid.
 
         Returns:
-            What to tell it. A datastore that had no checksums has them then.
+            The changes to commit, including checksums.
 
         Raises:
-            StoreCorruptError: what there is, is damaged; copies of it would look as if it were not.
+            StoreCorruptError: the files are damaged, and checksums of the copies would hide that.
         """
         for name in _ARRAYS:
             self.compare(name)
@@ -274,7 +275,7 @@ class Files:
         return {**changes, "checksums": sums, "indexes": {}}
 
     def copy(self, target: Path) -> None:
-        """Copy what counts to another folder, the header last.
+        """Copy the valid data to another folder, the header last.
 
         Raises:
             StoreError: a file cannot be read or written.
@@ -289,10 +290,10 @@ class Files:
         Files(target, self.header).commit()
 
     def clean(self) -> None:
-        """Remove what earlier generations, earlier indexes and crashes left.
+        """Remove files of earlier generations and indexes, and those left by crashes.
 
         Raises:
-            StoreError: the system keeps a file. What counts is whole.
+            StoreError: a file cannot be removed. The datastore is intact.
         """
         kept = {HEADER, SOURCES, "writer.lock", *self.names(self.header)}
         kept |= {file["name"] for made in self.header.indexes.values() for file in made["files"]}
@@ -303,7 +304,7 @@ class Files:
                     file.unlink(missing_ok=True)
 
     def source_lines(self) -> list[bytes]:
-        """The lines of sources.jsonl that count.
+        """The valid lines of sources.jsonl.
 
         Raises:
             StoreCorruptError: they are damaged.
@@ -322,7 +323,7 @@ class Files:
         return lines
 
     def compare(self, name: str) -> None:
-        """Compare an array, from end to end, with its checksum, if it has one.
+        """Compare a whole array with its checksum, if it has one.
 
         Raises:
             StoreCorruptError: it is damaged.
@@ -341,7 +342,7 @@ class Files:
         return [f"{name}-{header.generation}.{suffix}" for name, (suffix, _) in _ARRAYS.items()]
 
     def _write(self, name: str, offset: int, data: bytes) -> None:
-        """Put `data` at `offset`, and end the file there."""
+        """Write `data` at `offset`, and truncate the file after it."""
         file = self.folder / name
         with open(file, "r+b" if file.exists() else "w+b") as stream:
             stream.truncate(offset)
@@ -359,7 +360,7 @@ class Files:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn what the system says of writing into ours, and forget what was not committed."""
+        """Convert an OSError to a StoreError, and forget data that was not committed."""
         try:
             yield
         except OSError as error:
@@ -371,14 +372,14 @@ class Files:
 
 
 def check_size(file: Path, size: int) -> None:
-    """Refuse a file that has fewer bytes than count; one of which none count may be missing."""
+    """Refuse a file with fewer than `size` bytes. It may be missing if `size` is 0."""
     found = file.stat().st_size if file.exists() else 0
     if found < size:
         raise damaged(file, f"it must have {size} bytes and has {found}")
 
 
 def damaged(file: Path, reason: str) -> StoreCorruptError:
-    """The error for a file that is not what was written."""
+    """The error for a damaged file."""
     return StoreCorruptError(
         f"{file} cannot be used as a datastore's: {reason}; restore the folder from a backup, or build the datastore "
         "anew in another"
@@ -386,7 +387,7 @@ def damaged(file: Path, reason: str) -> StoreCorruptError:
 
 
 def _continued(header: Header, data: Mapping[str, bytes]) -> Mapping[str, int] | None:
-    """The checksums with more behind what there is; a datastore that has none begins with them when it is compacted."""
+    """The checksums after appending. Without checksums there are none until the datastore is compacted."""
     if header.checksums is None:
         return None
     return {**header.checksums, **{name: zlib.crc32(new, header.checksums[name]) for name, new in data.items()}}

@@ -1,18 +1,19 @@
-"""RTD: the next token as a datastore's nearest entries have it (Reference Trustable Decoding, arXiv 2409.20181).
+"""RTD: mix the model's next-token distribution with that of a datastore's nearest entries (arXiv 2409.20181).
 
     1. d_i = ||h - k_i||                       for the K entries nearest to the hidden state h (D,)
     2. w   = softmax(-d / T)                   over the K
     3. r(token) = sum of w_i with v_i = token
     4. p   = weight * r + (1 - weight) * p_LM
 
-Heads (MH-RTD): h and the keys are split into H slices, 1 to 3 are done for each, and r is the mean. As a slice holds
-about 1/H of a squared distance, that is multiplied by H, as in the authors' release: so T means the same for any H.
+Heads (MH-RTD): h and the keys are split into H slices, steps 1 to 3 are done for each, and r is the mean. A slice has
+about 1/H of the squared distance, which is therefore multiplied by H, as in the authors' release, so that T has the
+same meaning for any H.
 
-`distance="squared"` takes the squared L2 distance, as the release does, "plain" its root, as the paper does. The text
-of the paper leaves open which side its lambda weighs; step 4 is our reading. Ours are also the calibrated T and the
-gate: constant interpolation is known to harm answers that the datastore is not about (arXiv 2305.14625, 2408.11815). It
-leaves a token alone whose nearest entry is too far (`rtd/calibrate.py`), or hardly nearer than one among the K
-that says something else: there the datastore cannot tell what the state leaves open.
+`distance="squared"` uses the squared L2 distance, as the release does; "plain" its root, as the paper does. The paper
+does not say which side its lambda weighs; step 4 is our reading. The calibrated T and the gate are ours: constant
+interpolation is known to harm answers that the datastore is not about (arXiv 2305.14625, 2408.11815). The gate leaves a
+token to the model if its nearest entry is too far (`rtd/calibrate.py`), or hardly nearer than an entry among the K with
+another token.
 """
 
 from __future__ import annotations
@@ -37,28 +38,28 @@ from memograft.rtd.shared import shared_datastore
 
 __all__ = ["Rtd", "agreed", "as_rtd", "merged", "neighbour_weights"]
 
-_LEAST = 1e-30  # of p_LM that is left at weight 1, so that constraints always have something to choose from
+_LEAST = 1e-30  # fraction of p_LM kept at weight 1, so that constraints never mask everything
 _MOVED = 1e-6  # probability below which an entry is not reported
-_CLEAR = 0.6  # of the squared distance to the nearest entry that says something else, see `agreed`
+_CLEAR = 0.6  # fraction of the squared distance to the nearest entry with another token; see `agreed`
 
 
 @dataclass(frozen=True)
 class Rtd(BatchProcessor):
-    """Steers a request with a datastore: `Request(..., processors=[Rtd(datastore)])`, with or without a memory.
+    """Uses a datastore for a request: `Request(..., processors=[Rtd(datastore)])`, with or without a memory.
 
     Attributes:
-        datastore: whose entries.
-        k: K, entries that vote on each token.
-        temperature: T, in units of the distance; "auto" is what predicts the datastore's own entries best.
-        weight: of the datastore against the model, 0 to 1. At 0.3 it decides where the model wavers; from about 0.6 on
-            it overrides a model that is sure.
+        datastore: the datastore.
+        k: K, the number of entries that vote on each token.
+        temperature: T, in units of the distance; "auto" predicts the datastore's own entries best.
+        weight: of the datastore against the model, 0 to 1. At 0.3 it decides if the model is unsure; from about 0.6 it
+            overrides a model that is sure.
         heads: H, which must divide D.
-        gate: "auto" leaves alone every token whose nearest entry is farther than the datastore's own entries typically
-            are from each other, or on which near entries disagree; None lets every token be moved.
+        gate: "auto" leaves a token to the model if its nearest entry is farther than the datastore's entries typically
+            are from each other, or if near entries disagree. None changes every token.
         distance: "squared" or "plain" L2.
 
     Raises:
-        SettingsError: a value out of its range.
+        SettingsError: a value is out of its range.
     """
 
     datastore: Datastore
@@ -79,7 +80,7 @@ class Rtd(BatchProcessor):
         if not (is_number(self.weight) and 0 <= self.weight <= 1):
             raise SettingsError(f"`weight` must be between 0 and 1, got {self.weight!r}; 0.3 is the default")
         if self.gate not in ("auto", None):
-            raise SettingsError(f'`gate` must be "auto", or None to move every token, got {self.gate!r}')
+            raise SettingsError(f'`gate` must be "auto", or None to change every token, got {self.gate!r}')
         if self.distance not in ("squared", "plain"):
             raise SettingsError(f'`distance` must be "squared" or "plain", got {self.distance!r}')
         if len(self.datastore):
@@ -87,19 +88,19 @@ class Rtd(BatchProcessor):
 
     @property
     def place(self) -> Literal["ffn_input", "head_input"]:
-        """Where the datastore's keys are from."""
+        """The place of the datastore's keys."""
         return self.datastore.header.place
 
     def check(self, fingerprint: str) -> None:
-        """Refuse another model than the datastore's."""
+        """Refuse a model that the datastore was not built with."""
         self.datastore.check(fingerprint)
 
     def source(self, number: int) -> Source:
-        """The datastore's source of that number."""
+        """The datastore's source with that number."""
         return self.datastore.source(number)
 
     def __call__(self, states: Tensor, logits: Tensor) -> tuple[Tensor, Callable[[NDArray[np.int64]], Moved]]:
-        """(G, D), (G, V) -> (G, V) log-probabilities, but logits as they were where the gate is shut."""
+        """(G, D), (G, V) -> (G, V) log-probabilities; rows that the gate leaves to the model keep their logits."""
         if self.weight == 0:
             return logits, nothing
         found = self.datastore.nearest(states.float().cpu().numpy(), self.k, self.heads)
@@ -122,11 +123,11 @@ class Rtd(BatchProcessor):
 
 
 def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
-    """What callers pass for a datastore -> how it steers: an Rtd, a Datastore, or the folder of one.
+    """Convert a `datastore` argument: an Rtd, a Datastore, or the folder of one.
 
     Raises:
         SettingsError: it is none of these.
-        StoreError: the folder holds none.
+        StoreError: the folder has no datastore.
     """
     if value is None or isinstance(value, Rtd):
         return value
@@ -140,9 +141,9 @@ def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
 
 
 def agreed(distances: NDArray[np.float64], values: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Squared distances and tokens (G, H, K) -> (G,): in half of the heads or more, what is nearest is so clearly.
+    """Squared distances and tokens (G, H, K) -> (G,): whether in at least half of the heads the nearest entry is clear.
 
-    That is: at most `_CLEAR` of the squared distance to the nearest of the K that says something else.
+    It is clear if its squared distance is at most `_CLEAR` times that of the nearest of the K with another token.
     """
     otherwise = np.where(values != values[..., :1], distances, np.inf).min(-1)
     return np.asarray((distances[..., 0] <= _CLEAR * otherwise).mean(1) >= 0.5)
@@ -163,5 +164,5 @@ def merged(w: NDArray[np.float64], values: NDArray[np.integer], logits: Tensor, 
     votes = torch.from_numpy(w.astype(np.float32)).flatten(1).to(logits.device)
     r = torch.zeros_like(logits).scatter_add_(1, tokens, votes).gather(1, tokens)
     p = logits.log_softmax(-1).add_(math.log(max(1 - weight, _LEAST)))
-    # Only where an entry voted: logarithms of a whole vocabulary take longer than the search.
+    # Only for tokens with a vote: logarithms of the whole vocabulary take longer than the search.
     return p.scatter_(1, tokens, torch.logaddexp((weight * r).log(), p.gather(1, tokens)))

@@ -1,10 +1,10 @@
-"""The K entries nearest to hidden states, per head: looked up, then measured exactly.
+"""Find the K entries nearest to hidden states, per head: candidates from an index, then exact distances.
 
     h (G, D) ──> H slices of D / H ──> candidates by FAISS ──> exact squared distances to them ──> the K nearest
 
-"flat" compares with every key, straight on the memory map. The other kinds propose candidates, of which the keys
-themselves, in float64, decide: so distances do not depend on the kind, nor on what else is in the batch. Entries that
-came after an index was trained are compared one by one. Knows nothing of models and sources.
+"flat" compares with every key, on the memory map. The other kinds propose candidates, whose distances are computed from
+the keys in float64. So distances do not depend on the kind of index or on the batch. Entries that were added after an
+index was trained are compared one by one.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ __all__ = ["KeyIndex", "Nearest", "Neighbours", "check_kind", "load", "make_inde
 
 FloatArray = NDArray[np.float32]
 
-# Entries below which an index is not worth training; 256 codes per subquantizer take 39 vectors each.
+# Number of entries from which an index is trained; 256 codes per subquantizer need 39 vectors each.
 _LEAST = {"hnsw": 1_000, "sq8": 1_000, "ivfpq": 10_000}
-_CANDIDATES = {"flat": 1, "hnsw": 2, "sq8": 2, "ivfpq": 4}  # times K
-_AT_ONCE = 16  # queries: from 20 on FAISS multiplies matrices, whose rounding depends on the others
-_ROWS = 16_384  # keys per step wherever many are read
+_CANDIDATES = {"flat": 1, "hnsw": 2, "sq8": 2, "ivfpq": 4}  # candidates, as multiples of K
+_AT_ONCE = 16  # queries per search: from 20 on, FAISS rounds depending on the batch
+_ROWS = 16_384  # keys read per step
 _ENDS = 1 << 20
-_UNINDEXED = 0.2  # share of the entries that may be compared one by one before an index is trained anew
+_UNINDEXED = 0.2  # fraction of entries outside the index from which it is trained again
 
 
 class FaissIndex(Protocol):
-    """What is used of a FAISS index, whatever its kind."""
+    """The part of FAISS's index interface that is used."""
 
     def train(self, vectors: FloatArray, /) -> None:
-        """Learn from (n, d) what the vectors are like."""
+        """Train on vectors (n, d)."""
 
     def add(self, vectors: FloatArray, /) -> None:
-        """Take (n, d) in, behind those that are there."""
+        """Append vectors (n, d)."""
 
     def search(self, queries: FloatArray, k: int, /, *, params: object) -> tuple[FloatArray, NDArray[np.int64]]:
-        """(G, d) -> squared distances and numbers (G, k), -1 where there are fewer."""
+        """(G, d) -> squared distances and numbers (G, k), -1 if there are fewer."""
         ...
 
 
@@ -58,10 +58,10 @@ class Nearest(NamedTuple):
     """The K nearest entries of G queries, per head.
 
     Attributes:
-        ids: (G, H, K) numbers of entries, -1 where an index found fewer.
-        distances: (G, H, K) squared L2 distances between slices, ascending, float64; infinite where there is none.
-        closest: (G,) squared L2 distance between whole vectors of the nearest entry; with more than one head, of the
-            nearest of the heads' nearest.
+        ids: (G, H, K) numbers of entries, -1 if an index found fewer.
+        distances: (G, H, K) squared L2 distances between slices, ascending, float64; infinite if there is none.
+        closest: (G,) squared L2 distance between whole vectors to the nearest entry; with several heads, to the nearest
+            of the heads' first entries.
     """
 
     ids: NDArray[np.int64]
@@ -73,11 +73,11 @@ class Neighbours(NamedTuple):
     """The K nearest entries of G hidden states, per head.
 
     Attributes:
-        distances: (G, H, K) squared L2 distances between slices, float64; infinite where there is no entry.
-        closest: (G,) squared L2 distance between whole states of the nearest; see `Nearest`.
-        values: (G, H, K) tokens that followed.
+        distances: (G, H, K) squared L2 distances between slices, float64; infinite if there is no entry.
+        closest: (G,) squared L2 distance between whole states to the nearest entry; see `Nearest`.
+        values: (G, H, K) next tokens of the entries.
         sources: (G, H, K) numbers of sources, for `Datastore.source`.
-        positions: (G, H, K) places in the sources' answers.
+        positions: (G, H, K) positions in the sources' answers.
     """
 
     distances: NDArray[np.float64]
@@ -88,7 +88,7 @@ class Neighbours(NamedTuple):
 
     @classmethod
     def none(cls, queries: int, heads: int) -> Neighbours:
-        """What an empty datastore finds."""
+        """The result for an empty datastore."""
         nothing = np.zeros((queries, heads, 0), np.int32)
         return cls(nothing.astype(np.float64), np.full(queries, np.inf), nothing, nothing, nothing)
 
@@ -103,11 +103,11 @@ class KeyIndex:
     """Searches (N, D) keys.
 
     Args:
-        keys: all entries' hidden states, dead ones included; a memory map or an array.
-        kind: decides how many candidates are measured.
-        heads: H, into which D must divide.
-        trained: a FAISS index per head of the first `covered` entries; empty for none.
-        covered: how many.
+        keys: all entries' hidden states, including deleted ones; a memory map or an array.
+        kind: determines the number of candidates.
+        heads: H, which divides D.
+        trained: a FAISS index per head over the first `covered` entries; may be empty.
+        covered: number of entries in the indexes.
     """
 
     def __init__(
@@ -118,12 +118,12 @@ class KeyIndex:
         self._keys, self._width = keys, dimension // heads
         self._slices = keys.reshape(count, heads, self._width)
         self._trained = list(trained)
-        # FAISS needs a head's slices side by side: a copy in memory where there is more than one head.
+        # FAISS needs the slices of a head to be contiguous, so with several heads they are copied to memory.
         rest = self._slices[self.covered :]
         self._rest = [rest[:, 0]] if heads == 1 else [np.ascontiguousarray(rest[:, h]) for h in range(heads)]
 
     def search(self, queries: FloatArray, k: int, dead: NDArray[np.bool_] | None) -> Nearest:
-        """Return the K nearest of (G, D); `dead` (N,) marks entries that are not to be found."""
+        """Return the K nearest of (G, D); `dead` (N,) marks entries to skip."""
         count = len(self._keys)
         k = min(k, count - (0 if dead is None else int(dead.sum())))
         wanted = min(k * _CANDIDATES[self._kind], count)
@@ -148,7 +148,7 @@ class KeyIndex:
         return np.asarray(np.where(ids[:, :, 0] < 0, np.inf, whole).min(1))
 
     def _candidates(self, queries: FloatArray, head: int, k: int, dead: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-        """(G, D / H) -> (G, C) numbers of entries, -1 where there are fewer."""
+        """(G, D / H) -> (G, C) numbers of entries, -1 if there are fewer."""
         parts = []
         for start in range(0, len(queries), _AT_ONCE):
             part, found = queries[start : start + _AT_ONCE], []
@@ -172,11 +172,11 @@ class KeyIndex:
 
 
 def make_index(files: Files, heads: int, *, read_only: bool, progress: bool, written: bool) -> KeyIndex:
-    """An index of what a datastore's files hold: from its own files or, where these are behind or damaged, anew.
+    """The index of a datastore, from its files; if these are out of date or damaged, it is trained again.
 
     Raises:
-        SettingsError: D cannot be divided into so many heads.
-        StoreCorruptError: a file is damaged, and another may not (`read_only`) or could not be written.
+        SettingsError: D is not divisible by `heads`.
+        StoreCorruptError: a file is damaged, and cannot be written again (or must not, `read_only`).
         StoreError: a file must be `written` and could not be.
     """
     header, keys, folder = files.header, files.entries.keys, files.folder
@@ -203,9 +203,9 @@ def make_index(files: Files, heads: int, *, read_only: bool, progress: bool, wri
 def train(
     keys: FloatArray, kind: IndexKind, heads: int, folder: Path, generation: int, progress: bool
 ) -> IndexFiles | None:
-    """Build an index per head over all of `keys`, write each, and return what the header says of them.
+    """Train an index per head over all of `keys`, write each, and return their description for the header.
 
-    Returns None where it is not worth it: "flat", or too few entries.
+    Returns None if no index is needed: for "flat", or for few entries.
 
     Raises:
         OSError, RuntimeError: a file could not be written.
@@ -241,25 +241,25 @@ def load(made: IndexFiles, folder: Path) -> list[FaissIndex]:
     """Map the indexes that `train` has written.
 
     Raises:
-        StoreCorruptError: a file is missing, shorter or longer, or its ends are damaged.
+        StoreCorruptError: a file is missing, has another length, or is damaged at its ends.
     """
     if wrong := misfits(made, folder):
         raise StoreCorruptError(next(iter(wrong.values())))
     faiss = _faiss()
-    # Adding to a mapped index would abort the process; nothing here does.
+    # Adding to a mapped index would abort the process; nothing here does that.
     return [faiss.read_index(str(folder / about["name"]), faiss.IO_FLAG_MMAP_IFC) for about in made["files"]]
 
 
 def misfits(made: IndexFiles, folder: Path, *, whole: bool = False) -> dict[Path, str]:
-    """The files of an index that are not what the header says, and the sentence that says so; by their ends, or all."""
+    """Files of an index that do not match the header, with an error message. Checks their ends, or all with `whole`."""
     found = {}
     for about in made["files"]:
         file = folder / about["name"]
         fits = file.exists() and (file.stat().st_size, _checksum(file)) == (about["bytes"], about["crc32"])
         if not fits or (whole and "crc32_whole" in about and crc32(file) != about["crc32_whole"]):
             found[file] = (
-                f"{file} is missing or damaged: it is not what the header says; open the datastore for writing and "
-                "search it, which builds it anew"
+                f"{file} is missing or damaged: it does not match the header; open the datastore for writing and "
+                "search it, which builds the index again"
             )
     return found
 
@@ -269,7 +269,7 @@ def _new(kind: IndexKind, dimension: int, count: int) -> FaissIndex:
     index: FaissIndex
     if kind == "sq8":
         index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_8bit)
-    elif kind == "hnsw":  # a graph over 8-bit codes: the keys themselves are at hand
+    elif kind == "hnsw":  # 8-bit codes suffice, because distances come from the keys
         graph = faiss.IndexHNSWSQ(dimension, faiss.ScalarQuantizer.QT_8bit, 32)
         graph.hnsw.efConstruction = 100
         index = graph
@@ -281,7 +281,7 @@ def _new(kind: IndexKind, dimension: int, count: int) -> FaissIndex:
 
 
 def _exact(queries: FloatArray, keys: FloatArray, k: int, dead: NDArray[np.bool_] | None) -> NDArray[np.int64]:
-    """(G, d) among (n, d) -> (G, min(k, n)); FAISS reads the keys where they are."""
+    """(G, d) among (n, d) -> (G, min(k, n)). FAISS reads the keys in place."""
     faiss = _faiss()
     k = min(k, len(keys))
     distances, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -293,15 +293,15 @@ def _exact(queries: FloatArray, keys: FloatArray, k: int, dead: NDArray[np.bool_
 
 
 def _alive(dead: NDArray[np.bool_]) -> object:
-    """A FAISS selector of what is not dead."""
+    """A FAISS selector of entries that are not dead."""
     packed = np.packbits(~dead, bitorder="little")
     selector = _faiss().IDSelectorBitmap(packed)
-    selector.keep = packed  # FAISS holds a bare pointer to it
+    selector.keep = packed  # FAISS does not keep a reference to it
     return selector
 
 
 def _checksum(file: Path) -> int:
-    """CRC-32 of a file's first and last MiB: a whole index would take longer to sum up than to open."""
+    """CRC-32 of a file's first and last MiB. Reading the whole index would take longer than opening it."""
     with open(file, "rb") as stream:
         first = zlib.crc32(stream.read(_ENDS))
         stream.seek(max(0, file.stat().st_size - _ENDS))
@@ -309,7 +309,7 @@ def _checksum(file: Path) -> int:
 
 
 def _faiss() -> ModuleType:
-    """Import FAISS when it is first needed. A module of any kind: the stubs it ships do not know half of it."""
+    """Import FAISS when it is first needed. Untyped, because its stubs are incomplete."""
     import faiss
 
     return faiss

@@ -1,4 +1,4 @@
-"""Keys of a datastore: the hidden states before the tokens that are learned, from one prefill of each sequence."""
+"""Compute the keys of a datastore: the hidden states before the learned tokens, with one prefill per sequence."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def check_place(place: object) -> None:
     """Refuse an unknown place."""
     if place not in get_args(Place):
         raise SettingsError(
-            f'`place` must be "ffn_input" or "head_input", got {place!r}; no memory moves the input of the last FFN'
+            f'`place` must be "ffn_input" or "head_input", got {place!r}; memories do not change "ffn_input"'
         )
 
 
 @torch.no_grad()
 def hidden_states(backbone: Backbone, batch: Sequence[Learned], place: Place) -> NDArray[np.float32]:
-    """(N, D) states before each learned token of the batch, one sequence after the other."""
+    """(N, D) states before each learned token of the batch, in order of the sequences."""
     filled = prefill(backbone, [item.ids for item in batch], 0)
     rows, columns = [], []
     for row, item in enumerate(batch):
@@ -53,7 +53,7 @@ def _states(batch: Sequence[Learned], place: Place, backbone: Backbone, _: Promp
 def learn(
     engine: Host, examples: Sequence[Example], place: Place, stride: int | None, batch_size: int
 ) -> Iterator[Entries]:
-    """The entries of whole examples, a batch of sequences after the other; sources are numbered from 0."""
+    """The entries of complete examples, one batch of sequences at a time; sources are numbered from 0."""
 
     def encoded(backbone: Backbone, builder: PromptBuilder) -> list[tuple[int, Learned]]:
         ends = end_tokens(backbone, builder.tokenizer)

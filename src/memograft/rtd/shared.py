@@ -1,4 +1,4 @@
-"""One datastore for everybody in the process who reads the same folder."""
+"""One datastore per process for each folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _lock = threading.Lock()
 
 
 def shared_datastore(path: str | Path) -> Datastore:
-    """The datastore in a folder, open for reading, for as long as it is held; opened anew once somebody has changed it.
+    """The datastore in a folder, opened read-only and shared while it is in use; opened again after it was changed.
 
     Raises:
-        StoreError: there is none; and see `Datastore.open`.
+        StoreError: there is none; see also `Datastore.open`.
     """
     folder = Path(path).resolve()
     with _lock:
@@ -31,7 +31,7 @@ def shared_datastore(path: str | Path) -> Datastore:
 
 
 def _after_fork() -> None:
-    """A thread of the parent may have held the lock; it is not here to let it go."""
+    """Replace the lock, which a thread of the parent may have held."""
     global _lock
     _lock = threading.Lock()
 

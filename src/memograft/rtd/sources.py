@@ -1,4 +1,4 @@
-"""The sources of a datastore: a line of JSON each, read when they are first asked for and checked as they are read."""
+"""The sources of a datastore, a line of JSON each; read and checked at the first access."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Sources"]
 
 
 class Sources:
-    """The sources that counted when they were first asked for, by number; deleted ones keep theirs."""
+    """The sources that were valid at the first access, by number. Deleted ones keep their numbers."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -24,10 +24,10 @@ class Sources:
             about = json.loads(line)
             return Source(about["id"], about["text"], about["prompt"], about["metadata"])
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise damaged(self._files.folder / SOURCES, f"its line {number + 1} is no source ({error!r})") from error
+            raise damaged(self._files.folder / SOURCES, f"its line {number + 1} is not a source ({error!r})") from error
 
     def living(self) -> list[tuple[int, Source]]:
-        """The sources that were not deleted, with their numbers, in the order they came."""
+        """The sources that were not deleted, with their numbers, in the order in which they were added."""
         deleted = set(self._files.header.deleted)
         return [(number, self[number]) for number in range(len(self._read())) if number not in deleted]
 

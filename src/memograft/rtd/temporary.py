@@ -1,4 +1,4 @@
-"""Folders that go with the object they were made for, and are no other process's."""
+"""Temporary folders that are deleted with the object they belong to, by the process that made them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["goes_with", "new_folder"]
 
 
 def new_folder() -> Path:
-    """An empty folder among the system's temporary ones.
+    """Make an empty temporary folder.
 
     Raises:
-        StoreError: none can be made there.
+        StoreError: it cannot be made.
     """
     try:
         return Path(tempfile.mkdtemp(prefix="memograft-"))
@@ -30,7 +30,7 @@ def new_folder() -> Path:
 
 
 def goes_with(owner: object, folder: Path) -> weakref.finalize[[Path, int], object]:
-    """Delete the folder with its owner, at the interpreter's exit, or when this is called; not in a forked child."""
+    """Delete the folder with its owner, at exit, or when the result is called; never in a forked child."""
     return weakref.finalize(owner, _remove, folder, os.getpid())
 
 
@@ -41,5 +41,5 @@ def _remove(folder: Path, process: int) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         shutil.rmtree(folder, ignore_errors=True)
-    else:  # garbage may be collected inside an event loop, which must not wait for the disk
+    else:  # garbage collection may run inside an event loop, which must not be blocked
         threading.Thread(target=shutil.rmtree, args=(folder, True), name="memograft-remove").start()

@@ -1,4 +1,4 @@
-"""What a datastore's header tells beside counts: of its own distances, and of its indexes. JSON values."""
+"""Types of the nested values in a datastore's header."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Calibration", "Changes", "IndexFile", "IndexFiles", "Temperatures"]
 
 
 class Temperatures(TypedDict):
-    """T, for either distance of `Rtd`."""
+    """T for each `distance` of `Rtd`."""
 
     squared: float
     plain: float
 
 
 class Calibration(TypedDict, total=False):
-    """What a datastore has measured of itself, see `rtd/calibrate.py`; nothing where it is empty.
+    """The calibration of a datastore, see `rtd/calibrate.py`; empty without entries.
 
-    `entries` is how many it had then, `sample` how many of them were looked at.
+    `entries` is the number of entries at the time, `sample` how many of them were used.
     """
 
     temperature: Temperatures
@@ -28,7 +28,7 @@ class Calibration(TypedDict, total=False):
 
 
 class IndexFile(TypedDict):
-    """A FAISS file: CRC-32 of its ends, and of all of it (not in datastores from before there was one)."""
+    """A FAISS file with CRC-32 of its ends, and of the whole file (not in older datastores)."""
 
     name: str
     bytes: int
@@ -37,14 +37,14 @@ class IndexFile(TypedDict):
 
 
 class IndexFiles(TypedDict):
-    """The index of one number of heads: over how many entries, and a file per head; none where it is not worth one."""
+    """The index for one number of heads: how many entries it covers, and a file per head; none if it is not needed."""
 
     entries: int
     files: list[IndexFile]
 
 
 class Changes(TypedDict, total=False):
-    """Fields of a header that change by themselves, not by what is appended."""
+    """Fields of a header that can be changed explicitly, not by appending."""
 
     entries: int
     deleted: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A datastore's folder read from end to end and compared with its checksums. Opening one looks at less."""
+"""Verify a datastore's folder: read all of it and compare it with its checksums. Opening one checks less."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["inspected"]
 
 
 def inspected(folder: Path) -> Findings:
-    """What is damaged in a datastore's folder, and what carries no checksums. A writer may go on meanwhile.
+    """Find damage in a datastore's folder, and files without checksums. It may be written to meanwhile.
 
     Raises:
         OSError: a file cannot be read.
@@ -23,7 +23,7 @@ def inspected(folder: Path) -> Findings:
         header = read_header(folder)
         while header is not None:
             found = _compared(folder, header)
-            if not found.damaged or header == (header := read_header(folder)):  # or a writer has compacted it
+            if not found.damaged or header == (header := read_header(folder)):  # otherwise a writer has compacted it
                 return found
     except StoreCorruptError as error:
         return Findings({folder / HEADER: str(error)})
@@ -45,7 +45,7 @@ def _compared(folder: Path, header: Header) -> Findings:
     for made in header.indexes.values():
         found.damaged.update(misfits(made, folder, whole=True))
     if found.unsummed and not found.damaged:
-        try:  # what can be seen without checksums
+        try:  # checks that need no checksums
             Sources(Files(folder, header)).living()
         except StoreCorruptError as error:
             found.damaged[folder] = str(error)
