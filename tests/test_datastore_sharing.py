@@ -88,7 +88,9 @@ def test_a_fork_may_not_write_to_its_parents_store(tmp_path: Path) -> None:
 
         def child() -> None:
             assert store.nearest(np.zeros((1, 16), np.float32), 5).values.shape == (1, 1, 5)
-            with pytest.raises(StoreLockedError, match=rf"written by the process {parent}, .* is a fork of it; write"):
+            with pytest.raises(
+                StoreLockedError, match=rf"opened for writing by the process {parent}, .* is a fork; write"
+            ):
                 store.extend(*synthetic(30, sources=3, prefix="new"))
 
         parent = os.getpid()

@@ -77,7 +77,11 @@ def test_a_column_of_text_is_the_text(tmp_path: Path) -> None:
     [
         ("a.json", "{", r"must be JSON, and is not \(.*line 1 column 2"),
         ("a.json", "[" * 100_000, "must be JSON, and is not"),
-        ("a.json", '{"name": "x", "version": 1}', r"must hold records .* `text`, `content`, .* and none of its 1 has"),
+        (
+            "a.json",
+            '{"name": "x", "version": 1}',
+            r"must contain records .* `text`, `content`, .* and none of its 1 has",
+        ),
         ("a.json", "[]", "none of its 0 has"),
         ("a.jsonl", "no\njson", "none of its 2 has"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "must be UTF-8 text, and is not at byte 13"),

@@ -69,7 +69,7 @@ def test_a_copy_that_cannot_be_written(tmp_path: Path, target: str) -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-@pytest.mark.parametrize(("path", "why"), [("x" * 300, "File name too long"), ("a\0b", "no path holds NUL")])
+@pytest.mark.parametrize(("path", "why"), [("x" * 300, "File name too long"), ("a\0b", "a path cannot contain NUL")])
 def test_memories_and_settings_say_it_too(engine: Engine, tmp_path: Path, path: str, why: str) -> None:
     handle = engine.memorize(["The capital of France is Lyon."])
     for error, what, call in (

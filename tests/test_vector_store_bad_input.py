@@ -73,7 +73,7 @@ def test_vectors_of_another_number_or_width_change_nothing() -> None:
         (Document("x", "d", {7: "y"}), "the metadata keys of .* must be strings, got 7; write '7'"),
         (Document("x", "d", "y"), "must be a mapping, got 'y'; use a dict"),
         (Document("x\ud800", "d"), "the text of .* must be Unicode text"),
-        (Document("x", "a\0b"), r"the id of documents\[1\] \(id 'a\\x00b'\) must not hold NUL, .*; leave it out"),
+        (Document("x", "a\0b"), r"the id of documents\[1\] \(id 'a\\x00b'\) must not contain NUL, .*; leave it out"),
     ],
 )
 def test_a_document_that_cannot_be_kept_is_named(document, text) -> None:

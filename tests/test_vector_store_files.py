@@ -249,7 +249,7 @@ def test_a_full_database_changes_nothing_and_goes_on(folder) -> None:
     with VectorStore.open(folder) as store:
         (pages,) = store._database.rows("PRAGMA page_count")[0]
         store._database.rows(f"PRAGMA max_page_count = {pages + 3}")
-        with pytest.raises(StoreError, match=r"could not be written .*full.* holds what it held before; free some"):
+        with pytest.raises(StoreError, match=r"could not be written .*full.* is unchanged; free some"):
             store.add([f"new passage {i}" for i in range(200)])
         assert len(store) == 40
         assert len(store.search("new passage", k=500)) == 40

@@ -220,7 +220,9 @@ def test_a_damaged_index_is_built_anew_by_a_writer(copy: Path, engine: Engine) -
     (index,) = folder.glob("index-*")
     for damage in (flip, Path.unlink):
         damage(index)
-        with pytest.raises(StoreCorruptError, match="open the datastore for writing and search it, which builds it"):
+        with pytest.raises(
+            StoreCorruptError, match="open the datastore for writing and search it, which builds the index"
+        ):
             datastore_says(engine, folder)
         with Datastore.open(folder) as store:
             store.prepare()

@@ -94,7 +94,7 @@ def test_a_fork_at_any_moment_answers_and_reads_and_may_not_write(
             with pytest.raises(StoreError, match="is a fork; open it again in the fork"):
                 store.add(["xyz"])
             for write in (lambda: datastore.extend(*synthetic(3, sources=3)), lambda: datastore.delete(["first0"])):
-                with pytest.raises(StoreLockedError, match="is a fork of it; write there"):
+                with pytest.raises(StoreLockedError, match="is a fork; write there"):
                     write()
             store.close()
             datastore.close()

@@ -1,6 +1,6 @@
-"""HTML pictures of what memorizing did to a context, and a datastore to an answer.
+"""HTML pages that show what memorizing did to a context, and a datastore to an answer.
 
-Everything is in the one text, styles included; no script, nothing is loaded from anywhere, and every text is escaped.
+A page is one file with its styles, without scripts and external resources. All texts are escaped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demo's page: every question with its three answers, and its context tokens before and after memorizing."""
+"""The demo's page: every question with three answers, and its context tokens before and after memorizing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Card", "Reply", "demo_page"]
 
 @dataclass(frozen=True)
 class Reply:
-    """One way's answer, and whether it gives the document's value."""
+    """The answer of one method, and whether it has the document's value."""
 
     way: str
     text: str
@@ -40,7 +40,7 @@ class Card:
 
 
 def demo_page(cards: Sequence[Card], counts: Mapping[str, object], *, model: str) -> str:
-    """The page as text; cards that changed come first, then those that went the other way.
+    """The page as HTML. Questions whose answer improved come first, then those whose answer got worse.
 
     Raises:
         MissingExtraError: jinja2 is not installed.

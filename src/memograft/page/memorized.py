@@ -1,4 +1,4 @@
-"""What memorizing did to the context: each of its tokens with its surprise before and after, and what was left out."""
+"""What memorizing did to a context: losses of its tokens before and after, and which documents were left out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["Retrieved", "Token", "tokens_of"]
 
 @dataclass(frozen=True)
 class Token:
-    """A piece of context with its cross-entropy in nats before and after.
+    """A piece of context with its cross-entropy in nats before and after memorizing.
 
-    `number` is its document's among those that were memorized, from 0.
+    `number` is the index of its document among those that were memorized.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A document of the prompt: whether it was memorized, and that in words, with why not."""
+    """A document of the prompt. `said` states in words whether it was memorized, and if not why."""
 
     title: str
     text: str
@@ -38,12 +38,12 @@ class Retrieved:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
-    """The report's tokens as text; `texts` are those of the documents memorized, in order.
+    """The report's tokens as text; `texts` are those of the memorized documents, in order.
 
-    Tokens that are only part of a character are shown together, with the sum of their losses.
+    Tokens that are parts of one character are joined, and their losses added.
     """
     made: list[Token] = []
-    last: list[int] = []  # the tokens of the piece before: some tokenizers drop the space of the first one they decode
+    last: list[int] = []  # the previous piece, because some tokenizers drop the first token's space
     group: list[int] = []
     before = after = 0.0
     number, so_far = 0, ""

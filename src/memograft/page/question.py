@@ -1,4 +1,4 @@
-"""The page of one question: each way's answer with what a datastore moved, beside what was memorized for it."""
+"""The page of one question: the answer of each method with its datastore references, and what was memorized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Memorized", "Way", "question_page"]
 
 @dataclass(frozen=True)
 class Way:
-    """One way's answer, and the seconds it took."""
+    """The answer of one method, and the seconds it took."""
 
     name: str
     references: References
@@ -24,10 +24,10 @@ class Way:
 
 @dataclass(frozen=True)
 class Memorized:
-    """The documents of the prompt, and what memorizing did to those that were memorized.
+    """The documents of the prompt, and what memorizing did.
 
-    `note` says in a sentence why nothing was, or why it was undone; `tokens` are empty where nothing was, or where a
-    memory came from a folder.
+    `note` states why nothing was memorized, or why it was rolled back. `tokens` is empty if nothing was memorized, or
+    if the memory was read from a folder.
     """
 
     documents: tuple[Retrieved, ...] = ()
@@ -38,7 +38,7 @@ class Memorized:
 
 
 def question_page(question: str, ways: Sequence[Way], memorized: Memorized, *, model: str) -> str:
-    """The page as text.
+    """The page as HTML.
 
     Raises:
         MissingExtraError: jinja2 is not installed.

@@ -1,6 +1,6 @@
-"""What a datastore did to an answer: each of its tokens with the probability that came from there, and the sources.
+"""Show what a datastore did to an answer: the probability that each token got from it, and the sources.
 
-answer ──> pieces (text, probability, the entries it came from, the citation it is of) ──> HTML
+answer ──> pieces (text, probability, their entries, the citation they belong to) ──> HTML
        └─> sources, numbered, with their shares
 """
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Listed", "Piece", "References", "references_html", "references_of"]
 
-_LISTED = 8  # sources; those that are cited come on top
-_SHOWN = 4  # entries of a token
+_LISTED = 8  # sources in the list, besides cited ones
+_SHOWN = 4  # entries per token
 _BEFORE, _AFTER = 24, 12  # tokens of a source around an entry
 _EXCERPT = 240  # characters of a source
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry that a token came from: its source, and the source's text around it.
+    """An entry that contributed to a token: its source, and the source's text around it.
 
-    `number` is the source's in the list; 0 if it is not there. `token` is empty where the place cannot be shown.
+    `number` is the source's number in the list, or 0. `token` is empty if its place in the text is unknown.
     """
 
     source: Source
@@ -42,15 +42,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer, mostly a token.
+    """A piece of an answer, usually a token.
 
     Attributes:
         text: the piece.
-        probability: how much of it came from the datastore.
-        entries: the likeliest it came from.
-        more: how many there are beside these.
-        cited: number of the source that it cites; 0 for none.
-        last: whether the citation ends with it.
+        probability: the part of its probability that came from the datastore.
+        entries: the entries that contributed most.
+        more: number of other entries.
+        cited: number of the cited source; 0 for none.
+        last: whether the citation ends with this piece.
     """
 
     text: str
@@ -65,7 +65,8 @@ class Piece:
 class Listed:
     """A source with its number and its share of the answer's probability.
 
-    `text` is the source's, of a long one what is around the entry that moved most; `prompt` is not longer either.
+    `text` is the source's text, or of a long one the part around the entry that contributed most; a long `prompt` is
+    cut.
     """
 
     number: int
@@ -77,13 +78,13 @@ class Listed:
 
 @dataclass(frozen=True)
 class References:
-    """An answer as it is shown.
+    """An answer for display.
 
     Attributes:
         pieces: its text.
-        sources: those it came from, by falling share.
-        more: how many sources there are beside these.
-        share: of the answer's probability that came from the datastore; None where none was asked.
+        sources: its sources, by descending share.
+        more: number of other sources.
+        share: part of the answer's probability that came from the datastore; None without a datastore.
     """
 
     pieces: tuple[Piece, ...]
@@ -93,11 +94,11 @@ class References:
 
 
 def references_html(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
-    """An answer and what it came from as a piece of HTML, for a notebook or a page of yours; in need of no script.
+    """An answer with its references as a piece of HTML without scripts, for a notebook or your own page.
 
     Args:
-        answer: of a request with an `Rtd`; of another only the text is shown.
-        tokenizer: the model's, or a copy while the engine has other requests; with it, each entry is marked in its
+        answer: of a request with an `Rtd`; for others only the text is shown.
+        tokenizer: the model's, or a copy while the engine has other requests. With it, each entry is marked in its
             source's text.
 
     Raises:
@@ -116,7 +117,7 @@ def references_html(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = 
 
 
 def references_of(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = None) -> References:
-    """What there is to show of an answer; see `references_html`."""
+    """The displayed form of an answer; see `references_html`."""
     if not answer.references:
         return References((Piece(answer.text),))
     count, shares = len(answer.references), answer.sources
@@ -138,7 +139,7 @@ def references_of(answer: Answer, tokenizer: PreTrainedTokenizerBase | None = No
 
 
 def _most(answer: Answer) -> dict[str, tuple[Reference, int]]:
-    """The entry of each source that moved most, with its token."""
+    """The entry of each source that contributed most, with its token."""
     most: dict[str, tuple[Reference, int]] = {}
     for token in answer.references:
         for entry in token.entries:
@@ -152,7 +153,7 @@ def _pieces(
     answer: Answer, citations: Sequence[Citation], numbers: Mapping[str, int], places: _Places
 ) -> Iterator[Piece]:
     start = 0
-    group: list[TokenReferences] = []  # tokens that show nothing are told with the next that does
+    group: list[TokenReferences] = []  # tokens without text are joined with the next one
     for token in answer.references:
         group.append(token)
         if token.end > start:
@@ -178,7 +179,7 @@ def _entry(entry: Reference, numbers: Mapping[str, int], around: tuple[str, str,
 
 @dataclass
 class _Places:
-    """Finds entries in the texts of their sources."""
+    """Finds the text around entries in their sources."""
 
     tokenizer: PreTrainedTokenizerBase | None
     _ids: dict[tuple[str, str], list[int]] = field(default_factory=dict)
@@ -186,8 +187,8 @@ class _Places:
     def around(self, entry: Reference, token: int) -> tuple[str, str, str]:
         """The source's text before the entry's token, the token, and the text after it.
 
-        Only the beginning of the text where the token is not found at its position: a template may have encoded the
-        text in another way.
+        If the token is not at its position, because a template encoded the text differently, only the beginning of the
+        text.
         """
         text, at = entry.source.text, entry.position
         for lead in ("", " ") if self.tokenizer is not None else ():
@@ -202,7 +203,7 @@ class _Places:
         return _beginning(text), "", ""
 
     def excerpt(self, entry: Reference, token: int) -> str:
-        """The source's text if it is short, else what is around the entry."""
+        """The source's text if it is short, else the part around the entry."""
         text = _beginning(entry.source.text)
         return text if len(text) <= _EXCERPT else " ".join("".join(self.around(entry, token)).split())
 

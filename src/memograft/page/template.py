@@ -1,4 +1,4 @@
-"""Templates to text, and text to a file: every text is escaped, a file is written whole or not at all."""
+"""Render templates with escaped texts, and write files atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["check", "filled", "write"]
 
 
 def filled(template: str, **values: object) -> str:
-    """The text of a template of `memograft/templates`.
+    """Render a template of `memograft/templates`.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -44,15 +44,15 @@ def _environment() -> Environment:
 
 
 def _lines(text: str) -> str:
-    """Without empty lines, which only make the page longer."""
+    """Remove empty lines."""
     return re.sub(r"\n+", "\n", text)
 
 
 def check(path: Path) -> None:
-    """Refuse a place where `write` would fail, before there is something to write.
+    """Refuse a path that `write` cannot write, before there is anything to write.
 
     Raises:
-        SettingsError: it cannot be written there.
+        SettingsError: it cannot be written.
     """
     try:
         if path.is_dir():
@@ -65,10 +65,10 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, html: str) -> None:
-    """Write the page whole or not at all.
+    """Write the page atomically.
 
     Raises:
-        SettingsError: it cannot be written there.
+        SettingsError: it cannot be written.
     """
     draft = _draft(path)
     try:

@@ -1,1 +1,1 @@
-"""The vector store: texts in SQLite, their vectors in FAISS, and what turns text into vectors and files into text."""
+"""The vector store: texts in SQLite, vectors in FAISS, embedders, and reading of files."""

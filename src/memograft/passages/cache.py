@@ -1,9 +1,9 @@
-"""Keeps a store's vector index in step with its database, in memory and on disk.
+"""Keep a store's vector index in sync with its database, in memory and on disk.
 
-The index is a cache: it may be behind, damaged or gone, and is then caught up or rebuilt from the vectors in SQLite.
-As a seq is never used twice, being behind is a difference of two sets of seqs. An index file is written under a new
-name and becomes the store's by one commit in the database, so a crash leaves either the old file or the new one.
-Knows nothing of text and metadata; its caller locks, but for `renew`.
+The index is a cache: if it is behind, damaged or missing, it is updated or rebuilt from the vectors in SQLite. Seqs are
+never reused, so the update is a difference of two sets of seqs. An index file is written under a new name and becomes
+valid by one commit in the database, so after a crash the old or the new file is valid. The caller locks, except for
+`renew`.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from memograft.storage.disk import crc32, sync
 from memograft.storage.locks import ReadWriteLock
 
 _LARGE = 10_000  # passages from which building an index shows a progress bar
-_LOOKS = 3  # a writer in another process may replace the index file between our look at its name and at its bytes
+_LOOKS = 3  # attempts: another process may replace the index file while it is read
 
 logger = logging.getLogger(__name__)
 
 
 class IndexCache:
-    """The index of one store. `index` may be searched as long as `is_stale()` is false; `deletions` counts.
+    """The index of one store. `index` may be searched while `is_stale()` is false; `deletions` counts deletions.
 
     Args:
-        database: the truth.
-        folder: where the index file lives; None keeps it in memory.
+        database: the store's database.
+        folder: where the index file is; None keeps it in memory.
         dimension: D.
         settings: the kind of index.
-        read_only: map the file instead of reading it, never write one, follow the commits of other processes.
+        read_only: map the file instead of reading it, never write it, and follow commits of other processes.
         progress: show a progress bar when building takes long.
     """
 
@@ -58,10 +58,10 @@ class IndexCache:
         self._read_only = read_only
         self._progress = progress
         self._seen = database.data_version()
-        self.deletions = 0  # times that passages were deleted
-        self._behind = False  # a commit has not reached the index
-        self._gap = False  # nor had one before the commit that `apply` follows
-        self._saved = False  # the file holds what the index holds
+        self.deletions = 0  # number of commits that deleted passages
+        self._behind = False  # whether a commit is not in the index yet
+        self._gap = False  # whether an earlier commit than the one of `apply` is not either
+        self._saved = False  # whether the file has the same content as the index
         loaded = self._load()
         self.index = loaded or self.build()
         if loaded:
@@ -69,11 +69,11 @@ class IndexCache:
             self.catch_up()
 
     def is_stale(self) -> bool:
-        """Whether `catch_up` is due before the next search."""
+        """Whether `catch_up` must be called before the next search."""
         return self._behind or (self._read_only and self._database.data_version() != self._seen)
 
     def catch_up(self) -> None:
-        """Bring the index up to the database; cut off in the middle, it is due again."""
+        """Update the index from the database. If interrupted, it must be called again."""
         seen = self._database.data_version()
         if not self.index.is_whole:
             self.replace(self.build())
@@ -88,13 +88,13 @@ class IndexCache:
         self._seen, self._behind = seen, False
 
     def expect(self) -> None:
-        """Say that a commit is coming: until `apply` has followed it, searches catch up first."""
+        """Announce a commit. Until `apply` has followed it, searches call `catch_up` first."""
         self._gap, self._behind = self._behind, True
 
     def apply(self, gone: Sequence[int], new: Sequence[int], vectors: FloatArray) -> None:
-        """Follow a commit of this process. What fails here is no failure of the commit: the next search catches up."""
+        """Follow a commit of this process. If this fails, the commit is still valid, and the next search catches up."""
         self.deletions += bool(gone)
-        self._saved = self._saved and not new  # deletions alone are seen again when the file is loaded
+        self._saved = self._saved and not new  # deletions are found again when the file is loaded
         if self._gap:
             return
         try:
@@ -106,7 +106,7 @@ class IndexCache:
         self._behind = False
 
     def build(self) -> VectorIndex:
-        """Return a new index made from the vectors in the database."""
+        """Build a new index from the vectors in the database."""
         seqs = self._database.seqs()
         index = VectorIndex(self._dimension, self._settings, len(seqs))
         with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
@@ -121,14 +121,14 @@ class IndexCache:
         return index
 
     def replace(self, index: VectorIndex) -> None:
-        """Search this index from now on."""
+        """Use this index from now on."""
         self.index = index
         self._behind, self._saved = False, False
 
     def renew(self, lock: ReadWriteLock, *, always: bool = False) -> int:
-        """Rebuild an index that is mostly dead or has grown up to its training; return how many dead vectors it had.
+        """Rebuild an index if most of it is dead or it can be trained now; return how many dead vectors it had.
 
-        Searches go on while it is built; the caller keeps other writers away.
+        Searches continue meanwhile; the caller excludes other writers.
         """
         if not (always or self.index.needs_rebuild()):
             return 0
@@ -138,7 +138,7 @@ class IndexCache:
         return dead
 
     def find(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
-        """Ask the index, or the vectors one by one where it is approximate and would find too few."""
+        """Search the index, or all vectors if it is approximate and would return too few."""
         index = self.index
         if among is not None and len(among) <= EXACT_BELOW and not index.is_exact:
             return self.score(vector, k, among)
@@ -148,17 +148,17 @@ class IndexCache:
         return scores, seqs
 
     def score(self, vector: FloatArray, k: int, seqs: IdArray) -> tuple[FloatArray, IdArray]:
-        """Compare (D,) with each of these passages: the exact answer where an approximate index has too little."""
+        """Compare (D,) with each of these passages, which is exact."""
         parts = [(vectors @ vector, found) for found, vectors in self._database.vectors(seqs)]
         scores = np.concatenate([part for part, _ in parts] or [np.zeros(0, np.float32)])
         found = np.concatenate([part for _, part in parts] or [np.zeros(0, np.int64)])
         return best_first(scores, found, k)
 
     def persist(self) -> None:
-        """Write the index file, unless it is up to date or the index is to be built anew.
+        """Write the index file, unless it is up to date or the index must be rebuilt.
 
         Raises:
-            StoreError: the file could not be written; nothing is lost, the old one or none stays in use.
+            StoreError: the file could not be written. The old file, if any, stays valid, and nothing is lost.
         """
         if self._folder is None or self._saved or not self.index.is_whole:
             return
@@ -181,7 +181,7 @@ class IndexCache:
                 other.unlink(missing_ok=True)
 
     def _load(self) -> VectorIndex | None:
-        """Read or map the index file; None if there is none of these settings that is whole."""
+        """Read or map the index file; None if there is none with these settings, or it is damaged."""
         for _ in range(_LOOKS):
             pointer: dict[str, Any] | None = self._database.settings().get("index_file")
             if self._folder is None or pointer is None or pointer["settings"] != asdict(self._settings):
@@ -202,7 +202,7 @@ class IndexCache:
 
 
 class NoIndex:
-    """In the place of an `IndexCache` where there are no vectors: there is nothing to keep in step."""
+    """Replaces `IndexCache` in a store without vectors; its methods do nothing."""
 
     deletions = 0
 
@@ -211,26 +211,26 @@ class NoIndex:
         return False
 
     def catch_up(self) -> None:
-        """There is nothing to bring up."""
+        """Do nothing."""
 
     def find(self, *_: object) -> tuple[FloatArray, IdArray]:
-        """Nothing is close to anything."""
+        """Return no passages."""
         return np.zeros(0, np.float32), np.zeros(0, np.int64)
 
     def expect(self) -> None:
-        """A commit is coming."""
+        """Do nothing."""
 
     def apply(self, *_: object) -> None:
-        """A commit has come."""
+        """Do nothing."""
 
     def renew(self, *_: object, **__: object) -> int:
-        """There are no dead vectors."""
+        """Do nothing; there are no dead vectors."""
         return 0
 
     def persist(self) -> None:
-        """There is nothing to write."""
+        """Do nothing."""
 
 
 def index_file(folder: Path, number: int) -> Path:
-    """The index file of that number, as the database's settings name it."""
+    """The index file with that number."""
     return folder / f"vectors-{number}.faiss"

@@ -1,7 +1,4 @@
-"""What a store accepts: ids, numbers, metadata and vectors, each refused by name before anything is written.
-
-Plain functions that return the accepted value in the form the store keeps. Know nothing of SQLite and FAISS.
-"""
+"""Check the arguments of a store: ids, numbers, metadata and vectors. Accepted values are returned in stored form."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ __all__ = [
 
 FloatArray = NDArray[np.float32]
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # no character by itself
+_SURROGATE = re.compile("[\ud800-\udfff]")  # not a character
 _LARGE = 1_000  # texts from which embedding shows a progress bar
 
 
@@ -53,7 +50,7 @@ def check_count(name: str, value: object) -> None:
 
 
 def check_varied(k: object, fetch_k: object, lambda_mult: object) -> None:
-    """Refuse what maximal marginal relevance cannot be asked for."""
+    """Check the arguments of maximal marginal relevance."""
     check_count("fetch_k", fetch_k)
     check_count("k", k)
     check_share("lambda_mult", lambda_mult)
@@ -66,7 +63,7 @@ def check_share(name: str, value: object) -> None:
 
 
 def checked_mode(mode: object, dimension: int) -> SearchMode:
-    """Return how to search a store of vectors of this length; left to the store, by vectors if it has any."""
+    """Return the search mode; by default by vectors if the store has any."""
     if mode is None:
         return "vector" if dimension else "text"
     if mode not in get_args(SearchMode):
@@ -75,14 +72,14 @@ def checked_mode(mode: object, dimension: int) -> SearchMode:
 
 
 def checked_ids(ids: Sequence[str]) -> list[str]:
-    """Return the ids as a list; refuse one string, which would be taken letter by letter."""
+    """Return the ids as a list. A single string is refused, because its characters would be the ids."""
     if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
         raise SettingsError(f"`ids` must be a list of strings, got {ids!r}; write ids=[...]")
-    return [id for id in ids if _is_unicode(id)]  # no other id can be in a store
+    return [id for id in ids if _is_unicode(id)]  # a store cannot contain others
 
 
 def checked_metadata(document: Document, position: int, *, needs_text: bool = True) -> str:
-    """Return the metadata as JSON; refuse a document that a store cannot keep and give back unchanged."""
+    """Return the metadata as JSON; refuse a document that cannot be stored without change."""
     where = f"documents[{position}] (id {document.id!r})"
     if needs_text and not document.text.strip():
         raise SettingsError(f"{where} has no text, got {document.text!r}; leave empty passages out")
@@ -92,7 +89,7 @@ def checked_metadata(document: Document, position: int, *, needs_text: bool = Tr
                 f"the {name} of {where} must be Unicode text, and has lone surrogates; decode it with errors='replace'"
             )
     if "\0" in document.id:
-        raise SettingsError(f"the id of {where} must not hold NUL, where SQLite's filters end a text; leave it out")
+        raise SettingsError(f"the id of {where} must not contain NUL, which ends texts in SQLite; leave it out")
     if not isinstance(document.metadata, Mapping):
         raise SettingsError(f"the metadata of {where} must be a mapping, got {document.metadata!r}; use a dict")
     parts = [_checked_entry(key, value, where) for key, value in document.metadata.items()]
@@ -119,9 +116,9 @@ def _is_unicode(text: str) -> bool:
 
 
 def as_floats(vectors: object, what: str) -> FloatArray:
-    """Return numbers as an array of any shape; refuse rows of different lengths and what is no number."""
+    """Return numbers as an array of any shape; refuse rows of different lengths and other values."""
     try:
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite, which `checked_vectors` refuses
+        with np.errstate(over="ignore"):  # overflow gives infinity, which `checked_vectors` refuses
             return np.asarray(vectors, np.float32)
     except (TypeError, ValueError) as error:
         raise SettingsError(
@@ -130,9 +127,9 @@ def as_floats(vectors: object, what: str) -> FloatArray:
 
 
 def checked_vectors(vectors: object, shape: tuple[int, ...], what: str) -> FloatArray:
-    """Return unit vectors (..., D); refuse another shape, and numbers that are not finite as float32."""
+    """Return unit vectors (..., D); refuse another shape, and numbers that are not finite in float32."""
     if shape[-1] == 0:
-        if isinstance(vectors, np.ndarray) and vectors.shape == shape != (0,):  # no numbers, as it should be
+        if isinstance(vectors, np.ndarray) and vectors.shape == shape != (0,):  # an empty array is expected
             return np.zeros(shape, np.float32)
         raise SettingsError(
             'this store was made without an embedder and takes no vectors; search it with mode="text", or make a new '
@@ -167,5 +164,5 @@ def embedded_query(embedder: Embedder, query: str) -> FloatArray:
 
 
 def returned(embedder: Embedder, vectors: object, *count: int) -> FloatArray:
-    """Return what an embedder gave as unit vectors: (N, D) of `count` N texts, (D,) of one question."""
+    """Return an embedder's output as unit vectors: (N, D) for N = `count` texts, (D,) for one question."""
     return checked_vectors(vectors, (*count, embedder.dimension), f"the embedder {embedder.fingerprint!r} must return")

@@ -1,10 +1,10 @@
-"""The SQLite half of a store: passages, their metadata and their vectors, and the one truth about all of them.
+"""The SQLite part of a store: passages, their metadata and their vectors. Everything else is derived from it.
 
-Rows go in and out as plain values: ids, texts, JSON strings, (N, D) float32 arrays. Every passage has a `seq`, an
-int64 that is never used twice (AUTOINCREMENT), so a replaced passage is a new seq and whatever was derived from seqs
-can be brought up to date by comparing sets of them. Texts and vectors are compared with their checksums whenever they
-are read, see `passages/sums.py`. WAL with synchronous=FULL: a commit that returned survives a
-crash or a power cut. Knows nothing of FAISS, embedders or filters.
+Rows are plain values: ids, texts, JSON strings, (N, D) float32 arrays. Every passage has a `seq`, an int64 that is
+    never
+reused (AUTOINCREMENT). A replaced passage gets a new seq, so derived data can be updated by comparing sets of seqs.
+Texts and vectors are compared with their checksums when they are read, see `passages/sums.py`. The journal is WAL with
+synchronous=FULL: a commit that has returned survives a crash or a power cut.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ VECTORS_AT_ONCE = 2048  # rows per step wherever vectors are read: 8 MB at D=102
 T = TypeVar("T")
 
 _APPLICATION_ID = 0x4D475331  # "MGS1"
-_FORMATS = {1: None, 2: words.OLD_TABLE, 3: words.TABLE}  # without a text index, and with one of that kind
-_SETTINGS = {  # what they hold
+_FORMATS = {1: None, 2: words.OLD_TABLE, 3: words.TABLE}  # format -> its text index, if it has one
+_SETTINGS = {  # key -> fields of its value
     "embedder": {"fingerprint", "dimension", "config"},
     "index": None,
     "index_file": {"number", "crc32", "settings"},
@@ -60,24 +60,24 @@ PRAGMA user_version = 1;
 
 
 class Database:
-    """An open database; its methods may be called from any thread.
+    """An open database. Its methods may be called from any thread.
 
-    A transaction is a `with` on the mutex and the connection, which commits or, whatever comes between, rolls back.
-    Both are of C, so that no interrupt leaves either behind (see `locks.ReadWriteLock`).
+    A transaction is a `with` on the mutex and the connection, which commits, or rolls back after any exception. Both
+    are implemented in C, so an interrupt cannot leave either of them locked (see `locks.ReadWriteLock`).
 
     Args:
         folder: the store's folder, which exists; None keeps everything in memory.
-        read_only: never write, and see what a writer in another process commits.
-        progress: show a progress bar when the texts of a store from before there was a text index are indexed.
+        read_only: never write, and see commits of a writer in another process.
+        progress: show a progress bar when the texts of an older store without a text index are indexed.
 
     Raises:
-        StoreCorruptError: the file is damaged or is not a store's.
+        StoreCorruptError: the file is damaged or is not a store.
         StoreError: there is no file to read, it cannot be opened, or its text index cannot be kept up to date.
     """
 
     def __init__(self, folder: Path | None, read_only: bool, progress: bool = False) -> None:
         self.file = folder / FILE_NAME if folder else None
-        self._mutex = held_in_forks(threading.RLock())  # SQLite has locks of the whole process
+        self._mutex = held_in_forks(threading.RLock())  # SQLite has process-wide locks
         with self._mutex, self._errors():
             if self.file is None:
                 self._connection = _connect(":memory:")
@@ -106,8 +106,8 @@ class Database:
             try:
                 self._check(connection)
             except sqlite3.OperationalError:
-                # On a medium that nobody can write to, SQLite has no place for its shared-memory file. It can do
-                # without, but would then overlook what is still in the log.
+                # On a read-only medium, SQLite cannot create its shared-memory file. In immutable mode it does not need
+                # one, but it ignores a write-ahead log.
                 log = file.with_name(f"{file.name}-wal")
                 if not read_only or os.access(file.parent, os.W_OK) or (log.exists() and log.stat().st_size):
                     raise
@@ -124,7 +124,7 @@ class Database:
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a damaged or foreign file. Reads it once from end to end, about a second a gigabyte."""
+        """Refuse a damaged or foreign file. Reads it completely, about a second per gigabyte."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != _APPLICATION_ID:
             self.refuse("it is not a Memograft store")
@@ -155,7 +155,7 @@ class Database:
         return named(self.file)
 
     def at_once(self, read: Callable[[], T]) -> T:
-        """Call `read` in one read transaction: whatever it asks, it sees the same commits."""
+        """Call `read` in one read transaction, so that all its queries see the same commits."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN")
             return read()
@@ -166,7 +166,7 @@ class Database:
             return self._connection.execute(sql, parameters).fetchall()
 
     def close(self) -> None:
-        """Close the connection; SQLite folds the write-ahead log into the file."""
+        """Close the connection; SQLite merges the write-ahead log into the file."""
         with self._mutex:
             self._connection.close()
 
@@ -187,7 +187,7 @@ class Database:
         return settings
 
     def set(self, **settings: Any) -> None:
-        """Store JSON-able settings."""
+        """Store settings whose values are JSON."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             rows = [(key, json.dumps(value)) for key, value in settings.items()]
@@ -198,17 +198,17 @@ class Database:
 
     @property
     def has_words(self) -> bool:
-        """Whether the store has a text index that can be asked."""
+        """Whether the store has a text index that this SQLite can search."""
         with self._errors(), self._mutex:
             return words.are_indexed(self._connection) and words.is_available(self._connection)
 
     def matching(
         self, question: str, k: int, condition: str | None = None, parameters: Sequence[Any] = ()
     ) -> list[tuple[int, float]]:
-        """Return (seq, BM25 score) of the k passages that match best, those that share a word with the question.
+        """Return (seq, BM25 score) of the k best passages among those that share a word with the question.
 
         Raises:
-            StoreError: there is no text index to ask.
+            StoreError: there is no usable text index.
         """
         if not self.has_words:
             raise words.no_index(self.file)
@@ -218,18 +218,18 @@ class Database:
     def others(
         self, known: Sequence[int], k: int, condition: str = "1", parameters: Sequence[Any] = ()
     ) -> list[tuple[int, float]]:
-        """Return (seq, 0.0) of k passages that are not known, oldest first."""
+        """Return (seq, 0.0) of k passages that are not in `known`, oldest first."""
         sql = f"SELECT seq, 0.0 FROM passages WHERE seq NOT IN {GIVEN} AND ({condition}) ORDER BY seq LIMIT ?"
         return self.rows(sql, [json.dumps(list(known)), *parameters, min(k, 2**31)])
 
     def seal_words(self) -> None:
-        """Keep the checksum of the text index until the next write."""
+        """Store the checksum of the text index; it is valid until the next write."""
         with self._mutex, self._errors():
             if self.has_words and words.KEY not in self.settings():
                 self.set(**{words.KEY: {"crc32": words.checksum(self._connection)}})
 
     def words_are_damaged(self, *, thoroughly: bool = False) -> bool:
-        """Whether the text index is not what was written; one that a writer has not closed only `thoroughly`."""
+        """Whether the text index is damaged. Without a checksum, it is only checked if `thoroughly`."""
 
         def read() -> bool:
             if words.are_indexed(self._connection) and (seal := self.settings().get(words.KEY)):
@@ -239,7 +239,7 @@ class Database:
         return self.at_once(read)
 
     def rebuild_words(self) -> None:
-        """Make the text index anew."""
+        """Rebuild the text index."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             if unseal_words(connection):
@@ -248,7 +248,7 @@ class Database:
     # passages ---------------------------------------------------------------------------------------------------
 
     def upsert(self, rows: Sequence[Passage]) -> tuple[list[int], list[int]]:
-        """Replace or insert passages, each of another id; return (the seqs that are gone, the new ones, as `rows`)."""
+        """Insert or replace passages with different ids; return (replaced seqs, new seqs in the order of `rows`)."""
         ids = json.dumps([row.id for row in rows])
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -265,7 +265,7 @@ class Database:
             delete(connection, seqs, unseal_words(connection))
 
     def sum_up(self) -> None:
-        """Give checksums to what was stored before there were any."""
+        """Add missing checksums."""
         with self._errors(), self._mutex, self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             without = self.seqs("seq NOT IN (SELECT seq FROM checksums)").tolist()
@@ -278,18 +278,18 @@ class Database:
                     connection.execute("INSERT INTO checksums VALUES (?, ?, ?)", [seq, sum, zlib.crc32(blob)])
 
     def seqs(self, condition: str = "1", parameters: Sequence[Any] = ()) -> NDArray[np.int64]:
-        """Return the seqs of the passages that meet an SQL condition, ascending."""
+        """Return the seqs of the passages that meet an SQL condition, in ascending order."""
         found = self.rows(f"SELECT seq FROM passages WHERE {condition} ORDER BY seq", parameters)
         return np.fromiter((seq for (seq,) in found), np.int64, len(found))
 
     def seqs_of_ids(self, ids: Sequence[str]) -> list[int | None]:
-        """Return one seq per id, None for an id that is not there."""
+        """Return one seq per id; None for an unknown id."""
         with self._mutex:
             found = [self.rows("SELECT seq FROM passages WHERE id = ?", [passage]) for passage in ids]
         return [rows[0][0] if rows else None for rows in found]
 
     def documents(self, seqs: Sequence[int]) -> dict[int, Document]:
-        """Return the documents by seq, without those that are gone."""
+        """Return the documents by seq, without deleted ones."""
         found = {}
         for seq, id, text, metadata, checksum in self.passages(seqs):
             if checksum is not None and checksum != sums.of_passage(id, text, metadata):
@@ -301,13 +301,13 @@ class Database:
         return found
 
     def passages(self, seqs: Sequence[int]) -> list[tuple[int, bytes, bytes, bytes, int | None]]:
-        """Return (seq, id, text, metadata, checksum if there is one), whatever their bytes, without those gone."""
+        """Return (seq, id, text, metadata, checksum or None) as raw bytes, without deleted passages."""
         fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
         sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {GIVEN}"
         return self.rows(f"{sql} ORDER BY seq", [json.dumps([int(seq) for seq in seqs])])
 
     def vectors(self, seqs: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Yield (seqs, (N, D) vectors) in steps, in the order of ascending seqs, without those that are gone."""
+        """Yield (seqs, (N, D) vectors) in steps, by ascending seq, without deleted passages."""
         for start in range(0, len(seqs), VECTORS_AT_ONCE):
             if found := self.blobs(seqs[start : start + VECTORS_AT_ONCE].tolist()):
                 for seq, blob, checksum in found:
@@ -317,7 +317,7 @@ class Database:
                 yield np.array([seq for seq, *_ in found], np.int64), matrix.reshape(len(found), -1)
 
     def blobs(self, seqs: Sequence[int]) -> list[tuple[int, bytes, int | None]]:
-        """Return (seq, vector, checksum if there is one), without those that are gone."""
+        """Return (seq, vector, checksum or None), without deleted passages."""
         sql = f"""
             SELECT seq, CAST(vectors.vector AS BLOB), checksums.vector FROM vectors LEFT JOIN checksums USING (seq)
             WHERE seq IN {GIVEN} ORDER BY seq
@@ -325,25 +325,25 @@ class Database:
         return self.rows(sql, [json.dumps(seqs)])
 
     def data_version(self) -> int:
-        """Return a number that changes when another process has committed."""
+        """Return a number that changes when another process commits."""
         return int(self.rows("PRAGMA data_version")[0][0])
 
     def shrink(self) -> None:
-        """Give the room of deleted passages back to the file system."""
+        """Return the space of deleted passages to the file system."""
         with self._mutex, self._errors():
             for command in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):
                 self._connection.execute(command)
 
 
 def _connect(target: str) -> sqlite3.Connection:
-    # The caller's mutex takes the place of SQLite's check that one thread stays with one connection.
+    # The caller's mutex replaces SQLite's check that a connection stays in one thread.
     connection = sqlite3.connect(target, uri=True, timeout=30, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
 
 
 def _create(file: Path) -> None:
-    """Make an empty database under another name first, so that under this name an empty file is always damage."""
+    """Make an empty database under another name and rename it, so an empty file of this name is always damage."""
     draft = file.with_name(f"{file.name}.new")
     draft.unlink(missing_ok=True)
     connection = _connect(f"{draft.absolute().as_uri()}?mode=rwc")

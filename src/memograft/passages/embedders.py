@@ -1,9 +1,8 @@
-"""Text to unit vectors: the `Embedder` protocol, one without a model, any sentence-transformers model, or neither.
+"""Embedders: the protocol, one without a model, sentence-transformers models, and placeholders without any.
 
-An embedder turns N texts into an (N, D) float32 array whose rows have length 1, so that a dot product is a cosine.
-It describes itself twice: `fingerprint` says which vectors may be compared with each other, `config()` holds what
-`embedder_from_config` needs to build it again. Nothing here knows of stores, indexes or language models, and
-importing this file imports neither torch nor scikit-learn.
+An embedder turns N texts into an (N, D) float32 array of unit vectors, so that a dot product is a cosine. `fingerprint`
+identifies vectors that may be compared with each other; `embedder_from_config` builds an embedder from its `config()`.
+Importing this module imports neither torch nor scikit-learn.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ FloatArray = NDArray[np.float32]
 
 @runtime_checkable
 class Embedder(Protocol):
-    """What a vector store asks of an embedder. Both methods must be safe to call from several threads."""
+    """The interface of embedders. Both embedding methods must be thread-safe."""
 
     @property
     def dimension(self) -> int:
@@ -42,7 +41,7 @@ class Embedder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two embedders only if their vectors may be compared; a store refuses another one."""
+        """Equal for two embedders only if their vectors can be compared. A store refuses another fingerprint."""
 
     def config(self) -> JsonObject:
         """JSON values from which `embedder_from_config` builds this embedder again."""
@@ -55,7 +54,7 @@ class Embedder(Protocol):
 
 
 def unit_rows(vectors: FloatArray) -> FloatArray:
-    """Scale the rows of (N, D) to length 1. A row of zeros stays as it is: it is equally far from everything."""
+    """Scale the rows of (N, D) to length 1. Rows of zeros stay zero."""
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)  # float32 squares overflow at 1e19
     return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)
 
@@ -63,31 +62,31 @@ def unit_rows(vectors: FloatArray) -> FloatArray:
 # ---------------------------------------------------------------------------------------------------- lexical
 
 _WORD = re.compile(r"\w+")
-_COLUMNS = 2**20  # width of the hashed space before the projection: collisions of two words are rare
-_COPIES = 4  # dimensions that each hashed column is spread over, so that no collision is a whole one
-_STOP_WEIGHT = 0.02  # of "what", "is", "the", ...: enough to tell texts of nothing else apart
-_DIGIT_WEIGHT = 1.3  # of a word with a digit in it: years, versions and identifiers are rare, hence telling
+_COLUMNS = 2**20  # width of the hashed space before the projection, so that collisions are rare
+_COPIES = 4  # dimensions per hashed column, so that two columns rarely collide in all of them
+_STOP_WEIGHT = 0.02  # of "what", "is", "the", ...: only matters for texts without other words
+_DIGIT_WEIGHT = 1.3  # of words with a digit: years, versions and identifiers are rare
 _PAIR_WEIGHT = 0.15
-_GRAM_WEIGHT = 1.0  # of the character n-grams of a word together, as the length of a vector
+_GRAM_WEIGHT = 1.0  # norm of the vector of a word's character n-grams
 _GRAM_LENGTHS = (4, 5)
 
 
 class LexicalEmbedder:
-    """Vectors without a model: deterministic, offline, instant to load, nothing to fit or to download.
+    """Embeds texts without a model: deterministic, offline, and without fitting or download.
 
-    For what must have vectors, such as the frameworks' indexes; a store without an embedder searches by BM25, which
-    finds more. Like BM25 it finds shared words, not meaning: "car" and "automobile" are strangers to it. Each text
-    becomes a weighted bag of words, neighbouring word pairs and character n-grams (so "memorise" still meets
-    "memorising"), with counts damped by a logarithm and English stop words almost silenced. The bag is hashed with
-    fixed signs (Weinberger et al., "Feature hashing for large scale multitask learning", 2009) and projected to
-    `dimension` dense numbers (Achlioptas, "Database-friendly random projections", 2003).
+    Use it where vectors are required, such as in the frameworks' indexes. A store without an embedder searches by BM25,
+    which finds more. Like BM25 it finds shared words, not meaning: "car" and "automobile" are unrelated. A text becomes
+    a weighted bag of words, pairs of adjacent words and character n-grams (so "memorise" matches "memorising"), with
+    logarithmic counts and low weights for English stop words. The bag is hashed with fixed signs (Weinberger et al.,
+    "Feature hashing for large scale multitask learning", 2009) and projected to `dimension` dense numbers (Achlioptas,
+    "Database-friendly random projections", 2003).
 
     nDCG@10 on the 300 test queries of SciFact (5,183 abstracts, title and text joined): 0.560 at D=1024, 0.498 at 512,
-    0.574 at 2048. BM25, which knows how rare each word is in the collection, reaches 0.684 (benchmarks/search.py). The
-    weights were chosen on these same queries, some thirty settings tried, so expect a little less elsewhere.
+    0.574 at 2048. BM25, which uses the frequency of words in the collection, reaches 0.684 (benchmarks/search.py). The
+    weights were chosen on the same queries, among about thirty settings, so expect slightly less on other data.
 
     Args:
-        dimension: D, at least 64. More keeps more apart: the noise of a cosine is about 1 / sqrt(D).
+        dimension: D, at least 64. The noise of a cosine is about 1 / sqrt(D).
 
     Raises:
         SettingsError: `dimension` is too small or not a whole number.
@@ -111,7 +110,7 @@ class LexicalEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Name, version of the weighting, and D. The version rises with any change that moves a vector."""
+        """Name, version and D. The version is increased with every change of the vectors."""
         return f"lexical-1-{self._dimension}"
 
     def config(self) -> JsonObject:
@@ -119,7 +118,7 @@ class LexicalEmbedder:
         return {"type": "lexical", "dimension": self._dimension}
 
     def embed_documents(self, texts: list[str]) -> FloatArray:
-        """Return (N, D) float32 unit vectors; a text without a single letter or digit is all zeros."""
+        """Return (N, D) float32 unit vectors; zeros for a text without letters and digits."""
         if not texts:
             return np.zeros((0, self._dimension), np.float32)
         bags = self._hasher.transform(list(_features(text).items()) for text in texts)
@@ -142,7 +141,7 @@ class LexicalEmbedder:
         return FeatureHasher(_COLUMNS, input_type="pair", dtype=np.float32)
 
     def _spread(self, columns: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the (N, copies) dimensions and signs of N hashed columns: the rows of a sparse random projection."""
+        """Return the (N, copies) dimensions and signs of N hashed columns: rows of a sparse random projection."""
         starts = columns[:, None].astype(np.uint64) * np.uint64(_COPIES)
         noise = _mix(np.asarray(starts + np.arange(_COPIES, dtype=np.uint64), np.uint64))
         targets = (noise >> np.uint64(8)) % np.uint64(self._dimension)
@@ -158,7 +157,7 @@ def _mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _features(text: str) -> dict[str, float]:
-    """Weigh the words, word pairs and character n-grams of a text; the prefixes keep the three kinds apart."""
+    """Weights of the words, word pairs and character n-grams of a text; prefixes separate the three kinds."""
     words = _WORD.findall(text.lower())
     bag: dict[str, float] = {}
     for word, count in Counter(words).items():
@@ -178,7 +177,7 @@ def _damped(count: int) -> float:
 
 @lru_cache(maxsize=100_000)
 def _word_weight(word: str) -> float:
-    """Stand in for inverse document frequency, which would need a corpus. Favouring long words made SciFact worse."""
+    """Replaces inverse document frequency, which needs a corpus. Weights by word length were worse on SciFact."""
     if word in _stop_words():
         return _STOP_WEIGHT
     return _DIGIT_WEIGHT if any(character.isdigit() for character in word) else 1.0
@@ -186,7 +185,7 @@ def _word_weight(word: str) -> float:
 
 @lru_cache(maxsize=100_000)
 def _grams(word: str) -> tuple[tuple[str, float], ...]:
-    """Character n-grams of a word with its edges marked, and the share of the word's weight each one gets."""
+    """Character n-grams of a word with marked edges, and the fraction of the word's weight for each."""
     marked = f"<{word}>"
     grams = [marked[i : i + n] for n in _GRAM_LENGTHS for i in range(len(marked) - n + 1)]
     share = _GRAM_WEIGHT / max(len(grams), 1) ** 0.5
@@ -204,14 +203,14 @@ def _stop_words() -> frozenset[str]:
 
 
 class SentenceTransformerEmbedder:
-    """Any sentence-transformers model, which finds meaning and not only shared words.
+    """Any sentence-transformers model. It finds similar meaning, not only shared words.
 
-    Questions and passages go through `encode_query` and `encode_document`, so a model's own prompts are used.
+    Questions and passages are embedded with `encode_query` and `encode_document`, which apply the model's own prompts.
 
     Args:
         model: name on the Hugging Face hub or a local folder.
         revision: commit, tag or branch of the model; part of the fingerprint.
-        device: "cpu", "cuda", ...; left out, sentence-transformers chooses. No part of the fingerprint.
+        device: "cpu", "cuda", ...; None lets sentence-transformers choose. Not part of the fingerprint.
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
@@ -228,7 +227,7 @@ class SentenceTransformerEmbedder:
         self._name = model
         self._revision = revision
         self._model = SentenceTransformer(model, revision=revision, device=device)
-        # Asked by doing: the method that tells the dimension has changed its name between versions.
+        # Measured, because the method that returns the dimension has different names in different versions.
         self._dimension = int(self.embed_query("dimension").shape[0])
 
     @property
@@ -238,7 +237,7 @@ class SentenceTransformerEmbedder:
 
     @property
     def fingerprint(self) -> str:
-        """Name, revision and D; a local folder whose weights change keeps its fingerprint, so name a revision."""
+        """Name, revision and D. It does not change with the weights of a local folder, so name a revision."""
         return f"sentence-transformers:{self._name}@{self._revision or 'main'}-{self._dimension}"
 
     def config(self) -> JsonObject:
@@ -261,9 +260,10 @@ class SentenceTransformerEmbedder:
 
 
 class GivenVectors:
-    """Embeds nothing: it stands in for an embedder that a store never meets, as others bring the vectors.
+    """Placeholder for a store whose vectors are computed elsewhere. It cannot embed texts.
 
-    A store with it takes `add(documents, vectors)` and `search_by_vector`; whatever would embed a text is refused.
+    Such a store supports `add(documents, vectors)` and `search_by_vector`; anything that has to embed a text is
+    refused.
 
     Args:
         dimension: D, the length of every vector.
@@ -284,7 +284,7 @@ class GivenVectors:
 
     @property
     def fingerprint(self) -> str:
-        """Says D only: whether two vectors of one length may be compared is up to those who bring them."""
+        """Contains only D: the caller must make sure that vectors can be compared."""
         return f"given-{self._dimension}"
 
     def config(self) -> JsonObject:
@@ -292,11 +292,11 @@ class GivenVectors:
         return {"type": "given", "dimension": self._dimension}
 
     def embed_documents(self, texts: list[str]) -> FloatArray:
-        """Refuse, naming a text."""
+        """Raise SettingsError."""
         self._refuse(texts[0] if texts else "")
 
     def embed_query(self, text: str) -> FloatArray:
-        """Refuse, naming the text."""
+        """Raise SettingsError."""
         self._refuse(text)
 
     def _refuse(self, text: str) -> NoReturn:
@@ -307,7 +307,7 @@ class GivenVectors:
 
 
 class NoVectors:
-    """Embeds nothing: it stands in for the embedder of a store that is searched by its words only. D is 0."""
+    """Placeholder for a store without vectors, which is searched by words only. D is 0."""
 
     dimension = 0
     fingerprint = "no vectors"
@@ -321,7 +321,7 @@ class NoVectors:
         return np.zeros((len(texts), 0), np.float32)
 
     def embed_query(self, text: str) -> FloatArray:
-        """Refuse, naming the text."""
+        """Raise SettingsError."""
         raise SettingsError(
             f"this store was made without an embedder and has no vectors to compare, got {text[:80]!r}; search it with "
             'mode="text", or make a new one: VectorStore(embedder)'
@@ -329,10 +329,10 @@ class NoVectors:
 
 
 def embedder_from_config(config: JsonObject) -> Embedder:
-    """Build the embedder whose `config()` returned this.
+    """Build an embedder from the result of its `config()`.
 
     Raises:
-        SettingsError: a config of none of our embedders.
+        SettingsError: the config belongs to none of our embedders.
         MissingExtraError: its optional dependency is not installed.
     """
     match config:

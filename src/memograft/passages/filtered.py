@@ -1,7 +1,7 @@
-"""Remembers which passages met a filter, so that a filter that comes again costs no pass over the metadata.
+"""Cache of the passages that match a filter, so that a repeated filter does not read all metadata again.
 
-A seq is never used twice and a passage under one never changes, so what is remembered stays true until passages are
-deleted, and after additions only the new ones are looked at. Any number of threads may call it. Knows nothing of FAISS.
+Passages of a seq never change and seqs are never reused. So results stay valid until passages are deleted, and after
+additions only new passages are tested. Thread-safe.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from memograft.passages.db import Database
 from memograft.passages.index import IdArray
 
-_MOST = 2**22  # seqs remembered, of all filters together: 32 MB; the filters themselves count by their length
-_ENTRY = 64  # seqs that the rest of an entry takes the room of
+_MOST = 2**22  # maximum number of seqs in the cache (32 MB), with the filters' own size counted in seqs
+_ENTRY = 64  # overhead of an entry, in seqs
 
 
 class FilterCache:
-    """The filters used last and the passages they let through."""
+    """The most recently used filters and the passages that match them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -31,12 +31,12 @@ class FilterCache:
         self._size = 0
 
     def seqs(self, condition: str, parameters: Sequence[Any], deletions: int) -> IdArray:
-        """Return the seqs of the passages that meet an SQL condition, ascending.
+        """Return the seqs of the passages that meet an SQL condition, in ascending order.
 
         Args:
             condition: SQL over the columns of a passage.
             parameters: its parameters.
-            deletions: a number that has changed if any passage was deleted since the last call.
+            deletions: a number that changes with every deletion of passages.
         """
         name = (condition, repr(parameters))
         with self._mutex:
@@ -62,5 +62,5 @@ class FilterCache:
 
 
 def _size(name: tuple[str, str], seqs: IdArray) -> int:
-    """Room that an entry takes, in seqs: a filter by a thousand ids is longer than what it lets through."""
+    """Size of an entry in seqs. A filter by a thousand ids is larger than its result."""
     return len(seqs) + sum(map(len, name)) // 8 + _ENTRY

@@ -1,14 +1,13 @@
-"""Metadata filters: a Mongo-style mapping to one SQL condition over the JSON of a passage's metadata.
+"""Metadata filters: compile a Mongo-style mapping to an SQL condition over the JSON of a passage's metadata.
 
-`compile_filter(where)` returns the text of the condition and its parameters. Keys and values only ever travel as
-parameters, so nothing a user writes can become SQL. Knows the columns `id` and `metadata` and no other part of the
-store.
+`compile_filter(where)` returns the condition and its parameters. Keys and values are always parameters, never part of
+the SQL text. Only the columns `id` and `metadata` are used.
 
 Comparisons are typed: a number never equals a string or a bool, and strings compare by code point. A list in the
-metadata matches when any of its elements does. `$ne`, `$nin` and `$not` are the exact opposites of `$eq`, `$in` and
-what they wrap, so, as in MongoDB, they also match passages that lack the key; `{"key": None}` matches null or lacking.
-`$contains` looks for a part of a text or an element of a list; `$type` and `$empty` look at the value itself and never
-into a list; `{"$id": [...]}`, outside the keys, matches passages by id.
+metadata matches if any of its elements does. `$ne`, `$nin` and `$not` are the exact negations of `$eq`, `$in` and
+their operand, so, as in MongoDB, they also match passages without the key; `{"key": None}` matches null or no value.
+`$contains` tests for a substring or a list element. `$type` and `$empty` test the value itself, not the elements of a
+list. `{"$id": [...]}`, at the top level, matches passages by id.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from memograft.errors import FilterError
 
 __all__ = ["Condition", "compile_filter"]
 
-# Below the limits of SQLite (32,766 parameters, a parser stack of 100, which 26 nested $not fill), so that a filter
-# fails here, by name.
+# Below the limits of SQLite (32,766 parameters, and a parser stack of 100, which 26 nested $not fill), so that too
+# large filters fail with a clear error.
 _MAX_CONDITIONS = 500
 _MAX_DEPTH = 20
 
@@ -46,7 +45,7 @@ def compile_filter(where: Mapping[str, Any] | None) -> Condition:
     """Return (SQL condition, parameters) for a filter; None and {} match every passage.
 
     Raises:
-        FilterError: the filter is not well formed; the message names the rule, the value and the remedy.
+        FilterError: the filter is malformed; the message states the rule, the value and the remedy.
     """
     if where is None:
         return "1", []
@@ -61,7 +60,7 @@ def _refuse(rule: str, value: object, remedy: str) -> NoReturn:
 
 
 def _walk(part: object, depth: int) -> Iterator[object]:
-    """Yield every operator and key; the values of $in are one condition, as they become one parameter."""
+    """Yield every operator and key. The values of $in count as one condition, because they become one parameter."""
     if depth > _MAX_DEPTH:
         _refuse(f"a filter is at most {_MAX_DEPTH} levels deep", "more", "flatten it")
     if isinstance(part, Mapping):
@@ -144,27 +143,27 @@ def _operator(key: str, name: object, operand: Any) -> Condition:
     _refuse(f"the condition on `{key}` has an unknown operator", name, f"use one of {', '.join(_OPERATORS)}")
 
 
-# json_each, and not json_extract, finds the key: its paths have no escape for a quote inside a key.
+# json_each, because json_extract's paths cannot escape a quote in a key.
 _MATCHES = (
     "EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ? AND ({field} OR (field.type = 'array' "
     "AND EXISTS (SELECT 1 FROM json_each(field.value) AS element WHERE {element}))))"
 )
 _NUMBER_TYPES = _TYPES["number"]
 _IS_NULL = "{row}.type = 'null'"
-_FULL = (  # neither null, nor "", nor []
+_FULL = (  # not null, "" or []
     "CASE field.type WHEN 'null' THEN 0 WHEN 'text' THEN field.atom <> '' "
     "WHEN 'array' THEN json_array_length(field.value) > 0 ELSE 1 END"
 )
 
 
 def _leaf(key: str, test: str, values: list[Any]) -> Condition:
-    """Apply `test`, SQL over the json_each row `{row}`, to the value of a key or to the elements of its list."""
+    """Apply `test`, SQL over a json_each row `{row}`, to the value of a key or to the elements of its list."""
     sql = _MATCHES.format(field=test.format(row="field"), element=test.format(row="element"))
     return sql, [key, *values, *values]
 
 
 def _itself(key: str, test: str, wanted: bool = True) -> Condition:
-    """Apply `test` to the value of a key, without looking into a list; `wanted` is what must come of it."""
+    """Apply `test` to the value of a key, not to list elements; `wanted` is the required result."""
     sql = f"EXISTS (SELECT 1 FROM json_each(metadata) AS field WHERE field.key = ? AND {test})"
     return (sql if wanted else f"NOT {sql}"), [key]
 
@@ -173,7 +172,7 @@ def _has_id(operand: object) -> Condition:
     ids = [operand] if isinstance(operand, str) else operand
     if not isinstance(ids, list | tuple | set | frozenset) or not all(isinstance(id, str) for id in ids):
         _refuse("`$id` takes an id or a list of ids", operand, 'write {"$id": ["id", "id"]}')
-    # No other id can be in a store, and JSON would not carry it.
+    # A store cannot contain other ids, and JSON cannot encode them.
     known = [id for id in ids if not any("\ud800" <= character <= "\udfff" for character in id)]
     return "passages.id IN (SELECT value FROM json_each(?))", [json.dumps(known, ensure_ascii=False)]
 
@@ -205,7 +204,7 @@ def _one_of(key: str, operand: object, name: str) -> Condition:
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     texts = [value for value in values if isinstance(value, str)]
     bools = [value for value in values if isinstance(value, bool)]
-    # One JSON parameter a type, however long the list; numbers go through SQLite's own parser, as the metadata did.
+    # One JSON parameter per type, for lists of any length. SQLite parses the numbers as it does those of the metadata.
     parts = [
         _leaf(key, "({row}.type = '" + kind + "')", [])
         for kind, value in (("true", True), ("false", False))
@@ -223,7 +222,7 @@ def _one_of(key: str, operand: object, name: str) -> Condition:
 
 
 def _glanced(key: str, values: list[Any], condition: Condition) -> Condition:
-    """Look first whether the JSON text, as a store writes it, has `"key": value` or `"key": [`: 2.5 times as fast."""
+    """First search the JSON text for `"key": value` or `"key": [`, as a store writes it; this is 2.5 times as fast."""
     written = [_written(value) for value in values]
     if len(written) > _MOST_GLANCES or None in written:
         return condition
@@ -233,10 +232,10 @@ def _glanced(key: str, values: list[Any], condition: Condition) -> Condition:
 
 
 def _written(value: float | str) -> str | None:
-    """Return what the JSON of every equal value starts with; None if there is no such text, as for 0 and -0.0."""
+    """Return the text with which the JSON of every equal value begins; None if it is not unique, as for 0 and -0.0."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
-    if value == 0 or abs(value) >= 1e15:  # from 1e16 on, a float is written with an exponent and an int is not
+    if value == 0 or abs(value) >= 1e15:  # from 1e16 on, only floats have an exponent
         return None
     return str(int(value)) if value == int(value) else json.dumps(value)
 

@@ -1,4 +1,4 @@
-"""Documents on their way into a store: checked, embedded, and as the rows that are written. Writes nothing."""
+"""Prepare documents for writing: check them, embed them, and convert them to rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prepared(
 ) -> tuple[list[str], list[Passage], FloatArray]:
     """Return (the id of each document, the M rows to write, their (M, D) unit vectors).
 
-    Of documents with the same id, the last one is written. See `VectorStore.add`.
+    If several documents have the same id, the last one is written. See `VectorStore.add`.
     """
     items = as_documents(documents)
     if not items:

@@ -1,8 +1,7 @@
-"""The vector index of a store: int64 ids to unit vectors in FAISS, with deletes, filters, files and nothing else.
+"""The vector index of a store: maps int64 ids to unit vectors in FAISS, with deletion, filters and files.
 
-Takes (N, D) float32 rows of length 1, gives inner products, which are cosines. Knows nothing of text, metadata or
-SQLite: whatever it holds can be rebuilt from elsewhere, so it may be thrown away at any time. Its caller locks: any
-number of searches at once, or one change.
+Vectors are (N, D) float32 rows of length 1; results are inner products, which are cosines. The index can be rebuilt
+from the database at any time. The caller locks: any number of searches at once, or one change.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int64]
 IndexKind = Literal["flat", "hnsw", "ivf"]
 
-# A list of ids up to this long is scored vector by vector: exact, and faster than walking a graph with a filter.
+# Up to this many ids are scored one by one, which is exact, and faster than an approximate search with a filter.
 EXACT_BELOW = 1000
-_MIN_DEAD = 1000  # tombstones that are never worth a rebuild
+_MIN_DEAD = 1000  # number of dead vectors below which the index is not rebuilt
 _MAX_EF = 4096
 
 
@@ -35,14 +34,14 @@ class IndexSettings:
     """How a store finds neighbours. The defaults suit up to a few million passages.
 
     Attributes:
-        kind: "flat" compares with every vector: exact, no build time. "hnsw" walks a graph: the fastest, more memory.
-            "ivf" looks only into the `nprobe` nearest of about sqrt(N) clusters: fast, little more memory than flat.
-        hnsw_links: M, links per node; more finds more and takes 8 bytes x M x N more memory.
-        hnsw_build: efConstruction, candidates per inserted vector; more builds slower and finds more.
-        hnsw_search: efSearch, candidates per question; raised by itself for a large k, filters and deletions.
-        ivf_train_at: an "ivf" store is searched as flat until it holds this many passages, then trained on them, with
-            the 39 vectors a cluster that FAISS asks for; `compact()` trains anew on what has come since.
-        nprobe: clusters looked into per question; all of them would be exact.
+        kind: "flat" compares with every vector: exact, no build time. "hnsw" searches a graph: fastest, more memory.
+            "ivf" searches only the `nprobe` nearest of about sqrt(N) clusters: fast, little more memory than flat.
+        hnsw_links: M, links per node. More find more, and need 8 bytes x M x N more memory.
+        hnsw_build: efConstruction, candidates per inserted vector. More take longer to build and find more.
+        hnsw_search: efSearch, candidates per question. Increased automatically for large k, filters and deletions.
+        ivf_train_at: number of passages from which an "ivf" index is trained, on 39 vectors per cluster as FAISS
+            requires; before, it is searched as flat. `compact()` trains it again.
+        nprobe: clusters searched per question. Searching all would be exact.
 
     Raises:
         SettingsError: an unknown kind, or a number that is not positive.
@@ -65,17 +64,17 @@ class IndexSettings:
 
 
 class VectorIndex:
-    """Unit vectors under int64 ids that the caller never uses twice.
+    """Unit vectors with int64 ids that the caller never reuses.
 
-    Removing only marks a vector as dead (HNSW cannot do more, and FAISS moves the whole array for the others); dead
-    vectors are kept out of every search until the index is built anew.
+    Removed vectors are only marked as dead and skipped by searches until the index is rebuilt, because HNSW cannot
+    remove vectors, and the other kinds would move the whole array.
 
     Args:
         dimension: D.
-        settings: the kind of index and its knobs.
-        count: vectors it will be built with; decides whether "ivf" can be trained yet.
-        mapped: a FAISS index on a memory-mapped file. FAISS aborts the process when one is added to, so additions go
-            to a second, flat index.
+        settings: the kind of index and its parameters.
+        count: number of vectors it will be built with; decides whether "ivf" can be trained.
+        mapped: a FAISS index on a memory-mapped file. FAISS aborts the process when vectors are added to it, so they
+            are added to a second, flat index.
     """
 
     def __init__(self, dimension: int, settings: IndexSettings, count: int = 0, mapped: Any = None) -> None:
@@ -83,68 +82,68 @@ class VectorIndex:
         self._dimension = dimension
         own = _new_index(dimension, IndexSettings() if mapped is not None else settings, count)
         self._parts = [own] if mapped is None else [own, mapped]
-        self.is_whole = True  # else `add` was cut off: vectors may be there without their ids, so build it anew
+        self.is_whole = True  # False after an interrupted `add`: it must be rebuilt
         self._dead: set[int] = set()
-        self._alive: Any = None  # the FAISS selector that leaves the dead out; None while there are none
+        self._alive: Any = None  # FAISS selector without dead vectors; None if there are none
 
     def __len__(self) -> int:
         return sum(int(part.ntotal) for part in self._parts) - len(self._dead)
 
     @property
     def is_trained(self) -> bool:
-        """Whether vectors may be added; only a new "ivf" index needs `train` first."""
+        """Whether vectors can be added. A new "ivf" index must be trained first."""
         return bool(self._parts[0].is_trained)
 
     @property
     def is_exact(self) -> bool:
-        """Whether every search compares with every vector."""
+        """Whether searches compare with every vector."""
         faiss = _faiss()
         return all(isinstance(faiss.downcast_index(part.index), faiss.IndexFlat) for part in self._parts)
 
     @property
     def dead(self) -> int:
-        """Vectors that are removed but still take room."""
+        """Number of removed vectors that still take space."""
         return len(self._dead)
 
     def needs_rebuild(self) -> bool:
-        """Whether more than half is dead, or an "ivf" index has just become large enough to train."""
+        """Whether more than half is dead, or an "ivf" index is now large enough to be trained."""
         if len(self._dead) > max(_MIN_DEAD, len(self)):
             return True
         return self.settings.kind == "ivf" and self.is_exact and len(self) >= self.settings.ivf_train_at
 
     def training_size(self) -> int:
-        """Vectors worth giving to `train`; FAISS would ignore more than 256 a cluster."""
+        """Number of vectors to pass to `train`; FAISS uses at most 256 per cluster."""
         faiss = _faiss()
         return 256 * int(faiss.downcast_index(self._parts[0].index).nlist)
 
     def train(self, vectors: FloatArray) -> None:
-        """Find the cluster centres of an "ivf" index from (N, D) unit vectors."""
+        """Compute the cluster centres of an "ivf" index from (N, D) unit vectors."""
         self._parts[0].train(vectors)
 
     def ids(self) -> IdArray:
-        """Return every id held, dead ones included, unsorted."""
+        """Return all ids, including dead ones, unsorted."""
         faiss = _faiss()
         return np.concatenate([faiss.vector_to_array(part.id_map) for part in self._parts])
 
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
-        """Add (N, D) unit vectors under N ids that were never used before."""
+        """Add (N, D) unit vectors with N new ids."""
         if len(ids):
             self.is_whole = False
             self._parts[0].add_with_ids(np.ascontiguousarray(vectors), ids)
             self.is_whole = True
 
     def remove(self, ids: Iterable[int]) -> None:
-        """Keep these ids, all of them held, out of every later search."""
+        """Exclude these existing ids from all later searches."""
         faiss = _faiss()
         self._dead.update(ids)
         if self._dead:
             dead = faiss.IDSelectorBatch(np.fromiter(self._dead, np.int64, len(self._dead)))
             alive = faiss.IDSelectorNot(dead)
-            alive.keep = dead  # FAISS holds a bare pointer to it
+            alive.keep = dead  # FAISS does not keep a reference to it
             self._alive = alive
 
     def search(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
-        """Return the cosines and ids of up to k neighbours of (D,), best first; `among` limits the ids looked at.
+        """Return the cosines and ids of up to k neighbours of (D,), best first; `among` restricts the ids.
 
         An approximate index may return fewer than there are.
         """
@@ -157,15 +156,15 @@ class VectorIndex:
         ]
         scores = np.concatenate([part_scores[0] for part_scores, _ in found] or [np.zeros(0, np.float32)])
         ids = np.concatenate([part_ids[0] for _, part_ids in found] or [np.zeros(0, np.int64)])
-        held = ids >= 0  # FAISS fills up with -1
+        held = ids >= 0  # FAISS pads with -1
         return best_first(scores[held], ids[held], k)
 
     def _parameters(self, part: Any, k: int, selector: Any, share: float) -> Any:
-        """Build one search's parameters; `share` is how much of the index passes the selector."""
+        """Parameters of one search; `share` is the fraction of the index that passes the selector."""
         faiss = _faiss()
         inner = faiss.downcast_index(part.index)
         if isinstance(inner, faiss.IndexHNSW):
-            # Candidates that the selector rejects take places in the queue, so widen it by as much.
+            # Candidates that the selector rejects take places in the queue, so it is widened.
             wide = int(max(self.settings.hnsw_search, 2 * k) / share)
             return faiss.SearchParametersHNSW(sel=selector, efSearch=max(min(wide, _MAX_EF), k))
         if isinstance(inner, faiss.IndexIVF):
@@ -173,7 +172,7 @@ class VectorIndex:
         return faiss.SearchParameters(sel=selector)
 
     def save(self, file: Path) -> int:
-        """Write the index to a new file, down to the disk, and return its CRC-32.
+        """Write the index to a new file, flush it to disk, and return its CRC-32.
 
         Raises:
             RuntimeError, OSError: the file could not be written.
@@ -186,7 +185,7 @@ class VectorIndex:
 
     @classmethod
     def load(cls, file: Path, dimension: int, settings: IndexSettings, mapped: bool) -> VectorIndex:
-        """Read what `save` wrote; the caller has compared the checksum, as FAISS trusts its input.
+        """Read a file of `save`. The caller must have compared its checksum, because FAISS trusts its input.
 
         Raises:
             RuntimeError: FAISS cannot read the file.
@@ -200,14 +199,14 @@ class VectorIndex:
 
 
 def _faiss() -> Any:
-    """Import FAISS when it is first needed. Untyped on purpose: the stubs it ships do not know half of it."""
+    """Import FAISS when it is first needed. Untyped, because its stubs are incomplete."""
     import faiss
 
     return faiss
 
 
 def _new_index(dimension: int, settings: IndexSettings, count: int) -> Any:
-    """Make an empty index that takes our ids. IndexIDMap must wrap it while it is empty, or ids and vectors shift."""
+    """Make an empty index with our ids. IndexIDMap must wrap it while it is empty, or ids do not match vectors."""
     faiss = _faiss()
     if settings.kind == "hnsw":
         inner = faiss.IndexHNSWFlat(dimension, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
@@ -221,7 +220,7 @@ def _new_index(dimension: int, settings: IndexSettings, count: int) -> Any:
 
 
 def _selector(ids: IdArray) -> Any:
-    """A FAISS selector of these ids: a bitmap where it is no larger than the list, else a hash set."""
+    """A FAISS selector of these ids: a bitmap if that is not larger than the list, else a hash set."""
     faiss = _faiss()
     highest = int(ids.max(initial=0))
     if highest > 64 * len(ids):
@@ -230,11 +229,11 @@ def _selector(ids: IdArray) -> Any:
     bits[ids] = True
     packed = np.packbits(bits, bitorder="little")
     selector = faiss.IDSelectorBitmap(packed)
-    selector.keep = packed  # FAISS holds a bare pointer to it
+    selector.keep = packed  # FAISS does not keep a reference to it
     return selector
 
 
 def best_first(scores: FloatArray, ids: IdArray, k: int) -> tuple[FloatArray, IdArray]:
-    """Sort by falling score, then by rising id, and keep k."""
+    """Sort by descending score, then by ascending id, and keep k."""
     order = np.lexsort((ids, -scores))[:k]
     return scores[order], ids[order]

@@ -1,6 +1,6 @@
-"""What a store settles when it opens: who may write, which embedder, which index; and until when it may be used.
+"""Open a store: lock it, choose its embedder and index, and check whether it may still be used.
 
-What was decided when the store was new is kept in the database's settings `embedder` and `index`.
+The choices are stored in the database's settings `embedder` and `index`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 class Access:
-    """The right to use an open store, and to write to it: from construction until `close`, in this process.
+    """Permission to use an open store, and to write to it, from construction until `close`, in this process.
 
     Args:
-        folder: the store's folder, made if it is to be written; None for a store in memory.
+        folder: the store's folder, created for writing; None for a store in memory.
         read_only: do not write.
         lock_timeout: seconds to wait for another writer.
 
@@ -50,35 +50,35 @@ class Access:
 
     @property
     def inherited(self) -> bool:
-        """Whether this is a fork of the process that opened the store, which is on disk; one in memory was copied."""
+        """Whether this process is a fork of the one that opened the store on disk. A store in memory was copied."""
         return self._folder is not None and os.getpid() != self._process
 
     def require_open(self) -> None:
-        """Refuse to use a store that is closed, or another process's."""
-        if self.inherited:  # SQLite's connections must not be used across a fork, and the index would not follow
+        """Refuse to use a store that is closed or was opened by another process."""
+        if self.inherited:  # SQLite connections must not be used after a fork
             raise StoreError(
-                f"a store is used by the process that opened it, and {self._folder} was opened by the process "
+                f"a store must be used by the process that opened it; {self._folder} was opened by the process "
                 f"{self._process}, of which {os.getpid()} is a fork; open it again in the fork, with read_only=True "
-                "while the other one may write"
+                "if the other one may write"
             )
         if self.closed:
             raise StoreError(f"the store {self._folder or 'in memory'} is closed; open it again")
 
     def require_writable(self) -> None:
-        """Refuse to write to a store that is read-only, or not to be used at all."""
+        """Refuse to write to a store that is read-only, closed, or of another process."""
         self.require_open()
         if self.read_only:
             raise StoreReadOnlyError(f"{self._folder} is open with read_only=True; open it without to change it")
 
     def close(self) -> None:
-        """Let the next writer in. A second call does nothing."""
+        """Release the writer's lock. A second call does nothing."""
         self.closed = True
         if self._lock:
             self._lock.release()
 
 
 def claim_folder(folder: Path | None, read_only: bool, lock_timeout: float = 0.0) -> WriterLock | None:
-    """Make a writer's folder and take its lock within `lock_timeout` seconds; None where no lock is needed."""
+    """Create a writer's folder and take its lock within `lock_timeout` seconds; None if no lock is needed."""
     if isinstance(lock_timeout, bool) or not isinstance(lock_timeout, int | float) or not lock_timeout >= 0:
         raise SettingsError(
             f"`lock_timeout` must be a number of seconds, 0 (do not wait) or more, got {lock_timeout!r}; math.inf "
@@ -93,7 +93,7 @@ def claim_folder(folder: Path | None, read_only: bool, lock_timeout: float = 0.0
         return WriterLock(folder / "writer.lock", lock_timeout)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreCorruptError(f"a store is a folder, and {folder} is a file; choose another path") from error
-    except (OSError, ValueError) as error:  # the latter of a path with NUL
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
         raise StoreError(f"{folder} cannot be written ({error}); pass a folder that can") from error
 
 
@@ -106,7 +106,7 @@ def opened(
     progress: bool,
     lock_timeout: float = 0.0,
 ) -> tuple[Access, Database, Embedder, IndexCache | NoIndex]:
-    """Open everything that a store works with, or nothing; `embedder` and `index` are None for the store's own."""
+    """Open all parts of a store, or none; with None for `embedder` and `index`, the store's own."""
     access = Access(folder, read_only, lock_timeout)
     try:
         database = Database(folder, read_only, progress)
@@ -134,11 +134,11 @@ def opened(
 
 
 def settled_embedder(database: Database, embedder: Embedder | None, read_only: bool) -> Embedder:
-    """Take the embedder that was given if the store may use it, else build the store's own."""
+    """Return the given embedder if the store may use it, or build the store's own."""
     stored = database.settings().get("embedder")
     if stored is None:
         if read_only:
-            raise StoreError(f"{database.file} is not finished, as its first opening was cut off; open it for writing")
+            raise StoreError(f"{database.file} is incomplete: its creation was interrupted; open it for writing")
         embedder = embedder or NoVectors()
         if embedder.dimension == 0 and not database.has_words:
             raise words.no_index(database.file)
@@ -154,7 +154,7 @@ def settled_embedder(database: Database, embedder: Embedder | None, read_only: b
 
 
 def mend_words(database: Database, read_only: bool) -> None:
-    """Make a text index anew that is not what its writer left."""
+    """Rebuild a damaged text index."""
     if not database.words_are_damaged():
         return
     if read_only:
@@ -173,7 +173,7 @@ def _config_of(embedder: Embedder) -> dict[str, Any]:
 
 
 def settled_index(database: Database, wanted: IndexSettings | None, read_only: bool) -> IndexSettings:
-    """Return the settings to search with: those wanted, else the store's, else the defaults; a writer keeps them."""
+    """Return the index settings: those given, else the store's, else the defaults. A writer stores them."""
     stored = database.settings().get("index")
     try:
         settings = wanted or IndexSettings(**(stored or {}))

@@ -1,11 +1,11 @@
-"""What stands for the words of a text that is written without blanks: overlapping pieces of its characters.
+"""Split text without blanks into overlapping pieces of characters, which are indexed instead of words.
 
-    北京是首都  ->  北京 京是 是首 首都 都        a text: two characters each, and what is left at the end
-    首都在哪    ->  首都 都在 在哪                a question; one that is shorter than a piece asks for its beginning
+      北京是首都  ->  北京 京是 是首 首都 都        a text: two characters each, and the last one
+      首都在哪    ->  首都 都在 在哪                a question; if it is shorter than a piece, a prefix search
 
-Two characters in Chinese, Japanese and Korean, whose words are short (as Lucene's CJKBigramFilter has it; Korean has
-blanks, but endings too), three in Thai, Lao, Burmese and Khmer, whose letters are parts of syllables. Knows no
-dictionary, so that pieces reach over the ends of words; BM25 gives those that many texts have little weight.
+Pieces have two characters in Chinese, Japanese and Korean, whose words are short (as in Lucene's CJKBigramFilter;
+Korean has blanks, but also endings), and three in Thai, Lao, Burmese and Khmer, whose letters are parts of syllables.
+There is no dictionary, so pieces cross the ends of words; BM25 gives little weight to those that occur in many texts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 __all__ = ["PREFIX", "asked", "spaced", "without"]
 
-PREFIX = "*"  # behind a piece of a question that is shorter than those of texts
+PREFIX = "*"  # marks a question shorter than a piece, for a prefix search
 
 _PAIRS = (
     "\u3005\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
@@ -27,24 +27,24 @@ _TRIPLES = (
     "\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd"  # Burmese, Khmer
 )
 _RUN = re.compile(f"([{_PAIRS}]+)|[{_TRIPLES}]+")
-# FTS5 ends a word at a vowel that stands above or below its letter. So letters for private use stand for these scripts.
+# FTS5 ends words at vowels above or below a letter, so these scripts are mapped to the private use area.
 _PRIVATE = {code: code - 0x0E00 + 0xE000 for code in range(0x0E00, 0x1800)}
 
 
 def spaced(text: str) -> str:
-    """The text as its words are indexed: with blanks around each piece of a run, and otherwise as it is."""
+    """The text for the index, with blanks around each piece of a run; the rest is unchanged."""
     if text.isascii():
         return text
     return _RUN.sub(lambda found: f" {' '.join(_pieces(found))} ", text)
 
 
 def asked(text: str) -> list[str]:
-    """The pieces of a question's runs. What `spaced` has of a text that holds a run holds all of that run's pieces."""
+    """The pieces of a question's runs. A text that contains a run also contains all its pieces in `spaced`."""
     return [piece for found in _RUN.finditer(text) for piece in _whole(found)]
 
 
 def without(text: str) -> str:
-    """The text with a blank in the place of each run."""
+    """The text with each run replaced by a blank."""
     return text if text.isascii() else _RUN.sub(" ", text)
 
 
@@ -59,5 +59,5 @@ def _whole(found: re.Match[str]) -> list[str]:
 
 
 def _run(found: re.Match[str]) -> tuple[str, int]:
-    """(a run as it is indexed, characters of a piece)."""
+    """(the run in its indexed form, characters per piece)."""
     return (found[0], 2) if found[1] else (found[0].translate(_PRIVATE), 3)

@@ -1,7 +1,7 @@
-"""The progress bar of long work: tqdm's on a terminal, else one that shows nothing.
+"""Progress bars: tqdm's on a terminal, otherwise a silent one.
 
-tqdm takes a lock of the whole process even for a bar that it is told not to show, in Python, so that an interrupt can
-leave it held and every other thread waiting. Work without a bar does not take it.
+tqdm takes a process-wide lock even for a disabled bar. The lock is implemented in Python, so an interrupt can leave it
+locked, and other threads would wait for ever. Work without a bar must not take it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class Silent:
-    """A bar that shows nothing."""
+    """A progress bar that shows nothing."""
 
     def update(self, n: int) -> None:
-        """So many are done."""
+        """Count `n` more items."""
 
     def set_postfix_str(self, text: str) -> None:
-        """What is being done."""
+        """Set the description."""
 
     def __enter__(self) -> Self:
         return self
@@ -30,7 +30,7 @@ class Silent:
 
 
 def progress_bar(total: int | None, what: str, unit: str, show: bool) -> tqdm[NoReturn] | Silent:
-    """Return a bar for `with` that is shown on a terminal if at all."""
+    """Return a context manager: a bar if `show` and on a terminal, else a silent one."""
     if not show or not sys.stderr.isatty():
         return Silent()
     from tqdm import tqdm

@@ -1,6 +1,6 @@
-"""Files to text: txt, Markdown, PDF, HTML and Word (docx), with a title, and text to passages of a bounded length.
+"""Read files (txt, Markdown, PDF, HTML, Word docx) as text with a title, and split text into passages.
 
-Every library is imported when the first file needs it. Knows nothing of stores, prompts and models.
+Libraries are imported when the first file needs them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _TITLE_LENGTH = 120
 
 @dataclass(frozen=True)
 class Text:
-    """What a file says.
+    """The text of a file.
 
     Attributes:
         title: the file's own title, else its first line, else its name.
-        text: the whole text; the title is its first line where the file has it there.
+        text: the whole text, including a title on the first line.
     """
 
     title: str
@@ -39,14 +39,14 @@ class Text:
 
 
 def find_files(paths: Iterable[Path], suffixes: Container[str] | None = SUFFIXES) -> list[Path]:
-    """Files as they were named, and those of folders, recursively and sorted, without hidden ones.
+    """Files as named, and those in folders, recursively and sorted, without hidden ones.
 
-    Of folders only files with these suffixes are found; None finds every kind.
+    In folders, only files with these suffixes are found; None finds all.
 
     Raises:
-        SettingsError: a path that is not there.
+        SettingsError: a path does not exist.
     """
-    found: dict[Path, None] = {}  # a set that keeps the order
+    found: dict[Path, None] = {}  # an ordered set
     for path in paths:
         if path.is_dir():
             inside = (p for p in path.rglob("*") if (suffixes is None or p.suffix.lower() in suffixes) and p.is_file())
@@ -66,7 +66,7 @@ def read_file(path: Path) -> Text:
     """Read one file.
 
     Raises:
-        SettingsError: its kind is not known, it cannot be read, or it holds no text; the message names it.
+        SettingsError: its kind is unknown, it cannot be read, or it has no text; the message names it.
         MissingExtraError: the library for its kind is not installed.
     """
     suffix = path.suffix.lower()
@@ -90,10 +90,10 @@ def _reader(suffix: str) -> Callable[[Path], Text]:
 
 
 def read_characters(path: Path) -> str:
-    """The characters of a text file in UTF-8, or in UTF-16 with its mark, with "\\n" at the end of each line.
+    """The characters of a text file in UTF-8, or in UTF-16 with a byte order mark, with "\\n" as line ends.
 
     Raises:
-        SettingsError: it cannot be opened, or is in another encoding.
+        SettingsError: it cannot be opened, or has another encoding.
     """
     try:
         data = path.read_bytes()
@@ -117,7 +117,7 @@ def _read_text(path: Path) -> Text:
 def _read_html(path: Path) -> Text:
     soup_class, text_class = _library("bs4", "BeautifulSoup"), _library("bs4", "NavigableString")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # XHTML read as HTML, a file that looks like a URL: both are read well enough
+        warnings.simplefilter("ignore")  # XHTML, or text that looks like a URL, is read well enough
         soup = soup_class(path.read_bytes(), "html.parser")
     title = soup.title.get_text() if soup.title else ""
     for element in soup.find_all(_UNSEEN.split()):
@@ -144,7 +144,7 @@ def _read_pdf(path: Path) -> Text:
         title = (reader.metadata.title if reader.metadata else "") or ""
     except (SettingsError, OSError):
         raise
-    except Exception as error:  # pypdf raises whatever a damaged file leads it into
+    except Exception as error:  # pypdf raises anything for a damaged file
         raise SettingsError(f"{path} cannot be read as PDF ({error}); save it again, or convert it to text") from error
     return Text(titled(title, text, path), text)
 
@@ -161,14 +161,14 @@ def _read_docx(path: Path) -> Text:
         title = file.core_properties.title or ""
     except OSError:
         raise
-    except Exception as error:  # python-docx raises whatever a damaged file leads it into
+    except Exception as error:  # python-docx raises anything for a damaged file
         raise SettingsError(f"{path} cannot be read as docx ({error}); save it again, or convert it to text") from error
     text = tidy("\n\n".join(blocks))
     return Text(titled(title, text, path), text)
 
 
 def tidy(text: str) -> str:
-    """Text without control characters, trailing spaces and more than one empty line in a row."""
+    """Remove control characters, trailing spaces and repeated empty lines."""
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", " ", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE)).strip()
 
@@ -181,13 +181,13 @@ def titled(own: str, text: str, path: Path) -> str:
 
 
 def split(text: str, chunk_size: int = 600, overlap: int = 60, *, markdown: bool = False) -> list[str]:
-    """Passages of at most `chunk_size` characters, cut at headings, paragraphs, sentences or words.
+    """Split a text into passages of at most `chunk_size` characters, at headings, paragraphs, sentences or words.
 
     Args:
         text: the whole text.
-        chunk_size: characters of a passage; 600 are about 150 tokens of English.
-        overlap: characters that neighbours may share where a paragraph had to be cut.
-        markdown: cut before headings first.
+        chunk_size: maximum characters of a passage; 600 are about 150 tokens of English.
+        overlap: characters that adjacent passages may share if a paragraph is split.
+        markdown: split before headings first.
 
     Raises:
         SettingsError: `chunk_size` is not positive, or `overlap` is not smaller.

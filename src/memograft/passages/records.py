@@ -1,11 +1,11 @@
-"""Files of records to texts: JSON, JSONL and CSV, one text for each record.
+"""Read files of records (JSON, JSONL and CSV), one text per record.
 
-    .jsonl  one JSON value a line
-    .json   a list; or an object: one record if it has a text field, else the one list among its values
-    .csv    a header and rows, separated by the one of , ; tab | that the header has most of
+  .jsonl  one JSON value per line
+  .json   a list; or an object: one record if it has a text field, else the only list among its values
+  .csv    a header and rows; the separator is the one of , ; tab | that is most frequent in the header
 
-A record that is a string is its own text. The text of an object is its first non-empty field of `FIELDS`, its title the
-field `title`. A row of CSV without such a column is all of its cells, one "column: value" a line.
+The text of a string is the string. The text of an object is its first non-empty field of `FIELDS`, its title the field
+`title`. The text of a CSV row without such a column is all of its cells, as lines of "column: value".
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["FIELDS", "RECORDS", "Records", "read_records"]
 RECORDS = frozenset({".json", ".jsonl", ".csv"})
 FIELDS = ("text", "content", "page_content", "body", "passage", "document")
 _SEPARATORS = ",;\t|"
-_NAMED = 3  # places of records without text that are named
+_NAMED = 3  # number of records without text that a message names
 
 
 @dataclass(frozen=True)
 class Records:
-    """What a file of records holds.
+    """The content of a file of records.
 
     Attributes:
-        texts: one for each record that has a text, in the file's order.
-        skipped: how many records have none and where the first of them stand; empty if all have one.
+        texts: of each record that has a text, in the file's order.
+        skipped: a message about records without text, with the places of the first ones; empty if there are none.
     """
 
     texts: tuple[Text, ...]
@@ -45,7 +45,7 @@ def read_records(path: Path) -> Records:
     """Read a .json, .jsonl or .csv file.
 
     Raises:
-        SettingsError: it cannot be read, is not what its name says, or no record has a text; the message names it.
+        SettingsError: it cannot be read, does not match its suffix, or no record has a text; the message names it.
     """
     read = {".json": _json, ".jsonl": _lines, ".csv": _rows}[path.suffix.lower()]
     texts, without = [], []
@@ -58,7 +58,7 @@ def read_records(path: Path) -> Records:
     fields = ", ".join(f"`{field}`" for field in FIELDS)
     if not texts:
         raise SettingsError(
-            f"{path} must hold records that are text or have one of the fields {fields}, and none of its "
+            f"{path} must contain records that are text or have one of the fields {fields}, and none of its "
             f"{len(without)} has; rename a field, or remove the file"
         )
     where = ", ".join(without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
@@ -78,7 +78,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path} must be JSON, and is not ({error}); mend it, or remove it") from error
+        raise SettingsError(f"{path} must be JSON, and is not ({error}); correct it, or remove it") from error
     if isinstance(value, Mapping) and _text(value, path) is None:
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         value = lists[0] if len(lists) == 1 else value
@@ -87,7 +87,7 @@ def _json(path: Path, text: str) -> Iterator[tuple[str, object]]:
 
 
 def _lines(_path: Path, text: str) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, which JSON may hold
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)

@@ -1,6 +1,6 @@
-"""What one write does to all of a store's tables: a passage, its vector, checksums and words go in and out together.
+"""Writes to all tables of a store together: a passage with its vector, checksums and words.
 
-Functions of a connection in a transaction, which is the caller's; `have_words` makes its own.
+These functions run in the caller's transaction, except `have_words`, which starts its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AT_ONCE = 2048
 
 
 class Passage(NamedTuple):
-    """One passage on its way in; `vector` is the bytes of a (D,) float32 array."""
+    """A passage to write; `vector` is the bytes of a (D,) float32 array."""
 
     id: str
     text: str
@@ -31,11 +31,11 @@ class Passage(NamedTuple):
 
 
 def insert(connection: sqlite3.Connection, rows: Sequence[Passage], has_words: bool) -> list[int]:
-    """Write passages whose ids are free; return their seqs, which are those that AUTOINCREMENT would give them."""
+    """Insert passages with new ids and return their seqs, which are those that AUTOINCREMENT would assign."""
     ever = "(SELECT seq FROM sqlite_sequence WHERE name = 'passages')"
     ((last,),) = connection.execute(f"SELECT max(coalesce(max(seq), 0), coalesce({ever}, 0)) FROM passages")
     numbered = dict(enumerate(rows, start=last + 1))
-    # Generators, so that an interrupt need not wait for the last row.
+    # Generators, so that an interrupt is handled between rows.
     connection.executemany(
         "INSERT INTO passages (seq, id, text, metadata) VALUES (?, ?, ?, ?)",
         ((seq, row.id, row.text, row.metadata) for seq, row in numbered.items()),
@@ -55,7 +55,7 @@ def _checksums(row: Passage) -> tuple[int, int]:
 
 
 def delete(connection: sqlite3.Connection, seqs: Sequence[int], has_words: bool) -> None:
-    """Delete passages that are there."""
+    """Delete existing passages."""
     strange = False
     for start in range(0, len(seqs), _AT_ONCE):
         page = seqs[start : start + _AT_ONCE]
@@ -70,7 +70,7 @@ def delete(connection: sqlite3.Connection, seqs: Sequence[int], has_words: bool)
 
 
 def _texts_that_were_stored(connection: sqlite3.Connection, seqs: Sequence[int]) -> list[tuple[int, str]]:
-    """(seq, text) of passages whose text is the one whose words were indexed, as far as its checksum tells."""
+    """(seq, text) of passages whose text is unchanged according to its checksum, so it is the indexed one."""
     fields = ", ".join(f"CAST(coalesce({name}, '') AS BLOB)" for name in ("id", "text", "metadata"))
     sql = f"SELECT seq, {fields}, passage FROM passages LEFT JOIN checksums USING (seq) WHERE seq IN {GIVEN}"
     found = connection.execute(sql, [json.dumps([int(seq) for seq in seqs])])
@@ -82,10 +82,10 @@ def _texts_that_were_stored(connection: sqlite3.Connection, seqs: Sequence[int])
 
 
 def have_words(connection: sqlite3.Connection, file: Path | None, progress: bool) -> None:
-    """Let a store that is to be written have a text index, where this SQLite can make one.
+    """Create a missing text index in a store that is opened for writing, if this SQLite has FTS5.
 
     Raises:
-        StoreError: there is one, and this SQLite cannot keep it up to date.
+        StoreError: there is a text index, and this SQLite cannot update it.
     """
     indexed = words.are_indexed(connection)
     if words.is_available(connection):
@@ -97,20 +97,20 @@ def have_words(connection: sqlite3.Connection, file: Path | None, progress: bool
                 connection.execute("PRAGMA user_version = 3")
     elif indexed:
         raise StoreError(
-            f"{file} has a text index, which only an SQLite with FTS5 can keep up to date, and that of this Python "
-            f"({sqlite3.sqlite_version}) has none; open it with read_only=True, or use another Python"
+            f"{file} has a text index, which only an SQLite with FTS5 can update, and that of this Python "
+            f"({sqlite3.sqlite_version}) has no FTS5; open it with read_only=True, or use another Python"
         )
 
 
 def sum_settings(connection: sqlite3.Connection) -> None:
-    """Renew the checksum of the settings."""
-    # All at once: a cursor that an interrupt leaves open would keep VACUUM away.
+    """Update the checksum of the settings."""
+    # fetchall, because a cursor that an interrupt leaves open would block VACUUM.
     sum = sums.of_settings(connection.execute("SELECT key, value FROM settings").fetchall())
     connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", [sums.KEY, sum])
 
 
 def unseal_words(connection: sqlite3.Connection) -> bool:
-    """Let the checksum of a text index go that is about to change; return whether there is an index."""
+    """Delete the checksum of the text index before a change; return whether there is an index."""
     if connection.execute("DELETE FROM settings WHERE key = ?", [words.KEY]).rowcount:
         sum_settings(connection)
     return words.are_indexed(connection)

@@ -1,9 +1,8 @@
-"""How a store finds passages: filter and words in SQLite, neighbours in FAISS, documents in SQLite again.
+"""Search a store: filters and words in SQLite, neighbours in FAISS, documents from SQLite.
 
-`Searcher.nearest` takes a unit vector (D,) and gives documents with cosines, `matching` takes a question and gives
-BM25, `either` joins both; `mmr_order` picks varied ones. Writes nothing but what brings a stale index up to date, and
-knows nothing of embedders. What one call gives is of one state of the store, however busy a writer in another process
-is.
+`Searcher.nearest` takes a unit vector (D,) and returns documents with cosines, `matching` takes a question and returns
+BM25 scores, `either` combines both; `mmr_order` selects diverse ones. The result of a call belongs to one state of the
+store, even while another process writes.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from memograft.storage.locks import ReadWriteLock
 SearchMode = Literal["text", "vector", "hybrid"]
 T = TypeVar("T")
 
-_FUSED = 100  # of each ranking, at least: what stands lower adds under 1 / 160
-_DAMPING = 60  # the constant of reciprocal rank fusion, as in its paper
+_FUSED = 100  # least length of the rankings to combine: lower ranks add less than 1 / 160
+_DAMPING = 60  # constant of reciprocal rank fusion, as in its paper
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,9 @@ class Hit:
 
     Attributes:
         document: the passage.
-        score: higher is closer. By mode: "vector", the cosine with the question, in [-1, 1]; "text", BM25, at least 0
-            and without an upper end, which depends on the question's words and on the other passages; "hybrid", the sum
-            of 1 / (60 + rank) over both rankings, at most 2 / 61. Only cosines of different questions can be compared.
+        score: higher is better. By mode: "vector", the cosine with the question, in [-1, 1]; "text", BM25, at least 0
+            and without an upper limit, which depends on the question and the other passages; "hybrid", the sum of 1 /
+            (60 + rank) over both rankings, at most 2 / 61. Only cosines can be compared between questions.
     """
 
     document: Document
@@ -49,7 +48,7 @@ class Hit:
 
 
 class Searcher:
-    """Searches one store; any number of threads may call it."""
+    """Searches one store. Thread-safe."""
 
     def __init__(self, database: Database, cache: IndexCache | NoIndex, lock: ReadWriteLock) -> None:
         self._database = database
@@ -63,9 +62,9 @@ class Searcher:
         return self._in_one_state(lambda: self._nearest(vector, k, condition))
 
     def matching(self, question: str, k: int, where: Mapping[str, Any] | None) -> list[tuple[Document, float]]:
-        """Return (document, BM25) of the k passages that share the most telling words with a question, best first.
+        """Return (document, BM25) of the k passages that match the question's words best, best first.
 
-        Where fewer share one, the others follow with the score that they have, 0, in the order they were added.
+        If fewer passages share a word, others follow with score 0, in the order in which they were added.
         """
         condition = _condition(where)
 
@@ -81,7 +80,7 @@ class Searcher:
     def either(
         self, question: str, vector: FloatArray, k: int, where: Mapping[str, Any] | None
     ) -> list[tuple[Document, float]]:
-        """Return (document, score) of the k passages that stand highest in both rankings together, see `fused`."""
+        """Return (document, score) of the k passages that rank highest in both rankings together; see `fused`."""
         condition = _condition(where)
 
         def read() -> list[tuple[Document, float]]:
@@ -99,7 +98,7 @@ class Searcher:
         return [(documents[seq], score) for seq, score in found if seq in documents]
 
     def _in_one_state(self, read: Callable[[], T]) -> T:
-        """Call `read` with an index and a database that say the same until it has ended."""
+        """Call `read` while index and database agree."""
         with self._lock.reading():
             if not self._cache.is_stale():
                 found = read()
@@ -115,13 +114,13 @@ class Searcher:
     def _nearest(self, vector: FloatArray, k: int, condition: Condition | None) -> list[tuple[int, Document, float]]:
         found = self._closest(vector, k, condition)
         documents = self._database.documents([seq for seq, _ in found])
-        # None is missing in one state of the store, and what was read from two is not used.
+        # Within one state of the store none is missing; a result from two states is discarded by the caller.
         return [(seq, documents[seq], score) for seq, score in found if seq in documents]
 
     def _closest(self, vector: FloatArray, k: int, condition: Condition | None) -> list[tuple[int, float]]:
         among = None if condition is None else self._filtered.seqs(*condition, self._cache.deletions)
         scores, seqs = self._cache.find(vector, k, among)
-        return list(zip(seqs.tolist(), scores.clip(-1, 1).tolist(), strict=True))  # float32 rounds past 1
+        return list(zip(seqs.tolist(), scores.clip(-1, 1).tolist(), strict=True))  # rounding may exceed 1
 
     def varied(
         self, vector: FloatArray, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
@@ -140,14 +139,14 @@ class Searcher:
     def varied_words(
         self, question: str, k: int, fetch_k: int, lambda_mult: float, where: Mapping[str, Any] | None
     ) -> list[tuple[Document, float]]:
-        """Return (document, BM25) of k of the `fetch_k` that match best, by `mmr_order` of their words."""
+        """Return (document, BM25) of k of the `fetch_k` best matches, by `mmr_order` of their words."""
         hits = self.matching(question, fetch_k, where)
         scores = np.array([score for _, score in hits])
         rows = bags(document.text for document, _ in hits)
         return [hits[n] for n in mmr_order(scores / scores.max(initial=1e-9), rows, k, lambda_mult)]
 
     def documents(self, ids: Sequence[str]) -> list[Document]:
-        """Return the documents with these ids, in this order, without those that are not there."""
+        """Return the documents with these ids, in this order, without unknown ids."""
 
         def read() -> list[Document]:
             seqs = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
@@ -158,7 +157,7 @@ class Searcher:
             return self._database.at_once(read)
 
     def vectors(self, ids: Sequence[str]) -> FloatArray:
-        """Return the (N, D) unit vectors of these passages, in this order, without those that are not there."""
+        """Return the (N, D) unit vectors of these passages, in this order, without unknown ids."""
 
         def read() -> FloatArray:
             seqs = [seq for seq in self._database.seqs_of_ids(ids) if seq is not None]
@@ -169,19 +168,20 @@ class Searcher:
             return self._database.at_once(read)
 
     def _vectors(self, seqs: IdArray) -> FloatArray:
-        """Return the (N, D) unit vectors of N passages that are there, given in ascending order."""
+        """Return the (N, D) unit vectors of N existing passages, given in ascending order."""
         parts = [rows for _, rows in self._database.vectors(seqs)]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
 def _condition(where: Mapping[str, Any] | None) -> Condition | None:
-    """Return a filter as SQL; None where it lets everything through."""
+    """Compile a filter to SQL; None for a filter that matches everything."""
     condition = compile_filter(where)
     return condition if where else None
 
 
 def fused(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """Return (seq, score) of every seq in some ranking, best first: the sum of 1 / (60 + rank), ranks from 1.
+    """Return (seq, score) of all seqs in the rankings, best first. The score is the sum of 1 / (60 + rank), ranks from
+    1.
 
     Cormack, Clarke and Buettcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
     2009, section 1.
@@ -194,7 +194,7 @@ def fused(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
 
 
 def bags(texts: Iterable[str]) -> FloatArray:
-    """Return (N, V) unit vectors: how often N texts have each of their V words, damped by a logarithm."""
+    """Return (N, V) unit vectors of the logarithmic counts of V words in N texts."""
     counts = [Counter(words.cut(text)) for text in texts]
     columns = {word: column for column, word in enumerate(dict.fromkeys(word for bag in counts for word in bag))}
     rows = np.zeros((len(counts), len(columns)), np.float32)
@@ -205,14 +205,14 @@ def bags(texts: Iterable[str]) -> FloatArray:
 
 
 def mmr_order(relevance: NDArray[np.float64], vectors: FloatArray, k: int, lambda_mult: float) -> list[int]:
-    """Return the positions of up to k of N candidates by maximal marginal relevance.
+    """Return the indices of up to k of N candidates by maximal marginal relevance.
 
     Carbonell and Goldstein, "The use of MMR, diversity-based reranking", 1998, section 2.
 
     Args:
         relevance: (N,) cosines with the question.
         vectors: (N, D) unit vectors.
-        k: how many.
+        k: number of candidates to select.
         lambda_mult: weight of relevance against novelty, in [0, 1].
     """
     taken: list[int] = []

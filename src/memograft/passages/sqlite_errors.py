@@ -1,4 +1,4 @@
-"""What SQLite says of a store's database, in our words: each error with the file, the reason and the way out."""
+"""Convert SQLite's errors to Memograft's, with the file, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memograft.errors import StoreCorruptError, StoreError, StoreLockedError, St
 
 __all__ = ["damaged_words", "named", "refuse"]
 
-_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # of a text, which SQLite reports as an error of the query
+_DAMAGE = ("Could not decode to UTF-8", "malformed JSON")  # SQLite reports damaged text as an error of the query
 
 
 def refuse(file: Path | None, reason: str) -> NoReturn:
@@ -24,16 +24,16 @@ def refuse(file: Path | None, reason: str) -> NoReturn:
 
 
 def damaged_words(file: Path | None) -> str:
-    """What to say of a text index that is not what was written."""
-    return f"{file} has a damaged text index; open the store for writing and compact() it, which builds it anew"
+    """The message for a damaged text index."""
+    return f"{file} has a damaged text index; open the store for writing and compact() it, which builds the index again"
 
 
 @contextmanager
 def named(file: Path | None) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
+    """Convert errors of SQLite and of the file system."""
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter where SQLite's message quotes what is damaged
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # UnicodeDecodeError: SQLite's message quotes damaged text
         code = _code(error)
         damage = isinstance(error, UnicodeDecodeError) or str(error).startswith(_DAMAGE)
         if damage or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -47,15 +47,15 @@ def named(file: Path | None) -> Iterator[None]:
             raise StoreReadOnlyError(f"{file} may not be written ({error}); change its permissions") from error
         if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             raise StoreError(
-                f"{file} could not be written ({error}) and holds what it held before; free some space, then try again"
+                f"{file} could not be written ({error}) and is unchanged; free some space, then try again"
             ) from error
         raise StoreError(f"{file} cannot be used ({error}); check its path and permissions") from error
     except OSError as error:
         raise StoreError(
-            f"{file} could not be made ({error}); check its path, permissions and the free space"
+            f"{file} could not be created ({error}); check its path, permissions and the free space"
         ) from error
 
 
 def _code(error: Exception) -> int:
-    """Return SQLite's primary result code; the upper bits only refine it."""
+    """Return SQLite's primary result code, which is in the lower 8 bits."""
     return int(getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF

@@ -1,8 +1,7 @@
-"""Checksums of a store's passages, vectors and settings: CRC-32, beside them in the database.
+"""CRC-32 checksums of a store's passages, vectors and settings, stored in the database.
 
-SQLite finds pages that make no sense; a byte of a text or a vector that became another byte makes sense to it. A store
-from before there were any gets the table when it is opened for writing: what is added from then on has checksums, and
-all of it once it is compacted.
+SQLite detects malformed pages, but not a changed byte in a text or a vector. A store of a version without checksums
+gets their table when it is opened for writing: passages added later have checksums, and all have them after compaction.
 """
 
 from __future__ import annotations
@@ -14,33 +13,33 @@ from functools import cache
 
 from memograft.passages import words
 
-KEY = "checksum"  # of the settings, among them
+KEY = "checksum"  # key of the settings' checksum among the settings
 TABLE = "CREATE TABLE checksums (seq INTEGER PRIMARY KEY, passage INTEGER NOT NULL, vector INTEGER NOT NULL)"
 
 _TABLES = (
     "SELECT name, sql FROM main.sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
-    f"AND name NOT IN {words.SHADOWS}"  # FTS5's own, which another SQLite may write otherwise
+    f"AND name NOT IN {words.SHADOWS}"  # FTS5's own tables, which differ between versions of SQLite
 )
 
 
 def of_passage(id: bytes, text: bytes, metadata: bytes) -> int:
-    """The checksum of a passage's fields, UTF-8 each."""
+    """The checksum of a passage's fields, in UTF-8."""
     return zlib.crc32(b"\0".join((id, text, metadata)))
 
 
 def of_settings(rows: Iterable[tuple[str, str]]) -> str:
-    """The checksum of the settings, keys and values as they stand in the database, but for its own."""
+    """The checksum of the settings as stored in the database, without the checksum itself."""
     return str(zlib.crc32(repr(sorted(row for row in rows if row[0] != KEY)).encode()))
 
 
 def have_table(connection: sqlite3.Connection, read_only: bool) -> None:
-    """Let the table of checksums be there: for a reader of a store without, an empty one of its own."""
+    """Create a missing table of checksums; for a reader, as an empty temporary table."""
     if "checksums" not in dict(connection.execute(_TABLES)):
         connection.execute(TABLE.replace("TABLE", "TEMP TABLE", 1) if read_only else TABLE)
 
 
 def is_schema(connection: sqlite3.Connection, schema: str, text_index: str | None) -> bool:
-    """Whether the tables are those of a store, with or without checksums, letter for letter; so is its text index."""
+    """Whether the tables are exactly those of a store, with or without checksums, and so is its text index."""
     found, wanted = dict(connection.execute(_TABLES)), dict(_tables(schema))
     if text_index is not None:
         wanted["words"] = text_index

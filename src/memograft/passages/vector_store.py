@@ -1,8 +1,8 @@
-"""`VectorStore`: passages with metadata in SQLite, found again by their words (BM25), their vectors (FAISS), or both.
+"""`VectorStore`: passages with metadata in SQLite, searched by words (BM25), by vectors (FAISS), or both.
 
-Takes and gives `Document`s; whatever it acknowledged survives a crash. SQLite holds the truth, vectors included, and
-the FAISS index is a cache of it, so no file is ever trusted to agree with another, and nothing is pickled. One writer
-and many readers at a time, threads and processes alike. Knows nothing of language models, prompts and memories.
+Acknowledged writes survive a crash. SQLite is the source of truth, including vectors, and the FAISS index is a cache of
+it, so files never have to agree with each other. Nothing is pickled. There can be one writer and many readers at a
+time, among threads and processes.
 """
 
 from __future__ import annotations
@@ -50,24 +50,24 @@ logger = logging.getLogger(__name__)
 class VectorStore(OfOneProcess, instead="open its folder in each process: VectorStore.open(...)"):
     """Passages that can be searched by words, by meaning and by metadata.
 
-    Every method may be called from any thread, and interrupted (Ctrl-C) at any point: a write is then there or not.
-    Searches run side by side and wait only while a write commits; each sees one state of the store. Of several
-    processes one may write; any number may open the store read-only, and they see each commit of the writer at their
-    next call. A forked child opens a store on disk again, and has its own copy of one in memory.
+    Methods may be called from any thread and interrupted (Ctrl-C) at any point: a write is then complete or absent.
+    Searches run in parallel and wait only while a write commits; each sees one state of the store. One process may
+    write; any number may open the store read-only, and they see the writer's commits at their next call. A forked child
+    must open a store on disk again, and has its own copy of one in memory.
 
     Args:
-        embedder: turns text into vectors; left out, the one the store was built with, or none for a new one, which is
-            then searched by its words alone. A store refuses another embedder than its own.
-        path: folder of the store, made if it is not there; None keeps everything in memory.
-        index: "flat", "hnsw", "ivf", or `IndexSettings`; left out, what the store has, or "flat" for a new one. Another
-            kind than the store has rebuilds the index. A store without an embedder has none.
+        embedder: turns text into vectors. None: the one the store was built with; a new store then has no embedder and
+            is searched by words only. A store refuses another embedder than its own.
+        path: folder of the store, created if it does not exist; None keeps everything in memory.
+        index: "flat", "hnsw", "ivf", or `IndexSettings`. None: the store's, or "flat" for a new one. Another kind than
+            the store's rebuilds the index. A store without an embedder has none.
         read_only: map the index file into memory and refuse every write.
-        batch_size: texts given to the embedder at once.
+        batch_size: number of texts given to the embedder at once.
         progress: show a progress bar on a terminal when embedding or indexing takes long.
-        lock_timeout: seconds to wait until another writer closes the store; math.inf waits as long as it takes.
+        lock_timeout: seconds to wait until another writer closes the store; math.inf waits without limit.
 
     Raises:
-        SettingsError: a setting that cannot work.
+        SettingsError: an invalid setting.
         EmbedderMismatchError: the store was built with another embedder.
         StoreLockedError: another writer has the store open, and still has after `lock_timeout`.
         StoreCorruptError: a file of the store is damaged or is not a store's.
@@ -107,7 +107,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     def open(
         cls, path: str | Path, embedder: Embedder | None = None, read_only: bool = False, lock_timeout: float = 0.0
     ) -> VectorStore:
-        """Open a store that exists; without `embedder`, with the one it was built with.
+        """Open an existing store; by default with the embedder it was built with.
 
         Raises:
             StoreError: there is no store at `path`; otherwise as the class.
@@ -121,20 +121,19 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     ) -> list[str]:
         """Add documents, replacing those with the same id: all of them or, on any error, none.
 
-        On return they are on the disk. Of documents with the same id in one call, the last one stays. The vectors of
-        one call are in memory together, 4 x D bytes each, so add millions in several calls.
+        On return they are on disk. If several documents of a call have the same id, the last one is stored. All vectors
+        of a call are in memory, 4 x D bytes each, so add millions in several calls.
 
         Args:
-            documents: what to add.
-            vectors: (N, D), what the store's embedder made of each of them, which may then lack text; left out, it is
-                asked.
+            documents: the documents to add.
+            vectors: (N, D), the embedder's vectors for them; the documents may then lack text. None: computed here.
 
         Returns:
             The ids, one for each document, in order.
 
         Raises:
-            SettingsError: a document without text or with metadata that is not JSON, or vectors, given or embedded,
-                of another shape or not finite.
+            SettingsError: a document without text or with metadata that is not JSON, or vectors, given or embedded, of
+                another shape or not finite.
             StoreReadOnlyError: the store is open read-only.
             StoreError: the disk is full, or the store is closed.
         """
@@ -152,11 +151,11 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         return ids
 
     def delete(self, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None) -> int:
-        """Delete by id or by metadata and return how many passages that were; unknown ids are no error.
+        """Delete by id or by metadata and return the number of deleted passages; unknown ids are no error.
 
         Raises:
             SettingsError: not exactly one of `ids` and `where`; `where={}` deletes everything.
-            FilterError: `where` is not well formed.
+            FilterError: `where` is malformed.
             StoreReadOnlyError, StoreError: as `add`.
         """
         self._access.require_writable()
@@ -183,16 +182,17 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     def _tidy(self) -> None:
         try:
             self._cache.renew(self._lock)
-        except (StoreError, RuntimeError, MemoryError) as error:  # the write itself is done, and the old index serves
+        except (StoreError, RuntimeError, MemoryError) as error:  # the write is complete, and the old index still works
             logger.warning("the vector index could not be rebuilt and stays as it is: %s", error)
 
     def compact(self) -> int:
-        """Rebuild the indexes (and train "ivf" anew), shrink the files, persist; return how many dead vectors went.
+        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return how many dead vectors were
+        removed.
 
-        What was stored before there were checksums has them then.
+        This also adds missing checksums.
 
         Raises:
-            StoreReadOnlyError, StoreError: as `add`; shrinking needs as much free disk as the store takes.
+            StoreReadOnlyError, StoreError: as `add`; shrinking needs as much free disk space as the store has.
         """
         self._access.require_writable()
         with self._one_writer:
@@ -205,7 +205,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         return dead
 
     def persist(self) -> None:
-        """Write the index file, so that the next opening need not rebuild it. Documents are on the disk already.
+        """Write the index file, so that the next opening need not rebuild it. Documents are on disk already.
 
         Raises:
             StoreReadOnlyError: the store is open read-only.
@@ -220,8 +220,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         self._database.seal_words()
 
     def close(self) -> None:
-        """Persist and close. A second call does nothing; should the index file not be writable, a log line says so."""
-        if self._access.inherited:  # it is the parent's to close
+        """Persist and close. A second call does nothing. If the index file cannot be written, a warning is logged."""
+        if self._access.inherited:  # only the parent closes it
             return
         with self._one_writer, self._lock.writing():
             try:
@@ -229,7 +229,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
                     self._persist()
             except StoreError as error:
                 logger.warning("the store closes without its index file and will rebuild it: %s", error)
-            finally:  # in full even after a call that was cut off here
+            finally:  # also after an interrupt
                 self._database.close()
                 self._access.close()
 
@@ -251,22 +251,22 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """Return the k passages closest to a question, best first; fewer only if fewer match `where`.
 
         Args:
-            query: the question. Any text: nothing in it is syntax.
-            k: how many, at least 1.
-            where: metadata filter, such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte
-                $in $nin $contains $exists $empty $type $and $or $not. Comparisons are typed: 1 is neither "1" nor True.
-                A list matches if any element does. $ne, $nin and $not match passages that lack the key, as in MongoDB.
+            query: the question. Nothing in it is syntax.
+            k: number of passages, at least 1.
+            where: metadata filter, such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte $in
+                $nin $contains $exists $empty $type $and $or $not. Comparisons are typed: 1 is neither "1" nor True. A
+                list matches if any element does. $ne, $nin and $not match passages without the key, as in MongoDB.
                 `{"$id": ["a", "b"]}` matches by id.
             mode: "vector" compares the vectors; "text" ranks by BM25, which is 0 for a passage that shares no word with
-                the question; "hybrid" does both and joins the rankings (reciprocal rank fusion), which finds most. Left
-                out, "vector" if the store has an embedder, else "text". `Hit` says what the scores are.
-            vector: (D,), what the store's embedder makes of the question; left out, it is asked. "text" needs none.
+                the question; "hybrid" combines both rankings (reciprocal rank fusion), which finds most. Default:
+                "vector" if the store has an embedder, else "text". See `Hit` for the scores.
+            vector: (D,), the embedder's vector of the question; by default the embedder is called. Not needed for
+                "text".
 
         Raises:
-            SettingsError: `k` is not positive, `query` not a string, or the store has no vectors for this `mode`.
-            FilterError: `where` is not well formed.
-            StoreError: the store is closed, or has no text index: one that is open read-only and was never opened for
-                writing since there is one.
+            SettingsError: `k` is not positive, `query` is not a string, or the store has no vectors for this `mode`.
+            FilterError: `where` is malformed.
+            StoreError: the store is closed, or has no text index, as an older store before it is opened for writing.
         """
         check_question(query)
         check_count("k", k)
@@ -300,15 +300,16 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         lambda_mult: float = 0.5,
         where: Mapping[str, Any] | None = None,
     ) -> list[Hit]:
-        """Return k of the `fetch_k` closest passages that are close to the question and unlike each other.
+        """Return k of the `fetch_k` closest passages that are close to the question and different from each other.
 
         Maximal marginal relevance (Carbonell and Goldstein, 1998, section 2): each step takes the passage with the
-        largest `lambda_mult` x cosine with the question - (1 - `lambda_mult`) x largest cosine with one taken before.
-        1 is plain search. Hits carry the cosine with the question. A store without an embedder compares by words: BM25
-        as a share of the highest, and cosines of the passages' bags of words.
+            largest
+        `lambda_mult` x cosine with the question - (1 - `lambda_mult`) x largest cosine with one taken before. 1 is
+        plain search. Hits have the cosine with the question. A store without an embedder compares by words: BM25
+        relative to the highest, and cosines of the passages' bags of words.
 
         Raises:
-            SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `search`.
+            SettingsError: `lambda_mult` is outside [0, 1], or `fetch_k` is not positive; otherwise as `search`.
         """
         if self._embedder.dimension:
             return self.mmr_by_vector(embedded_query(self._embedder, query), k, fetch_k, lambda_mult, where)
@@ -332,16 +333,15 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         return [Hit(*found) for found in self._search.varied(unit, k, max(k, fetch_k), lambda_mult, where)]
 
     def verify(self) -> list[Path]:
-        """Read all files from end to end and compare them with their checksums; searches and writes go on meanwhile.
+        """Read all files and compare them with their checksums. Searches and writes continue meanwhile.
 
-        Opening looks for pages that make no sense, and each text and vector is compared when it is read.
+        Opening checks only the structure of the database; each text and vector is compared when it is read.
 
         Returns:
-            The files in which something has no checksum: none, unless it is from before there were any, and was not
-            compacted since.
+            The files with missing checksums: only those of older stores that were not compacted since.
 
         Raises:
-            StoreCorruptError: a file is damaged; the message names each of them.
+            StoreCorruptError: a file is damaged; the message names all of them.
             StoreError: the store is closed.
         """
         self._access.require_open()
@@ -350,11 +350,11 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
 
     @property
     def embedder(self) -> Embedder:
-        """What turns text into this store's vectors; `NoVectors()`, of dimension 0, if it has none."""
+        """The store's embedder; `NoVectors()`, of dimension 0, if it has none."""
         return self._embedder
 
     def get(self, ids: Sequence[str]) -> list[Document]:
-        """Return the documents with these ids, in their order, skipping ids that are not there."""
+        """Return the documents with these ids, in their order, skipping unknown ids."""
         self._access.require_open()
         return self._search.documents(checked_ids(ids))
 
@@ -369,7 +369,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """Return how many passages match a filter.
 
         Raises:
-            FilterError: `where` is not well formed.
+            FilterError: `where` is malformed.
         """
         condition, parameters = compile_filter(where)
         self._access.require_open()
@@ -384,10 +384,10 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         return self.find()
 
     def find(self, where: Mapping[str, Any] | None = None) -> Iterator[Document]:
-        """Yield the documents that match a filter now, oldest first, skipping what is deleted meanwhile.
+        """Yield the documents that match a filter now, oldest first, without those deleted meanwhile.
 
         Raises:
-            FilterError: `where` is not well formed.
+            FilterError: `where` is malformed.
         """
         condition, parameters = compile_filter(where)
         self._access.require_open()

@@ -1,4 +1,4 @@
-"""A vector store read from end to end and compared with its checksums. Opening one looks at less."""
+"""Verify a vector store: read all of it and compare it with its checksums. Opening one checks less."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _UNSEALED = "SELECT count(*) = 0 FROM settings WHERE key = ?"
 
 
 def inspected(folder: Path) -> Findings:
-    """What is damaged in a store's folder, and what carries no checksums. A writer may go on meanwhile.
+    """Find damage in a store's folder, and files without checksums. It may be written to meanwhile.
 
     Raises:
-        StoreLockedError: another program keeps the database to itself.
+        StoreLockedError: another program has locked the database.
         OSError: a file cannot be read.
     """
     file = folder / FILE_NAME
@@ -41,7 +41,7 @@ def inspected(folder: Path) -> Findings:
 
 
 def compared(database: Database) -> Findings:
-    """The same of an open database by itself."""
+    """The findings for an open database, without the index file."""
     found, file = Findings(), database.file or Path(FILE_NAME)
     try:
         (verdict,) = database.rows("PRAGMA integrity_check(1)")[0]
@@ -54,7 +54,7 @@ def compared(database: Database) -> Findings:
             others = f" and {len(damaged) - 1} more" if damaged[1:] else ""
             database.refuse(f"it is damaged (passage {damaged[0]!r}{others} is not what was stored)")
         if database.rows(_ORPHANS)[0][0]:
-            database.refuse("it is damaged (a checksum is of no passage)")
+            database.refuse("it is damaged (a checksum belongs to no passage)")
         if database.words_are_damaged(thoroughly=True):
             database.refuse_words()
         if unsummed or database.rows(_UNSEALED, [sums.KEY])[0][0]:
@@ -81,7 +81,7 @@ def _passages(database: Database) -> tuple[list[str], bool]:
 
 
 def _index(database: Database, folder: Path) -> dict[Path, str]:
-    """The index file, if it is not what the database says of it."""
+    """The index file, if it does not match the database, with an error message."""
     pointer = database.settings().get("index_file")
     while pointer is not None:
         file = index_file(folder, pointer["number"])
@@ -91,6 +91,6 @@ def _index(database: Database, folder: Path) -> dict[Path, str]:
             whole = False
         if whole:
             break
-        if pointer == (pointer := database.settings().get("index_file")):  # or a writer has replaced it meanwhile
-            return {file: f"{file} is missing or damaged; open the store for writing, which builds it anew"}
+        if pointer == (pointer := database.settings().get("index_file")):  # otherwise a writer has replaced it
+            return {file: f"{file} is missing or damaged; open the store for writing, which builds it again"}
     return {}

@@ -1,9 +1,9 @@
-"""The text index of a store: SQLite's FTS5 over the passages' texts, which ranks by BM25 and keeps no second copy.
+"""The text index of a store: SQLite's FTS5 over the passages' texts, which ranks by BM25 without a copy of the texts.
 
-A table without content: FTS5 holds which words are where and no text, so whoever changes a passage changes the index in
-the same transaction (`add`, `remove`). Words are cut by Unicode, without accents and case, and English endings are
-removed (Porter, "An algorithm for suffix stripping", 1980); where there are no blanks, `pieces.py` puts some. Functions
-of an open connection; none commits. Know nothing of vectors and filters.
+The FTS5 table is contentless: it has the positions of words, but no texts. So every change of a passage must change the
+index in the same transaction (`add`, `remove`). Words are split by Unicode, without accents and case, and English
+endings are removed (Porter, "An algorithm for suffix stripping", 1980); text without blanks is split by `pieces.py`.
+The functions take an open connection and do not commit.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from memograft.errors import StoreError
 from memograft.passages import pieces
 from memograft.passages.progress import progress_bar
 
-KEY = "words"  # of the settings: the checksum of the index as it was when its writer closed the store
+KEY = "words"  # setting with the checksum of the index at the time the store was closed
 SHADOWS = ("words_data", "words_idx", "words_docsize", "words_config")  # FTS5's own tables
 _CUT = "tokenize='porter unicode61 remove_diacritics 2'"
 TABLE = f"CREATE VIRTUAL TABLE words USING fts5(text, content='', {_CUT})"
-OLD_TABLE = TABLE.replace("content=''", "content='passages', content_rowid='seq'")  # of format 2: no pieces
+OLD_TABLE = TABLE.replace("content=''", "content='passages', content_rowid='seq'")  # of format 2, without pieces
 
 _LARGE = 10_000  # passages from which building the index shows a progress bar
 _AT_ONCE = 2048
 _WORD = re.compile(r"[^\W_]+")
-_MOST = 256  # words of a question: a thousand take 0.2 s even among 2,000 passages
-# In so many English texts that they tell none from another, and a search that asks for them looks at every passage.
+_MOST = 256  # maximum number of words of a question: a thousand take 0.2 s with only 2,000 passages
+# Words that occur in most English texts. They do not distinguish texts, and searching for them reads every passage.
 _COMMON = frozenset(
     "a an and are as at be been but by did do does for from had has have how if in into is it its of on or such that "
     "the their then there these they this to was were what when where which who why will with".split()
@@ -43,13 +43,13 @@ def is_available(connection: sqlite3.Connection) -> bool:
 
 
 def are_indexed(connection: sqlite3.Connection) -> bool:
-    """Whether the store has a text index, of the kind that is made today."""
+    """Whether the store has a text index of the current kind."""
     sql = "SELECT 1 FROM main.sqlite_master WHERE name = 'words' AND sql = ?"
     return bool(connection.execute(sql, [TABLE]).fetchone())
 
 
 def no_index(file: Path | None) -> StoreError:
-    """What to raise where there is no index to ask."""
+    """The error for a search by words without an index."""
     return StoreError(
         f"{file or 'a store in memory'} cannot be searched by its words: it has no text index, or one of an older "
         f"kind, or the SQLite of this Python ({sqlite3.sqlite_version}) has no FTS5; open it for writing once, which "
@@ -58,7 +58,7 @@ def no_index(file: Path | None) -> StoreError:
 
 
 def create(connection: sqlite3.Connection, progress: bool) -> None:
-    """Index the texts of a store that has no index, or one of an older kind."""
+    """Index the texts of a store that has no index or one of an older kind."""
     connection.execute("DROP TABLE IF EXISTS words")
     connection.execute(TABLE)
     ((count,),) = connection.execute("SELECT count(*) FROM passages")
@@ -69,7 +69,7 @@ def create(connection: sqlite3.Connection, progress: bool) -> None:
 
 
 def _pages(connection: sqlite3.Connection) -> Iterator[list[tuple[int, str]]]:
-    """(seq, text) of all passages, some at a time. A damaged text may be anything, and is named when it is read."""
+    """(seq, text) of all passages, in pages. Damaged bytes are replaced; reading such a passage reports the damage."""
     page = "SELECT seq, CAST(coalesce(text, '') AS BLOB) FROM main.passages WHERE seq > ? ORDER BY seq LIMIT ?"
     ((after,),) = connection.execute("SELECT min(seq) - 1 FROM main.passages")
     while after is not None:
@@ -79,7 +79,7 @@ def _pages(connection: sqlite3.Connection) -> Iterator[list[tuple[int, str]]]:
 
 
 def rebuild(connection: sqlite3.Connection) -> None:
-    """Index all texts anew, in one piece."""
+    """Index all texts again, in optimized form."""
     connection.execute("INSERT INTO words (words) VALUES ('delete-all')")
     for page in _pages(connection):
         add(connection, page)
@@ -87,37 +87,37 @@ def rebuild(connection: sqlite3.Connection) -> None:
 
 
 def add(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]], into: str = "words") -> None:
-    """Index passages that were added: (seq, text) each."""
+    """Index added passages, (seq, text) each."""
     rows = ((seq, pieces.spaced(text)) for seq, text in passages)
     connection.executemany(f"INSERT INTO {into} (rowid, text) VALUES (?, ?)", rows)
 
 
 def remove(connection: sqlite3.Connection, passages: Iterable[tuple[int, str]]) -> None:
-    """Forget passages that are to be deleted: FTS5 needs their texts to know what to forget."""
+    """Remove passages from the index before they are deleted. FTS5 needs their texts for that."""
     rows = ((seq, pieces.spaced(text)) for seq, text in passages)
     connection.executemany("INSERT INTO words (words, rowid, text) VALUES ('delete', ?, ?)", rows)
 
 
 def cut(text: str) -> list[str]:
-    """The words of a text in lower case, without those that are everywhere unless there are no others; see `pieces`."""
+    """The words of a text in lower case, without common words unless there are no others; see `pieces`."""
     found = _WORD.findall(pieces.without(text).lower())
     return ([word for word in found if word not in _COMMON] + pieces.asked(text)) or found
 
 
 def expression(question: str) -> str:
-    """The question in FTS5's language: any of its words. Empty if it has none.
+    """The question as an FTS5 expression for any of its words; empty if it has none.
 
-    Each word stands in quotation marks and consists of letters and digits, so that nothing in a question is syntax.
+    Words are quoted and consist of letters and digits, so nothing in a question is syntax.
     """
     found = list(dict.fromkeys(cut(question)))[:_MOST]
     return " OR ".join(f'"{word[:-1]}"{word[-1]}' if word[-1] == pieces.PREFIX else f'"{word}"' for word in found)
 
 
 def best(condition: str | None) -> str:
-    """SQL for (seq, BM25) of the best passages; parameters: the expression, those of the condition, how many.
+    """SQL for (seq, BM25) of the best passages. Parameters: the expression, those of the condition, the limit.
 
     BM25 (Robertson and Zaragoza, "The probabilistic relevance framework", 2009, section 3) with FTS5's k1 = 1.2 and
-    b = 0.75, and its sign turned, so that more is better.
+    b = 0.75; the sign is changed, so that higher is better.
     """
     if condition is None:
         return "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank, rowid LIMIT ?"
@@ -138,7 +138,7 @@ def checksum(connection: sqlite3.Connection) -> int:
 
 
 def are_right(connection: sqlite3.Connection) -> bool:
-    """Whether the index says of each text what is in it: makes a second one, beside the database, and compares."""
+    """Whether the index matches the texts: builds a second one in a temporary table, and compares them."""
     connection.execute(f"CREATE VIRTUAL TABLE temp.words_again USING fts5(text, content='', {_CUT})")
     connection.execute("CREATE VIRTUAL TABLE temp.places USING fts5vocab(main, words, instance)")
     connection.execute("CREATE VIRTUAL TABLE temp.places_again USING fts5vocab(temp, words_again, instance)")
@@ -146,7 +146,7 @@ def are_right(connection: sqlite3.Connection) -> bool:
         for page in _pages(connection):
             add(connection, page, into="temp.words_again")
         sizes = "SELECT id, sz FROM {} ORDER BY id"
-        places = "SELECT term, doc, offset FROM {}"  # in this order
+        places = "SELECT term, doc, offset FROM {}"  # the rows are in this order
         return _are_equal(connection, sizes, "main.words_docsize", "temp.words_again_docsize") and _are_equal(
             connection, places, "temp.places", "temp.places_again"
         )
@@ -156,7 +156,7 @@ def are_right(connection: sqlite3.Connection) -> bool:
 
 
 def _are_equal(connection: sqlite3.Connection, query: str, one: str, other: str) -> bool:
-    """Whether a query has the same rows, in the same order, of two tables."""
+    """Whether a query returns the same rows in the same order for two tables."""
     left, right = (connection.execute(query.format(table)) for table in (one, other))
     with closing(left), closing(right):
         return all(a == b for a, b in zip_longest(left, right))

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, still what was written, and one process's at a time; for every store."""
+"""Files and locks for all stores: atomic writes, checksums, and locks between threads and processes."""

@@ -1,8 +1,7 @@
-"""Files that are down on the disk, and are still what was written.
+"""Flush files to disk, and detect damaged ones by checksums.
 
-Checksums find damage, not forgery: whoever changes a file on purpose can change its checksum too. Files that only grow
-have a running CRC-32, as it goes on where it was, which no digest of hashlib does; a small JSON file carries a digest
-of its own values.
+Checksums detect damage, not forgery. Files that only grow have a CRC-32, which can be continued, unlike hashlib's
+digests. Small JSON files contain a digest of their own values.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from memograft.errors import MemograftError, StoreCorruptError, StoreError
 
 __all__ = ["SEAL", "Findings", "JsonObject", "crc32", "is_sealed", "is_there", "sealed", "sync", "told"]
 
-JsonObject = dict[str, Any]  # of a file, before its values are checked
-SEAL = "checksum"  # the key of a JSON file's digest of its other values
+JsonObject = dict[str, Any]  # content of a JSON file before it is checked
+SEAL = "checksum"  # key of a JSON file's digest of its other values
 _BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What reading a folder from end to end has shown.
+    """The result of verifying a folder.
 
     Attributes:
-        damaged: the files that are not what was written, and the sentence that says so.
-        unsummed: files without checksums, which were written before there were any.
+        damaged: damaged files, with an error message for each.
+        unsummed: files without checksums, written by older versions.
     """
 
     damaged: dict[Path, str] = field(default_factory=dict)
     unsummed: list[Path] = field(default_factory=list)
 
     def or_raise(self) -> list[Path]:
-        """The files without checksums.
+        """Return the files without checksums.
 
         Raises:
-            StoreCorruptError: a file is damaged; the message names each of them.
+            StoreCorruptError: a file is damaged; the message names all of them.
         """
         if self.damaged:
             raise StoreCorruptError("\n".join(self.damaged.values()))
@@ -50,7 +49,7 @@ class Findings:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the renames and deletions in a folder, down to the disk."""
+    """Flush a file, or the renames and deletions in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,20 +61,20 @@ def sync(path: Path) -> None:
 def told(
     path: str | Path, error: type[MemograftError], what: str, remedy: str = "pass a path that can"
 ) -> Iterator[None]:
-    """Raise what the system refuses about a path as an error of ours; `what` is what could not be done, in words."""
+    """Convert an OSError about a path to `error`; `what` completes "the path cannot be ..."."""
     try:
         if "\0" in str(path):
-            raise OSError("no path holds NUL")
+            raise OSError("a path cannot contain NUL")
         yield
     except OSError as e:
         raise error(f"{str(path)!r} cannot be {what} ({e.strerror or e}); {remedy}") from e
 
 
 def is_there(file: Path) -> bool:
-    """Whether a store's file is there.
+    """Whether a store's file exists.
 
     Raises:
-        StoreError: the system does not say: one may not look into the folder, or the path is too long.
+        StoreError: it cannot be determined: the folder is not readable, or the path is too long.
     """
     with told(file, StoreError, "read"):
         return file.exists()
@@ -91,16 +90,16 @@ def crc32(file: Path, size: int | None = None) -> int:
 
 
 def sealed(values: Mapping[str, object]) -> dict[str, object]:
-    """JSON values and, under `SEAL`, their digest."""
+    """JSON values with their digest as `SEAL`."""
     return {**values, SEAL: _digest(values)}
 
 
 def is_sealed(values: Mapping[str, object]) -> bool:
-    """Whether what was read is what `sealed` returned."""
+    """Whether values that were read match their digest."""
     return bool(_digest(values) == values.get(SEAL))
 
 
 def _digest(values: Mapping[str, object]) -> str:
-    as_read = json.loads(json.dumps(values))  # without tuples, and with strings for keys
+    as_read = json.loads(json.dumps(values))  # tuples become lists, and keys strings
     as_read.pop(SEAL, None)
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""The two locks of a store: readers against the writer inside a process, writers against each other outside.
+"""The two locks of a store: `ReadWriteLock` between threads, and `WriterLock` between processes.
 
-FAISS indexes may be searched by many threads at once but not while one of them changes them, hence
-`ReadWriteLock`. `WriterLock` is an advisory lock on a file; the kernel drops it when the process dies, however it
-dies, so it can never be left behind. Neither knows what it protects. Below them, what forks make of locks.
+FAISS indexes can be searched by many threads at once, but not while one of them changes them. `WriterLock` is an
+advisory file lock, which the kernel releases when the process ends in any way. The functions at the end handle locks in
+forks.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from types import ModuleType
 
 from memograft.errors import StoreError, StoreLockedError
 
-_POLL = 0.05  # seconds between two tries: flock itself waits without a limit
+_POLL = 0.05  # seconds between attempts, because flock has no timeout
 
 
 class ReadWriteLock:
-    """Many readers or one writer. A waiting writer goes before new readers, so it cannot starve. Not re-entrant.
+    """Many readers or one writer. A waiting writer has priority over new readers. Not re-entrant.
 
-    Python may raise KeyboardInterrupt after any call and at the start of any function, and so between a lock's
-    `acquire` and the `try` behind it, or in an `__exit__` before its first line; but not while a lock of C takes itself
-    for a `with` and lets itself go. Hence what `reading` and `writing` hold is let go by such a lock's own `__exit__`.
+    Python may raise KeyboardInterrupt after any call and at the start of any function: also between a lock's `acquire`
+        and
+    the following `try`, or at the beginning of an `__exit__`. It cannot do so while a lock that is implemented in C
+    enters or exits a `with`. Therefore `reading` and `writing` release their locks by such a lock's own `__exit__`.
     """
 
     def __init__(self) -> None:
-        self._gate = threading.RLock()  # held by a writer all the time, by a reader while it enters
-        self._readers: list[threading.Lock] = []  # each held by a reader until it has finished
+        self._gate = threading.RLock()  # locked by a writer for the whole time, by a reader while it enters
+        self._readers: list[threading.Lock] = []  # one per reader, locked until it has finished
 
     def reading(self) -> _Reading:
-        """Hold the lock together with other readers."""
+        """Lock together with other readers."""
         return _Reading(self)
 
     def writing(self) -> _Writing:
-        """Hold the lock alone."""
+        """Lock exclusively."""
         return _Writing(self)
 
 
@@ -50,7 +51,7 @@ class _Reading:
         self.__exit__ = self._mine.__exit__
 
     def __enter__(self) -> None:
-        self._mine.acquire()  # nobody else knows it yet
+        self._mine.acquire()  # never blocks: the lock is new
         try:
             with self._lock._gate:
                 self._lock._readers = [reader for reader in self._lock._readers if reader.locked()]
@@ -71,31 +72,31 @@ class _Writing:
         try:
             self._lock._gate.acquire()
             for reader in self._lock._readers:
-                with reader:  # wait until it has finished
+                with reader:  # waits until the reader has finished
                     pass
         except BaseException:
-            try:  # noqa: SIM105 - contextlib.suppress is of Python, so an interrupt could come before the release
+            try:  # noqa: SIM105 - contextlib.suppress is written in Python, so an interrupt could prevent the release
                 self._lock._gate.release()
-            except RuntimeError:  # it was another thread's, and we were waiting for it
+            except RuntimeError:  # another thread has it, and we were waiting
                 pass
             raise
 
 
 class WriterLock:
-    """The right to write to a store, held from construction until `release()` or the end of the process.
+    """An exclusive lock for writing to a store, from construction until `release()` or the end of the process.
 
     Args:
-        file: what is locked, in the store's folder.
-        timeout: seconds to wait while someone else holds it. Who of several that wait is next is up to chance.
+        file: the lock file in the store's folder.
+        timeout: seconds to wait while another writer has the lock. The order of waiting writers is random.
 
     Raises:
-        StoreLockedError: someone else holds it, in this process or another, and has not let go within `timeout`.
+        StoreLockedError: another writer, in this process or another, has not released it within `timeout`.
     """
 
     def __init__(self, file: Path, timeout: float = 0.0) -> None:
         self._fcntl = _file_locks()
         self._owner = os.getpid()
-        self._file = open(file, "a", encoding="utf-8")  # noqa: SIM115 - held open on purpose: closing releases it
+        self._file = open(file, "a", encoding="utf-8")  # noqa: SIM115 - stays open: closing releases the lock
         end = time.monotonic() + timeout
         try:
             while not self._taken():
@@ -119,7 +120,7 @@ class WriterLock:
         return True
 
     def release(self) -> None:
-        """Let the next writer in, even while a forked child has the file open too."""
+        """Release the lock, even if a forked child has the file open too."""
         if os.getpid() == self._owner and not self._file.closed:
             self._fcntl.flock(self._file, self._fcntl.LOCK_UN)
         self._file.close()
@@ -137,34 +138,34 @@ def _file_locks() -> ModuleType:
 
 
 def refuse_fork(folder: Path, owner: int) -> None:
-    """Refuse to write to what another process has open.
+    """Refuse to write to something that another process has open.
 
     Raises:
-        StoreLockedError: this is a fork of it.
+        StoreLockedError: this process is a fork of that one.
     """
     if os.getpid() != owner:
         raise StoreLockedError(
-            f"{folder} is written by the process {owner}, which opened it, and {os.getpid()} is a fork of it; write "
+            f"{folder} was opened for writing by the process {owner}, of which {os.getpid()} is a fork; write "
             "there, or close it there and open it here"
         )
 
 
-_made: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()  # owner -> its method
+_made: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()  # object -> name of its method
 
 
 def made_anew_in_forks(make: Callable[[], None]) -> None:
-    """Call a method that makes its object's locks, now and in every child that is forked from this process.
+    """Call a method that creates its object's locks, now and in every forked child.
 
-    A thread that holds a lock while another one forks is not in the child, where nobody would ever let it go.
+    If another thread has a lock during a fork, the child inherits it locked, but not the thread that would release it.
     """
     make()
     _made[make.__self__] = make.__name__  # type: ignore[attr-defined]
 
 
 def held_in_forks(lock: threading.RLock) -> threading.RLock:
-    """A lock that whoever forks holds meanwhile, so that no thread is in the middle of what it guards.
+    """Register a lock that is acquired during forks, so that no thread is inside the code it protects.
 
-    For libraries with locks of their own, which a child would find held for ever.
+    For libraries with locks of their own, which a child would otherwise inherit locked.
     """
     with _no_fork:
         _held.add(lock)

@@ -1,4 +1,4 @@
-"""What belongs to the process that made it."""
+"""Objects that must not leave their process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["OfOneProcess"]
 
 
 class OfOneProcess:
-    """Refuses to be pickled or copied: it holds a thread, locks or open files. `instead` is what to do, in words."""
+    """Refuses pickling and copying, for objects with a thread, locks or open files. `instead` is the remedy."""
 
     def __init_subclass__(cls, instead: str = "") -> None:
         cls._instead = instead or cls._instead

@@ -1,9 +1,9 @@
-"""A folder that is there whole or not at all, old or new, whenever the process is killed.
+"""Write folders atomically: after a crash at any time, a folder is complete and either old or new.
 
-    .<name>-<hex>        being written, or the old one after the two have changed places
-    .<name>-<hex>-old    the old one, on systems that cannot let two folders change places at once
+    .<name>-<hex>        a folder being written, or the old one after the two were exchanged
+    .<name>-<hex>-old    the old one, on systems that cannot exchange two folders atomically
 
-Whoever publishes next beside a folder, or misses it, clears up after those who died.
+The next publisher in the same parent folder, or `recover`, removes what crashed ones left.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from memograft.storage.disk import sync
 
 __all__ = ["clear_up", "published", "recover", "withdraw"]
 
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux constants
 
 
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
-    """An empty folder for the block to fill; at its end it takes the place of `path`, with what else was in that one.
+    """Yield an empty folder to fill. At the end it replaces `path`, whose other files are copied into it.
 
-    A link stays a link: what it points to is replaced. After an error, `path` is as it was.
+    If `path` is a link, its target is replaced. After an error, `path` is unchanged.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def published(path: Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Bring back a folder whose publisher was killed when the old one was gone and the new one not yet there."""
+    """Restore a folder whose publisher crashed between removing the old one and renaming the new one."""
     path = path.resolve()
     if not path.exists() and path.parent.is_dir():
         with _alone_in(path.parent):
@@ -58,22 +58,22 @@ def recover(path: Path) -> None:
 
 
 def clear_up(parent: Path) -> None:
-    """`recover` every folder in `parent`, and remove all that dead publishers left there."""
+    """`recover` every folder in `parent`, and remove everything that crashed publishers left."""
     if parent.is_dir():
         with _alone_in(parent):
             _clear_up(parent, r"(?P<name>.+)")
 
 
 def withdraw(path: Path) -> None:
-    """Remove a folder in one step: whoever looks finds all of it or nothing."""
+    """Remove a folder atomically: readers find all of it or nothing."""
     gone = path.parent / f".{path.name}-{uuid.uuid4().hex}"
-    with suppress(FileNotFoundError), _alone_in(path.parent):  # or another process was faster; none is publishing
+    with suppress(FileNotFoundError), _alone_in(path.parent):  # FileNotFoundError: another process has removed it
         path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
 def _clear_up(parent: Path, name: str) -> None:
-    """Put back what a dead publisher had moved away, and remove what it left; nobody alive has anything there."""
+    """Restore or remove what crashed publishers left. The caller has the lock, so no publisher is active."""
     left = re.compile(rf"\.{name}-[0-9a-f]{{32}}(-old)?")
     for folder in list(parent.iterdir()):
         match = left.fullmatch(folder.name)
@@ -116,10 +116,10 @@ def _move(draft: Path, path: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Let two folders change places in one step, where system and file system can."""
+    """Exchange two folders atomically; False if system or file system cannot."""
     if sys.platform != "linux":
         return False
-    with suppress(AttributeError):  # an old C library
+    with suppress(AttributeError):  # an old C library has no renameat2
         names = os.fsencode(one), os.fsencode(other)
         call = ctypes.CDLL(None, use_errno=True).renameat2
         return bool(call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
@@ -128,7 +128,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 @contextmanager
 def _alone_in(parent: Path) -> Iterator[None]:
-    """Hold a folder's lock, which dies with the process; without one where the system or the file system has none."""
+    """Lock a folder until the end of the block or the process; does nothing where locks are not supported."""
     try:
         import fcntl
     except ImportError:
