@@ -275,7 +275,7 @@ def test_without_fts5_a_store_is_searched_by_its_vectors(
         assert found(store.search("30", 1)) == [30]
         with pytest.raises(StoreError, match=r"or the SQLite of this Python .* has no FTS5"):
             store.search("30", mode="text")
-    with pytest.raises(StoreError, match=r"which only an SQLite with FTS5 can keep up to date.*; open it with read_on"):
+    with pytest.raises(StoreError, match=r"which only an SQLite with FTS5 can update.*; open it with read_on"):
         VectorStore(NumberEmbedder(), tmp_path / "new")
     with VectorStore(NumberEmbedder(), tmp_path / "new", read_only=True) as reader:
         assert found(reader.search("3", 1)) == [3]

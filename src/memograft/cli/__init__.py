@@ -1,4 +1,4 @@
-"""`memograft`, the command. The commands are in `cli/app.py`, which needs typer; this file only needs Python."""
+"""`memograft`, the command. `cli/app.py` has the commands and needs typer; this file needs only Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 an error that is told in one line, 2 wrong usage."""
+    """Run the command line. Exit codes: 0 success, 1 an error (reported in one line), 2 wrong usage."""
     try:
         from memograft.cli.app import app
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The commands of `memograft` and their options. Importing this loads neither torch nor FAISS; running one does."""
+"""The commands of `memograft` and their options. Importing this imports neither torch nor FAISS."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def index(
 ) -> None:
     """Read a folder into the vector store: new files, changed ones, and those that are gone.
 
-    Files may be txt, md, pdf, html, docx, and records in json, jsonl or csv; those of other kinds are named.
+    Reads txt, md, pdf, html, docx, and records in json, jsonl or csv; files of other kinds are reported.
     """
     from memograft.cli.index import counted, index_folder
     from memograft.passages.vector_store import VectorStore

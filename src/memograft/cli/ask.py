@@ -1,4 +1,4 @@
-"""`memograft ask`: one question, answered plainly and memorized, side by side, with a datastore or without."""
+"""`memograft ask`: answer one question plainly and memorized, side by side, optionally with a datastore."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def ask(
     html: Path | None,
     quiet: bool,
 ) -> dict[str, object]:
-    """Answer in each of `ways` ("plain", "memorized"), print it unless `quiet`, and return it as JSON values.
+    """Answer with each of `ways` ("plain", "memorized"), print the answers unless `quiet`, and return JSON values.
 
-    A `store` that is None is the usual one. With `k` of 0, or with a datastore and no store, the answer is a plain one.
+    `store` None is the default folder. With `k` 0, or with a datastore and no store, only the plain answer is given.
 
     Raises:
         StoreError: there is no store, or no datastore.
-        ModelMismatchError: the datastore is of another model.
+        ModelMismatchError: the datastore belongs to another model.
         SettingsError: the page cannot be written to `html`.
     """
     if html:
         page.check(html)
-    # Where nobody has made a store, a datastore has something to say without one.
+    # Without a store, a datastore can be used alone.
     alone = k == 0 or (store is None and datastore is not None and "plain" in ways and not STORE.exists())
     if alone and not memory_folder:
         ways = [way for way in ways if way == "plain"] or ways

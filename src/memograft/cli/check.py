@@ -1,4 +1,4 @@
-"""`memograft check`: a saved memory, a datastore or a vector store, read from end to end."""
+"""`memograft check`: verify a saved memory, a datastore or a vector store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memograft.storage.disk import Findings
 
 __all__ = ["check"]
 
-_KINDS = {  # what only such a folder has
+_KINDS = {  # files that identify the kind
     "memory": ("memograft.json", "adapter_model.safetensors", "adapter_config.json"),
     "datastore": ("header.json", "sources.jsonl"),
     "vector store": ("passages.sqlite3", "vectors-*.faiss"),
@@ -20,10 +20,10 @@ _KINDS = {  # what only such a folder has
 
 
 def check(folder: Path, *, quiet: bool) -> dict[str, object]:
-    """Print what is damaged in a folder unless `quiet`, and return it as JSON values.
+    """Print the damaged files of a folder unless `quiet`, and return JSON values.
 
     Raises:
-        StoreError: it is none of these, or a store that another program keeps to itself.
+        StoreError: it is none of these, or a store that another program has locked.
     """
     kind = next((kind for kind, files in _KINDS.items() if any(any(folder.glob(file)) for file in files)), None)
     if kind is None:

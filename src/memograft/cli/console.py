@@ -1,4 +1,4 @@
-"""What the commands say and where: tables on stdout, progress and errors on stderr, JSON as stdout's last line."""
+"""Output of the commands: tables on stdout, progress and errors on stderr, JSON as the last line of stdout."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from memograft.errors import MemograftError
 
 
 def out() -> Console:
-    """The console of results."""
+    """The console for results."""
     return Console(highlight=False)
 
 
 def err() -> Console:
-    """The console of everything else."""
+    """The console for progress, warnings and errors."""
     return Console(stderr=True, highlight=False)
 
 
 def warn(message: str) -> None:
-    """Say on stderr what the user should know but what does not stop the command."""
+    """Print a warning on stderr."""
     err().print(Text(f"warning: {_one_line(message)}", style="yellow"), soft_wrap=True)
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A progress bar on stderr; on something that is not a terminal it prints nothing."""
+    """A progress bar on stderr; it shows nothing if that is not a terminal."""
     console = err()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal))
@@ -40,14 +40,14 @@ def progress_bar(shown: bool) -> Progress:
 
 @contextmanager
 def reporting(as_json: bool) -> Iterator[dict[str, object]]:
-    """Yield a dict for the result; with `as_json` it is printed at the end, and nothing else reaches stdout.
+    """Yield a dict for the result. With `as_json` it is printed at the end, and stdout has nothing else.
 
-    Errors we raise on purpose, and those of files, become one line (or one JSON object) and exit code 1.
+    MemograftErrors and OSErrors become one line (or one JSON object) and exit code 1.
     """
     result: dict[str, object] = {}
     error: Exception | None = None
     try:
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # whatever a library prints meanwhile
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # for prints of libraries
             yield result
     except BrokenPipeError:
         raise
@@ -63,7 +63,7 @@ def reporting(as_json: bool) -> Iterator[dict[str, object]]:
 
 
 def print_json(result: Mapping[str, object]) -> None:
-    """One line of JSON on stdout; numbers that are not finite become null."""
+    """Print one line of JSON on stdout; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(result), allow_nan=False))
 
 

@@ -1,4 +1,4 @@
-"""`memograft datastore build | add | rm`: files into a datastore, and sources out of it."""
+"""`memograft datastore build | add | rm`: learn files into a datastore, and remove sources from it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def build(
     batch_size: int,
     quiet: bool,
 ) -> dict[str, object]:
-    """Make a datastore of what the files hold, or go on with the one that is there; returns JSON values.
+    """Build a datastore of the files' examples, or continue an existing one; returns JSON values.
 
     Raises:
-        SettingsError: a file or line is no example; nothing was done.
-        PromptTooLongError: an example does not fit the model's window; those before it are learned.
-        ModelMismatchError: the folder's datastore is of another model, place or index.
+        SettingsError: a file or line is not an example; nothing was learned.
+        PromptTooLongError: an example does not fit the model's window; those before it were learned.
+        ModelMismatchError: the folder's datastore belongs to another model, place or index.
     """
 
     def learn(engine: Engine, items: Sequence[object]) -> Datastore:
@@ -62,7 +62,7 @@ def build(
 def add(
     folder: Path, paths: Sequence[Path], *, model: str, stride: int | None, batch_size: int, quiet: bool
 ) -> dict[str, object]:
-    """Learn more into the datastore in a folder; returns JSON values and raises like `build`.
+    """Add examples to the datastore in a folder; returns JSON values and raises like `build`.
 
     Raises:
         StoreError: there is no datastore.
@@ -87,7 +87,7 @@ def remove(folder: Path, ids: Sequence[str], *, missing_ok: bool, compact: bool,
     """Remove sources from the datastore in a folder; returns JSON values.
 
     Raises:
-        SettingsError: it has no source of an id, and not `missing_ok`; nothing was removed.
+        SettingsError: an id is unknown, and not `missing_ok`; nothing was removed.
     """
     must_exist(folder)
     from memograft.rtd.datastore import Datastore
@@ -162,7 +162,7 @@ def _learn(
 
 
 def _changed(examples: Examples, before: dict[str, Known]) -> list[str]:
-    """Ids that the datastore has with another text or prompt."""
+    """Ids whose text or prompt differs from the datastore's."""
 
     def says(id: str) -> tuple[str, str]:
         return examples.checked[id].source.text, examples.checked[id].source.prompt

@@ -1,4 +1,4 @@
-"""`memograft datastore build | info | add | rm` and their options. Importing this loads neither torch nor FAISS."""
+"""`memograft datastore build | info | add | rm` and their options. Importing this imports neither torch nor FAISS."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ datastore_app = typer.Typer(
 
 
 class KeyIndexKind(StrEnum):
-    """How the nearest entries are found."""
+    """The kind of index."""
 
     flat = "flat"
     hnsw = "hnsw"
@@ -28,7 +28,7 @@ class KeyIndexKind(StrEnum):
 
 
 class KeyPlace(StrEnum):
-    """Where in the model the keys are taken."""
+    """Which hidden states are the keys."""
 
     ffn_input = "ffn_input"
     head_input = "head_input"
@@ -62,7 +62,7 @@ def build(
     batch_size: BatchOption = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Learn examples into a datastore. What was cut off goes on where it was when it is called again."""
+    """Learn examples into a datastore. An interrupted command continues when it is repeated."""
     with reporting(as_json) as result:
         from memograft.cli.datastore import build as run
 
@@ -84,7 +84,7 @@ def info(
     ids: Annotated[bool, typer.Option("--ids", help="List the sources.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a datastore holds, whose it is and what it knows of its own distances."""
+    """Show a datastore's contents, model and calibration."""
     with reporting(as_json) as result:
         from memograft.cli.datastore_info import info as run
 

@@ -1,4 +1,4 @@
-"""`memograft datastore info`: what is on the disk, read without torch, FAISS or a model."""
+"""`memograft datastore info`: read a datastore's files without torch, FAISS or a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Known", "info", "known_sources", "must_exist"]
 
 @dataclass(frozen=True)
 class Known:
-    """A source of a datastore, and how many entries are its."""
+    """A source of a datastore, and its number of entries."""
 
     id: str
     text: str
@@ -33,7 +33,7 @@ def must_exist(folder: Path) -> Header:
 
     Raises:
         StoreError: there is none.
-        StoreCorruptError: it cannot be read.
+        StoreCorruptError: it is damaged.
     """
     header = read_header(folder)
     if header is None:
@@ -44,13 +44,13 @@ def must_exist(folder: Path) -> Header:
 
 
 def known_sources(folder: Path) -> list[Known]:
-    """The sources of the datastore in a folder, in the order they came; none where there is no datastore."""
+    """The sources of the datastore in a folder, in order; empty if there is no datastore."""
     header = read_header(folder)
     return [] if header is None else _known(_files(folder, header))
 
 
 def info(folder: Path, *, ids: bool, quiet: bool) -> dict[str, object]:
-    """Print what a datastore holds unless `quiet`, and return it as JSON values."""
+    """Print a description of a datastore unless `quiet`, and return JSON values."""
     files = _files(folder, must_exist(folder))
     header, known = files.header, _known(files)
     entries = sum(source.entries for source in known)
@@ -78,7 +78,7 @@ def info(folder: Path, *, ids: bool, quiet: bool) -> dict[str, object]:
 
 
 def _files(folder: Path, header: Header) -> Files:
-    """Its files; a writer may compact them while they are opened."""
+    """Its files. If a writer compacts them meanwhile, the new ones are opened."""
     while True:
         try:
             return Files(folder, header)

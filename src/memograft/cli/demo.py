@@ -1,4 +1,4 @@
-"""`memograft demo`: index the bundled corpus, answer its questions in three ways, show what changed.
+"""`memograft demo`: index the bundled corpus, answer its questions with three methods, and show what changed.
 
 corpus ──> vector store ──> k pages per question ──> closed book | plain | memorized ──> table, JSON, HTML page
 """
@@ -108,7 +108,7 @@ def _answer_all(
 def _answers(
     engine: Engine, asked: Sequence[Question], hits: Sequence[Sequence[Hit]], memory: FastMem | None
 ) -> tuple[list[Answer], float]:
-    """The answers, and the seconds each of them took of the batch's time."""
+    """The answers, and the seconds per question of the batch's time."""
     from memograft.request import Request, Sampling
 
     requests = [

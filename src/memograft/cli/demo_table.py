@@ -1,4 +1,4 @@
-"""The demo's outcomes as tables and a few honest sentences."""
+"""The demo's outcomes as tables and a conclusion."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPOILED = "Went the other way, memorizing made a right answer wrong"
 
 
 def tables(outcomes: Sequence[Outcome]) -> Group:
-    """A table per kind, a row per question; a green answer gives the document's value, a red one does not."""
+    """A table per kind with a row per question. Answers with the document's value are green, others red."""
     parts: list[Table | Text] = []
     for kind in KINDS:
         chosen = [o for o in outcomes if o.question.kind == kind]
@@ -37,7 +37,7 @@ def tables(outcomes: Sequence[Outcome]) -> Group:
 
 def _table(about: str, outcomes: Sequence[Outcome]) -> Table:
     made = Table(title=about, title_justify="left", title_style="bold", box=HORIZONTALS, expand=True, show_lines=True)
-    made.padding = (0, 1, 0, 0)  # five columns of sentences are a lot for a terminal of 80
+    made.padding = (0, 1, 0, 0)  # saves width for terminals of 80 columns
     for name in ("question", "no document", "plain", "memorized"):
         made.add_column(name, ratio=1, overflow="fold")
     made.add_column("page says", width=10, overflow="fold")
@@ -69,7 +69,7 @@ def _answer(text: str, right: bool) -> Text:
 
 
 def conclusion(outcomes: Sequence[Outcome], counts: Summary) -> Group:
-    """What the tables add up to, answers that memorizing spoiled included."""
+    """The totals of the tables, including answers that memorizing made wrong."""
     right, n = counts["right"], counts["questions"]
     lines = [
         f"Answers with the page's value: {right['closed_book']} of {n} without documents, {right['plain']} plainly, "

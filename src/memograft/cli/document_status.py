@@ -1,4 +1,4 @@
-"""What became of each document of an answer: memorized or not, how much it is about the question, and why not."""
+"""The status of each document of an answer: whether it was memorized, its relevance, and why it was not memorized."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DocumentStatus:
-    """What became of one document.
+    """The status of one document.
 
     Attributes:
         document: the document.
-        relevance: how much it is about the question; None where that was not judged.
-        memorized: whether the answer was given with it memorized.
+        relevance: to the question; None if it was not judged.
+        memorized: whether it was memorized for the answer.
         why: why it was not.
     """
 
@@ -31,7 +31,7 @@ class DocumentStatus:
 
     @property
     def said(self) -> str:
-        """In words.
+        """The status in words.
 
         Example:
             >>> DocumentStatus(Document("Bergamot is a citrus fruit."), 0.12, why="about something else").said
@@ -49,7 +49,7 @@ class DocumentStatus:
 def statuses(
     documents: Sequence[Document], report: MemoryReport, dropped: Sequence[Document] = ()
 ) -> tuple[DocumentStatus, ...]:
-    """One for each document of a request, of which those in `dropped` did not fit its prompt."""
+    """The status of each document of a request; those in `dropped` did not fit its prompt."""
     gone = {d.id for d in dropped}
     judged = dict(zip((d.id for d in documents if d.id not in gone), report.relevance, strict=False))
     numbers = {d.id: n for n, d in enumerate(documents, 1)}
@@ -60,13 +60,13 @@ def statuses(
             return "it did not fit the model's window"
         if id in report.documents:
             return "rolled back" if report.rolled_back else "nothing to memorize in it"
-        alone = f"document {id} was not memorized: "  # of memories that are joined (memory/fastmem/compose.py)
+        alone = f"document {id} was not memorized: "  # a warning of composed memories (memory/fastmem/compose.py)
         if said := [w.removeprefix(alone) for w in report.warnings if w.startswith(alone)]:
             return said[0]
         return f"disagrees with [{numbers[rivals[id]]}]" if id in rivals else "about something else"
 
     def status(document: Document) -> DocumentStatus:
-        # A reason is given where the answer has no memory.
+        # A report with a reason means that the answer has no memory.
         memorized = document.id in report.documents and not report.reason
         return DocumentStatus(document, judged.get(document.id), memorized, "" if memorized else why(document.id))
 
@@ -74,14 +74,14 @@ def statuses(
 
 
 def nothing_memorized(report: MemoryReport) -> str:
-    """Why nothing was, as a sentence without its full stop; empty where something was, or where it was rolled back."""
+    """The reason why nothing was memorized, without a full stop; "" if something was, or if it was rolled back."""
     if not report.reason or report.rolled_back:
         return ""
     return f"nothing was memorized: {report.reason.removeprefix('nothing to memorize: ')}"
 
 
 def disagreements(report: MemoryReport) -> list[str]:
-    """A line for each two documents that disagree."""
+    """A line for each pair of documents that disagree."""
     memorized = () if report.reason else report.documents
     lines = []
     for pair in report.disagree:

@@ -1,4 +1,4 @@
-"""`memograft eval`: from the command's words to the runner's arguments, and its records to one JSON object."""
+"""`memograft eval`: convert the options to the runner's arguments, and its records to one JSON object."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_KNOWN = "the model does not answer it without a document"
 
 @dataclass(frozen=True)
 class Questions:
-    """Which questions are asked, in the words of the command's options."""
+    """The questions to ask, as given by the command's options."""
 
     path: str
     format: str | None
@@ -43,10 +43,10 @@ class Questions:
     only_known: Sequence[str]
 
     def read(self) -> Reading:
-        """The questions; of the sets of `only_known` all, since it is not known yet which are kept.
+        """Read the questions. Of the sets in `only_known` all are read, because they are filtered later.
 
         Raises:
-            SettingsError: an option does not go with these questions.
+            SettingsError: an option cannot be combined with these questions.
         """
         n = None if self.only_known else self.n
         if self.path == WORLD:
@@ -75,7 +75,7 @@ class Questions:
         return replace(reading, items=cut)
 
     def name(self, reading: Reading) -> str:
-        """What to call them."""
+        """A name for the questions."""
         name = self.path if reading.format == WORLD else Path(self.path).name
         return name if reading.split == "all" else f"{name}, {reading.split}"
 
@@ -92,7 +92,7 @@ def evaluate(
     html: Path | None,
     max_new_tokens: int | None,
 ) -> tuple[dict[str, object], str]:
-    """(JSON values of the results and of where they come from, the table in Markdown)."""
+    """(JSON values of the results and their environment, the table in Markdown)."""
     reading, way = questions.read(), protocol_of(questions.protocol)
     items, skipped = reading.items, reading.skipped
     longest = max_new_tokens or max(way.max_new_tokens(item.task) for item in items)
@@ -160,7 +160,7 @@ def evaluate(
 
 
 def _methods(names: Sequence[str], settings: Sequence[str], with_examples: bool = True) -> dict[str, Method]:
-    """The methods asked for, "plain" before all others since they are compared with it; with none, all that can ask."""
+    """The requested methods, or all that are possible; "plain" first, because the others are compared with it."""
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"`--method` must be one of {list(METHODS)}, got {name!r}; check the name")
@@ -171,7 +171,7 @@ def _methods(names: Sequence[str], settings: Sequence[str], with_examples: bool 
 
 
 def _examples(questions: Questions, reading: Reading, methods: Mapping[str, Method]) -> list[Item]:
-    """Worked examples for the methods that need some: of the split that is not asked; none where there is no split."""
+    """Worked examples of the other split, for methods that need them; empty if there is no split."""
     if reading.split not in SPLITS or not any(method.needs_examples for method in methods.values()):
         return []
     other = "test" if reading.split == "tune" else "tune"
@@ -193,7 +193,7 @@ def _of_set(items: Sequence[Item], name: str) -> list[Item]:
 def _known(
     engine: Engine, questions: Questions, reading: Reading, folder: Path, max_new_tokens: int, ignore_case: bool
 ) -> tuple[list[Item], Mapping[str, int]]:
-    """The items without those of `--only-known` that the model does not know, and all that was skipped."""
+    """The items without those of `--only-known` that the model does not know, and the numbers of skipped items."""
     from memograft.evaluation.known import known
 
     items, skipped = [], Counter(reading.skipped)
@@ -213,18 +213,18 @@ def _known(
 
 
 def label_of(model: str) -> str:
-    """What to call a model, wherever its folder lies."""
+    """A name for a model, without the path of its folder."""
     return Path(model).name if Path(model).exists() else model
 
 
 def tell_skipped(skipped: Mapping[str, int]) -> None:
-    """Say on stderr what was not asked, and why."""
+    """Print on stderr how many questions were skipped, and why."""
     for reason, count in skipped.items():
         err().print(f"skipped: {count}: {reason}", markup=False, soft_wrap=True)
 
 
 def warn_of_failures(records: Mapping[str, Mapping[str, Sequence[Record]]]) -> None:
-    """Say on stderr which cells hold errors, which count as wrong answers."""
+    """Warn about cells with errors, which count as wrong answers."""
     for method, by_set in records.items():
         for name, rows in by_set.items():
             failed = [row["error"] for row in rows if "error" in row]

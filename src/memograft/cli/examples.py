@@ -1,7 +1,8 @@
-"""Files into the examples of a datastore: a JSONL line or a text document each, all checked before a model is loaded.
+"""Read files as examples of a datastore, a JSONL line or a text document each. All are checked before a model is
+loaded.
 
-An id left out of a line is core's, a hash of what is learned; that of a document is its path below the folder that was
-named. Loads no torch.
+The default id of a line is the core's hash of its content; the id of a document is its path below the named folder.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ _LINES = ".jsonl"
 
 @dataclass
 class Examples:
-    """What the files hold.
+    """The examples of the files.
 
     Attributes:
-        items: the examples, as `Datastore.build` takes them, each id once.
-        checked: the same by id, as core understands them.
-        places: where each id comes from: its file, and in JSONL its line.
-        failed: files of folders that could not be read, with why.
+        items: the examples in the form of `Datastore.build`, each id once.
+        checked: the same by id, as checked by the core.
+        places: the file of each id, and in JSONL its line.
+        failed: files in folders that could not be read, with the reason.
     """
 
     items: list[object] = field(default_factory=list)
@@ -41,8 +42,8 @@ def read_examples(paths: Sequence[Path]) -> Examples:
     """Read JSONL files, text documents and folders of both.
 
     Raises:
-        SettingsError: a line of JSONL is no example, an id stands for two different ones, a file that was named cannot
-            be read, or there is nothing to learn from.
+        SettingsError: a JSONL line is not an example, two different examples have the same id, a named file cannot be
+            read, or there are no examples.
     """
     found = Examples()
     for path in paths:
@@ -72,7 +73,7 @@ def read_examples(paths: Sequence[Path]) -> Examples:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or what a folder holds; hidden files are left out."""
+    """The file itself, or the files in a folder, without hidden ones."""
     if not path.is_dir():
         if path.exists() and path.suffix.lower() not in SUFFIXES | {_LINES}:
             known = ", ".join(sorted(SUFFIXES | {_LINES}))
@@ -84,7 +85,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, object]]:
-    """(place, example) of each line; a conversation without an `answer` is one for each of the assistant's turns."""
+    """(place, example) of each line. A conversation without `answer` gives one for each turn of the assistant."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,13 +98,13 @@ def _lines(file: Path) -> Iterator[tuple[str, object]]:
         place = f"{file}, line {number}"
         try:
             item = json.loads(line)
-            json.dumps(item, ensure_ascii=False).encode()  # half a character, which no tokenizer takes
+            json.dumps(item, ensure_ascii=False).encode()  # fails for unpaired surrogates, which tokenizers refuse
         except json.JSONDecodeError as error:
             raise SettingsError(
-                f"{place} must be a JSON object, but: {error.msg} at column {error.colno}; mend it, or remove it"
+                f"{place} must be a JSON object, but: {error.msg} at column {error.colno}; correct it, or remove it"
             ) from error
         except (UnicodeEncodeError, RecursionError) as error:
-            raise SettingsError(f"{place} must hold text, but: {error}; mend it, or remove it") from error
+            raise SettingsError(f"{place} must hold text, but: {error}; correct it, or remove it") from error
         for part in _turns(item):
             yield place, part
 
@@ -134,5 +135,5 @@ def _add(found: Examples, item: object, place: str) -> None:
         found.checked[id], found.places[id] = example, place
     elif found.checked[id] != example:
         raise SettingsError(
-            f"{place} has the id {id!r} of {found.places[id]}, and says something else; give each an id of its own"
+            f"{place} has the id {id!r} of {found.places[id]}, but another content; give each an id of its own"
         )

@@ -1,6 +1,6 @@
-"""A folder of files into a vector store: what is new is added, what changed replaced, what is gone removed.
+"""Index a folder of files into a vector store: add new files, replace changed ones, and remove deleted ones.
 
-A passage's id is the file's path below the folder and the passage's number, "guides/start.md#0". Knows no models.
+A passage's id is the file's path below the folder with the passage's number, "guides/start.md#0".
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _BATCH = 256  # passages per write
 
 @dataclass
 class Indexed:
-    """What indexing did: counts of files, passages that the store now holds, and what it does not hold.
+    """The result of indexing: counts of files, and of the passages in the store.
 
     Attributes:
-        failed: files that could not be read, with why.
-        skipped: files of which some records hold no text, with which.
-        other_kinds: files that are not hidden, of kinds that are not read.
+        failed: files that could not be read, with the reason.
+        skipped: files in which some records have no text, with these.
+        other_kinds: files of unsupported kinds, without hidden ones.
     """
 
     files: int = 0
@@ -47,7 +47,7 @@ class Indexed:
 
 @dataclass
 class _Known:
-    """A file as the store has it."""
+    """A file as stored."""
 
     root: str
     digest: str
@@ -63,17 +63,17 @@ def index_folder(
     on_file: Callable[[int, int], None] | None = None,
     without: Path | None = None,
 ) -> Indexed:
-    """Make the store hold what the folder's files say; `on_file` gets files done and files in all.
+    """Update the store to the files of the folder; `on_file` is called with the number of files done and of all.
 
-    A file that cannot be read keeps the passages it had, and is reported. Files in the folder `without`,
-    the store's own, are left out.
+    If a file cannot be read, its old passages stay, and it is reported. Files in the folder `without`, the store's own,
+    are left out.
 
     Raises:
-        SettingsError: no file was found, none could be read, or the store holds another folder's file of the same path.
+        SettingsError: no file was found or could be read, or the store has passages of another folder.
     """
     if not folder.is_dir():
         raise SettingsError(f"`FOLDER` must be a folder, got {folder}; check the path")
-    split("", chunk_size, overlap)  # refuses sizes that cannot work before anything is read
+    split("", chunk_size, overlap)  # checks the sizes before anything is read
     root = str(folder.resolve())
     paths, others = _files(folder, without)
     if not paths:
@@ -120,7 +120,7 @@ def index_folder(
 
 
 def counted(files: Sequence[str]) -> str:
-    """Files of kinds that are not read, for people: how many of which kind, and the first of each.
+    """Summarise unsupported files for display: how many of each kind, and the first of each.
 
     >>> counted(["a.png", "b.png", "c.xlsx"])
     '3 files of other kinds: 2 png (a.png, ...), 1 xlsx (c.xlsx)'
@@ -133,16 +133,16 @@ def counted(files: Sequence[str]) -> str:
 
 
 def _known(store: VectorStore, root: str) -> dict[str, _Known]:
-    """The files of this folder that the store has; those of a folder that has since moved count as this one's."""
+    """The stored files of this folder. If their folder has been moved here, they belong to this one."""
     files: dict[str, dict[str, _Known]] = defaultdict(dict)  # root -> source -> file
     for document in store:
         about = {name: str(value) for name, value in document.metadata.items()}
         if not {"source", "root", "digest"} <= set(about):
-            continue  # added by other means
+            continue  # added by another program
         file = files[about["root"]].setdefault(about["source"], _Known(about["root"], about["digest"]))
         file.ids.add(document.id)
         if file.digest != about["digest"]:
-            file.digest = ""  # an indexing that was cut off left passages of two versions
+            file.digest = ""  # an interrupted run left passages of two versions
     others = [r for r in files if r != root]
     if others and (here := next((r for r in others if Path(r).is_dir()), None)):
         raise SettingsError(
@@ -156,12 +156,12 @@ def _known(store: VectorStore, root: str) -> dict[str, _Known]:
 
 
 def _digest(path: Path, chunk_size: int, overlap: int) -> str:
-    """Changes with the file's bytes and with how it is split."""
+    """A hash of the file's bytes and of how it is split."""
     return hashlib.sha256(f"1 {chunk_size} {overlap} ".encode() + path.read_bytes()).hexdigest()[:32]
 
 
 def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[str]]:
-    """The files to read, and the names of those of other kinds."""
+    """The files to read, and the names of files of other kinds."""
     own = without.resolve() if without is not None else None
     files = [path for path in find_files([folder], None) if own not in path.resolve().parents]
     known = SUFFIXES | RECORDS
@@ -170,7 +170,7 @@ def _files(folder: Path, without: Path | None) -> tuple[list[Path], list[str]]:
 
 
 def _texts(path: Path) -> tuple[tuple[Text, ...], str]:
-    """The texts of a file, and what of it holds none."""
+    """The texts of a file, and a message about records without text."""
     if path.suffix.lower() in RECORDS:
         records = read_records(path)
         return records.texts, records.skipped

@@ -1,4 +1,4 @@
-"""`memograft memorize`: files into a memory that is kept as a PEFT folder."""
+"""`memograft memorize`: memorize files and save the memory as a PEFT folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, object]:
-    """Memorize whole files together, save the memory, and return what it did as JSON values.
+    """Memorize whole files together, save the memory, and return JSON values of what it did.
 
     Raises:
-        SettingsError: a file that was named cannot be read, or no file of the folders can.
+        SettingsError: a named file cannot be read, or no file in the folders can.
         PromptTooLongError: together they do not fit the model's window.
     """
     documents, failed = _documents(paths)

@@ -1,4 +1,4 @@
-"""`memograft memory ls | show | rm | pin | unpin | gc | export | import`: the folder of a bank."""
+"""`memograft memory ls | show | rm | pin | unpin | gc | export | import`: manage the folder of a bank."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SHOWN = 60  # characters of a document
 
 @memory_app.command("ls")
 def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
-    """List what a bank holds, most recently used first."""
+    """List the entries of a bank, most recently used first."""
     with reporting(as_json) as result:
         entries = _opened(bank).entries()
         result |= {"memories": [_entry_json(entry) for entry in entries], "bytes": sum(e.size for e in entries)}
@@ -58,7 +58,7 @@ def list_(bank: BankArgument, as_json: JsonOption = False) -> None:
 
 @memory_app.command()
 def show(bank: BankArgument, id: IdArgument, as_json: JsonOption = False) -> None:
-    """Show a memory: its documents, how it was made and what that did; or a document's keys and values."""
+    """Show a memory with its documents, settings and report; or the keys and values of a document."""
     with reporting(as_json) as result:
         entry = _opened(bank).entry(id)
         about = _about(entry)
@@ -76,19 +76,19 @@ def show(bank: BankArgument, id: IdArgument, as_json: JsonOption = False) -> Non
 
 @memory_app.command()
 def rm(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
-    """Forget memories."""
+    """Remove memories."""
     _for_each(bank, ids, Bank.remove, "removed", as_json)
 
 
 @memory_app.command()
 def pin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
-    """Keep `gc` away from memories."""
+    """Protect memories from `gc`."""
     _for_each(bank, ids, Bank.pin, "pinned", as_json)
 
 
 @memory_app.command()
 def unpin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> None:
-    """Let `gc` remove memories again."""
+    """Allow `gc` to remove memories again."""
     _for_each(bank, ids, Bank.unpin, "unpinned", as_json)
 
 
@@ -98,7 +98,7 @@ def gc(
     max_bytes: Annotated[str, typer.Option(help="What may stay, such as 500M or 2G.", metavar="SIZE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Forget the memories that were not used for longest, until the rest is small enough. Pinned ones stay."""
+    """Remove least recently used memories until the rest fits the size. Pinned ones stay."""
     with reporting(as_json) as result:
         _tell(result, "removed", _opened(bank).gc(_bytes(max_bytes)), as_json)
 
@@ -110,7 +110,7 @@ def export(
     file: Annotated[Path, typer.Argument(help="Zip file to write.", metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Write a memory to a zip file; it holds a PEFT LoRA folder."""
+    """Write a memory, as a PEFT LoRA folder, to a zip file."""
     with reporting(as_json) as result:
         entry = _opened(bank).export(id, file)
         _tell(result, "exported", [entry], as_json)
@@ -122,7 +122,7 @@ def import_(
     files: Annotated[list[Path], typer.Argument(help="Zip files of `export`, or memories' folders.", metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
-    """Take memories into a bank, which is made if it is not there. What is damaged is refused."""
+    """Add memories to a bank, which is created if it does not exist. Damaged ones are refused."""
     with reporting(as_json) as result:
         opened = Bank(bank)
         _tell(result, "imported", [opened.take(file) for file in files], as_json)
@@ -131,7 +131,7 @@ def import_(
 def _for_each(folder: Path, ids: list[str], change: Callable[[Bank, str], None], done: str, as_json: bool) -> None:
     with reporting(as_json) as result:
         bank = _opened(folder)
-        entries = [bank.entry(id) for id in ids]  # all are there, or none is changed
+        entries = [bank.entry(id) for id in ids]  # all ids are checked before any is changed
         for entry in entries:
             change(bank, entry.id)
         _tell(result, done, entries, as_json)
@@ -144,7 +144,7 @@ def _opened(folder: Path) -> Bank:
 
 
 def _about(entry: Entry) -> JsonObject:
-    """What its JSON file says, with the documents that it is of."""
+    """The content of an entry's JSON file."""
     from memograft.memory import folder
 
     return folder.about(entry.path) if entry.kind == "memory" else prefix_folder.about(entry.path)

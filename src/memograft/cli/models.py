@@ -1,4 +1,4 @@
-"""The engine, the memory settings and the documents that commands work with. Imports torch when called, not before."""
+"""The engine, memory settings and documents of the commands. Imports torch only when a function is called."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def load_engine(model: str) -> Engine:
-    """The engine of a model, with the loader's own chatter switched off.
+    """Load a model's engine, without the output of transformers.
 
     Raises:
-        SettingsError: there is no such model, or it is no causal language model.
+        SettingsError: there is no such model, or it is not a causal language model.
     """
     with err().status(f"loading {model}"):
         from transformers.utils import logging
@@ -49,15 +49,15 @@ def load_engine(model: str) -> Engine:
 
 
 def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
-    """What a file of settings says, or FastMem's defaults, where an option was left out, which is None here.
+    """FastMem settings from a file, or the defaults, changed by the given options. None means not given.
 
-    "none" is FastMem's None.
+    "none" means FastMem's None.
     """
     from memograft.memory.fastmem.memory import FastMem
 
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
-        if isinstance(value, str):  # an enum's member too
+        if isinstance(value, str):  # includes enum members
             changes[name] = None if value == "none" else str(value)
     return replace(FastMem.load(settings) if settings else FastMem(), **changes)
 
@@ -79,7 +79,7 @@ def retrieve(store: Path, question: str, k: int) -> list[Hit]:
 
 
 def title(document: Document) -> str:
-    """What to call a document in a table."""
+    """The name of a document in tables."""
     return str(document.metadata.get("title") or document.id)
 
 
@@ -122,7 +122,7 @@ def answer_json(answer: Answer, seconds: float) -> dict[str, object]:
 
 
 def warnings_of(answers: Sequence[Answer]) -> list[str]:
-    """What an answer was not given all of, or why its memory was rolled back."""
+    """Messages about documents that were left out or shortened, and about memories that were rolled back."""
     said = []
     for answer in answers:
         said += [f"{d.id} did not fit the model's window and was left out" for d in answer.dropped]

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their words mean. Importing this loads neither torch nor FAISS."""
+"""Options that several commands share. Importing this imports neither torch nor FAISS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STORE = Path(".memograft")
 
 
 class IndexKind(StrEnum):
-    """How FAISS searches."""
+    """The kind of FAISS index."""
 
     flat = "flat"
     hnsw = "hnsw"
@@ -24,21 +24,21 @@ class IndexKind(StrEnum):
 
 
 class GateKind(StrEnum):
-    """Where the memorized distribution may speak."""
+    """Gates of FastMem."""
 
     none = "none"
     support = "support"
 
 
 class Conflicts(StrEnum):
-    """What is memorized of documents that contradict each other."""
+    """Which of contradicting documents are memorized."""
 
     first = "first"
     none = "none"
 
 
 class Split(StrEnum):
-    """Which part of the questions, which a hash of each question decides."""
+    """A part of the questions, determined by a hash of each question."""
 
     test = "test"
     tune = "tune"
@@ -99,7 +99,7 @@ SettingsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Characters of a passage at most.")]
 
-# Of the commands that ask many questions.
+# For commands that ask many questions.
 QuestionsArgument = Annotated[
     str,
     typer.Argument(

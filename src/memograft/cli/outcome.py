@@ -1,4 +1,4 @@
-"""Judging the demo: which answers give the document's value, which changed, which got worse. Plain data and counts."""
+"""Judge the demo's answers: which have the document's value, which changed, which got worse."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Question:
     """A question of the demo.
 
     Attributes:
-        question: as it is asked.
+        question: the text.
         page: the file that answers it.
-        kind: whether that page agrees with what tiny knows, contradicts it, or is about things nobody can know.
+        kind: whether that page agrees with what tiny knows, contradicts it, or is about invented things.
         relation: of the fact, as in recipes/tiny/world.py.
         subject: of the fact.
         expected: the page's value.
-        belief: tiny's own value, where the page contradicts it.
+        belief: tiny's own value, if the page contradicts it.
     """
 
     question: str
@@ -43,10 +43,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A question with its three answers: without any document, with the documents, and with them memorized.
+    """A question with its three answers: without documents, with the documents in the prompt, and with them memorized.
 
-    Seconds are the batch's time divided by its questions; `cut` says what of the documents did not fit the window, and
-    `statuses` which of them were memorized.
+    Seconds are the batch's time divided by its questions. `cut` describes documents that did not fit the window, and
+    `statuses` which documents were memorized.
     """
 
     question: Question
@@ -62,28 +62,28 @@ class Outcome:
 
     @property
     def right_closed(self) -> bool:
-        """The model gives the page's value without having seen the page."""
+        """Whether the answer without the page has the page's value."""
         return says(self.closed, self.question.expected)
 
     @property
     def right_plain(self) -> bool:
-        """The plain answer gives the page's value."""
+        """Whether the plain answer has the page's value."""
         return says(self.plain, self.question.expected)
 
     @property
     def right_memorized(self) -> bool:
-        """The memorized answer gives the page's value."""
+        """Whether the memorized answer has the page's value."""
         return says(self.memorized, self.question.expected)
 
     @property
     def changed(self) -> bool:
-        """The model said its own belief, and after memorizing says the document's value instead."""
+        """Whether the model gave its own belief, and after memorizing the document's value instead."""
         belief = self.question.belief
         return bool(belief and says(self.closed, belief) and self.right_memorized and not says(self.memorized, belief))
 
     @property
     def spoiled(self) -> bool:
-        """The answer was right, plainly or without any document, and memorizing made it wrong."""
+        """Whether an answer was right, plainly or without documents, and memorizing made it wrong."""
         return (self.right_plain or self.right_closed) and not self.right_memorized
 
     def as_dict(self) -> dict[str, object]:
@@ -112,7 +112,7 @@ class Outcome:
 
 
 class Right(TypedDict):
-    """How many of how many answers give the page's value, in each way."""
+    """Number of answers with the page's value, for each method."""
 
     of: int
     closed_book: int
@@ -121,7 +121,7 @@ class Right(TypedDict):
 
 
 class Summary(TypedDict):
-    """Counts over all questions, JSON values; see `summary`."""
+    """Counts over all questions as JSON values; see `summary`."""
 
     questions: int
     right: Right
@@ -143,7 +143,7 @@ class Summary(TypedDict):
 
 
 def says(answer: str, value: str) -> bool:
-    """Whether an answer names a value, as whole words and whatever the case.
+    """Whether an answer contains a value as whole words, ignoring case.
 
     Example:
         >>> says("The capital of France is Paris.", "paris"), says("The number is 141.", "41")
@@ -153,7 +153,7 @@ def says(answer: str, value: str) -> bool:
 
 
 def summary(outcomes: Sequence[Outcome]) -> Summary:
-    """Counts over all questions. Plain right or wrong x memorized right or wrong: the four numbers add up to all."""
+    """Counts over all questions. The four counts by plain and memorized right or wrong add up to all questions."""
     return {
         "questions": len(outcomes),
         "right": _right(outcomes),

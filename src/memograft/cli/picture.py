@@ -1,4 +1,4 @@
-"""The page of `memograft ask --html`, from the answers."""
+"""The page of `memograft ask --html`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture(
     tokenizer: PreTrainedTokenizerBase,
     model: str,
 ) -> str:
-    """The page as text: each way's answer, and beside them the documents with what became of them."""
+    """The page as HTML: each answer, and the documents with their status."""
     ways = [page.Way(way, page.references_of(answer, tokenizer), seconds) for way, (answer, seconds) in answers.items()]
     report = answers["memorized"][0].memory if "memorized" in answers else None
     if report is None:

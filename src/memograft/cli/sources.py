@@ -1,4 +1,4 @@
-"""The datastore of `memograft ask`: how it steers, and which of its sources an answer came from."""
+"""The datastore of `memograft ask`: its settings, and the sources of an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTED = 5
 
 
 def steering(folder: Path, weight: float | None) -> Rtd:
-    """How the datastore in a folder steers; a weight left out is Rtd's own.
+    """The `Rtd` of the datastore in a folder, with its default weight if None.
 
     Raises:
         StoreError: there is no datastore.
@@ -36,7 +36,7 @@ def steering(folder: Path, weight: float | None) -> Rtd:
 
 
 def sources_json(answer: Answer) -> dict[str, object]:
-    """JSON values of what an answer came from; `share` is of the answer's probability."""
+    """JSON values of an answer's sources; `share` is relative to the answer's probability."""
     tokens = _tokens(answer)
     return {
         "from_datastore": _from_datastore(answer),
@@ -68,12 +68,12 @@ def _tokens(answer: Answer) -> int:
 
 
 def _from_datastore(answer: Answer) -> float:
-    """How much of an answer's probability came from the datastore."""
+    """The part of an answer's probability that came from the datastore."""
     return sum(token.probability for token in answer.references) / _tokens(answer)
 
 
 def sources_table(answers: Mapping[str, Answer]) -> Group:
-    """The sources that moved most, with their share of each way's answer."""
+    """The sources that contributed most, with their share of each answer."""
     shares = {
         way: {s.source.id: s.probability / _tokens(answer) for s in answer.sources} for way, answer in answers.items()
     }

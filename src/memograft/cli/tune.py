@@ -1,4 +1,4 @@
-"""`memograft tune`: from the command's words to the search, its report on the test split, and the file of settings."""
+"""`memograft tune`: run the search, report on the test split, and write the settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from memograft.evaluation.trials import RunOptions, Trial
     from memograft.evaluation.tuning import Tuned
 
-_SHOWN = 5  # of the best trials
+_SHOWN = 5  # number of best trials in the table
 _REPORTED = (
     "n", "accuracy", "rouge_l", "interval", "minus_plain", "minus_plain_interval", "clean", "clean_minus_plain",
     "clean_minus_plain_interval",
@@ -42,7 +42,7 @@ def tune(
     file: Path,
     max_new_tokens: int | None,
 ) -> tuple[dict[str, object], str]:
-    """(JSON values of the search and its report, the tables in Markdown); the settings are written to `file`."""
+    """(JSON values of the search and its report, the tables in Markdown). The settings are written to `file`."""
     asked = Questions(
         path, format=format, contexts=contexts, split="tune", n=n, protocol=protocol, every_swap=False, sets=sets,
         only_known=(),
@@ -105,7 +105,7 @@ def tune(
 
 
 def _reported(results: Mapping[str, Mapping[str, Numbers]]) -> dict[str, object]:
-    """What a reader of the file wants to know of the test split."""
+    """The results on the test split for the file of settings."""
     return {
         method: {name: {key: cell[key] for key in _REPORTED if key in cell} for name, cell in by_set.items()}
         for method, by_set in results.items()
@@ -118,7 +118,7 @@ def _trial(trial: Trial) -> dict[str, object]:
 
 
 def _tried(found: Tuned) -> str:
-    """The best trials, and the default, in Markdown; the numbers behind the score are gains over plain, set by set."""
+    """The best trials and the default in Markdown, with the gain over plain for each set."""
     default, best = found.trials[0], found.best[:_SHOWN]
     shown = best if default in best else [*best, default]
     sets = list(default.gains)

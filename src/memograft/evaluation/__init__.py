@@ -1,1 +1,1 @@
-"""Asking many questions in many ways and counting the right answers; `memograft eval` is its command."""
+"""Evaluation: ask many questions with several methods and count right answers. The command is `memograft eval`."""

@@ -1,7 +1,7 @@
-"""`Cell`: what one method made of the questions of one set, kept in a file while it grows.
+"""`Cell`: the records of one method on one set of questions, in a file that is appended to during a run.
 
-The file's first line is the key: all that decides the answers. A line per question follows. Whatever is not exactly as
-this run would write it (a torn last line, another order of questions) is asked again.
+The first line of the file is the key: everything that determines the answers. A line per question follows. Records that
+do not match this run (an incomplete last line, another order of questions) are asked again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Measure = Literal["right", "clean", "hit", "em", "f1", "rouge_l"]
 
 
 class Record(TypedDict, total=False):
-    """What is kept of one answer; `records.record` says what each name means, and when it is there."""
+    """The stored record of one answer; `records.record` documents the fields and when they are present."""
 
     id: str
     kind: str
@@ -61,10 +61,10 @@ class Cell:
     """The records of one cell of the table.
 
     Args:
-        folder: where cells are kept; it must exist.
-        method: its name.
+        folder: folder of the cells; it must exist.
+        method: name of the method.
         items: the questions, all of one set.
-        about: JSON values of everything else that decides the answers.
+        about: JSON values of everything else that determines the answers.
 
     Attributes:
         records: one per question that was asked so far, in the order of the questions.
@@ -79,7 +79,7 @@ class Cell:
         self.records = self._read()
 
     def resume(self, batch: int) -> None:
-        """Make the file hold whole batches and nothing else, so that the rest is asked as it would have been."""
+        """Reduce the file to complete batches, so that the rest is asked in the same batches as otherwise."""
         if len(self.records) < len(self.items):
             del self.records[len(self.records) // batch * batch :]
         whole = self._path.with_suffix(".part")
@@ -87,7 +87,7 @@ class Cell:
         whole.replace(self._path)
 
     def add(self, records: Sequence[Record]) -> None:
-        """Keep the records of the next batch."""
+        """Store the records of the next batch."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(map(_line, records)))
         self.records += records
@@ -111,7 +111,7 @@ class Cell:
 
 
 def _parsed(line: str) -> Record | None:
-    """The record of a whole line."""
+    """The record of a complete line, or None."""
     try:
         record = json.loads(line) if line.endswith("\n") else None
     except json.JSONDecodeError:
@@ -124,5 +124,5 @@ def _line(value: Mapping[str, object]) -> str:
 
 
 def _slug(name: str) -> str:
-    """The name as a part of a file's name; the digest tells apart what this makes alike."""
+    """The name as part of a file name. Different names may become equal; the digest distinguishes the files."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "-"

@@ -1,4 +1,4 @@
-"""`Restricted`: the control that may only say what stands in the documents, as a logits processor."""
+"""`Restricted`: a control method that only allows tokens of the documents, as a logits processor."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Restricted"]
 
 
 class Restricted(LogitsProcessor):  # type: ignore[misc]
-    """Plain decoding among the tokens of the documents, the question and the item's frame.
+    """Plain decoding, restricted to tokens of the documents, the question and the item's frame.
 
-    The honest control: it needs no memory, and cannot say anything else than what stands there.
+    A fair control for memorizing: it has no memory, and can only use words that are in the documents.
     """
 
     supports_continuous_batching = False
 
     def __init__(self, engine: Engine, item: Item) -> None:
-        # With a space in front too: that is how a word looks inside a sentence.
+        # Also with a leading space, as a word is tokenized inside a sentence.
         said = (*(d.text for d in item.documents), item.question, *item.frame.splitlines(), ".")
         texts = [t for text in said for t in (text, " " + text)]
         allowed = {i for text in texts for i in engine.tokenizer(text, add_special_tokens=False)["input_ids"]}

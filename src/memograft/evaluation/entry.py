@@ -1,4 +1,4 @@
-"""`Entry`: one JSON object of a file of questions, or one row of a set on the hub. Its complaints name the place."""
+"""`Entry`: one JSON object of a file of questions, or one row of a set on the hub. Its errors name the place."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["Entry", "named"]
 
 
 class Entry:
-    """Named fields whose kinds are checked when they are asked for.
+    """Named fields that are checked when they are read.
 
     Args:
-        file: path or hub id that it came from.
-        place: where in that file, e.g. "line 3".
-        fields: what was read there.
-        noun: what an error calls it, "a line" or "a record".
+        file: path or hub id.
+        place: place in that file, e.g. "line 3".
+        fields: the parsed fields.
+        noun: the name of an entry in errors, "a line" or "a record".
 
     Raises:
-        SettingsError: `fields` is no JSON object.
+        SettingsError: `fields` is not a JSON object.
     """
 
     def __init__(self, file: str, place: str, fields: object, noun: str = "a record") -> None:
@@ -31,14 +31,14 @@ class Entry:
         self.fields: Mapping[str, Any] = fields
 
     def has(self, *names: str) -> bool:
-        """Whether all of these fields are there."""
+        """Whether all of these fields exist."""
         return all(name in self.fields for name in names)
 
     def value(self, *names: str) -> Any:
-        """The first of these fields that is there.
+        """The first of these fields that exists.
 
         Raises:
-            SettingsError: none is.
+            SettingsError: none exists.
         """
         for name in names:
             if name in self.fields:
@@ -48,7 +48,7 @@ class Entry:
         self.refuse(f"{self._noun} needs the field {needed}, got {found}", "add it")
 
     def text(self, *names: str, default: str | None = None) -> str:
-        """The first of these fields that is there; not blank unless there is a default.
+        """The first of these fields that exists, as a string. It must not be blank unless there is a default.
 
         Raises:
             SettingsError: there is none, or it is not such a string.
@@ -64,10 +64,10 @@ class Entry:
         return value
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """The first of these fields that is there, a string or a list of strings: without blanks and doubles.
+        """The first of these fields that exists, a string or a list of strings, without blank and repeated ones.
 
         Raises:
-            SettingsError: there is none, or it is neither.
+            SettingsError: there is none, or it has another type.
         """
         value = self.value(*names)
         values = [value] if isinstance(value, str) else value
@@ -76,10 +76,10 @@ class Entry:
         return tuple(dict.fromkeys(v.strip() for v in values if v.strip()))
 
     def inner(self, name: str) -> list[Entry]:
-        """The objects of the list `name`.
+        """The objects in the list `name`.
 
         Raises:
-            SettingsError: it is no list of objects.
+            SettingsError: it is not a list of objects.
         """
         value = self.value(name)
         if not isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ class Entry:
         return [Entry(self.file, f"{self.place}, {name}[{n}]", v, self._noun) for n, v in enumerate(value)]
 
     def refuse(self, rule: str, remedy: str, cause: BaseException | None = None) -> NoReturn:
-        """Say what is wrong, where, and how to mend it."""
+        """Raise a SettingsError with the place, the rule and the remedy."""
         raise SettingsError(f"{self.file}, {self.place}: {rule}; {remedy}") from cause
 
     def _said(self, names: tuple[str, ...]) -> str:
@@ -95,6 +95,6 @@ class Entry:
 
 
 def named(value: object) -> str:
-    """A value as an error shows it: short, and as JSON writes it."""
+    """A value for an error message: as JSON, shortened."""
     said = json.dumps(value, ensure_ascii=False, default=str)
     return said if len(said) <= 60 else said[:57] + "..."

@@ -1,4 +1,4 @@
-"""Files of JSON objects, one a line or in one list, plain or packed with gzip or xz, as records."""
+"""Read records from files of JSON objects, one per line or in a list, optionally compressed with gzip or xz."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PACKED = {".gz": "gzip", ".xz": "xz"}
 
 
 def entries(path: str | Path) -> Iterator[Entry]:
-    """The objects of a .json or .jsonl file, which may also end in .gz or .xz; lines are read as they are needed.
+    """The objects of a .json or .jsonl file, optionally with .gz or .xz. Lines are read when they are needed.
 
-    A .json file holds a list of objects, or one object whose `data` is that list, or an object a line after all.
+    A .json file has a list of objects, an object whose `data` is such a list, or one object per line.
 
     Raises:
-        SettingsError: the file is missing or damaged, or holds something else.
+        SettingsError: the file is missing or damaged, or has another content.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,7 +51,7 @@ def _whole(path: Path, raw: bytes) -> Iterator[Entry]:
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # so the first object is whole and another follows
+        if error.msg == "Extra data":  # a complete object is followed by another
             yield from _lines(path, raw.splitlines(keepends=True))
             return
         _refuse(f"{path}, line {error.lineno}", f"a file must be JSON ({error})", "write it with json.dump", error)

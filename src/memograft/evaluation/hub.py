@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub as entries, through the library `datasets`."""
+"""Read sets of the Hugging Face hub as entries, with the library `datasets`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["from_hub", "is_hub_id"]
 
 _ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<part>\w+))?")
 _FILE = re.compile(r"\.(jsonl?|gz|xz|csv|parquet|txt)$")
-_PARTS = ("validation", "dev", "test", "train")  # the first that there is
+_PARTS = ("validation", "dev", "test", "train")  # the first that exists
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether this can be "owner/name", "owner/name/config", or either with ":part" after it, and is no file's name."""
+    """Whether this can be "owner/name" or "owner/name/config", optionally with ":part", and is not a file name."""
     return _ID.fullmatch(name) is not None and not _FILE.search(name)
 
 
 def from_hub(name: str) -> Iterator[Entry]:
-    """The rows of a set: of the part that is named ("owner/name:train"), else of validation, dev, test or train.
+    """The rows of a set: of the named part ("owner/name:train"), else of validation, dev, test or train.
 
     Raises:
         MissingExtraError: `datasets` is not installed.
@@ -45,7 +45,7 @@ def from_hub(name: str) -> Iterator[Entry]:
         parts = get_dataset_split_names(id, config)
         part = part or next((p for p in _PARTS if p in parts), parts[0])
         rows: Iterable[object] = load_dataset(id, config, split=part)
-    except Exception as error:  # of the hub, the network, the set's files: there is no common class
+    except Exception as error:  # errors of hub, network and files have no common class
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise SettingsError(
             f"{name} must be a file or a set of the hub that can be reached, got {type(error).__name__} ({said}); "

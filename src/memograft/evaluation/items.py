@@ -1,11 +1,11 @@
-"""`Item`: a question whose right answers are known, and the files that hold them. Knows nothing of models.
+"""`Item`: a question with known right answers, and the format of files with such questions.
 
-A file has one JSON object a line (.jsonl, which may be packed: .jsonl.gz, .jsonl.xz):
+A file has one JSON object per line (.jsonl, optionally compressed: .jsonl.gz, .jsonl.xz):
 
     {"question": "...", "documents": ["...", {"text": "...", "id": "...", "metadata": {}}], "answer": "..."}
 
-`answers`, a list of which any counts, may stand for `answer`. Optional strings, which mean what they mean in `Item`:
-`set`, `id`, `belief`, `other`, `frame`, `kind`, `group` and `query`. Other fields are passed over.
+`answers`, a list of which any is right, may replace `answer`. Optional strings, with the same meaning as in `Item`:
+`set`, `id`, `belief`, `other`, `frame`, `kind`, `group` and `query`. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ class Item:
     """One question.
 
     Attributes:
-        id: to find it again; left out of a file, the number of its line.
-        set: the questions it is counted with.
-        question: as the model is asked it.
-        documents: what was retrieved, highest-ranked first.
-        answers: an answer that holds any of these is right.
-        belief: what the model is thought to say by itself, "" if that is not known.
+        id: identifies it; by default the number of its line.
+        set: the set that it is counted with.
+        question: the text that the model is asked.
+        documents: the retrieved documents, highest-ranked first.
+        answers: an answer that contains any of these is right.
+        belief: what the model presumably answers without documents, "" if unknown.
         other: what a lower-ranked document says instead, "" if none does.
-        frame: the words of an answer besides subject and value, one wording a line ("plain, restricted" allows them).
-        kind: right answers are also counted by this, "" for not at all.
-        group: items that share it are no independent evidence (intervals are clustered by it), "" for a group of its
-            own.
-        query: the question's own words where `question` says more; documents are judged by these. None: `question`.
-        task: "qa" (an answer is looked for in the text), "summary" (`answers` are reference summaries), or "choice"
-            (between two candidates that the question names: `answers` is the right one, `belief` the other).
-        protocol: how an answer is read out of the text, a name of `protocol.PROTOCOLS`.
+        frame: the other words of an answer, one wording per line; "plain, restricted" allows them.
+        kind: right answers are also counted per kind; "" for none.
+        group: items of a group are not independent, so intervals are clustered by it; "" for a group of its own.
+        query: the question alone if `question` has more text; documents are judged by it. None: `question`.
+        task: "qa" (the text is searched for an answer), "summary" (`answers` are reference summaries), or "choice"
+            (between two candidates in the question: `answers` is the right one, `belief` the other).
+        protocol: how the answer is extracted from the text, a name of `protocol.PROTOCOLS`.
     """
 
     id: str
@@ -65,7 +64,7 @@ class Item:
 
 
 def world(split: str, n: int | None = None) -> list[Item]:
-    """The bundled questions about what the model "tiny" knows: the first `n` of each set of "test" or "tune".
+    """The bundled questions about facts that the model "tiny" knows: the first `n` of each set of "test" or "tune".
 
     Raises:
         SettingsError: there is no such split.
@@ -77,10 +76,10 @@ def world(split: str, n: int | None = None) -> list[Item]:
 
 
 def read_items(path: str | Path, n: int | None = None) -> list[Item]:
-    """The questions of a file, in its order: all, or the first `n` of each set.
+    """The questions of a file, in order: all, or the first `n` of each set.
 
     Raises:
-        SettingsError: the file is missing, empty or damaged, or a line is not as described above.
+        SettingsError: the file is missing, empty or damaged, or a line does not have the format above.
     """
     items = [own_item(entry) for entry in entries(path)]
     if not items:
@@ -94,10 +93,10 @@ def sets_of(items: Sequence[Item]) -> list[str]:
 
 
 def own_item(entry: Entry) -> Item:
-    """The item of one line as described above.
+    """The item of one line.
 
     Raises:
-        SettingsError: the line is something else.
+        SettingsError: the line does not have the format above.
     """
     return Item(
         id=entry.text("id", default=entry.place.removeprefix("line ")),

@@ -1,4 +1,4 @@
-"""Which questions the model answers by itself: only there has an irrelevant page something to spoil."""
+"""Find the questions that the model answers without documents: only those can show harm from an irrelevant page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["known"]
 
-_PART = 128  # questions that are asked before it is counted how many more are needed
+_PART = 128  # questions per round
 
 
 def known(
@@ -29,10 +29,11 @@ def known(
     ignore_case: bool = False,
     progress: bool = True,
 ) -> tuple[list[Item], int]:
-    """The first `n` items of one set that the model knows, all if None; and how many it was asked that it does not.
+    """The first `n` (or all) items of one set that the model knows, and the number of asked items that it does not
+    know.
 
-    It knows an item if it says, asked without documents, one of its answers; where the documents contradict what the
-    model is thought to say, the item's belief. What it says is kept in `folder` as `runner.run` does.
+    The model knows an item if its answer without documents contains one of the item's answers; or the item's belief, if
+    the documents contradict that. Answers are stored in `folder` as by `runner.run`.
 
     Raises:
         SettingsError: there are no items.

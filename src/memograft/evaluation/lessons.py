@@ -1,7 +1,6 @@
-"""`Lessons`: what methods take from worked examples of the tuning split: earlier turns to show, and a datastore.
+"""`Lessons`: worked examples of the tuning split, shown as earlier turns or learned into a datastore.
 
-Nothing that is asked is taught: examples of a question that is asked are left out of both, and no turn shows a page
-that stands in the prompt.
+Examples about the same thing as an asked question are left out of both, and no turn shows a page of the prompt.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Lessons"]
 
-_LEARNED = 256  # examples of a datastore; more would take longer to read than most sets to answer
+_LEARNED = 256  # examples of a datastore; more would take longer than answering most sets
 
 
 class Lessons:
     """Worked examples for a run.
 
     Args:
-        engine: whose model reads those of the datastore.
-        examples: items of the tuning split, of any number of sets; there may be none.
+        engine: its model builds the datastore.
+        examples: items of the tuning split, of any number of sets; may be empty.
         asked: the items of the run.
 
     Attributes:
-        examples: those that teach nothing of what is asked.
+        examples: those that are not about the same thing as an asked item.
     """
 
     def __init__(self, engine: Engine, examples: Sequence[Item], asked: Sequence[Item]) -> None:
@@ -44,14 +43,14 @@ class Lessons:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal; other examples have another."""
+        """Hexadecimal digest of the examples."""
         said = json.dumps([asdict(example) for example in self.examples])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
     def turns(self, item: Item, count: int) -> list[dict[str, str]]:
-        """The first `count` examples, each about something else, as a user's and an assistant's message each.
+        """The first `count` examples about different things, as a user and an assistant message each.
 
-        Those of the item's own set come first. There are fewer messages where there are too few examples.
+        Examples of the item's own set come first. There are fewer messages if there are too few examples.
         """
         pages = {d.text for d in item.documents}
         fit = [e for e in self.examples if e.task == item.task and not pages & {d.text for d in e.documents}]
@@ -62,7 +61,7 @@ class Lessons:
 
     @cached_property
     def datastore(self) -> Datastore:
-        """Of documents, question and answer of the first examples of each set, as many of each; built when asked for.
+        """A datastore of (documents, question, answer) of the first examples, equally many per set. Built on first use.
 
         Examples that do not fit the model's window are left out.
         """
@@ -74,7 +73,7 @@ class Lessons:
         return Datastore.build(self._engine, learned, progress=False)
 
     def close(self) -> None:
-        """Give the datastore's folder back."""
+        """Delete the datastore."""
         if "datastore" in self.__dict__:
             self.datastore.close()
 
@@ -89,7 +88,7 @@ _ENDS = 8  # tokens that a template may put after an answer
 
 
 def _about(item: Item) -> str:
-    """What examples and questions share that are about the same."""
+    """A key that is equal for items about the same thing."""
     return item.group or item.query or item.question
 
 
@@ -100,7 +99,7 @@ def _turn(example: Item) -> list[dict[str, str]]:
 
 
 def _answer(example: Item) -> str:
-    """The example's answer in the form that its protocol reads."""
+    """The example's answer in a form that its protocol can extract."""
     answer = example.answers[0]
     formed = protocol_of(example.protocol).extract(answer, example.task) is not None
     return answer if formed else f"The answer is: {answer}"

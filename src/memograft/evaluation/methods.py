@@ -1,6 +1,6 @@
-"""The ways to answer that are compared. `METHODS` is the list: a new way is one line of it.
+"""The compared methods of answering, in `METHODS`; a new method is one line there.
 
-Importing this loads no torch, so that the command line can name the methods at once.
+Importing this does not import torch, so that the command line can list the methods quickly.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["METHODS", "Method", "from_settings"]
 
 @dataclass(frozen=True)
 class Method:
-    """One way to answer a question.
+    """One method of answering a question.
 
     Attributes:
-        documents: whether the item's documents stand in the prompt.
-        instruction: stands before the question.
-        shots: worked examples of the tuning split that are shown as earlier turns.
-        datastore: whether a datastore of the tuning split steers the answer (`Rtd` with its defaults).
-        memory: makes the settings they are memorized with; None memorizes nothing.
-        memorizes: the item's "own" documents, or those of "another" item while its own stand in the prompt.
+        documents: whether the item's documents are in the prompt.
+        instruction: text before the question.
+        shots: number of worked examples of the tuning split that are shown as earlier turns.
+        datastore: whether a datastore of the tuning split is used (`Rtd` with its defaults).
+        memory: makes the settings of memorizing; None does not memorize.
+        memorizes: the item's "own" documents, or those of "another" item while its own are in the prompt.
         processor: (engine, item, **options) -> a logits processor for this request; None for none.
         options: of the processor.
     """
@@ -49,14 +49,14 @@ class Method:
 
     @property
     def needs_examples(self) -> bool:
-        """Whether it cannot ask without worked examples."""
+        """Whether it requires worked examples."""
         return self.shots > 0 or self.datastore
 
     def check(self, items: Sequence[Item], lessons: Lessons) -> None:
-        """Say now, and not in the middle of a run, that these items, of one set, cannot be asked this way.
+        """Check before a run that these items, of one set, can be asked with this method.
 
         Raises:
-            SettingsError: examples are wanted, or another item's documents, and there are none.
+            SettingsError: it needs examples or another item's documents, and there are none.
         """
         if self.needs_examples and not lessons.examples:
             raise SettingsError(
@@ -68,15 +68,15 @@ class Method:
                 _unrelated(items, n)
 
     def prepare(self, lessons: Lessons) -> None:
-        """Make what all its requests share, so that none of them is timed with it."""
+        """Build what all requests share, so that it is not included in their times."""
         if self.datastore:
             _ = lessons.datastore
 
     def request(self, engine: Engine, items: Sequence[Item], n: int, sampling: Sampling, lessons: Lessons) -> Request:
-        """The request that asks `items[n]` this way; `items` is its whole set.
+        """The request for `items[n]`; `items` is the whole set.
 
         Raises:
-            SettingsError: another item's documents are wanted, and there are none.
+            SettingsError: it needs another item's documents, and there are none.
             PromptTooLongError: those do not fit the model's window.
         """
         item, memory = items[n], self.memory() if self.memory else None
@@ -92,7 +92,7 @@ class Method:
         )
 
     def settings(self) -> dict[str, object]:
-        """All that decides what it does, as JSON values; defaults are spelled out."""
+        """Everything that determines the method, including defaults, as JSON values."""
         return {
             "documents": self.documents,
             "instruction": self.instruction,
@@ -106,14 +106,14 @@ class Method:
 
 
 def from_settings(text: str) -> Method:
-    """Memorizing with FastMem's defaults but for what `text` says, e.g. "steps=4, learning_rate=1e-2, gate=support".
+    """A method that memorizes with settings from a text, e.g. "steps=4, learning_rate=1e-2, gate=support".
 
-    With "paper" as the first word the paper's recipe stands in for the defaults. A .json file, or a folder, is read by
-    `FastMem.load`.
+    Other settings have FastMem's defaults, or the paper's values if the first word is "paper". A .json file, or a
+    folder, is read by `FastMem.load`.
 
     Raises:
-        SettingsError: a part of it is no setting of FastMem, or has a value that can never work; or the file is missing
-            or damaged.
+        SettingsError: a name is not a setting of FastMem, a value is out of its range, or the file is missing or
+            damaged.
     """
     if text and (text.endswith(".json") or Path(text).is_dir()):
         loaded = memograft.FastMem.load(text)
@@ -136,7 +136,7 @@ def from_settings(text: str) -> Method:
 
 
 def _value(text: str) -> Any:
-    """A number, a tuple, True, False or None as Python writes it; anything else is a word."""
+    """Parse a Python number, tuple, True, False or None; anything else stays a string."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

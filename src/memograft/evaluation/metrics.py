@@ -1,4 +1,4 @@
-"""From records to numbers: accuracies with their intervals, differences to other methods, and the tables."""
+"""Compute results from records: accuracies with intervals, differences to other methods, and tables."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from memograft.evaluation.scores import normalised, says
 
 __all__ = ["details", "difference", "interval", "main_measure", "summary", "table"]
 
-ROUNDS = 10_000  # of the bootstrap
-_MOST = 4_000_000  # draws held in memory at a time
+ROUNDS = 10_000  # bootstrap rounds
+_MOST = 4_000_000  # draws in memory at a time
 
 Rows = Sequence[Record]
-Numbers = dict[str, Any]  # JSON values of a method on a set, by the names that `summary` lists
+Numbers = dict[str, Any]  # JSON values of a method on a set; see `summary`
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = None) -> list[float]:
-    """The 95% bootstrap interval [low, high] of the mean of values (n,); drawn from seed 0.
+    """The 95% bootstrap interval [low, high] of the mean of values (n,), with seed 0.
 
-    Whole groups are drawn, where values of one are not independent: `groups` names that of each value (n,). None is
-    the plain bootstrap, in which each value is a group.
+    `groups` names the group of each value (n,). Whole groups are drawn, because values of one group are not
+    independent. None is the plain bootstrap, in which each value is a group.
     """
     codes: dict[Hashable, int] = {}
     of_value = [codes.setdefault(group, len(codes)) for group in (range(len(values)) if groups is None else groups)]
@@ -40,10 +40,10 @@ def interval(values: NDArray[np.float64], groups: Sequence[Hashable] | None = No
 
 
 def difference(rows: Rows, others: Rows, measure: Measure = "right") -> Numbers:
-    """Mean of `measure` in `rows` minus that in `others` on the same questions, with the paired difference's interval.
+    """Mean of `measure` in `rows` minus that in `others` for the same questions, with the paired difference's interval.
 
     Raises:
-        SettingsError: they are not about the same questions.
+        SettingsError: the questions differ.
     """
     if [row["id"] for row in rows] != [row["id"] for row in others]:
         raise SettingsError(
@@ -55,7 +55,7 @@ def difference(rows: Rows, others: Rows, measure: Measure = "right") -> Numbers:
 
 
 def main_measure(cell: Numbers) -> str:
-    """What a cell of the summary is judged by: "rouge_l" for summaries, else "accuracy"."""
+    """The main measure of a cell: "rouge_l" for summaries, else "accuracy"."""
     return "rouge_l" if "rouge_l" in cell else "accuracy"
 
 
@@ -63,19 +63,19 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
     """method -> set -> its numbers, as JSON values.
 
     Every cell has:
-    - `n`; `accuracy` (share of `right`) or, for summaries, `rouge_l` (mean), with its `interval`;
-    - `clean` (right, ended and not repeating), `hit` (as FastMem's paper counts), `em` and `f1` where there are answers
-      to be right about;
-    - `malformed`, `unfinished` and `repeating` (shares), `new_tokens` and `recited` words (means), `failed`, `seconds`,
-      and `timings` (mean seconds of a batch);
-    - `belief` and `other` (shares), and `memorization_ratio`: of the answers that say the belief or a right answer and
-      not both, the share that say the belief;
-    - means of the memory's numbers, `skipped` (nothing was memorized) and `rolled_back` (both counts), and the accuracy
-      by kind, where records have them.
-    With plain: the paired difference to it as `minus_plain` and `minus_plain_interval` (of `clean` as
-    `clean_minus_plain`, likewise), `won` and `lost` (right here and wrong there, and the reverse) and
-    `kept_of_plain`, the share of plain's right answers that are right here. With "no document": `belief_kept`, the
-    share of its wrong answers that are said here again. With `against`: the paired difference to each under `minus`.
+    - `n`; `accuracy` (fraction of `right`) or, for summaries, `rouge_l` (mean), with its `interval`;
+    - `clean` (right, ended and not repeating), `hit` (as in FastMem's paper), `em` and `f1`, except for summaries;
+    - `malformed`, `unfinished` and `repeating` (fractions), `new_tokens` and `recited` words (means), `failed`,
+      `seconds`, and `timings` (mean seconds of a batch);
+    - `belief` and `other` (fractions), and `memorization_ratio`: of the answers with either the belief or a right
+    answer,
+      the fraction with the belief;
+    - means of the memory's numbers, `skipped` (nothing was memorized) and `rolled_back` (counts), and the accuracy by
+      kind, if records have them.
+    If "plain" was run: the paired difference to it as `minus_plain` and `minus_plain_interval` (for `clean` as
+    `clean_minus_plain` and its interval), `won` and `lost` (right only here, right only there), and `kept_of_plain`,
+    the fraction of plain's right answers that are right here. If "no document" was run: `belief_kept`, the fraction of
+    its wrong answers that are repeated here. With `against`: the paired difference to each of these under `minus`.
     """
     plain, closed = records.get("plain"), records.get("no document")
     return {
@@ -93,7 +93,7 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
 def table(results: Mapping[str, Mapping[str, Numbers]], clean: bool = False) -> str:
     """The summary in Markdown: accuracy or ROUGE-L, and in brackets the difference to plain with its interval.
 
-    With `clean` the share of clean answers stands in for accuracy.
+    With `clean`, the fraction of clean answers replaces accuracy.
     """
     sets = list(next(iter(results.values())))
     lines = ["| method | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
@@ -118,7 +118,7 @@ _DETAILS = {
 
 
 def details(results: Mapping[str, Mapping[str, Numbers]], name: str) -> list[list[str]]:
-    """What accuracy alone does not show of one set: a heading row, then one row per method; "" where there is none."""
+    """Further numbers of one set: a heading row, then one row per method; "" for missing values."""
     cells = {method: by_set[name] for method, by_set in results.items()}
     columns = [c for c in _DETAILS if any(cell.get(c) is not None for cell in cells.values())]
     rows = [
@@ -158,7 +158,7 @@ def _cell(rows: Rows) -> Numbers:
 
 
 def _memory(rows: Rows) -> Numbers:
-    """Of the records that tell of a memory."""
+    """Numbers of the records that have a memory."""
     if not rows:
         return {}
     return {
@@ -193,12 +193,12 @@ def _to_plain(rows: Rows, plain: Rows) -> Numbers:
 
 
 def _beliefs(rows: Rows, closed: Rows) -> Numbers:
-    """Of the questions that the model answers wrong without documents: how often it says that answer again here."""
+    """Of the questions that the model answers wrong without documents: how often it repeats that answer here."""
     return {"belief_kept": _mean(_says_again(row, c) for row, c in zip(rows, closed, strict=True) if not c["right"])}
 
 
 def _says_again(row: Record, closed: Record) -> bool:
-    """By the item's belief if that is what was said without documents, else by the whole answer as SQuAD compares."""
+    """By the item's belief if it was the answer without documents, else by the whole answers, normalised."""
     return bool(row["belief"]) if closed["belief"] else says(normalised(_text(row)), normalised(_text(closed)))
 
 
@@ -215,7 +215,7 @@ def _values(rows: Rows, measure: Measure) -> NDArray[np.float64]:
 
 
 def _groups(rows: Rows) -> list[Hashable]:
-    """Of each record: those of one question belong together, one that names no group stands alone."""
+    """The group of each record. Records without a group have one of their own."""
     return [row.get("group") or n for n, row in enumerate(rows)]
 
 

@@ -1,6 +1,6 @@
-"""The frontier: what a way to answer gains where documents contradict the model, against what it costs elsewhere.
+"""Plot the gain of each method where documents contradict the model, against its loss on other sets.
 
-Needs matplotlib, which is imported when a picture is drawn.
+Needs matplotlib, which is imported when a plot is drawn.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["COSTS", "GAIN", "Dot", "check", "dots", "draw"]
 
 GAIN, COSTS = "contradicts", ("agrees", "unseen", "elsewhere", "beside", "irrelevant")
-_UNDRAWN = {"plain", "no document"}  # the origin, and what uses no document at all
-_OUTSIDE = 12.0  # points of loss beyond which a dot would squeeze all others into a corner
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart; shapes say it a second time.
+_UNDRAWN = {"plain", "no document"}  # the origin, and the method without documents
+_OUTSIDE = 12.0  # points of loss beyond which a dot is drawn at the edge, so that the others are not squeezed together
+# Okabe and Ito's colours, which are safe for colour-blind readers; the shapes differ too.
 _STYLES = {"others": ("#6B6B6B", "D", 44), "ours": ("#0072B2", "o", 62), "default": ("#D55E00", "*", 300)}
 _LABELS = {"others": "other ways", "ours": "memorized, other settings", "default": "memorized, the default"}
 
@@ -32,13 +32,13 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 @dataclass(frozen=True)
 class Dot:
-    """One way to answer, in points of accuracy against plain answering on the same questions.
+    """One method, in points of accuracy relative to plain answering of the same questions.
 
     Attributes:
         name: the method.
         style: "default", "ours" (other settings of FastMem) or "others".
-        gain: on the set that contradicts; `gain_interval` its 95% interval (low, high).
-        loss: on that of the other sets where it lost most; `loss_interval` likewise.
+        gain: on the set that contradicts; `gain_interval` is its 95% interval (low, high).
+        loss: on the other set with the largest loss; `loss_interval` likewise.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Dot:
 
 
 def check(methods: Collection[str], sets: Collection[str], path: Path) -> None:
-    """Say now, and not after a long run, that the picture of these methods and sets cannot be drawn.
+    """Check before a run that these methods and sets can be plotted.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        SettingsError: the file is not to be a PNG, or the sets it compares, or "plain", are missing.
+        SettingsError: the file is not a PNG, or the sets it compares, or "plain", are missing.
     """
     if path.suffix.lower() != ".png":
         raise SettingsError(f"a picture must be a .png file, got {path.name!r}; rename it")
@@ -72,12 +72,12 @@ def check(methods: Collection[str], sets: Collection[str], path: Path) -> None:
 
 
 def dots(results: Mapping[str, Mapping[str, Numbers]], ours: Sequence[str], default: str = "memorized") -> list[Dot]:
-    """A dot for each method of `metrics.summary` but "plain", which is the origin, and "no document"; see `check`.
+    """A dot for each method of `metrics.summary`, except "plain", which is the origin, and "no document"; see `check`.
 
     Args:
         results: the summary.
-        ours: methods that are settings of ours.
-        default: the method that is highlighted.
+        ours: methods that are settings of FastMem.
+        default: the highlighted method.
     """
     found = []
     for name, cells in results.items():
@@ -93,9 +93,9 @@ def dots(results: Mapping[str, Mapping[str, Numbers]], ours: Sequence[str], defa
 
 
 def draw(found: Sequence[Dot], path: str | Path, title: str, costs: Sequence[str] = COSTS) -> Path:
-    """Draw the dots into a PNG of 1600 by 1120 pixels; a dot far off the right edge stands on it, with its number.
+    """Draw a PNG of 1600 by 1120 pixels. A dot beyond the right edge is drawn on it, with its value.
 
-    `costs` are the sets that the losses were looked for in.
+    `costs` are the sets that losses were taken from.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def _x(dot: Dot, right: float) -> float:
 
 
 def _lines(dot: Dot, right: float) -> list[Box]:
-    """The intervals of a dot as (x0, y0, x1, y1), cut off where the picture ends."""
+    """The intervals of a dot as (x0, y0, x1, y1), clipped to the plot."""
     x = _x(dot, right)
     upright = (x, dot.gain_interval[0], x, dot.gain_interval[1])
     level = (dot.loss_interval[0], dot.gain, min(dot.loss_interval[1], right), dot.gain)
@@ -151,7 +151,7 @@ def _bars(axes: Axes, dot: Dot, right: float, colour: str) -> None:
 
 
 def _frame(axes: Axes, figure: Figure, found: Sequence[Dot], right: float, title: str) -> None:
-    """Axes, words and lines around the dots."""
+    """Draw axes, texts and lines around the dots."""
     left = min([0.0, *(dot.loss_interval[0] for dot in found if not _outside(dot))])
     low, high = min([0.0, *(d.gain_interval[0] for d in found)]), max(d.gain_interval[1] for d in found)
     room = max(high - low, 4.0)
@@ -171,7 +171,7 @@ def _frame(axes: Axes, figure: Figure, found: Sequence[Dot], right: float, title
 
 
 def _label(axes: Any, renderer: Any, found: Sequence[Dot], right: float) -> None:
-    """Name every dot beside it, where no other name and no dot is; further away, with a line, if it must be."""
+    """Write every dot's name beside it without overlaps; if necessary farther away, with a line."""
     from matplotlib.patheffects import withStroke
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -179,13 +179,13 @@ def _label(axes: Any, renderer: Any, found: Sequence[Dot], right: float) -> None
         return float(across), float(up)
 
     spots = [(place(_x(dot, right), dot.gain), dot) for dot in found]
-    reach = 0.09 * renderer.dpi  # pixels that a dot takes up on each side
+    reach = 0.09 * renderer.dpi  # radius of a dot in pixels
     taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in [place(0, 0), *(s for s, _ in spots)]]
     taken.append(tuple(axes.get_legend().get_window_extent(renderer).extents))
     bars = [(*place(x0, y0), *place(x1, y1)) for dot in found for x0, y0, x1, y1 in _lines(dot, right)]
     thick = [(x0 - 1, y0 - 1, x1 + 1, y1 + 1) for x0, y0, x1, y1 in bars]
     inside = tuple(axes.get_window_extent(renderer).extents)
-    # The default first, since it is what the picture is about, then from the top down.
+    # The default first, because it is the most important one, then from top to bottom.
     for spot, dot in sorted(spots, key=lambda s: (s[1].style != "default", -s[1].gain)):
         bold = dot.style == "default"
         text = axes.annotate(
@@ -208,7 +208,7 @@ def _label(axes: Any, renderer: Any, found: Sequence[Dot], right: float) -> None
         for distance in (0, 14, 28, 44, 62, 84, 110, 140, 180, 230):
             for n, box in enumerate(_boxes(spot, size.width, size.height, reach + distance)):
                 outside = size.width * size.height - _shared(box, [inside])
-                # Never over a name or a dot if it can be helped; rather a little further away than across an interval.
+                # Overlaps with names and dots cost most; a larger distance is better than crossing an interval.
                 cost = 100 * (_shared(box, taken) + outside) + 0.05 * _shared(box, thick) + 1.5 * distance + n
                 if cost < best:
                     best, near, chosen = cost, distance == 0, box
@@ -218,7 +218,7 @@ def _label(axes: Any, renderer: Any, found: Sequence[Dot], right: float) -> None
 
 
 def _boxes(spot: tuple[float, float], width: float, height: float, away: float) -> list[Box]:
-    """Places for a text beside a dot: right, left, the four corners, above and below."""
+    """Positions for a text beside a dot: right, left, the four corners, above and below."""
     x, y = spot
     across = {1: x + away, 0: x - width / 2, -1: x - away - width}
     up = {1: y + away, 0: y - height / 2, -1: y - away - height}
@@ -227,6 +227,6 @@ def _boxes(spot: tuple[float, float], width: float, height: float, away: float) 
 
 
 def _shared(box: Box, others: Sequence[Box]) -> float:
-    """Square pixels that the box shares with others."""
+    """Area in square pixels that the box shares with others."""
     x0, y0, x1, y1 = box
     return sum(max(0.0, min(x1, b[2]) - max(x0, b[0])) * max(0.0, min(y1, b[3]) - max(y0, b[1])) for b in others)

@@ -1,9 +1,9 @@
-"""`Protocol`: how a question is put to the model and how an answer is read out of what it says.
+"""`Protocol`: how the model is asked a question, and how its answer is extracted from the text.
 
-"plain" asks the bare question and reads the whole text. "paper" is FastMem's (arXiv 2406.16069): the model is told to
-answer in the form "The answer is: ...", and what does not hold these words is a failure of the output structure, which
-counts as wrong. Two things stay ours: documents stand where every method puts them, and what is memorized, and how, is
-said by the method, of which the paper's recipe is one.
+"plain" asks the question alone and uses the whole text. "paper" is FastMem's protocol (arXiv 2406.16069): the model is
+told to answer in the form "The answer is: ...", and an answer without these words is malformed and counts as wrong. Two
+things differ from the paper: documents are where all methods have them, and the method, not the protocol, decides what
+is memorized and how.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ _MARK = re.compile(r"the answer is:\s*", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to ask and to read answers.
+    """How to ask, and how to extract answers.
 
     Attributes:
-        name: what `Item.protocol` and `--protocol` call it.
-        before: what the model is told before the question, by the item's task.
-        new_tokens: of an answer at most, by the item's task.
-        read: by the item's task, finds the answer in a text, or None where its form is wrong; tasks that are not named
-            take the whole text.
+        name: value of `Item.protocol` and `--protocol`.
+        before: text before the question, by task.
+        new_tokens: maximum length of an answer, by task.
+        read: extracts the answer from a text, or None if its form is wrong; by task. Other tasks use the whole text.
     """
 
     name: str
@@ -47,20 +46,20 @@ class Protocol:
     read: Mapping[str, Callable[[str], str | None]]
 
     def wrap(self, question: str, task: Task = "qa") -> str:
-        """The question as the model is asked it; it holds the question as it is."""
+        """The question as the model is asked it; it contains the original question."""
         return self.before.get(task, "") + question
 
     def extract(self, text: str, task: Task = "qa") -> str | None:
-        """The answer in what the model said; None if it is not in the form that was asked for."""
+        """The answer in the model's text; None if it does not have the required form."""
         return self.read[task](text) if task in self.read else text
 
     def max_new_tokens(self, task: Task = "qa") -> int:
-        """How long an answer may be."""
+        """Maximum length of an answer."""
         return self.new_tokens[task]
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol of that name.
+    """The protocol with that name.
 
     Raises:
         SettingsError: there is none.
@@ -71,7 +70,7 @@ def protocol_of(name: str) -> Protocol:
 
 
 def _after_mark(text: str) -> str | None:
-    """What follows the last "The answer is:"."""
+    """The text after the last "The answer is:"."""
     said = _MARK.split(text)
     return said[-1].strip() if len(said) > 1 else None
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, commit, device. Whatever is measured is printed with it."""
+"""The environment of a measurement: versions, commit, device. It is printed with all results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["commit", "provenance", "versions"]
 
 
 def provenance(device: torch.device) -> dict[str, object]:
-    """All of it as JSON values."""
+    """The environment as JSON values."""
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     return {
         "commit": commit(),
@@ -28,14 +28,14 @@ def provenance(device: torch.device) -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the answers."""
+    """Versions of the libraries that compute the answers."""
     return {m.__name__: str(m.__version__) for m in (memograft, torch, transformers, peft)}
 
 
 def commit() -> str:
-    """Of the checkout that Memograft runs from; "unknown" where it is installed, or there is no git."""
+    """The commit of Memograft's checkout; "unknown" if it is installed, or without git."""
     root = Path(memograft.__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # else git would find the repository that a virtual environment lies in
+    if not (root / ".git").exists():  # git would otherwise find a repository around the virtual environment
         return "unknown"
     command = ["git", "describe", "--always", "--dirty"]
     try:

@@ -1,4 +1,4 @@
-"""`record`: all that is kept of one answer. The table, the picture and the report are made from records alone."""
+"""`record`: everything that is stored about one answer. Tables, plots and reports are made from records only."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "record"]
 
-VERSION = 2  # of what a record holds; records of another version are asked again
+VERSION = 2  # version of the fields; questions with records of another version are asked again
 
 
 def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record:
-    """The record of an answer to the item, or of the error in its place, which is scored as an empty answer.
+    """The record of an answer to the item, or of an error, which is scored as an empty answer.
 
-    What the item's protocol reads out of the text is held against the answers: `right` (it says one of them; of a
-    choice, and not the other), `hit` (a normalised answer stands in the normalised text, as FastMem's paper counts),
-    `em` and `f1` (SQuAD's), `rouge_l` (of summaries only), `belief` and `other` (it says the item's); `formed` is
-    whether anything could be read. Of the whole text: `new_tokens`, `chars`, `finish_reason` (None for an error),
-    `repeats` and `recites` (words). `clean` is right, ended by itself and not repeating.
+    The answer that the item's protocol extracts is compared with the item: `right` (it contains one of the answers; for
+    a choice, not the other candidate), `hit` (the normalised text contains a normalised answer, as in FastMem's paper),
+    `em` and `f1` (SQuAD's), `rouge_l` (only for summaries), `belief` and `other` (it contains the item's); `formed` is
+    whether an answer could be extracted. About the whole text: `new_tokens`, `chars`, `finish_reason` (None for an
+    error), `repeats` and `recites` (words). `clean` means right, ended by itself and not repeating.
 
-    Always: `id`, `kind` and `group`. `text`, and `timings` in seconds of the whole batch that it ran in; or `error`.
-    With a memory: `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`,
-    `reason`, `memorized` (how many documents), `relevance` (of each document) and `disagree` (whether the report says
-    that some do).
+    Always: `id`, `kind` and `group`; `text` and `timings` (seconds of the whole batch), or `error`. With a memory:
+    `loss_before`, `loss_after`, `kl` (nats per token, None if not finite), `steps`, `rolled_back`, `reason`,
+    `memorized` (number of documents), `relevance` (of each document) and `disagree` (whether any documents disagree).
     """
     answer = None if isinstance(outcome, Exception) else outcome
     text = answer.text if answer else ""
@@ -56,7 +55,7 @@ def record(item: Item, outcome: Answer | Exception, ignore_case: bool) -> Record
 
 
 def _judged(item: Item, text: str, ignore_case: bool) -> Record:
-    """What the text says, held against what the item says."""
+    """Compare the text with the item."""
     read = protocol_of(item.protocol).extract(text, item.task)
     said = read or ""
     belief = scores.says(said, item.belief, ignore_case)

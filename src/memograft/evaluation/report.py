@@ -1,6 +1,6 @@
-"""The evaluation as a page of HTML: the table, what accuracy hides, each interval drawn, and answers to read.
+"""The evaluation as an HTML page: the table, further numbers, plots of all intervals, and answers to read.
 
-Made from the summary, the records and the items alone; one file that loads nothing and runs no script.
+It is one file without scripts and external resources, made from summary, records and items.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from memograft.page import template
 
 __all__ = ["SHOWN", "Bar", "Part", "Shown", "page", "write"]
 
-SHOWN = 20  # answers of each method
-_TEXT = 1500  # characters of a document
-_WIDTH, _EDGE = 200, 10  # of a drawn interval, in pixels, and what stays free on each side
+SHOWN = 20  # answers shown per method
+_TEXT = 1500  # characters shown of a document
+_WIDTH, _EDGE = 200, 10  # width of an interval's plot and its margins, in pixels
 
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval as it is drawn: a line from `low` to `high` and a dot at `dot`, in pixels, and that in words."""
+    """A plotted interval: a line from `low` to `high` and a dot at `dot`, in pixels, and the same as text."""
 
     low: float
     dot: float
@@ -37,7 +37,7 @@ class Bar:
 class Part:
     """One set: a heading row, a row per method, and the intervals by method on one scale.
 
-    `zero` is where no difference lies, in pixels, None where accuracies are drawn; `scale` says where both ends lie.
+    `zero` is the position of no difference in pixels, or None if accuracies are plotted; `scale` labels both ends.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Shown:
-    """One answer, with what is to be seen beside it.
+    """One answer for display.
 
-    `right` is None where that cannot be said; `plain` is None where plain was not asked, or is the method itself.
+    `right` is None for summaries. `plain` is None if plain was not asked, or is the method itself.
     """
 
     item: Item
@@ -71,11 +71,11 @@ def write(
     items: Sequence[Item],
     about: Mapping[str, object],
 ) -> None:
-    """Write the page, whole or not at all; the arguments are those of `page`.
+    """Write the page atomically. For the arguments see `page`.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
-        SettingsError: it cannot be written there.
+        SettingsError: it cannot be written.
     """
     template.write(Path(path), page(results, records, items, about))
 
@@ -86,14 +86,14 @@ def page(
     items: Sequence[Item],
     about: Mapping[str, object],
 ) -> str:
-    """The page as text.
+    """The page as HTML.
 
     Args:
         results: `metrics.summary` of the records.
         records: of `runner.run`.
         items: the questions of the run.
-        about: JSON values that say where the numbers come from; "model" and "questions" make the title, and "results"
-            is passed over.
+        about: JSON values about the origin of the numbers. "model" and "questions" form the title; "results" is
+            ignored.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -137,7 +137,7 @@ def _part(results: Mapping[str, Mapping[str, Numbers]], name: str) -> Part:
 
 
 def _interval(cell: Numbers, paired: bool) -> tuple[float, float, float]:
-    """(low, middle, high): of the difference to plain, where plain was asked."""
+    """(low, middle, high) of the difference to plain, or of the main measure without plain."""
     low, high = cell["minus_plain_interval" if paired else "interval"]
     return low, cell["minus_plain" if paired else main_measure(cell)], high
 
@@ -145,10 +145,11 @@ def _interval(cell: Numbers, paired: bool) -> tuple[float, float, float]:
 def _shown(
     method: str, records: Mapping[str, Mapping[str, Sequence[Record]]], items: Sequence[Item]
 ) -> Iterator[Shown]:
-    """Some answers of a method, in the order of the questions.
+    """A selection of a method's answers, in the order of the questions.
 
-    Taken in turns from each set, and in each from those that plain had right and this has wrong, the reverse, those
-    that failed, repeat or do not end, and the rest.
+    They are taken in turns from each set, and in each set from: right only for plain, right only here; failed,
+        repeating
+    or not ended; and the rest.
     """
     kinds: list[list[int]] = []
     made: list[Shown] = []

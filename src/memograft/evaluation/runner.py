@@ -1,4 +1,4 @@
-"""Asks every question in every way. What is done is kept in a folder: an interrupted run goes on where it stopped."""
+"""Ask all questions with all methods. Results are stored in a folder, from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def run(
 ) -> Records:
     """One record per method and question, in the order of the questions.
 
-    A record is what `records.record` says, with `seconds` (its share of its batch) and `commit`. A request that failed
-    is wrong.
+    See `records.record`; added are `seconds` (the question's part of its batch) and `commit`. Failed requests are
+    wrong.
 
     Args:
         engine: the model.
-        methods: the ways to ask, by name.
+        methods: the methods by name.
         items: the questions, of any number of sets.
-        folder: keeps what is done, and is made if need be. Cells are found again only if nothing that decides the
-            answers has changed: the model, the questions, the settings, the versions.
-        examples: worked examples, of the tuning split; few-shot and RTD need them.
-        max_new_tokens: of an answer.
-        ignore_case: whether "paris" says "Paris".
+        folder: stores the results; created if it does not exist. Stored cells are used only if everything that
+            determines the answers is the same: the model, the questions, the settings, the versions.
+        examples: worked examples of the tuning split; few-shot and RTD need them.
+        max_new_tokens: maximum length of an answer.
+        ignore_case: whether "paris" counts as "Paris".
         progress: show a bar.
 
     Raises:
         SettingsError: there are no questions or methods, or a method cannot ask these questions.
-        UnsupportedModelError: the model cannot have a memory that a method asks for.
+        UnsupportedModelError: the model does not support a method's memory.
     """
     if not items or not methods:
         raise SettingsError(f"a run needs questions and methods, got {len(items)} and {len(methods)}; pass both")
@@ -73,14 +73,14 @@ def run(
         "versions": versions(),
         "records": VERSION,
     }
-    # Prompts of one length share a batch without padding; the records are put back into the order of the questions.
+    # Prompts of similar length share a batch, for less padding. The records are sorted back at the end.
     by_set = [sorted((item for item in items if item.set == name), key=_length) for name in sets_of(items)]
     place = {id(item): n for n, item in enumerate(items)}
     with closing(Lessons(engine, examples, items)) as lessons:
         cells = []
         for name, method in methods.items():
             taught = {"examples": lessons.digest} if method.needs_examples else {}
-            auto = {"defaults": asdict(engine.defaults)} if method.memory else {}  # the model says what "auto" is
+            auto = {"defaults": asdict(engine.defaults)} if method.memory else {}  # "auto" depends on the model
             about = shared | taught | auto | {"settings": method.settings()}
             for questions in by_set:
                 method.check(questions, lessons)
@@ -104,7 +104,7 @@ def _length(item: Item) -> int:
 
 
 def _fill(cell: Cell, bar: tqdm[NoReturn], at: str, ask: Callable[[range], list[Record]]) -> None:
-    """Ask what the cell lacks, batch after batch; `at` is the commit."""
+    """Ask the missing questions of a cell, batch after batch; `at` is the commit."""
     kept = len(cell.records)
     cell.resume(BATCH)
     bar.update(len(cell.records) - kept)
@@ -131,7 +131,7 @@ def _ask(
     for n in part:
         try:
             requests[n] = method.request(engine, items, n, sampling, lessons)
-        except PromptTooLongError as error:  # of what it memorizes; that of the prompt comes with the answers
+        except PromptTooLongError as error:  # raised by memorizing; a too long prompt fails in answer_batch
             outcomes[n] = error
     answers = engine.answer_batch(list(requests.values()), return_exceptions=True) if requests else []
     outcomes |= dict(zip(requests, answers, strict=True))

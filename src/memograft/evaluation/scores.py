@@ -1,7 +1,8 @@
-"""What one answer is worth, in numbers: whether it says the value, and whether it goes wrong in ways that this misses.
+"""Score one answer: whether it contains the value, and problems that this does not show.
 
-A model that loops or recites its document says the value as well; so each answer is also held against the whole gold
-answer (`exact_match`, `f1`, `rouge_l`) and looked at by itself (`recites`, and `memograft.decoding.repetition`).
+A model that loops or recites its document may contain the value too. So answers are also compared with the whole gold
+answer (`exact_match`, `f1`, `rouge_l`), and tested for recitation (`recites`) and for repetition
+(`memograft.decoding.repetition`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["check_rouge", "exact_match", "f1", "holds", "normalised", "recites",
 
 
 def says(text: str, value: str, ignore_case: bool = False) -> bool:
-    """Whether the text holds the value as whole words.
+    """Whether the text contains the value as whole words.
 
     >>> says("The capital is New Delhi.", "New Delhi"), says("Mayan", "May"), says("paris", "Paris", ignore_case=True)
     (True, False, True)
@@ -34,7 +35,7 @@ def says(text: str, value: str, ignore_case: bool = False) -> bool:
 
 
 def normalised(text: str) -> str:
-    """As SQuAD's script compares answers: lower case, without punctuation and articles, one space between words.
+    """Normalise as SQuAD's script does: lower case, no punctuation and articles, one space between words.
 
     >>> normalised("The  U.S. Navy, an armed force")
     'us navy armed force'
@@ -44,7 +45,7 @@ def normalised(text: str) -> str:
 
 
 def holds(text: str, value: str) -> bool:
-    """Whether the normalised value stands in the normalised text, be it within a word.
+    """Whether the normalised text contains the normalised value, even within a word.
 
     >>> holds("Some 1,000 Romans", "The 1000 roman")
     True
@@ -58,7 +59,7 @@ def exact_match(text: str, answers: Sequence[str]) -> bool:
 
 
 def f1(text: str, answers: Sequence[str]) -> float:
-    """SQuAD's F1 over the words of the normalised texts, 0 to 1; the best over the answers.
+    """SQuAD's F1 over the words of the normalised texts, 0 to 1; the maximum over the answers.
 
     >>> f1("It is the city of Rome", ["Rome", "Rome city"])
     0.5714285714285714
@@ -67,7 +68,7 @@ def f1(text: str, answers: Sequence[str]) -> float:
 
 
 def recites(text: str, documents: Sequence[str]) -> int:
-    """Words of the longest run of the text's words that stands in one of the documents too; case is ignored.
+    """Length in words of the longest run of words that text and any document share; case is ignored.
 
     >>> recites("E7 means that the pump is blocked.", ["The pump is blocked. Rinse it."])
     4
@@ -78,7 +79,7 @@ def recites(text: str, documents: Sequence[str]) -> int:
 
 
 def rouge_l(text: str, summaries: Sequence[str]) -> float:
-    """ROUGE-L (F-measure, stemmed words) by the library rouge-score, 0 to 1; the best over the summaries.
+    """ROUGE-L (F-measure, stemmed words) with the library rouge-score, 0 to 1; the maximum over the summaries.
 
     Raises:
         MissingExtraError: rouge-score is not installed.
@@ -87,7 +88,7 @@ def rouge_l(text: str, summaries: Sequence[str]) -> float:
 
 
 def check_rouge() -> None:
-    """Say now, and not after a long run, that summaries cannot be scored.
+    """Check before a run that summaries can be scored.
 
     Raises:
         MissingExtraError: rouge-score is not installed.

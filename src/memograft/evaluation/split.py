@@ -1,7 +1,7 @@
-"""Which questions are for tuning and which for reporting, and in which order: by hashes of the questions alone.
+"""Assign questions to the tuning or test split and order them, by hashes of the questions only.
 
-So nothing depends on a file's order or on a random state, two files share their split where they share a question, and
-the first 100 questions are a random sample that is the beginning of the first 300.
+So the result does not depend on a file's order or a random state, a question that is in two files has the same split,
+and the first 100 questions are a random sample that is part of the first 300.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["digest", "place", "split_of", "squeezed"]
 
 
 def squeezed(question: str) -> str:
-    """The question without what makes one question look like two: case, and how wide its spaces are."""
+    """The question with normalised case and white space, so that variants are equal."""
     return " ".join(question.split()).casefold()
 
 
@@ -26,10 +26,10 @@ def split_of(question: str) -> str:
 
 
 def digest(*texts: str) -> str:
-    """What things are ordered by: the hexadecimal SHA-256 of the squeezed texts."""
+    """The key of the order: hexadecimal SHA-256 of the normalised texts."""
     return hashlib.sha256("\0".join(map(squeezed, texts)).encode("utf-8", "replace")).hexdigest()
 
 
 def place(count: int, *texts: str) -> int:
-    """A number below `count` that these texts decide."""
+    """A number below `count` that is determined by the texts."""
     return int(digest(*texts), 16) % count

@@ -1,4 +1,4 @@
-"""`Trials`: tries settings of FastMem on questions, and judges them by what they gain over plain answering."""
+"""`Trials`: try settings of FastMem on questions, and score them by their gain over plain answering."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["TOLERANCE", "RunOptions", "Trial", "Trials", "score"]
 
-TOLERANCE = 0.01  # of its questions a set may lose to plain unpunished
-_PENALTY = 10.0  # for what it loses beyond, that no gain elsewhere makes up for it
+TOLERANCE = 0.01  # loss against plain, as a fraction of its questions, that is not penalised
+_PENALTY = 10.0  # factor for losses beyond it, so that gains elsewhere cannot compensate
 
 
 class RunOptions(TypedDict, total=False):
-    """What `runner.run` may be told beside what is asked."""
+    """Options of `runner.run`."""
 
     max_new_tokens: int
     ignore_case: bool
@@ -41,14 +41,14 @@ BySet = Mapping[str, Sequence[Record]]
 
 @dataclass(frozen=True)
 class Trial:
-    """One try.
+    """One trial.
 
     Attributes:
-        settings: of FastMem; nothing is "auto".
-        score: see `score`; of the questions that were asked.
-        gains: of each set, by how much its share of clean answers is above plain's.
-        asked: questions, of all sets together.
-        state: "complete"; "pruned" if others were better after as many questions; "cut" when the time was up.
+        settings: of FastMem, without "auto".
+        score: see `score`; on the questions that were asked.
+        gains: of each set: its fraction of clean answers minus plain's.
+        asked: number of questions, of all sets together.
+        state: "complete"; "pruned" if other trials were better after as many questions; "cut" when the time was up.
     """
 
     settings: FastMem
@@ -59,11 +59,11 @@ class Trial:
 
 
 def score(rows: BySet, plain: BySet) -> tuple[float, dict[str, float]]:
-    """(what a trial is judged by, the gain of each set): records of the first questions of each set, and plain's.
+    """(the score, the gain of each set) from the records of the first questions of each set, and plain's.
 
-    A set gains the share of its answers that are clean, minus plain's: right, ended and not repeating. A summary counts
-    with its ROUGE-L if it has ended and does not repeat. The score is the mean of the sets' gains; one below
-    -`TOLERANCE` counts ten times what is below, so that settings that make the model recite and loop lose.
+    The gain of a set is its fraction of clean answers (right, ended and not repeating) minus plain's. A summary counts
+    with its ROUGE-L if it ended and does not repeat. The score is the mean gain; the part of a gain below -`TOLERANCE`
+    counts ten times, so that settings which make the model recite and loop lose.
     """
     gains = {}
     for name, found in rows.items():
@@ -74,7 +74,7 @@ def score(rows: BySet, plain: BySet) -> tuple[float, dict[str, float]]:
 
 
 class Trials:
-    """Asks the questions, a batch of each set after the other, and knows what plain made of them."""
+    """Asks the questions in batches, alternating between sets, and compares with plain's answers."""
 
     def __init__(
         self, engine: Engine, items: Sequence[Item], folder: Path, options: RunOptions, bar: tqdm[NoReturn]
@@ -88,7 +88,7 @@ class Trials:
             self._plain[part[0].set] += self._ask(METHODS["plain"], part)
 
     def attempt(self, drawn: optuna.Trial, settings: FastMem, end: float = math.inf) -> Trial:
-        """Ask until all is asked, the time is `end`, or other trials were better with as many questions."""
+        """Ask until all questions are asked, the time is `end`, or other trials were better after as many questions."""
         rows: dict[str, list[Record]] = defaultdict(list)
 
         def trial(state: Literal["complete", "pruned", "cut"]) -> Trial:

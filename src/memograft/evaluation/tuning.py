@@ -1,8 +1,8 @@
-"""`tune`: settings of FastMem that suit a model, searched on questions that nothing is reported on. Optuna searches.
+"""`tune`: search settings of FastMem that suit a model, with Optuna, on questions that are not reported on.
 
-Only what "auto" leaves to the model is searched: a memograft_config.json in its folder decides nothing else. For one
-seed the search draws the same trials again, and `runner.run` keeps the answers to each: so an interrupted search goes
-on where it stopped, and a longer one begins with what the shorter one found.
+Only settings that can be "auto" are searched, as these are what a memograft_config.json in the model's folder may set.
+With the same seed, the search draws the same trials, and `runner.run` stores their answers. So an interrupted search
+continues, and a longer one begins with the results of a shorter one.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Tuned", "check", "tune"]
 
-_RATE, _TARGET, _RELEVANCE = (2e-4, 1e-2), (0.03, 2.0), (0.2, 0.7)  # what is searched, and the default if outside
-_STARTUP = 5  # trials at random, before they guide the search and hopeless ones are stopped
+_RATE, _TARGET, _RELEVANCE = (2e-4, 1e-2), (0.03, 2.0), (0.2, 0.7)  # search ranges, extended to the default if needed
+_STARTUP = 5  # number of random trials, before results guide the search and pruning begins
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` found.
+    """The result of `tune`.
 
     Attributes:
-        trials: in their order; the first is the model's default.
-        seconds: of the whole search.
+        trials: in order; the first is the model's default.
+        seconds: duration of the search.
     """
 
     trials: list[Trial]
@@ -45,17 +45,17 @@ class Tuned:
 
     @property
     def best(self) -> list[Trial]:
-        """The complete trials, best first, the earlier of equals first. There is always one."""
+        """The complete trials, best first, with ties in order. There is always one."""
         return sorted((t for t in self.trials if t.state == "complete"), key=lambda t: -t.score)
 
     @property
     def settings(self) -> FastMem:
-        """Those of the best trial."""
+        """The settings of the best trial."""
         return self.best[0].settings
 
 
 def check(seconds: float, trials: int | None) -> None:
-    """Say now, and not after a model is loaded, that nothing can be tuned like this.
+    """Check the arguments before a model is loaded.
 
     Raises:
         MissingExtraError: Optuna is not installed.
@@ -85,23 +85,23 @@ def tune(
     ignore_case: bool = False,
     progress: bool = True,
 ) -> Tuned:
-    """The settings with the best `score` on these questions, never worse there than the model's default.
+    """Return the settings with the best `score` on these questions, which is at least that of the model's default.
 
     Args:
         engine: the model; its `defaults` are the first trial.
         items: questions of the tuning split, of any number of sets.
-        folder: keeps what is done, as `runner.run` does.
-        seconds: no trial begins or goes on after so long. Plain and the default are asked in any case.
-        trials: end after so many, the default among them; None goes on until the time is up.
+        folder: stores the results, as in `runner.run`.
+        seconds: time limit, after which trials are stopped. Plain and the default are asked in any case.
+        trials: maximum number of trials, including the default; None: no maximum.
         seed: of the search.
-        max_new_tokens: of an answer.
-        ignore_case: whether "paris" says "Paris".
+        max_new_tokens: maximum length of an answer.
+        ignore_case: whether "paris" counts as "Paris".
         progress: show a bar.
 
     Raises:
         MissingExtraError: Optuna is not installed.
         SettingsError: there are no questions, no time or no trials.
-        UnsupportedModelError: the model cannot have a memory.
+        UnsupportedModelError: the model does not support a memory.
     """
     check(seconds, trials)
     if not items:
@@ -133,7 +133,7 @@ def tune(
 
 
 def _settings(drawn: optuna.Trial, default: FastMem) -> FastMem:
-    """What Optuna draws, to two digits; a default that judges no document stays like that."""
+    """Settings drawn by Optuna, rounded to two digits. If the default judges no documents, that is not searched."""
 
     def number(name: str, span: tuple[float, float], own: float | None, log: bool) -> float:
         low, high = (min(span[0], own), max(span[1], own)) if own is not None else span

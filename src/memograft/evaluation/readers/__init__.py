@@ -1,4 +1,4 @@
-"""Public sets of questions, one small file a format, and `read`, which makes items of them."""
+"""Readers of public question sets, one file per format, and `read`, which converts their questions to items."""
 
 from memograft.evaluation.readers.contexts import CONTEXTS
 from memograft.evaluation.readers.formats import FORMATS

@@ -1,4 +1,4 @@
-"""`Asked`: a question of a public set as its reader gives it, before it is decided what stands in the prompt."""
+"""`Asked`: a question of a public set as its reader returns it, before a context is chosen."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Asked:
     """One question.
 
     Attributes:
-        id: as the file has it, or the place in the file.
-        question: as the file has it.
-        answers: what its own pages say; any counts.
-        pages: its own pages, in their order; () if the file has none.
+        id: from the file, or the place in the file.
+        question: from the file.
+        answers: the answers according to its own pages; any is right.
+        pages: its own pages, in order; () if the file has none.
         swapped: the same page with another answer in it; None if the file has none.
         substitutes: the answers of that page.
-        belief: what the model is thought to say by itself.
-        kind: what right answers are also counted by.
+        belief: what the model presumably answers without documents.
+        kind: right answers are also counted per kind.
         task: as in `Item`.
-        key: what split and order are decided by, and what items are clustered by; "" for the question.
+        key: determines split, order and cluster; "" for the question.
         skip: why it cannot be asked; "" if it can.
     """
 
@@ -44,33 +44,33 @@ class Asked:
 
     @property
     def asks(self) -> str:
-        """What split, order and cluster are decided by."""
+        """The text that determines split, order and cluster."""
         return self.key or self.question
 
     @property
     def group(self) -> str:
-        """Of `Item.group`."""
+        """The value of `Item.group`."""
         return squeezed(self.question) if not self.key else digest(self.key)[:16]
 
     @property
     def query(self) -> str:
-        """The question with a question mark, which those typed into a search engine lack."""
+        """The question with a question mark, which search engine queries lack."""
         bare = self.question.strip()
         return bare if self.task != "qa" or bare.endswith(("?", ".", "!", '"')) else bare + "?"
 
     @property
     def order(self) -> tuple[str, str]:
-        """Sorts by hash of the question, then of all that tells apart those who share it."""
+        """Sort key: hash of the question, then of everything that distinguishes entries with the same question."""
         swapped = self.swapped.text if self.swapped else ""
         return digest(self.asks), digest(*(page.text for page in self.pages), swapped, *self.substitutes, *self.answers)
 
 
 def document(text: str, title: str = "") -> Document:
-    """A page, with its title beside it, which the model is not shown."""
+    """A page with its title as metadata, which the model does not see."""
     about: Mapping[str, object] = {"title": title} if title else {}
     return Document(text, metadata=about)
 
 
 def skip_without(answers: Sequence[str]) -> str:
-    """Why a question with these answers cannot be asked."""
+    """The reason why a question with these answers cannot be asked, or ""."""
     return "" if answers else "no answer is given"

@@ -1,14 +1,14 @@
-"""What stands in the prompt beside a question: the sets that a public set of questions is asked as.
+"""Contexts: which documents are in the prompt with a question. Each context becomes a set.
 
-    contradicts  its page with another answer in it; that one is right, and what the page really says is the belief
-    agrees       its own page
-    irrelevant   another question's page, which does not hold the answer; right is what its own page says
-    one of five  its page, the one with another answer if there is one, among four other questions' pages
-    disagree     its page as it is and with another answer, in either order; the first one's answer is right
-    no document  nothing
+  contradicts  its page with another answer in it, which is right; the answer of the original page is the belief
+  agrees       its own page
+  irrelevant   another question's page, which does not contain the answer; the answer of its own page is right
+  one of five  its page, the one with another answer if there is one, among four other questions' pages
+  disagree     its page as it is and with another answer, in either order; the first one's answer is right
+  no document  nothing
 
 MemoTrap's instructions contradict what the model would say, so they are a "contradicts"; summaries are an "agrees".
-All is chosen by hashes of the questions and the pages: neither the order of a file nor a random state matters.
+All choices use hashes of questions and pages, so they depend neither on a file's order nor on a random state.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ LACKS = "its entry has no page for this"
 AMBIGUOUS = "one of the two answers holds the other"
 
 
-SWAPPED = ("contradicts", "one of five", "disagree")  # contexts that show the page with another answer, if there is one
+SWAPPED = ("contradicts", "one of five", "disagree")  # contexts with the swapped page, if there is one
 
 
 class Chosen(NamedTuple):
-    """The parts of an item that a context decides; they mean what they mean there."""
+    """The parts of an `Item` that a context determines."""
 
     documents: tuple[Document, ...]
     answers: tuple[str, ...]
@@ -44,14 +44,14 @@ class Chosen(NamedTuple):
 
 
 class Unfit(Exception):
-    """This question cannot be asked so; says why."""
+    """This question cannot be asked in this context; the text is the reason."""
 
 
 def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
     """The question in this context.
 
     Raises:
-        Unfit: it cannot be asked so.
+        Unfit: it cannot be asked in this context.
     """
     if not fits(asked, context):
         raise Unfit(LACKS)
@@ -73,7 +73,7 @@ def item(asked: Asked, context: str, pages: Pages, protocol: Protocol) -> Item:
 
 
 def fits(asked: Asked, context: str) -> bool:
-    """Whether the question has what this context is made of."""
+    """Whether the question has what this context needs."""
     if asked.task != "qa":
         return context == {"choice": "contradicts", "summary": "agrees"}[asked.task]
     if context in ("contradicts", "disagree"):
@@ -112,7 +112,7 @@ def _no_document(asked: Asked, _pages: Pages) -> Chosen:
 
 
 def _shown(asked: Asked) -> Document:
-    """The page with another answer, if there is one; else its own, which for MemoTrap is what contradicts."""
+    """The page with another answer, if there is one; else its own page, which for MemoTrap is the contradicting one."""
     return asked.swapped or asked.pages[0]
 
 

@@ -1,4 +1,4 @@
-"""`FORMATS`: the public formats by name, and which of them a file is of. A new format is one line of it."""
+"""`FORMATS`: the public formats by name, and how a file's format is recognised. A new format is one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memograft.evaluation.readers.asked import Asked
 
 __all__ = ["FORMATS", "OWN", "Format", "recognised"]
 
-OWN = "own"  # the format of `evaluation.items`, whose entries hold their documents and answers
+OWN = "own"  # the format of `evaluation.items`
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Format:
     """A public format.
 
     Attributes:
-        recognises: whether a file's first entry is of it.
-        read: the questions of its entries.
+        recognises: whether a file's first entry has this format.
+        read: converts entries to questions.
     """
 
     recognises: Callable[[Entry], bool]
@@ -40,10 +40,10 @@ FORMATS: Mapping[str, Format] = {
 
 
 def recognised(first: Entry, format: str | None = None) -> str:
-    """The name of a file's format: the one that is given, or what the fields of its first entry say.
+    """The name of a file's format: the given one, or according to the fields of the first entry.
 
     Raises:
-        SettingsError: there is no such format, or the fields are not those of exactly one.
+        SettingsError: there is no such format, or the fields match none or several.
     """
     if format is not None:
         if format not in (*FORMATS, OWN):

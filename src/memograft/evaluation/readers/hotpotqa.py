@@ -1,4 +1,4 @@
-"""HotpotQA (arXiv 1809.09600), distractor setting: ten paragraphs, two of which hold the answer together.
+"""HotpotQA (arXiv 1809.09600), distractor setting: ten paragraphs, two of which are needed for the answer.
 
 The official file, {"_id", "question", "answer", "type", "context": [[title, [sentence, ..]], ..]}, or the hub's rows,
 {"id", .., "context": {"title": [..], "sentences": [[..], ..]}}. Right answers are also counted by `type`.
@@ -16,7 +16,7 @@ __all__ = ["read", "recognises"]
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     return entry.has("question", "context") and not isinstance(entry.fields["context"], str)
 
 

@@ -1,9 +1,9 @@
-"""MemoTrap (github.com/liujch1998/memo-trap): a saying is to be ended in another way than everybody knows it.
+"""MemoTrap (github.com/liujch1998/memo-trap): instructions to end a saying differently from its well-known form.
 
     {"prompt": 'Write a quote that ends in the word "more": A store is no', "classes": [" sore.", " more."],
      "answer_index": 1}
 
-`classes` may be such a list in a string. As in FastMem the instruction, which ends at the first colon, is the document,
+`classes` may also be a string of such a list. As in FastMem, the instruction, up to the first colon, is the document,
 and the beginning of the saying and both candidates are the question.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["read", "recognises"]
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     return entry.has("prompt", "classes")
 
 
@@ -46,7 +46,7 @@ def read(entries: Iterable[Entry]) -> Iterator[Asked]:
 
 
 def _classes(entry: Entry) -> tuple[str, str]:
-    """Both candidates without the full stop at their end."""
+    """Both candidates without punctuation at the end."""
     value = entry.value("classes")
     if isinstance(value, str):
         try:

@@ -1,11 +1,11 @@
-"""Natural Questions as others pack them: question, answers and, in most, a page.
+"""Natural Questions in formats of other projects: question, answers and usually a page.
 
     MRQA (arXiv 1910.09753)            {"context", "qas": [{"qid", "question", "answers": [..]}]} after a header line
     MRQA on the hub, and FastMem       {"question" or "input", "context", "answers" or "answer"}
     Lost in the Middle, DPR            {"question", "answers", "ctxs" or "positive_ctxs": [{"title", "text", "isgold"}]}
     NQ-open (arXiv 1906.00300)         {"question", "answer": [..]}, which has no page: only "no document"
 
-Of several retrieved pages its own is the annotated one ("isgold"), else the first that is said to hold an answer.
+If there are several retrieved pages, the annotated one ("isgold") is used, else the first that contains an answer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from memograft.evaluation.readers.nqswap import TABLE, is_table, without_tags
 __all__ = ["NO_PAGE", "read", "recognises"]
 
 NO_PAGE = "no page holds the answer"
-_MARK = re.compile(r"\[(?:TLE|PAR|SEP|DOC)\]")  # MRQA's, between the parts of a page
+_MARK = re.compile(r"\[(?:TLE|PAR|SEP|DOC)\]")  # MRQA's marks between the parts of a page
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     if "header" in entry.fields or entry.has("qas") or entry.has("ctxs") or entry.has("positive_ctxs"):
         return True
     context, answers = entry.fields.get("context"), entry.fields.get("answers", entry.fields.get("answer"))

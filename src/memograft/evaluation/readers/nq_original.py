@@ -1,10 +1,11 @@
-"""Natural Questions as Google published it: whole Wikipedia pages as tokens, annotated with spans of them.
+"""Natural Questions as published by Google: whole Wikipedia pages as tokens, with annotated spans.
 
     simplified   {"question_text", "document_text", "annotations": [{"long_answer", "short_answers": [..]}]}
     full         the same with "document_tokens": [{"token", "html_token"}] in place of the text
     the hub's    {"question": {"text"}, "document": {"tokens": {"token": [..], "is_html": [..]}}, "annotations": {..}}
 
-The page is the long answer of the first annotator who also marked short ones; any annotator's short answer counts.
+The page is the long answer of the first annotator who also marked short answers; all annotators' short answers are
+right.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["read", "recognises"]
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     return entry.has("annotations") and (entry.has("question_text") or entry.has("question", "document"))
 
 
@@ -59,7 +60,7 @@ def _asked(entry: Entry) -> Asked:
 
 
 def _tokens(fields: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The page's tokens, tags among them, and its title."""
+    """The page's tokens, including tags, and its title."""
     if "document_text" in fields:
         return str(fields["document_text"]).split(" "), str(fields.get("document_title", ""))
     if "document_tokens" in fields:
@@ -69,7 +70,7 @@ def _tokens(fields: Mapping[str, Any]) -> tuple[list[str], str]:
 
 
 def _annotations(value: Any) -> Iterator[tuple[tuple[int, int], list[tuple[int, int]]]]:
-    """(long answer, short answers) of each annotator, as [start, end) tokens. The hub has lists in an object."""
+    """(long answer, short answers) of each annotator, as [start, end) tokens. On the hub it is an object of lists."""
     if isinstance(value, Mapping):
         value = [
             {"long_answer": long, "short_answers": short}

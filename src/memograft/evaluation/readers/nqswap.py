@@ -1,9 +1,9 @@
-"""NQ-SWAP (arXiv 2109.05052): a Wikipedia page, its answer, and the same page with another answer in its place.
+"""NQ-SWAP (arXiv 2109.05052): a Wikipedia page, its answer, and the same page with the answer replaced.
 
     {"question", "org_context", "org_answer": [..], "sub_context", "sub_answer": [..]}
 
-or, as FastMem's repository writes it, {"input", "context", "answer", "sub_context", "sub_answer"}. Several swaps share
-a question. Pages are those of Natural Questions, with its tags.
+or, in FastMem's repository, {"input", "context", "answer", "sub_context", "sub_answer"}. A question may have several
+swaps. Pages are those of Natural Questions, including tags.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*>")
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     return entry.has("sub_context")
 
 
@@ -44,7 +44,7 @@ def read(entries: Iterable[Entry]) -> Iterator[Asked]:
 
 
 def is_table(page: str) -> bool:
-    """Whether a page of Natural Questions is a table: its cells, put into one line, are no text."""
+    """Whether a page of Natural Questions is a table, whose cells do not form a readable text."""
     return _TABLE.search(page) is not None
 
 

@@ -1,4 +1,4 @@
-"""`Pages`: the pages of a file, from which a question gets those of other questions."""
+"""`Pages`: the pages of a file, for questions that need pages of other questions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _WORD = re.compile(r"[^\W_]+")
 class _Page:
     document: Document
     words: str
-    asked: set[str] = field(default_factory=set)  # the questions whose page it is
+    asked: set[str] = field(default_factory=set)  # the questions that it belongs to
 
 
 class Pages:
-    """The own pages of all questions, tuning and test apart: a question never gets a page from the other split."""
+    """The pages of all questions, per split: a question never gets a page from the other split."""
 
     def __init__(self, asked: Iterable[Asked]) -> None:
         found: dict[str, dict[str, _Page]] = defaultdict(dict)
@@ -40,9 +40,10 @@ class Pages:
         }
 
     def others(self, asked: Asked, count: int, why: str) -> tuple[Document, ...]:
-        """Other questions' pages, `count` of them or as many as there are, that hold none of its answers.
+        """Up to `count` pages of other questions that contain none of its answers.
 
-        They are of other articles too, as far as pages have titles. `why` makes two uses for one question differ.
+        If pages have titles, they are also of other articles. Different `why` give different pages for the same
+        question.
         """
         pages = self._pages.get(split_of(asked.asks), [])
         chosen: list[Document] = []
@@ -60,12 +61,12 @@ class Pages:
 
 
 def words(text: str) -> str:
-    """The text's words in lower case, one space around each, so that whole words can be looked for."""
+    """The text's words in lower case, each between single spaces, so that whole words can be searched."""
     return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether the words of a text, see `words`, hold those of an answer. No words are held by nothing."""
+    """Whether the words of a text (see `words`) contain those of an answer; False for an empty answer."""
     return bool(answer.strip()) and answer in text
 
 

@@ -1,4 +1,4 @@
-"""`read`: a public set, or a file of one's own, as items: in the contexts and of the split that are asked for."""
+"""`read`: convert a public set, or a file of your own, to items in the requested contexts and split."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ ANOTHER_SWAP = "another swap of a question that is asked already"
 
 @dataclass(frozen=True)
 class Reading:
-    """What was read.
+    """The result of `read`.
 
     Attributes:
         items: the questions, set by set.
-        skipped: how many questions of the split were left out, by reason. What one context cannot ask is counted as
-            "context: reason", among those that were tried until there were `n`.
+        skipped: number of questions of the split that were left out, by reason. Questions that do not fit a context are
+            counted as "context: reason", among those that were tried until there were `n`.
         format: of the file.
         split: "test", "tune" or "all".
     """
@@ -53,23 +53,23 @@ def read(
     protocol: str = "plain",
     every_swap: bool = False,
 ) -> Reading:
-    """The questions of a file as items. Their order and all that is chosen hang on hashes of the questions alone.
+    """Read the questions of a file as items. Order and choices depend only on hashes of the questions.
 
     Args:
-        path: a .json or .jsonl file, which may be packed (.gz, .xz); or an id of the hub, "owner/name",
-            "owner/name/config", with ":part" after it for another part than validation or test.
-        format: one of `FORMATS`, or "own"; left out, what the fields of the first entry say.
-        contexts: what stands in the prompt, names of `CONTEXTS`, each of which is a set; left out, all that the format
-            can make. One's own file has sets of its own.
-        split: "test", "tune" or "all" of the questions; left out, "test", and all of one's own file.
-        n: of each set, the first n; left out, all.
-        protocol: how the question is put and the answer read, one of `PROTOCOLS`.
+        path: a .json or .jsonl file, optionally compressed (.gz, .xz); or a hub id, "owner/name" or
+            "owner/name/config", optionally with ":part" for another part than validation or test.
+        format: one of `FORMATS`, or "own"; None: recognised by the fields of the first entry.
+        contexts: names of `CONTEXTS`, each of which is a set; None: all that are possible. Your own file has its own
+            sets.
+        split: "test", "tune" or "all"; None: "test", and for your own file "all".
+        n: the first n of each set; None: all.
+        protocol: how the question is asked and the answer extracted, one of `PROTOCOLS`.
         every_swap: ask all swaps of a question (NQ-SWAP) instead of the first by hash.
 
     Raises:
-        SettingsError: the file is missing, damaged, or not of the format; a context cannot be made of it; an argument
-            is not one of its words; nothing is left to ask.
-        MissingExtraError: it is an id of the hub, and `datasets` is not installed.
+        SettingsError: the file is missing, damaged, or has another format; it does not have what a context needs; an
+            argument is invalid; or no question is left.
+        MissingExtraError: `path` is a hub id, and `datasets` is not installed.
     """
     if split not in (None, "all", *SPLITS):
         raise SettingsError(f"`split` must be one of {(*SPLITS, 'all')}, got {split!r}")
@@ -115,7 +115,7 @@ def _opened(path: str | Path, format: str | None) -> tuple[Iterator[Entry], str]
 
 
 def _possible(wanted: Sequence[str] | None, asked: Sequence[Asked], source: str, format: str) -> list[str]:
-    """The contexts that were asked for, or all that can be made of these questions."""
+    """The requested contexts, or all that are possible for these questions."""
     possible = [name for name in CONTEXTS if any(fits(a, name) for a in asked)]
     for name in wanted or ():
         if name not in possible:
@@ -134,7 +134,7 @@ def _items(asked: Sequence[Asked], context: str, pages: Pages, way: Protocol, sk
 
 
 def _one_swap_each(asked: Sequence[Asked]) -> list[Asked]:
-    """Without all swaps of a question but the first; questions without swaps all stay."""
+    """Keep only the first swap of each question, and all questions without swaps."""
     first = {a.group: a for a in reversed(asked) if a.swapped}
     return [a for a in asked if not a.swapped or first[a.group] is a]
 
@@ -142,7 +142,7 @@ def _one_swap_each(asked: Sequence[Asked]) -> list[Asked]:
 def _own(
     found: Iterator[Entry], source: str, contexts: Sequence[str] | None, split: str | None, n: int | None, way: Protocol
 ) -> Reading:
-    """One's own file: in its own order and, unless a split is asked for, whole."""
+    """Read your own file, in its own order and, unless a split is requested, completely."""
     if contexts:
         raise SettingsError(
             f"`context` is for public sets, got {list(contexts)} for {source}, which says itself what stands in the "

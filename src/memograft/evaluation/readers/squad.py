@@ -2,7 +2,7 @@
 
 The official file, {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers": [{"text"}],
 "is_impossible"}]}]}]}, or the hub's rows, {"id", "title", "context", "question", "answers": {"text": [..]}}. Questions
-of 2.0 that their paragraph does not answer are skipped: there is nothing that a right answer holds.
+of 2.0 that their paragraph does not answer are skipped, because they have no right answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IMPOSSIBLE = "the page does not answer the question"
 
 
 def recognises(entry: Entry) -> bool:
-    """Whether the entry looks like this."""
+    """Whether the entry has this format."""
     return entry.has("paragraphs") or (entry.has("context") and isinstance(entry.fields.get("answers"), dict))
 
 
@@ -47,7 +47,7 @@ def _asked(entry: Entry, context: str, title: str) -> Asked:
 
 
 def _answers(entry: Entry) -> tuple[str, ...]:
-    """Of the file a list of {"text"}, of the hub's rows {"text": list}."""
+    """The answers: in the file a list of {"text"}, in the hub's rows {"text": list}."""
     value = entry.value("answers")
     if isinstance(value, dict):
         return Entry(entry.file, f"{entry.place}, answers", value).texts("text")

@@ -4,8 +4,8 @@
     wikihow   {"title", "article", "summary"}, or of the original table {"title", "text", "headline"}
     cnndm     {"article", "highlights", "id"}
 
-FastMem's repository has each as {"article", "summary"}, which does not say how it should be summarised: that needs
-`--format`. The model is asked in the words of the paper; split, order and cluster are decided by the article.
+FastMem's repository has each as {"article", "summary"}, which does not identify the set, so `--format` is needed. The
+model is asked in the paper's words; split, order and cluster are determined by the article.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _LOOKS = {
 
 
 def recogniser(name: str) -> Callable[[Entry], bool]:
-    """Says whether an entry looks like one of this set."""
+    """Return a function that tests whether an entry belongs to this set."""
     return lambda entry: any(entry.has(*fields) for fields in _LOOKS[name])
 
 
 def reader(name: str) -> Callable[[Iterable[Entry]], Iterator[Asked]]:
-    """Reads entries as this set asks for summaries."""
+    """Return a function that reads entries with this set's instruction."""
 
     def read(entries: Iterable[Entry]) -> Iterator[Asked]:
         for entry in entries:
