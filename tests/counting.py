@@ -1,4 +1,4 @@
-"""A double of the engine that real questions go through, and that can be interrupted."""
+"""A wrapper of the engine that counts questions and can be interrupted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from memograft import Engine
 
 
 class Counting:
-    """An engine that counts the questions it is asked, and is interrupted after `patience` of them."""
+    """An engine that counts the questions and raises KeyboardInterrupt after `patience` of them."""
 
     def __init__(self, engine: Engine, patience: int = 10**9) -> None:
         self._engine, self._patience, self.asked = engine, patience, 0

@@ -50,13 +50,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": _COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": _COMMON | _MOE | {"shared_expert_intermediate_size": 40, "decoder_sparse_step": 1},
 }
-ROUTED = {"mixtral"}  # families whose last FFN has routed experts only: nothing to adapt
+ROUTED = {"mixtral"}  # families whose last FFN has only routed experts, which are not adapted
 
 
 def build(
     family: str, seed: int = 0, dtype: torch.dtype = torch.float32, changes: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """A random model with weights large enough that its distributions are far from flat; `changes` of its config."""
+    """A random model with weights large enough for peaked distributions; `changes` are fields of its config."""
     torch.manual_seed(seed)
     config = CONFIG_MAPPING[family](**FAMILIES[family] | dict(changes or {}))
     model = AutoModelForCausalLM.from_config(config)

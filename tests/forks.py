@@ -1,4 +1,4 @@
-"""Forks: a child that makes a call and ends as a script does, with its exit functions."""
+"""Run a call in a forked child, which exits normally, with its exit functions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 
 def fork() -> int:
-    """`os.fork`, which warns from Python 3.12 on where there are threads: forking beside them is what is tried."""
+    """`os.fork` without Python 3.12's warning about forks with threads, which is what the tests do on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 def in_a_fork(call: Callable[[], object]) -> int:
-    """The exit code of a child that makes the call. A child that hangs is waited for until the test's time is up."""
+    """The exit code of a child that makes the call. A child that hangs fails by the test's time limit."""
     child = fork()
     if child == 0:
         code = 1
@@ -25,7 +25,7 @@ def in_a_fork(call: Callable[[], object]) -> int:
             call()
             code = 0
         except BaseException:
-            traceback.print_exc()  # into what is printed of the test
+            traceback.print_exc()  # shown in the test's output
         finally:
             atexit._run_exitfuncs()
             os._exit(code)

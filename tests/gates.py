@@ -1,4 +1,4 @@
-"""Waiting for what other threads do, not for a time; the test's own time limit is the only one."""
+"""Wait for events of other threads instead of fixed times. Only the test's time limit ends a wait."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Gate(LogitsProcessor):
 
 
 def queued(engine: Engine, count: int) -> None:
-    """Wait until so many submissions are in the queue of an engine that is busy."""
+    """Wait until the queue of a busy engine has `count` submissions."""
     until(lambda: engine._worker._queue.qsize() >= count)
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Wait for something that must come, however busy the machine is; the test's time limit is the only one."""
+    """Wait until `happened()` is true."""
     while not happened():
         time.sleep(0.002)
 
 
 def waits(thread: int) -> bool:
-    """Whether a thread waits for an answer or for a piece of one."""
+    """Whether a thread is waiting for an answer or for a piece of one."""
     frame = sys._current_frames()[thread]
     inside = (frame.f_code.co_name, frame.f_back and frame.f_back.f_code.co_name)
     return inside[0] == "_next" or inside == ("wait", "exception")

@@ -1,4 +1,4 @@
-"""Small GGUF files, written by the package `gguf` from a random Llama and the tests' byte-level tokenizer."""
+"""Write small GGUF files with the package `gguf`, from a random Llama and the tests' byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(
     vocabulary: bool = True,
     extra: dict[str, int | str] | None = None,
 ) -> Path:
-    """The file. `without` leaves tensors out whose name holds it; `quantised` stores what it can in Q8_0."""
+    """Write the file. `without` omits tensors whose name contains it; `quantised` uses Q8_0 where possible."""
     writer = GGUFWriter(file, architecture)
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
@@ -89,7 +89,7 @@ def add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, config: Any, q
         _, _, number, place = place.split(".", 3)
         layer = f"blk.{number}."
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(NAMES[place])
-    if heads:  # the format keeps the halves of a rotation side by side
+    if heads:  # the format interleaves the halves of a rotation
         rows = values.reshape(heads, 2, values.shape[0] // heads // 2, -1)
         values = np.ascontiguousarray(rows.swapaxes(1, 2).reshape(values.shape))
     raw = None

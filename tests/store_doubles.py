@@ -1,4 +1,4 @@
-"""Doubles that the tests of the vector store share: an embedder whose searches have a known answer."""
+"""Doubles for the tests of the vector store: an embedder for which the right results are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memograft.passages.vector_store import Hit
 
 
 class NumberEmbedder:
-    """Turns "7 ..." into the 7th row of a fixed random matrix, so that searches have a known answer."""
+    """Embeds "7 ..." as the 7th row of a fixed random matrix, so that the right results are known."""
 
     def __init__(self, dimension: int = 16, rows: int = 4000) -> None:
         self.dimension = dimension
@@ -31,7 +31,7 @@ def numbered(numbers, **metadata):
 
 
 def brute_force(embedder: NumberEmbedder, numbers: list[int], query: np.ndarray, k: int) -> list[int]:
-    """The k best numbers by cosine, the naive way."""
+    """The k best numbers by cosine, computed directly."""
     rows = embedder.table[numbers].astype(np.float64)
     scores = rows @ query / np.linalg.norm(rows, axis=1)
     return [numbers[position] for position in np.argsort(-scores)[:k]]

@@ -1,4 +1,4 @@
-"""Taking models apart: exact where it is said to work, refused with a reason elsewhere, and nothing left behind."""
+"""Backbones are exact for supported models, other models are refused with a reason, and models are not changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def llama(cls: type[nn.Module] = LlamaForCausalLM) -> Any:
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """Everything about a model that must never change."""
+    """Everything about a model that must not change."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return {
         "tensors": {n: t.clone() for n, t in (*model.named_parameters(), *model.named_buffers())},
@@ -161,7 +161,7 @@ def test_a_model_in_training_mode_is_refused_and_not_switched() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opt_with_norms_after_the_residual_is_refused_at_any_precision(dtype: torch.dtype) -> None:
-    """Untrained, its FFN adds so little that half precision would hide the difference; the probe's noise does not."""
+    """An untrained FFN adds so little that half precision would hide the difference; the probe's noise shows it."""
     model = from_config("opt", **FAMILIES["opt"], do_layer_norm_before=False).to(dtype)
     with pytest.raises(UnsupportedModelError, match="gives other logits than the model"):
         Backbone.of(model)
@@ -182,7 +182,7 @@ class _Louder(LlamaForCausalLM):
 
 
 class _Detour(LlamaForCausalLM):
-    """Does something to the hidden state between norm and head that is no module."""
+    """Changes the hidden state between norm and head outside of any module."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -203,7 +203,7 @@ def test_a_tail_that_is_not_understood_is_refused(cls: type[nn.Module]) -> None:
 
 
 class _Experts(nn.Module):
-    """Routed experts that are ordinary linear maps, and one projection whose weight is used without calling it."""
+    """Routed experts that are ordinary linear maps, and one weight that is used without calling its module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,12 +235,12 @@ def test_layers_shared_with_the_trunk_are_refused() -> None:
 def test_an_idle_list_of_as_many_modules_is_not_taken_for_the_layers() -> None:
     model = build("llama")
     layers, model.model.layers = model.model.layers, None
-    model.model.tower = nn.ModuleList(nn.Linear(2, 2) for _ in layers)  # comes first, and never runs
+    model.model.tower = nn.ModuleList(nn.Linear(2, 2) for _ in layers)  # listed first, but never run
     model.model.layers = layers
     assert Backbone.of(model.eval()).layer is layers[-1]
 
 
-# PEFT asks transformers by an old name.
+# PEFT uses an old name of transformers.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_of_peft_are_merged_or_kept_out_of_the_last_ffn() -> None:
     from peft import LoraConfig, get_peft_model

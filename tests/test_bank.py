@@ -1,4 +1,4 @@
-"""A bank gives back what was memorized, by what decides it and nothing else, after restarts, kills and damage."""
+"""A bank returns memories for equal content only, also after restarts, kills and damage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_context_is_memorized_once(make_engine: Any, trained: list[int]) -> No
 
 
 def test_shared_engines_and_banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder counts by its path, wherever the process goes; a bank by itself; None is none."""
+    """A folder is compared by its absolute path, a bank by identity; None means no bank."""
     monkeypatch.chdir(tmp_path)
     folder, bank = shared_engine("tiny", bank="bank"), Bank(tmp_path / "bank")
     (tmp_path / "inside").mkdir()
@@ -152,7 +152,7 @@ def test_a_restart_forgets_nothing(make_engine: Any, tmp_path: Path, trained: li
     assert reused(again)
     assert first.token_ids == again.token_ids
     (entry,) = Bank(tmp_path / "bank").entries()
-    handle = make_engine().load_memory(entry.path)  # it is a memory as any other
+    handle = make_engine().load_memory(entry.path)  # an entry is a normal saved memory
     assert handle.id == entry.id == again.memory.id
     assert [d.text for d in handle.documents] == FACTS
 
@@ -185,7 +185,7 @@ def test_a_flipped_byte_is_said_and_made_anew(make_engine: Any, tmp_path: Path, 
 
 
 class TestBudgets:
-    """What was not used for longest goes first."""
+    """The least recently used memory is removed first."""
 
     def fill(self, make_engine: Any, bank: Bank) -> Engine:
         engine: Engine = make_engine(bank=bank)

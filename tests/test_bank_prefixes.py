@@ -1,4 +1,4 @@
-"""Documents' keys and values in a bank: answers stay the same, in memory and after a restart."""
+"""Documents' keys and values in a bank: answers do not change, in memory and after a restart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from test_engine import FACTS, ask
 
 
 class TestPrefixes:
-    """Keys and values of documents are reused, under every memory and under none."""
+    """Keys and values of documents are reused with every memory and without one."""
 
     @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "olmo2"])
     def test_answers_are_the_same(self, make_engine: Any, family: str) -> None:
@@ -70,7 +70,7 @@ class TestPrefixes:
     def test_behind_sliding_windows(
         self, tokenizer: Any, family: str, window: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Whether they reach over the whole prompt, over some of its documents, or over a few tokens."""
+        """With windows as long as the whole prompt, as some of its documents, or as a few tokens."""
         monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
         model = build(family, seed=1)
         requests = [ask(documents=FACTS[:2]), ask("Where?", documents=FACTS, memory=LORA), ask(documents=FACTS)]
@@ -96,7 +96,7 @@ class TestPrefixes:
 
 
 class TestPrefixFiles:
-    """Keys and values in a bank's folder: a context that comes again is neither read nor memorized, in any process."""
+    """Keys and values in a bank's folder: other processes neither prefill nor memorize a known context."""
 
     def tokens_read(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """The tokens of each pass over prompts."""
@@ -149,7 +149,7 @@ class TestPrefixFiles:
             assert bank.statistics.prefix_tokens > 20
         assert torch.equal(logits["exact"], warm)
         assert 0 < (logits["int8"] - logits["exact"]).abs().max() < 0.1
-        assert sizes["int8"] < 0.75 * sizes["exact"]  # of tiny pieces, with their JSON and what is not rounded
+        assert sizes["int8"] < 0.75 * sizes["exact"]  # pieces are tiny, and JSON, x and residual are not rounded
 
     @pytest.mark.parametrize("name", ["prefix.json", "prefix.safetensors"])
     def test_a_flipped_byte_is_said_and_made_anew(self, make_engine: Any, tmp_path: Path, name: str) -> None:
@@ -192,7 +192,7 @@ class TestPrefixFiles:
     def test_use_makes_young_whether_held_or_not(self, make_engine: Any, tmp_path: Path) -> None:
         engine = make_engine(bank=Bank(tmp_path, prefix_files="exact"))
         again = make_engine(bank=Bank(tmp_path, prefix_files="exact"))
-        for asked in (engine, engine, again):  # new, held in memory, on the disk only
+        for asked in (engine, engine, again):  # new, in memory, on disk only
             for n, entry in enumerate(Bank(tmp_path).entries()):
                 os.utime(entry.path, (n, n))
             asked.answer(ask(documents=FACTS))

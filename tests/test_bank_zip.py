@@ -1,4 +1,4 @@
-"""Zip files of memories that others made, or made up."""
+"""Zip files of memories from other sources, including malicious ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base model's logits beside the memorized ones: those of a plain forward pass, whatever the model is made of."""
+"""The base model's logits beside the memorized ones equal those of a plain forward pass, for all kinds of models."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def adapter(backbone: Backbone, seed: int) -> Adapter:
 
 
 def both(parts: Backbone, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Memorized logits without the base rows and beside them (B, T, V), and the base rows' (G, T, V)."""
+    """Memorized logits without and with base rows (B, T, V), and the logits of the base rows (G, T, V)."""
     adapters = [adapter(parts, seed) if parts.projections and seed != 1 else None for seed in range(len(IDS))]
     stacked = stack(adapters, parts)
     with torch.inference_mode():

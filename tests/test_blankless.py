@@ -1,4 +1,4 @@
-"""Search by words in languages that are written without blanks: pieces of the text stand for its words."""
+"""Search by words in languages without blanks, by overlapping pieces of the text."""
 # ruff: noqa: RUF001 - these are no Latin characters
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def test_passages_without_blanks_are_varied_by_their_pieces() -> None:
 def test_a_store_of_format_2_is_indexed_anew_by_its_next_writer(tmp_path: Path) -> None:
     with VectorStore(path=tmp_path) as store:
         store.add([Document(text, id) for id, text in TEXTS.items()])
-    connection = sqlite3.connect(tmp_path / "passages.sqlite3")  # whole phrases as words, and read from the passages
+    connection = sqlite3.connect(tmp_path / "passages.sqlite3")  # an old index, of whole phrases as words
     connection.executescript(
         f"DROP TABLE words; {words.OLD_TABLE}; INSERT INTO words (words) VALUES ('rebuild'); PRAGMA user_version = 2;"
     )

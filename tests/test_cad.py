@@ -1,4 +1,4 @@
-"""Context-aware decoding as rows of one batch, against two whole forward passes per token."""
+"""Context-aware decoding with rows of one batch equals two complete forward passes per token."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from memograft.errors import SettingsError
 from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
 
-ASK, ALPHA = "Where is it?", 6.0  # large: what stands in the prompt means little to a random model
+ASK, ALPHA = "Where is it?", 6.0  # large, because documents have little effect on a random model
 PLAIN = Request(ASK, documents=FACTS, processors=[Cad(ALPHA)], sampling=Sampling(12))
 
 
 @torch.no_grad()
 def naive(engine: Engine, request: Request, alpha: float, memory: Any = None) -> list[int]:
-    """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), the model run twice for each."""
+    """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), with two passes per token."""
     build_prompt = engine._prompts.build
     ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
     adapters = stack([memory.adapter if memory else None], engine._backbone)
@@ -37,7 +37,7 @@ def naive(engine: Engine, request: Request, alpha: float, memory: Any = None) ->
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "gpt2", "phi", "qwen2_moe"])
 def test_what_is_said_is_the_formula(tokenizer: Any, family: str) -> None:
-    """With and without a memory, beside rows that want none of it; some of Gemma 2's layers have sliding windows."""
+    """With and without a memory, beside rows without CAD; some of Gemma 2's layers have sliding windows."""
     with Engine(build(family, seed=1), tokenizer) as engine:
         memory = replace(STRONG, gate=None)
         handle = engine.memorize(FACTS, memory)
@@ -67,7 +67,7 @@ def test_it_pushes_towards_the_page(tiny: Engine) -> None:
     page, question = "The capital of Australia is Lisbon.", "What is the capital of Australia?"
 
     def surprise(**changes: Any) -> float:
-        """Nats a token of the page's answer, said by a row that must say it."""
+        """Nats per token of the page's answer, from a row that is forced to generate it."""
         return -tiny.choose(question, [page, "Canberra."], [page], **changes).scores[0]
 
     assert surprise(processors=[Cad()]) < surprise()

@@ -1,4 +1,4 @@
-"""What a datastore learns of its own distances, against a version by loops, and where there is little to learn from."""
+"""The calibration of a datastore against a version with loops, and with few entries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reference.rtd import calibrated
 
 
 def entries(sources: int, each: int, seed: int = 0, tokens: int = 6) -> Entries:
-    """States around a place of their token's, so that they can be predicted, but not all."""
+    """States near a centre for each token, so that most but not all tokens can be predicted."""
     rng = np.random.default_rng(seed)
     values = rng.integers(0, tokens, sources * each).astype(np.int32)
     keys = rng.normal(size=(tokens, 12))[values] * 1.5 + rng.normal(size=(len(values), 12))

@@ -1,4 +1,4 @@
-"""An engine's answer as plain data: messages, usage, one report, citations; and kinds of failures."""
+"""Answers as plain data: messages, usage, report, citations; and kinds of failures."""
 
 from __future__ import annotations
 

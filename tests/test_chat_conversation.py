@@ -1,4 +1,4 @@
-"""Messages in OpenAI's form -> an engine's messages and documents."""
+"""Conversion of messages in OpenAI's form to an engine's messages and documents."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_tool_that_returned_documents_is_left_out_where_it_cannot_be_shown() -
     shown = read_conversation(messages)
     assert [m["role"] for m in shown.messages] == ["user", "assistant", "tool"]
     assert shown.documents == told.documents
-    assert read_conversation([*messages, ASKED]).documents == []  # of an earlier turn
+    assert read_conversation([*messages, ASKED]).documents == []  # documents of an earlier turn are ignored
 
 
 def test_an_agents_loop_on_a_model_without_tools(tiny: Engine) -> None:

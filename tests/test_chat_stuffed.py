@@ -1,4 +1,4 @@
-"""Documents that a template has stuffed into a prompt are found again, and the bare question with them."""
+"""Documents that a template has put into a prompt are recovered, and the question without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tools and response formats ask of an answer, and how it is read: on models that would say anything else."""
+"""Constraints by tools and response formats, and parsing of answers, with models that would write something else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FORMAT = {"type": "json_schema", "json_schema": {"schema": {"properties": {"x": 
 
 
 class Native:
-    """What an engine looks like whose template takes tools; `parsed` is what its tokenizer makes of an answer."""
+    """A double of an engine whose template takes tools; `parsed` is the tokenizer's result for an answer."""
 
     takes_tools, max_length = True, 256
 
@@ -66,7 +66,7 @@ def asked(engine: Engine, how: Plan, text: str = "Who?", tokens: int = 60, **opt
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_call_that_has_begun_is_whole_and_of_its_schema(engine: Engine, seed: int) -> None:
-    """Random weights; the first character is chosen for them, by a processor of the request's own."""
+    """With random weights; a processor of the request chooses the first character."""
     begin = engine.encode("{")[0]
     schema = call_schema([WEATHER["function"], EITHER])
 
@@ -91,7 +91,7 @@ def test_a_call_that_has_begun_is_whole_and_of_its_schema(engine: Engine, seed: 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_text_is_what_it_would_be_anyway(engine: Engine, seed: int) -> None:
-    """Nothing of a free text is masked but its first character, and it does not end before its time."""
+    """In free text only the first character is constrained, and the answer does not end earlier."""
     free = Request("Who?", sampling=Sampling(24, temperature=1.0, seed=seed))
     optional = replace(free, json_schema=call_schema([EITHER]), json_optional=True)
     assert not engine.answer(free).text.lstrip().startswith("{")
@@ -115,8 +115,8 @@ def test_blanks_decide_nothing(engine: Engine) -> None:
     assert processor(ids, scores)[0, brace] == 0
     ids = torch.cat([ids, torch.tensor([[brace]])], dim=1)
     after = processor(ids, scores)[0]
-    assert int((after == 0).sum()) < 5  # only what begins with a quote
-    assert processor(torch.tensor([[1, 5]]), scores)[0, blank] == 0  # over again, for another try
+    assert int((after == 0).sum()) < 5  # only tokens that begin with a quote
+    assert processor(torch.tensor([[1, 5]]), scores)[0, blank] == 0  # starts over for a repeated batch
 
 
 def test_where_no_call_fits_there_is_text(engine: Engine) -> None:
@@ -134,7 +134,7 @@ def test_where_no_call_fits_there_is_text(engine: Engine) -> None:
 
 
 def test_tiny_answers_in_text_and_is_forced_to_call(tiny: Engine) -> None:
-    """Its template has no place for tools, and it never learned to call one by its own choice."""
+    """Its template has no place for tools, and it was not trained to call any."""
     how = plan(tiny, [WEATHER, EITHER])
     assert (how.tools, how.json_optional, how.reads, how.names) == (
         (),
@@ -223,7 +223,7 @@ def test_a_template_that_takes_tools(tiny: Engine) -> None:
     assert plan(engine, [EITHER], "any", strict=True).json_schema
     with pytest.raises(SettingsError, match=r"strict=True promises arguments of the schema, .*; pass tool_choice=\"an"):
         plan(engine, [EITHER], strict=True)
-    assert plan(tiny, [EITHER], strict=True).json_schema  # whose calls are constrained
+    assert plan(tiny, [EITHER], strict=True).json_schema  # the calls are constrained
 
 
 def test_choices_in_all_spellings() -> None:

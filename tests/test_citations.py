@@ -1,4 +1,4 @@
-"""Which stretches of an answer go back to which source, and how callers name a datastore."""
+"""Citations: which parts of an answer come from which source, and how a datastore can be given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HERE, THERE = Source("here", "one"), Source("there", "two")
 
 
 def said(*tokens: tuple[str, dict[str, float]], text: str | None = None) -> Answer:
-    """An answer of these tokens, each with the probability that each source gave it."""
+    """An answer of these tokens, each with the probability from each source."""
     sources = {"here": HERE, "there": THERE}
     references, at = [], 0
     for piece, given in tokens:
@@ -98,7 +98,7 @@ def test_tiny_cites_where_its_answer_came_from(tiny: Engine) -> None:
     ("kind", "text"), [("bpe", "Où: è, perché 東京 😀 stop it"), ("unigram", "the mat and the dog stop it")]
 )
 def test_places_in_the_text_whatever_the_tokenizer(models: Any, kind: str, text: str) -> None:
-    """Also where characters have several tokens and where a stop string cuts the answer."""
+    """Also for characters of several tokens, and if a stop string ends the answer."""
     engine = Engine(models("llama"), make(kind))
     with engine, Datastore.build(engine, [("Where is it?", text)], progress=False) as store:
         rtd = Rtd(store, k=1, weight=1.0, gate=None)

@@ -1,4 +1,4 @@
-"""The command line, run in this process on a random model; its answers mean nothing, its reports must be right."""
+"""The command line, run in this process with a random model. Answers are meaningless, but reports must be right."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(*args: object, code: int = 0):
 
 
 def run_json(*args: object, code: int = 0) -> dict:
-    """The result of `--json`, which must be all there is on stdout."""
+    """The result of `--json`, which must be the only output on stdout."""
     lines = run(*args, "--json", code=code).stdout.splitlines()
     assert len(lines) == 1
     return json.loads(lines[0], parse_constant=pytest.fail)
@@ -88,9 +88,7 @@ def test_a_file_that_shrinks_leaves_no_passages_behind(docs, tmp_path):
 def test_an_indexing_that_was_cut_off_is_finished_by_the_next(docs, tmp_path):
     store = tmp_path / "store"
     run("index", docs, "--store", store)
-    with memograft.VectorStore(
-        path=store
-    ) as opened:  # as if the file had been longer, and only the adding had happened
+    with memograft.VectorStore(path=store) as opened:  # as after an interruption between adding and deleting
         (first,) = opened.get(["velmora.md#0"])
         opened.add([memograft.Document("An old end.", "velmora.md#1", {**first.metadata, "digest": "old", "chunk": 1})])
     report = run_json("index", docs, "--store", store)

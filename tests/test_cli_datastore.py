@@ -1,4 +1,4 @@
-"""`memograft datastore`, end to end on the bundled model: files in, sources out, and every mistake told before work."""
+"""`memograft datastore`, end to end with the bundled model: learning files, removing sources, and early errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(*args: object, code: int = 0) -> Any:
 
 
 def run_json(*args: object, code: int = 0) -> dict[str, Any]:
-    """The result of `--json`, which must be all there is on stdout."""
+    """The result of `--json`, which must be the only output on stdout."""
     lines = run(*args, "--json", code=code).stdout.splitlines()
     assert len(lines) == 1
     told: dict[str, Any] = json.loads(lines[0], parse_constant=pytest.fail)
@@ -61,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(built: Path, tmp_path: Path) -> Path:
-    """A datastore of one's own."""
+    """A copy that the test may change."""
     with Datastore.open(built, read_only=True) as opened:
         return opened.save(tmp_path / "store")
 

@@ -33,7 +33,7 @@ def run_json(*args: object, code: int = 0) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vector store "store", and a datastore "data" that knows better."""
+    """A vector store "store", and a datastore "data" with other answers."""
     made = tmp_path_factory.mktemp("ask")
     (made / "docs").mkdir()
     pages = ["The capital of Velmora is Marn. The river of Velmora is the Traikan.", "A young cat is called a mirling."]
@@ -97,7 +97,7 @@ def test_that_nothing_was_moved_is_said(folder: Path) -> None:
 
 
 def test_without_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By wish, or since nobody made a store; a store that was named must be there."""
+    """Because it was requested, or because there is no default store. A named store must exist."""
     monkeypatch.chdir(folder)
     steered = ("ask", QUESTION, "--datastore", "data", "--weight", 0.9)
     for args in ((*steered, "-k", 0), steered):

@@ -1,4 +1,4 @@
-"""What became of each document is told from a report: numbers of rivals, what did not fit, what was rolled back."""
+"""The status of documents from a report: indices of rivals, documents that did not fit or were rolled back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_rolled_back_is_not_memorized():
 
 
 def test_what_was_rolled_back_by_itself_says_why():
-    """Where memories of single documents are joined; also where none of them is left."""
+    """With composed memories, also if all of them were rolled back."""
     warnings = ("document b was not memorized: the KL is beyond",)
     report = MemoryReport(documents=("a",), left_out=("b",), steps=3, warnings=warnings)
     assert [status.said for status in statuses([A, B], report)] == ["memorized", "not memorized: the KL is beyond"]

@@ -1,4 +1,4 @@
-"""`memograft index` on a folder of all kinds of files: what it reads, and how it names what it does not."""
+"""`memograft index` on a folder with all kinds of files: which it reads, and how it reports the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_index_reads_records_and_word_files_and_names_the_rest(docs, tmp_path):
     file.save(docs / "letter.docx")
     for name in ("a.png", "sub/b.PNG", "c.xlsx", "Makefile", ".hidden.png"):
         (docs / name).write_bytes(b"\x00\x01")
-    store = docs / "store"  # its own files are not read
+    store = docs / "store"  # the store's own files are not indexed
     report = run_json("index", docs, "--store", store)
     assert (report["files"], report["added"], report["passages"]) == (7, 6, 7)
     assert [failure["file"] for failure in report["failed"]] == ["package.json"]

@@ -1,4 +1,4 @@
-"""`memograft memory` on a bank of two."""
+"""`memograft memory` with a bank of two memories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from test_engine import FACTS, ask
 
 
 class TestCommands:
-    """`memograft memory`, on a bank of two."""
+    """The commands of `memograft memory`."""
 
     @pytest.fixture
     def bank(self, make_engine: Any, tmp_path: Path) -> Bank:

@@ -1,4 +1,4 @@
-"""Joined memories: the mean of what each document alone was memorized with, made once for any company it comes in."""
+"""Composed memories: the mean of single documents' memories, which are trained once for all combinations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def close(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "olmo2", "gpt2", "gemma2"])
 def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> None:
-    """Each document trained through the whole model by itself, the changes averaged, the real prompt read anew."""
+    """Each document is trained alone through the whole model, the changes averaged, and the real prompt run again."""
     model, builder = build(family), PromptBuilder(tokenizer)
     memory = replace(JOINED, adapter=adapter)
     with Engine(model, tokenizer) as engine:
@@ -72,7 +72,7 @@ def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> N
 
 
 def test_a_page_is_memorized_once_whatever_it_comes_with(make_engine: Any, trained: list[int]) -> None:
-    """In any order and number, behind any system message; another request finds it on its way in and out of a bank."""
+    """In any order and number, with any system message, also when it is read from a bank."""
     engine = make_engine(bank=Bank())
     first = engine.answer(ask(documents=FACTS[:2], memory=JOINED))
     assert (first.memory.reused, first.memory.steps) == (False, 6)
@@ -89,7 +89,7 @@ def test_a_page_is_memorized_once_whatever_it_comes_with(make_engine: Any, train
 
 
 def test_pages_can_be_memorized_in_advance(make_engine: Any, trained: list[int], tmp_path: Any) -> None:
-    """By `Engine.memorize`, one by one, without the option; the folder holds an entry for each, and none for sums."""
+    """With `Engine.memorize`, one by one, without the option. The folder has an entry for each, but none for means."""
     engine = make_engine(bank=tmp_path / "bank")
     for fact in FACTS:
         engine.memorize([fact], LORA)
@@ -112,7 +112,7 @@ def test_equal_pages_of_a_batch_are_memorized_once_and_joined_once(make_engine: 
 
 
 def test_a_handle_of_joined_pages(make_engine: Any) -> None:
-    """Is what the request alone would have, of the ranks' sum; and another memory than that of the pages together."""
+    """Equals a request's composed memory, with the sum of ranks; differs from memorizing the pages together."""
     engine = make_engine(bank=Bank())
     handle, request = engine.memorize(FACTS[:2], JOINED), ask(n=8, documents=FACTS[:2], memory=JOINED)
     assert handle.adapter.rank == 8
@@ -134,7 +134,7 @@ def test_ranks_that_add_up_to_more_than_the_width_are_one_full_change(make_engin
 
 
 def test_memories_that_do_not_go_together_are_rolled_back(make_engine: Any) -> None:
-    """Each lowers the loss of its own page, and their mean raises that of all pages."""
+    """Each lowers the loss of its own page, but their mean raises the loss of all pages."""
     engine, wild = make_engine(), replace(JOINED, learning_rate=1.0)
     assert not any(engine.memorize([fact], wild).report.rolled_back for fact in FACTS)
     answer = engine.answer(ask(documents=FACTS, memory=wild))

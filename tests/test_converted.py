@@ -1,4 +1,4 @@
-"""Folders that are made once: whole or not at all, made anew when damaged, by one of several processes."""
+"""Cached folders are written atomically, made again when damaged, and made by one of several processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Maker:
-    """Fills a folder with two files and counts how often."""
+    """Fills a folder with two files and counts its calls."""
 
     def __init__(self) -> None:
         self.times = 0

@@ -1,4 +1,4 @@
-"""Every notebook of the cookbook runs from start to end, and prints what is stored in it."""
+"""Every notebook of the cookbook runs, and prints the stored outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VOLATILE = re.compile(r"\d+(\.\d+)? ?(ms|seconds|s)\b|0x[0-9a-f]+|\b[0-9a-f]{8}
 
 
 def printed(notebook: Any) -> list[str]:
-    """What each code cell printed and showed, without times and ids, which are never twice the same."""
+    """The output of each code cell, without times and ids, which differ between runs."""
     texts = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -30,7 +30,7 @@ def test_notebooks_print_what_they_show(file: Path, tmp_path: Path, monkeypatch:
     from execute import ENVIRONMENT, execute
 
     for name in ENVIRONMENT:
-        monkeypatch.setenv(name, "")  # and as it was afterwards
+        monkeypatch.setenv(name, "")  # restored afterwards
     notebook = execute(file, tmp_path)
     assert not [o.text for cell in notebook.cells for o in cell.get("outputs", ()) if o.get("name") == "stderr"]
     assert printed(notebook) == printed(nbformat.read(file, as_version=4))

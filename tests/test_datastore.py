@@ -1,4 +1,4 @@
-"""`Datastore`: what it learns from examples, and what it keeps through adding, deleting, saving and opening."""
+"""`Datastore`: learning from examples, and its contents after adding, deleting, saving and opening."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EOS = 2
 
 
 def contents(store: Datastore) -> dict[str, list[tuple[int, int, bytes]]]:
-    """Source id -> its living entries: (position, value, key)."""
+    """Source id -> its entries that are not deleted: (position, value, key)."""
     e, found = store._files.entries, {}
     dead = store._dead if store._dead is not None else np.zeros(len(e.values), bool)
     for n in np.flatnonzero(~dead):
@@ -42,7 +42,7 @@ def contents(store: Datastore) -> dict[str, list[tuple[int, int, bytes]]]:
 
 
 def assert_alike(one: Datastore, other: dict[str, list[tuple[int, int, bytes]]]) -> None:
-    """The same entries, up to the last bits of the keys, which depend on the batch that they were computed in."""
+    """Equal entries, up to the last bits of keys, which depend on the batch."""
     mine = contents(one)
     assert mine.keys() == other.keys()
     for id, entries in mine.items():
@@ -91,7 +91,7 @@ def test_every_form_of_an_example(engine: Engine) -> None:
         {"messages": messages, "answer": "Me."},
     ]
     with Datastore.build(engine, same, progress=False) as store:
-        assert len(store.ids()) == 1  # they are the same example
+        assert len(store.ids()) == 1  # all are the same example
         named = {"id": "mine", "question": "What?", "answer": "It.", "metadata": {"page": 3}}
         assert store.add(engine, [named, named], progress=False) == 1
         assert store.source(1) == Source("mine", "It.", "What?", {"page": 3})
@@ -204,7 +204,7 @@ def test_every_index_finds_what_comparing_all_finds(tmp_path: Path, kind: Any, c
     with new(tmp_path / "store", kind) as store:
         store.extend(entries, sources)
         assert bool(store.header.indexes) == (kind != "flat")
-        store.extend(*synthetic(100, prefix="t"))  # behind the index
+        store.extend(*synthetic(100, prefix="t"))  # not in the index
         with pytest.raises(SettingsError, match="has sources of these ids already, got 's0'"):
             store.extend(entries, sources)
         store.delete(["s3"])

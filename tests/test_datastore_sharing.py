@@ -1,4 +1,4 @@
-"""One datastore in many threads, and in a process that was forked from its owner's."""
+"""One datastore in many threads, and in a fork of its owner's process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 def test_what_threads_add_at_the_same_time_is_all_there(tmp_path: Path) -> None:
-    """And what one of them deletes is gone, while another compacts."""
+    """And deleted sources are gone, while another thread compacts."""
     with new(tmp_path / "store", "flat") as store:
         store.extend(*synthetic(40, sources=4, prefix="gone"))
 
@@ -105,7 +105,7 @@ def test_close_lets_the_next_writer_in_while_a_child_lives(tmp_path: Path) -> No
     child = fork()
     if child == 0:
         os.close(write)
-        os.read(read, 1)  # holds the file open until the parent has tried
+        os.read(read, 1)  # keeps the file open until the parent has tried
         lock.release()
         os._exit(0)
     try:

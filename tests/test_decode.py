@@ -1,4 +1,4 @@
-"""Sampling and the ends of answers: distributions, seeds, stop strings, lengths, processors."""
+"""Sampling and stopping: distributions, seeds, stop strings, lengths, processors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(sampling: Sampling, logits: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def test_sampling_follows_the_distribution() -> None:
-    """Pearson's chi-square of 20000 draws from 12 tokens; beyond 50 with 11 degrees of freedom is one in 2 million."""
+    """Pearson's chi-square of 20000 draws from 12 tokens. With 11 degrees of freedom, p is 1 in 2 million beyond 50."""
     logits = torch.linspace(-2, 1.5, 12)
     for temperature in (0.5, 1.0, 1.7):
         counts = draw(Sampling(temperature=temperature, seed=1), logits, 20_000)
@@ -42,7 +42,7 @@ def test_sampling_follows_the_distribution() -> None:
 def test_top_k_and_top_p() -> None:
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0, -1.0])
     assert draw(Sampling(temperature=1.0, top_k=2, seed=1), logits, 3000).nonzero().flatten().tolist() == [0, 1]
-    # 0.64, 0.24, 0.09, ...: 0.8 is reached by the second, 0.6 by the first
+    # 0.64, 0.24, 0.09, ...: 0.8 is reached by the second token, 0.6 by the first
     assert draw(Sampling(temperature=1.0, top_p=0.8, seed=1), logits, 3000).nonzero().flatten().tolist() == [0, 1]
     assert draw(Sampling(temperature=1.0, top_p=0.6, seed=1), logits, 300).nonzero().flatten().tolist() == [0]
 
@@ -92,7 +92,7 @@ def test_the_first_token_follows_the_models_softmax(make_engine: Any) -> None:
     answers = engine.answer_batch(requests)
     counts = {int(t): 0 for t in best.indices}
     for answer in answers:
-        counts[answer.token_ids[0]] += 1  # a KeyError is a token outside the top k
+        counts[answer.token_ids[0]] += 1  # raises KeyError for a token outside the top k
     expected = torch.softmax(best.values / 2.0, -1) * n
     observed = torch.tensor([counts[int(t)] for t in best.indices])
     assert ((observed - expected) ** 2 / expected).sum() < 30
@@ -112,7 +112,7 @@ class TestStopStrings:
         assert answer.finish_reason == "stop"
         assert answer.text == whole.text[: whole.text.index(stop)]
         assert whole.token_ids[: len(answer.token_ids)] == answer.token_ids
-        # no token more than were needed to say it
+        # no more tokens than needed
         assert stop not in engine.tokenizer.decode(answer.token_ids[:-1])
 
     def test_a_string_that_is_not_said(self, engine: Engine, whole: Any) -> None:
@@ -136,7 +136,7 @@ class TestStopStrings:
 
     @pytest.mark.parametrize("memory", RULED, ids=["gated", "contrasted"])
     def test_rows_with_rules(self, engine: Engine, whole: Any, memory: FastMem) -> None:
-        """Stopped, streamed, and beside neighbours."""
+        """Stopped, streamed, and in a batch."""
         said = engine.answer(ask(n=24, documents=FACTS, memory=memory)).text
         stop = said[4:7]
         request = ask(documents=FACTS, memory=memory, sampling=Sampling(24, stop=[stop]))
@@ -147,7 +147,7 @@ class TestStopStrings:
 
 
 class Say(LogitsProcessor):
-    """Makes the model say a text, then end."""
+    """Forces the model to generate a text and then end."""
 
     def __init__(self, engine: Engine, text: str) -> None:
         eos = engine.model.generation_config.eos_token_id

@@ -1,4 +1,4 @@
-"""The bundled corpus: what its questions promise is true, retrieval finds the pages, and answers are judged fairly."""
+"""The bundled corpus: its questions are correct, retrieval finds the pages, and answers are judged correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents that contradict each other: found on tiny, the higher-ranked one memorized, and the report says so."""
+"""Contradicting documents are found with tiny, the higher-ranked one is memorized, and the report states it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_of_three_the_first_stands_against_both(tiny: Engine) -> None:
 
 
 def test_two_against_two_keep_the_first_two() -> None:
-    """Number 1 contradicts 0 and is left out, so what it says against 2 no longer counts."""
+    """Number 1 contradicts 0 and is left out, so its contradiction of 2 does not count."""
     prompt = select.Prompt((), ((0, 0),) * 3, tuple(Document(t) for t in "abc"))
     chosen = select._first(select.Selection(prompt, prompt), [(0, 1), (1, 2)])
     assert [d.text for d in chosen.about.documents] == ["a", "c"]
@@ -77,7 +77,7 @@ def test_rows_of_a_batch_do_not_mix(tiny: Engine) -> None:
 
 @pytest.mark.parametrize(("name", "least", "most"), [("disagree", 0.8, 1.0), ("repeats", 0.0, 0.1)])
 def test_on_the_world(tiny: Engine, name: str, least: float, most: float) -> None:
-    """Questions of the test split; the exact shares are in docs/method.md."""
+    """On questions of the test split; the exact fractions are in docs/method.md."""
     items = [item for item in world("test", 40) if item.set == name]
     requests = [Request(i.question, documents=i.documents, memory=FastMem(steps=1)) for i in items]
     found = [answer.memory is not None and bool(answer.memory.disagree) for answer in tiny.answer_batch(requests)]
@@ -89,10 +89,10 @@ TWINS = [
     ("the season had 23 episodes", "the season had 775 episodes", True),
     ("the season had 23 episodes", "the season had seven hundred episodes", True),
     ("ann rose and ann fell in the hall", "bob rose and bob fell in the hall", True),
-    ("the season had 23 episodes", "the season had 23 episodes", False),  # the same
-    ("the season had 23 episodes", "the season had 23 long episodes", False),  # only one says something else
+    ("the season had 23 episodes", "the season had 23 episodes", False),  # equal
+    ("the season had 23 episodes", "the season had 23 long episodes", False),  # only one has another word
     ("ann rose and cid fell in the hall", "bob rose and dan fell in the hall", False),  # two changes
-    ("23 episodes were made", "775 of them were shown", False),  # too little is shared
+    ("23 episodes were made", "775 of them were shown", False),  # too few shared words
     ("", "", False),
 ]
 
@@ -108,7 +108,7 @@ LONG = "Portugal is a country in Europe. The capital of Portugal is Lisbon. {} b
 
 @pytest.mark.parametrize("question", ["What is the capital of Portugal?", "Who built the tower of that city?"])
 def test_pages_that_are_the_same_but_for_a_name(tiny: Engine, question: str) -> None:
-    """The sentence that differs is not the one most about the question."""
+    """The differing sentence is not the one most relevant to the question."""
     first, second = LONG.format("Pulguth"), LONG.format("Drimjond")
     settings = FastMem(steps=1, relevance=-1.0)
     found = tiny.answer(question, [first, second], memory=settings).memory

@@ -1,4 +1,4 @@
-"""Every Python snippet of README and docs runs, and prints what it says it prints; so do the docstrings' examples."""
+"""Every Python snippet of README and docs runs and prints what is written; so do the docstrings' examples."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ MODULES = [m.name for m in pkgutil.walk_packages(memograft.__path__, "memograft.
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_print_what_they_say(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # for what they write
-    scope: dict[str, object] = {}  # later snippets of a page go on where earlier ones ended
+    monkeypatch.chdir(tmp_path)  # for files that they write
+    scope: dict[str, object] = {}  # the snippets of a page share their variables
     for code in SNIPPET.findall(page.read_text(encoding="utf-8")):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -58,7 +58,7 @@ def test_docstring_examples_run(name: str) -> None:
 
 
 def exported(package: Path) -> list[str]:
-    """`__all__` of a package's `__init__.py`, without importing what it needs."""
+    """`__all__` of a package's `__init__.py`, read without importing it."""
     assignments = (n for n in ast.parse(package.read_text(encoding="utf-8")).body if isinstance(n, ast.Assign))
     (names,) = (ast.literal_eval(n.value) for n in assignments if ast.unparse(n.targets[0]) == "__all__")
     return sorted(names)
@@ -87,7 +87,7 @@ def test_the_reference_has_every_public_name_of_the_integrations(page: str, pack
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    """mkdocs, which is not needed to run the tests, finds the other mistakes: `make docs`."""
+    """Other mistakes are found by mkdocs (`make docs`), which the tests do not need."""
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
     pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
     assert pages <= set(re.findall(r": ([\w/-]+\.md)$", nav, re.M))

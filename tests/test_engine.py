@@ -1,4 +1,4 @@
-"""What the engine says without a memory is what the model's own `generate` says, alone and in mixed batches."""
+"""Without a memory, the engine's answers equal those of the model's own `generate`, alone and in mixed batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def prompt_ids(engine: Engine, request: Request) -> list[int]:
 
 
 def generated(engine: Engine, request: Request, **options: Any) -> tuple[int, ...]:
-    """What `model.generate` says on the same prompt."""
+    """The tokens of `model.generate` for the same prompt."""
     ids = torch.tensor([prompt_ids(engine, request)])
     options = {"max_new_tokens": request.sampling.max_new_tokens, "do_sample": False} | options
     with torch.no_grad():
@@ -31,7 +31,7 @@ def generated(engine: Engine, request: Request, **options: Any) -> tuple[int, ..
 
 
 def assert_likeliest(engine: Engine, request: Request, token_ids: Sequence[int], tolerance: float) -> None:
-    """Each token is the model's first choice, or so near it, relative to the logits' range, that rounding decides."""
+    """Each token is the model's first choice, or within rounding of it, relative to the range of the logits."""
     prompt = prompt_ids(engine, request)
     with torch.no_grad():
         logits = engine.model(torch.tensor([[*prompt, *token_ids]])).logits[0, len(prompt) - 1 : -1].float()
@@ -59,13 +59,13 @@ def test_greedy_is_the_models_own_generate(make_engine: Any, family: str, dtype:
 
 
 def ruled(memory: FastMem) -> FastMem:
-    """The same, with every rule there is."""
+    """The same memory with all rules."""
     return replace(memory, gate="support", contrast=0.5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mixed_batches_equal_single_runs(make_engine: Any, family: str) -> None:
-    """Rows of different lengths, memories, processors, and ways of sampling."""
+    """With rows of different lengths, memories, processors and sampling."""
     engine = make_engine(family)
     strong = (
         None
@@ -96,7 +96,7 @@ def padded_and_penalised(**generation: Any) -> Any:
     "generation", [{"repetition_penalty": 1.6}, {"no_repeat_ngram_size": 2}, {"suppress_tokens": list(range(100, 200))}]
 )
 def test_the_models_generation_settings_hold(tokenizer: Any, generation: dict[str, Any]) -> None:
-    """Also in a padded batch, where a penalty must not see the padding."""
+    """Also in a padded batch, where a penalty must ignore the padding."""
     requests = [ask(n=20, documents=FACTS), ask("Why?", n=20)]
     plain = Engine(build("llama", seed=4), tokenizer)
     engine = Engine(padded_and_penalised(**generation), tokenizer)

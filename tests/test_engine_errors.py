@@ -1,4 +1,4 @@
-"""What goes wrong in one request, or for want of memory, costs as little as possible and leaves the model as it was."""
+"""An error in one request, or a lack of memory, does as little harm as possible and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEMORY = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9
 
 @contextmanager
 def out_of_memory(engine: Engine, when: Any) -> Iterator[list[tuple[int, int]]]:
-    """The model's passes run out of memory when `when(rows, tokens)`; yields the shapes of all passes."""
+    """Passes of the model run out of memory when `when(rows, tokens)`; yields the shapes of all passes."""
     shapes: list[tuple[int, int]] = []
 
     def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_only_the_request_without_room_fails(engine: Engine) -> None:
 
 
 def test_a_stream_goes_on_where_its_batch_broke_off(engine: Engine) -> None:
-    """Also where the model would choose otherwise without its neighbour, as rounding may have it."""
+    """Also if rounding makes the model choose differently without the other row."""
     before, after = Say(engine, "Colours are red, green and blue."), Say(engine, "Numbers are one, two and three.")
     pieces: list[str] = []
     broken: list[int] = []
@@ -147,7 +147,7 @@ def test_an_error_while_memorizing_harms_one_request(engine: Engine, monkeypatch
 
 
 def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
-    """The step it is at is its last; and the model is as it was."""
+    """After the current step, with the model unchanged."""
     before = copy.deepcopy(engine.model.state_dict())
     steps, begun = 0, threading.Event()
     name, module = next(iter(engine._backbone.projections.items()))
@@ -162,7 +162,7 @@ def test_giving_up_all_requests_ends_memorizing(engine: Engine) -> None:
 
     hook = module.register_forward_pre_hook(count)
     job = engine._submit([ask(documents=FACTS, memory=FastMem(steps=10_000, relevance=None))])[0]
-    assert begun.wait(30)  # what comes earlier shares its batch
+    assert begun.wait(30)  # an earlier request would join its batch
     engine.answer(ask(n=1))
     hook.remove()
     assert 20 <= steps < 40

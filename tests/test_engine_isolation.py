@@ -1,4 +1,4 @@
-"""No request ever sees another's memory, and nobody outside the engine sees any."""
+"""No request sees another request's memory, and other users of the model see none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CITIES = ["Paris", "Rome", "Oslo", "Bergen", "Velmora", "Lima", "Cairo", "Quito"
 
 
 def contradicting(thread: int, n: int, memory: FastMem | None) -> Request:
-    """The same question over documents that say something else in every request."""
+    """The same question with documents that differ in every request."""
     documents = [f"The capital of France is {CITIES[thread]}{n}.", f"The year is {19 + thread}{30 + n}."]
     sampling = Sampling(6, temperature=0.9 if n % 4 == 3 else 0.0, seed=n)
     return Request("What is the capital of France?", documents=documents[: 1 + n % 2], memory=memory, sampling=sampling)
@@ -53,7 +53,7 @@ def test_eight_threads_of_eight_requests_equal_single_runs(make_engine: Any) -> 
 
 
 def test_others_who_use_the_model_see_the_base_model(make_engine: Any) -> None:
-    """Bit for bit, at any moment of prefilling, memorizing and decoding."""
+    """Bit for bit, at any time during prefill, memorizing and decoding."""
     engine: Engine = make_engine("llama")
     ids = torch.tensor([prompt_ids(engine, contradicting(0, 0, None))])
     with torch.no_grad():

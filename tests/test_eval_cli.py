@@ -1,4 +1,4 @@
-"""`memograft eval`, end to end on the bundled model with a handful of questions."""
+"""`memograft eval`, end to end with the bundled model and a few questions."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_errors_are_one_line(args: list[str], said: str, tmp_path: Path, monkeyp
 
 
 def squad(path: Path, *facts: tuple[str, str, str]) -> Path:
-    """A file in SQuAD's format, of (question, answer, page); one more question has no answer."""
+    """A file in SQuAD's format with (question, answer, page), and one more question without an answer."""
     paragraphs = [
         {
             "context": page,
@@ -160,7 +160,7 @@ def test_help_lists_the_methods_without_torch() -> None:
 
 
 def test_without_a_choice_all_methods_are_asked(tmp_path: Path) -> None:
-    """Few-shot and RTD take their examples from the split that is not asked."""
+    """Few-shot and RTD take their examples from the other split."""
     said = run("world", "--split", "tune", "--n", "2", "--sets", "agrees", "--out", tmp_path, "--max-new-tokens", "4")
     told = json.loads(said.stdout.splitlines()[-1])
     assert list(told["results"]) == list(METHODS)

@@ -1,4 +1,4 @@
-"""What a question is asked with: which pages, in which place and order, which split; all by hashes of the questions."""
+"""Contexts: which pages a question gets, in which order, and which split; all by hashes of the questions."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def town_of(item: Item) -> str:
 
 
 def own(item: Item) -> list[int]:
-    """Places of the pages about the town that is asked about."""
+    """Indices of the pages about the town in the question."""
     return [n for n, page in enumerate(item.documents) if page.text.startswith(town_of(item))]
 
 
@@ -81,7 +81,7 @@ def test_irrelevant_has_a_page_of_another_question_of_the_same_split(swaps: Path
 
 
 def test_irrelevant_pages_do_not_hold_the_answer(tmp_path: Path) -> None:
-    """All but one of the other pages say Anna too, in another case and beside a comma."""
+    """All but one of the other pages contain Anna, in another case and before a comma."""
     pages = {town: f"{town}: ANNA, {town} and rye." for town in TOWNS} | {"Ost": "Ost has rye.", "Vik": "Vik has rye."}
     rows = [{"question": f"who is in {t}", "context": page, "answers": ["Anna"]} for t, page in pages.items()]
     reading = read(written(tmp_path / "a.jsonl", rows), contexts=["irrelevant"], split="all")
@@ -152,7 +152,7 @@ def test_too_few_pages_are_counted(tmp_path: Path) -> None:
 
 def test_questions_without_a_page_are_counted_where_one_is_needed(tmp_path: Path) -> None:
     rows = [{"question": "who dug the canal", "context": "Ida dug the canal.", "answers": ["Ida"]}]
-    rows += [{"question": "who dug the ditch", "answer": ["Otto"]}]  # as NQ-open has it
+    rows += [{"question": "who dug the ditch", "answer": ["Otto"]}]  # NQ-open's form
     path = written(tmp_path / "a.jsonl", rows)
     reading = read(path, contexts=["agrees", "no document"], split="all")
     assert sorted((i.set, i.answers[0]) for i in reading.items) == [

@@ -1,4 +1,4 @@
-"""Files of questions: what is read, and what a user is told who wrote something else."""
+"""Files of questions: how they are read, and the errors for wrong formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways to answer: each asks what its name says; context-aware decoding against its formula."""
+"""The methods: each makes the request that its name describes; context-aware decoding matches its formula."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def items() -> list[Item]:
 
 @pytest.fixture(scope="module")
 def lessons(tiny: Engine, items: list[Item]) -> Iterator[Lessons]:
-    """Examples of two sets, those that are asked among them."""
+    """Examples of two sets, including the asked items."""
     with closing(Lessons(tiny, [i for i in world("tune", 7) if i.set in ("agrees", "contradicts")], items)) as lessons:
         yield lessons
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_asked_is_said_before_the_run(items: list[Item], tiny: En
 
 
 def test_context_aware_decoding_is_its_formula(tiny: Engine, items: list[Item], lessons: Lessons) -> None:
-    """(1 + alpha) log p(with documents) - alpha log p(without), token after token; without is "no document"."""
+    """(1 + alpha) log p(with documents) - alpha log p(without), for each token; without is "no document"."""
     ways = [METHODS[name].request(tiny, items, 0, SHORT, lessons) for name in ("plain", "no document", "CAD")]
     full, bare = (list(tiny._prompts.build(r.messages, r.documents).ids) for r in ways[:2])
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""Accuracies, intervals, paired differences and the table against numbers worked out by hand; the picture."""
+"""Accuracies, intervals, paired differences and the table against numbers computed by hand; the plot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memograft.evaluation.metrics import details, difference, interval, summary,
 
 
 def rows(right: str, **more: Any) -> list[dict[str, Any]]:
-    """A record for each letter: r for right."""
+    """A record for each letter; r is right."""
     base = {"kind": "", "belief": False, "other": False, "seconds": 0.5, "em": False, "f1": 0.5, "new_tokens": 4}
     base |= {"hit": False, "formed": True, "repeats": False, "recites": 2, "finish_reason": "stop", "text": "so"}
     base |= {"timings": {"prefill": 0.1, "memorize": 0.2, "decode": 0.3}}
@@ -27,7 +27,7 @@ def test_intervals() -> None:
     assert interval(np.ones(50)) == [1.0, 1.0]
     coin = np.array([0.0, 1.0] * 200)
     low, high = interval(coin)
-    error = 1.96 * 0.5 / 20  # of the mean of 400 coins
+    error = 1.96 * 0.5 / 20  # 95% interval of the mean of 400 coins
     assert (low, high) == pytest.approx((0.5 - error, 0.5 + error), abs=0.01)
     assert interval(coin) == [low, high], "the same every time"
 
@@ -40,7 +40,7 @@ def test_a_large_file_is_bootstrapped_in_parts(monkeypatch: pytest.MonkeyPatch) 
 
 
 def naive_interval(values: Any, groups: list[str]) -> list[float]:
-    """The clustered bootstrap, one round and one group after the other."""
+    """The clustered bootstrap with loops over rounds and groups."""
     names = list(dict.fromkeys(groups))
     members = [[v for v, g in zip(values, groups, strict=True) if g == name] for name in names]
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_differences_are_drawn_by_group() -> None:
 
 
 def test_differences_are_paired() -> None:
-    """Two methods that are right on the same questions do not differ, however many those are."""
+    """Two methods that are right for the same questions do not differ, whatever their accuracy."""
     same = difference(rows("rrww" * 10), rows("rrww" * 10))
     assert same == {"difference": 0.0, "interval": [0.0, 0.0]}
     unpaired = difference(rows("rrww" * 10), rows("wwrr" * 10))
@@ -119,11 +119,11 @@ def test_a_summary_worked_out_by_hand() -> None:
 
 
 def test_beliefs_kept_are_those_of_the_model_itself() -> None:
-    """Four questions that it answers wrong without documents, and one that it answers right."""
+    """With four questions that it answers wrong without documents, and one that it answers right."""
     closed = rows("wwwwr", text="The Rome.")
     closed[0] |= {"text": "It is Bonn, I think.", "belief": True}
     here = rows("wwrrr", text="It is in rome")
-    here[0] |= {"text": "Bonn", "belief": True}  # the belief in other words
+    here[0] |= {"text": "Bonn", "belief": True}  # the same belief in other words
     here[1] |= {"text": "Romeo"}
     here[2] |= {"text": ""}
     results = summary({"no document": {"a": closed}, "plain": {"a": here}})
@@ -177,11 +177,11 @@ def test_the_table() -> None:
     assert table(alone).splitlines()[-1] == "| memorized | 1.000 |"
 
 
-# the picture -----------------------------------------------------------------------------------------------------
+# the plot -----------------------------------------------------------------------------------------------------
 
 
 def many() -> dict[str, Any]:
-    """Twelve methods in a crowd, and one far off."""
+    """Twelve methods close together, and one far away."""
     rng = np.random.default_rng(0)
     results: dict[str, Any] = {"plain": {}, "no document": {}}
 
@@ -226,7 +226,7 @@ def test_a_picture_is_drawn_and_no_label_covers_another(tmp_path: Path, monkeypa
     renderer = figure.canvas.get_renderer()
     texts = figure.axes[0].texts
     assert {t.get_text() for t in texts} >= {"memorized", "restricted  (90 points lost)"}
-    boxes = [Text.get_window_extent(t, renderer) for t in texts]  # without the line that leads to the dot
+    boxes = [Text.get_window_extent(t, renderer) for t in texts]  # without the line to the dot
     assert len(boxes) == 14
     inside = figure.axes[0].get_window_extent(renderer)
     for n, box in enumerate(boxes):

@@ -1,4 +1,4 @@
-"""How questions are put and answers read, and that a file of one's own goes the same way."""
+"""Protocols: how questions are asked and answers extracted, also with your own file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public sets of questions: each format as it is published, packed or not, recognised by its fields."""
+"""Public question sets: each published format, compressed or not, recognised by its fields."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_a_format_that_is_named(tmp_path: Path) -> None:
 
 
 def test_no_two_formats_claim_one_entry(tmp_path: Path) -> None:
-    """The examples of the other tests are recognised, so each is claimed once; here what might be claimed twice."""
+    """The examples of the other tests are recognised, so they match one format each; these might match two."""
     for fields in (SWAP, SWAP | {"answers": ["x"]}, SWAP | {"context": "x", "answer": ["x"]}):
         (entry,) = entries(jsonl(tmp_path / "a.jsonl", fields))
         assert [name for name, format in FORMATS.items() if format.recognises(entry)] == ["nqswap"]
@@ -310,7 +310,7 @@ def test_the_hub_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_hub_with_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="reads sets of the hub")
-    monkeypatch.chdir(tmp_path)  # a folder stands for the hub: the library treats both alike
+    monkeypatch.chdir(tmp_path)  # a folder instead of the hub, which the library treats alike
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "owner" / "name").mkdir(parents=True)
     jsonl(tmp_path / "owner" / "name" / "validation.jsonl", SWAP)

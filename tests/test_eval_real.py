@@ -1,4 +1,4 @@
-"""The readers on the sets as they are published, where somebody has put them beside the checkout."""
+"""The readers on the published sets, if these are present beside the checkout."""
 
 from __future__ import annotations
 

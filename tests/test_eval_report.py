@@ -1,4 +1,4 @@
-"""The page of an evaluation: what it shows of which answers, its drawings, and that no text can become markup."""
+"""The page of an evaluation: the selected answers, the plots, and that texts are escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VOID = {"meta", "line", "circle"}
 
 
 class Tags(HTMLParser):
-    """Fails where an end tag does not end what began last; keeps the text."""
+    """Fails if tags are not nested correctly; stores the text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_what_stands_on_the_page() -> None:
 
 
 def test_intervals_are_drawn_on_one_scale() -> None:
-    """From the lowest end to the highest: 10 to 190 pixels; no difference lies where it belongs."""
+    """From the smallest to the largest end at 10 to 190 pixels, with zero at the right position."""
     items = asked(2)
     tags = made(items, {"plain": ["Rome", "x"], "better": ["Rome", "Rome"], "worse": ["x", "x"]})
     reach = [(float(a["x1"]), float(a["x2"])) for tag, a in tags.seen if tag == "line" and a["class"] == "reach"]

@@ -1,4 +1,4 @@
-"""Runs: what a record says, what is kept, and what is asked again after an interruption or a change."""
+"""Runs: the records, what is stored, and what is asked again after an interruption or a change."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PLAIN = {"plain": METHODS["plain"]}
 
 
 def asked(engine: Engine, *args: Any, **options: Any) -> tuple[int, Any]:
-    """(questions that the engine was asked, records); answers are kept short where their text does not matter."""
+    """(number of questions that were asked, records), with short answers where their text does not matter."""
     counting = Counting(engine)
     records = run(counting, *args, progress=False, **{"max_new_tokens": 2} | options)  # type: ignore[arg-type]
     return counting.asked, records

@@ -1,4 +1,4 @@
-"""What one answer is worth: SQuAD's scores, answers that loop or recite, and summaries."""
+"""Scores of one answer: SQuAD's scores, answers that loop or recite, and summaries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_says_looks_for_whole_words(text: str, value: str, ignore_case: bool, fo
 
 
 def test_a_looping_answer_says_the_value_and_is_not_clean() -> None:
-    """The failure that containment cannot see."""
+    """Containment does not show this problem."""
     good = record(ITEM, answer("E7 means that the pump is blocked."), True)
     looping = record(ITEM, answer("The pump is blocked. rinse the pump. rinse the pump. rinse the pump. rin"), True)
     endless = record(ITEM, answer("The pump is blocked, which you can see by its", "length"), True)
@@ -79,7 +79,7 @@ def test_an_answer_is_read_as_its_protocol_says() -> None:
     bare, formed = (record(paper, answer(f"{form}The 1000 pumps!"), True) for form in ("", "The answer is: "))
     assert [(r["formed"], r["hit"], r["em"], r["right"]) for r in (bare, formed)] == [
         (False, False, False, False),
-        (True, True, True, False),  # of two spellings only the paper's normalised comparison knows
+        (True, True, True, False),  # only the paper's normalised comparison matches the two spellings
     ]
     assert bare["group"] == "g"
     choice = replace(ITEM, task="choice", answers=("more",), belief="sore")
@@ -116,7 +116,7 @@ def test_exact_match_and_f1_are_squads() -> None:
         ("a b c d e a b c", True),  # 2 of 6 trigrams
         ("a b c d e f g h i j a b c", False),  # 2 of 11
         ("a b c d e f g a b c", True),  # 2 of 8
-        ("a b c d e f g h a b c x", False),  # 2 of 10 are a fifth, not more
+        ("a b c d e f g h a b c x", False),  # 2 of 10 are not more than a fifth
         ("The pump. the PUMP, the pump!", True),
         ("东京东京东京东京", True),
         ("东京是日本的首都", False),

@@ -1,4 +1,4 @@
-"""The questions of tiny's world that ship with the package: what they promise, and that the recipe still makes them."""
+"""The bundled questions of tiny's world: they are correct, and the recipe still generates them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def subject_of(relation: str, answer: str, value: str) -> str:
 
 
 def wordings(item: Any, page: str, value: str) -> list[str]:
-    """The statements of the asked fact, with this value, that stand on the page."""
+    """The statements of the asked fact with this value on the page."""
     from data import sentence
     from language import RELATIONS
 

@@ -1,4 +1,4 @@
-"""The base model's own answer stands in for a memorized one that loops or does not end, and only for such a one."""
+"""The base model's answer replaces a memorized one that loops or does not end, and only such an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOOP = ["rinse", "the", "pump"] * 5
 
 
 def asked(engine: Engine, **changes: Any) -> Request:
-    """A request whose memorized answer runs to the limit, while the base model's ends with a stop string."""
+    """A request whose memorized answer reaches the length limit, while the base model's ends with a stop string."""
     request = Request("Who wrote it?", documents=FACTS, sampling=Sampling(24), **changes)
     memorized = engine.answer(replace(request, memory=replace(STRONG, fallback=False))).text
     text = engine.answer(request).text
@@ -36,7 +36,7 @@ def asked(engine: Engine, **changes: Any) -> Request:
 @pytest.mark.parametrize("changes", [{}, {"processors": [Cad(0.5)]}, {"logprobs": 1}], ids=["", "cad", "logprobs"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "opt", "gpt2"])
 def test_what_does_not_end_is_answered_by_the_base_model(make_engine: Any, family: str, changes: Any) -> None:
-    """Alone, beside others and with a kept memory; what it says is what it says without a memory."""
+    """Alone, in a batch and with a kept memory. The answer equals that without a memory."""
     engine = make_engine(family)
     plain = asked(engine, **changes)
     expected, kept = engine.answer(plain), engine.memorize(FACTS, STRONG)
@@ -55,7 +55,7 @@ def test_what_does_not_end_is_answered_by_the_base_model(make_engine: Any, famil
             assert answer.memory.reason == f"the memorized answer did not end within 24 tokens{GIVEN}"
 
 
-# Random Gemmas say nothing but a control token: no string of their answer can end it.
+# Random Gemmas generate only a control token, so no stop string can end their answer.
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - ROUTED - {"gemma2", "gemma3_text"}))
 @pytest.mark.parametrize("memory", [STRONG, FastMem(relevance=None)], ids=["strong", "default"])
 def test_no_answer_goes_wrong_where_the_base_models_does_not(make_engine: Any, family: str, memory: FastMem) -> None:
@@ -84,7 +84,7 @@ def test_what_cannot_be_taken_back_or_asked_twice_stays(engine: Engine, processo
 
 
 def test_a_datastore_steers_both(engine: Engine) -> None:
-    """What moved each token is told of the answer that is given."""
+    """References belong to the returned answer."""
     with Datastore.build(engine, [("Who wrote it?", "A sailor from Bergen.")], progress=False) as store:
         plain = asked(engine, processors=[Rtd(store, weight=0.01, gate=None)])
         expected, answer = engine.answer(plain), engine.answer(replace(plain, memory=STRONG))
@@ -112,7 +112,7 @@ def test_without_room_for_both_the_memorized_answer_stays(engine: Engine) -> Non
 
 
 def ends(row: list[str], row_ends: str, plain: list[str], plain_ends: str, first: str) -> list[Any]:
-    """What is handed over when the two rows have said this and ended like that, in one order or the other."""
+    """What is passed on when the two rows have these texts and ends, finished in either order."""
     handed: list[Any] = []
     memorized = Row(Sampling(20), 20, adapter=Adapter({}, {}))
     words = [*row, *plain]

@@ -1,4 +1,4 @@
-"""Memorizing: batches equal singles, guards roll back, the report is right, and the model stays as it was."""
+"""Memorizing: batches equal single runs, guards roll back, the report is right, and the model is unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def backbone(family: str, dtype: torch.dtype = torch.float32) -> Backbone:
 
 
 def context(parts: Backbone, length: int = 12, seed: int = 0) -> TrainingRows:
-    """Real rows: those that predict the tokens of one random text."""
+    """Training rows of one random text, from a real prefill."""
     ids = torch.randint(3, VOCAB, (length + 2,), generator=torch.Generator().manual_seed(seed)).tolist()
     filled = prefill(parts, [ids], 0)
     mask = torch.ones(1, length, dtype=torch.bool)
@@ -42,7 +42,7 @@ def context(parts: Backbone, length: int = 12, seed: int = 0) -> TrainingRows:
 
 
 def difference(one: Adapter, other: Adapter) -> float:
-    """Largest difference of what two adapters change, relative to the largest change."""
+    """Largest difference between the changes of two adapters, relative to the largest change."""
     worst = 0.0
     for name in one.lora_a:
         a, b = (m.lora_b[name] @ m.lora_a[name] for m in (one, other))
@@ -74,7 +74,7 @@ def test_a_batch_gives_what_each_would_have_got_alone(family: str, settings: Fas
         assert report.losses == pytest.approx(own.losses, rel=2e-4)
         assert report.token_losses_after == pytest.approx(own.token_losses_after, rel=1e-3, abs=1e-4)
         assert report.tokens == own.tokens
-        assert difference(adapter, alone) < 2e-2  # Adam divides small gradients by their own size
+        assert difference(adapter, alone) < 2e-2  # Adam normalises small gradients, which amplifies rounding
 
 
 def test_a_row_that_fails_does_not_harm_its_neighbours() -> None:
@@ -101,7 +101,7 @@ def test_shortlists() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "opt"])
 def test_a_full_adapter_is_the_trained_weights(family: str) -> None:
-    """As a LoRA of rank D it gives what the replaced weights gave."""
+    """As a LoRA of rank D it gives the same output as the replaced weights."""
     parts = backbone(family)
     data = context(parts)
     adapter, report = memorize(parts, data, FULL)[0]
@@ -186,7 +186,7 @@ def test_the_report() -> None:
     data = context(parts)
     seen = memorize(parts, data, QUICK)[0][1]
     assert seen.steps == len(seen.losses) == 4
-    assert seen.losses[0] == pytest.approx(seen.loss_before, rel=1e-5)  # B is zero at first, and so is the KL
+    assert seen.losses[0] == pytest.approx(seen.loss_before, rel=1e-5)  # B and the KL are zero at first
     assert seen.loss_before == pytest.approx(sum(seen.token_losses_before) / 12)
     assert seen.loss_after == pytest.approx(sum(seen.token_losses_after) / 12)
     assert list(seen.tokens) == data.targets[0].tolist()
@@ -199,7 +199,7 @@ def test_the_report() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("settings", [QUICK, FULL], ids=["lora", "full"])
 def test_it_ends_where_the_model_has_moved_far_enough(family: str, settings: FastMem) -> None:
-    """A row that gets there early stays as it is while its neighbours go on, and gets what it would have got alone."""
+    """A row that reaches the target early is frozen while others continue, and equals a single run."""
     parts = backbone(family)
     many = replace(settings, steps=30, learning_rate=2e-3)
     near = replace(many, target_kl=0.01)
@@ -359,7 +359,7 @@ def test_an_adapter_acts_in_its_own_thread_only() -> None:
 
 @torch.no_grad()
 def test_stacked_rows_have_their_own_memories() -> None:
-    """Different ranks, different projections, and no memory at all in one batch."""
+    """With different ranks and projections, and without a memory, in one batch."""
     parts, data = backbone("llama"), rows(4, 4, 4)
     narrow = memorize(parts, data.single(0), replace(QUICK, rank=2))[0][0]
     assert narrow is not None

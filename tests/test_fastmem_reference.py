@@ -30,7 +30,7 @@ def backbone(family: str) -> Backbone:
 
 
 def prompts() -> tuple[Prompt, Prompt]:
-    """The assistant turn that the paper memorizes, and the prompt that is answered."""
+    """The assistant turn that the paper memorizes, and the prompt for the answer."""
     builder = PromptBuilder(make("bpe"))
     return builder.as_assistant(DOCUMENTS), builder.build(QUESTION, DOCUMENTS)
 
@@ -98,7 +98,7 @@ def test_lora_in_the_prompt_equals_the_naive_one(family: str) -> None:
 
 
 def test_the_assistant_text_is_the_papers() -> None:
-    """The loss skips BOS and the assistant header, and includes the end of the turn."""
+    """The loss omits BOS and the assistant header, and includes the end of the turn."""
     tokenizer, text = make("bpe"), prompts()[0]
     said = "\n\n".join(d.text for d in DOCUMENTS)
     assert tokenizer.decode(text.ids) == f"<s><|assistant|>{said}</s>"

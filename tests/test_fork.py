@@ -1,4 +1,4 @@
-"""An engine in a process that was forked from its own: it answers there too, or says why it cannot."""
+"""An engine in a forked process: it works, or explains why it cannot."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_child_answers_as_its_parent_does(tiny: Engine) -> None:
 
 
 def test_a_child_of_a_process_that_computes_with_many_threads() -> None:
-    """OpenMP's other threads are not in the child: whoever waits for them waits for ever."""
+    """OpenMP's threads do not exist in the child, so waiting for them would hang."""
     script = """
 import os, torch
 from memograft import Engine
@@ -61,7 +61,7 @@ print(torch.get_num_threads(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]
 
 
 def test_a_child_of_a_process_in_the_middle_of_an_answer(tiny: Engine) -> None:
-    """What the parent is doing goes on there, and is no business of the child's; neither hangs."""
+    """The parent's answer continues in the parent and does not affect the child; neither hangs."""
     stream = tiny.stream(ASKED)
     first = next(stream)
     assert in_a_fork(lambda: None) == 0

@@ -1,4 +1,4 @@
-"""GGUF files: the model that was written is the one that answers, and what is no such model is refused by name."""
+"""GGUF files: the loaded model equals the one that was written, and other files are refused by name."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_quantised_weights(written: Any, models: Any) -> None:
         weight = engine.model.state_dict()[name]
         assert not torch.equal(weight, original[name])
         largest = original[name].abs().amax()
-        torch.testing.assert_close(weight, original[name], atol=float(largest) / 127, rtol=0)  # steps of Q8_0
+        torch.testing.assert_close(weight, original[name], atol=float(largest) / 127, rtol=0)  # the resolution of Q8_0
         assert engine.memorize(["The capital of France is Paris."]).report.loss_after is not None
 
 
@@ -117,7 +117,7 @@ def test_a_dtype_of_choice_and_the_name(written: Any, models: Any) -> None:
 
 def test_a_file_of_a_folder(written: Any, tokenizer: Any, tmp_path: Path) -> None:
     file = written()
-    make("wordpiece").save_pretrained(tmp_path)  # what lies beside the file is not mixed in
+    make("wordpiece").save_pretrained(tmp_path)  # files in the same folder are ignored
     (tmp_path / "config.json").write_text("{}")
     with load(tmp_path, gguf_file=file.name) as engine:
         assert engine.tokenizer.encode(CORPUS[0]) == tokenizer.encode(CORPUS[0])

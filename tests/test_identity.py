@@ -1,4 +1,4 @@
-"""A model's fingerprint: the same however a checkpoint is loaded, and another one where its outputs are."""
+"""A model's fingerprint does not depend on how a checkpoint is loaded, and differs if the outputs differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table of memories x what must hold for each of them, over several families."""
+"""A table of memories, and invariants that hold for each of them, for several families."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FAMILIES = ["llama", "olmo2"]
 
 
 class Fails(LogitsProcessor):
-    """An error at the third token."""
+    """Raises at the third token."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -61,7 +61,7 @@ class Fails(LogitsProcessor):
 
 
 def state(model: Any) -> dict[str, Any]:
-    """Everything about a model, and about the process, that must not change."""
+    """Everything about a model and the process that must not change."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks", "_backward_pre_hooks")
     return {
@@ -135,7 +135,7 @@ def cancelled(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def out_of_memory(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of the second step, while its adapter is active, and whenever it is tried again."""
+    """Raise OutOfMemoryError in the second step, while its adapter is active, and in every retry."""
     real, calls = train.Objective.loss, []
 
     def loss(self: Any) -> Any:
@@ -172,7 +172,7 @@ def test_the_model_stays_as_it_was(
 @pytest.mark.parametrize("family", FAMILIES)
 class TestEveryMemory:
     def test_off_is_the_base_model(self, engines: Any, family: str, name: str) -> None:
-        """Also in a batch with rows whose memories change what they say."""
+        """Also in a batch with rows that have memories with an effect."""
         engine = engines(family)
         memory = MEMORIES[name].memory(engine)
         answers: list[Answer] = engine.answer_batch([request(memory), request(None), request(memory), ask()])
@@ -191,7 +191,7 @@ class TestEveryMemory:
             assert answer.token_ids != engine.answer(request(None, n=16)).token_ids
 
     def test_it_is_repeatable(self, engines: Any, family: str, name: str) -> None:
-        """Whatever the global random state is."""
+        """Independent of the global random state."""
         engine = engines(family)
         results = []
         for seed in (0, 1):
@@ -203,7 +203,7 @@ class TestEveryMemory:
         assert results[0] == results[1]
 
     def test_it_does_not_leak(self, engines: Any, family: str, name: str) -> None:
-        """Documents that contradict each other in one batch give what each gives alone."""
+        """Requests with contradicting documents in one batch get the same results as alone."""
         engine = engines(family)
         case, sets = MEMORIES[name], [["The capital is Paris."], ["The capital is not Paris but Rome, or Oslo."]]
         requests = [ask(documents=d, memory=case.memory(engine, d)) for d in sets]

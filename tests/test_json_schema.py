@@ -1,4 +1,4 @@
-"""Answers of a JSON schema, from models that would say anything else."""
+"""Answers of a JSON schema, from models that would write something else."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_a_model_of_random_weights_answers_in_json(engine: Engine, name: str, te
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_ends_in_time(engine: Engine, seed: int) -> None:
-    """Random weights would fill every string to the end."""
+    """Random weights would fill every string up to the limit."""
     answer = engine.answer(ask(PERSON, 90, temperature=2.0, seed=seed))
     jsonschema.validate(json.loads(answer.text), PERSON)
 
 
 @pytest.mark.parametrize("tokens", [24, 32, 64])
 def test_the_end_is_forced_no_sooner_than_it_must_be(tokens: int) -> None:
-    """Tiny goes on and on inside the string."""
+    """Tiny does not end the string by itself."""
     schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
     with Engine.from_pretrained("tiny") as tiny:
         answer = tiny.answer("What is the capital of France?", json_schema=schema, sampling=Sampling(tokens))
@@ -76,7 +76,7 @@ def test_the_end_is_forced_no_sooner_than_it_must_be(tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", range(40, 70, 3))
 def test_nothing_is_opened_at_the_end_that_cannot_be_closed(tokens: int) -> None:
-    """Further properties are allowed, and tiny begins some when it has no more to say."""
+    """Further properties are allowed, and tiny begins some when the rest is complete."""
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string"}, "known": {"type": "boolean"}},
@@ -120,7 +120,7 @@ def test_a_batch_that_fails_is_tried_again_from_the_start(engine: Engine) -> Non
     def fails_once(ids: Any, scores: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt  # beyond what a row's own error handling takes
+            raise KeyboardInterrupt  # not caught by the row's own error handling
         return scores
 
     spoilt = Request("What?", processors=[fails_once], sampling=Sampling(8))

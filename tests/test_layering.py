@@ -1,4 +1,4 @@
-"""The rules of the architecture that a machine can check."""
+"""The rules of the architecture that can be checked automatically."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTEGRATIONS = ("langchain", "llama_index", "typer", "rich")
 
 
 def imports(file: Path, *, top: bool = False) -> set[str]:
-    """Modules a file imports; with `top` only those imported as soon as it is (type checking aside)."""
+    """Modules that a file imports; with `top` only those imported at import time (without type checking)."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     nodes: list[ast.AST] = list(tree.body) if top else list(ast.walk(tree))
     found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -40,17 +40,17 @@ ROOMS = re.findall(r"^(\w+) ", MAP.partition("```text order\n")[2].partition("``
 PACKAGE = ROOT / "src" / "memograft"
 INTEGRATED = [f for f in sorted((ROOT / "integrations").rglob("*.py")) if not {"tests", ".venv"} & set(f.parts)]
 
-# (file, room): imports that no room below another should need. One goes when its room is next rewritten.
+# (file, room): exceptional imports. Remove one when its room is next rewritten.
 AGAINST_THE_ORDER: tuple[tuple[str, str], ...] = ()
-# (file, attribute): private names of classes that are not ours, which have no public one.
+# (file, attribute): private names of other packages' classes that have no public equivalent.
 PRIVATE_ELSEWHERE = (
-    ("src/memograft/model/loading.py", "_name_or_path"),  # transformers': where a configuration keeps its model's name
+    ("src/memograft/model/loading.py", "_name_or_path"),  # transformers: the name of a configuration's model
     ("integrations/langchain/langchain_memograft/llms.py", "_opened"),  # of a copy of itself
     ("integrations/langchain/langchain_memograft/llms.py", "_aopened"),
     ("integrations/llama-index/llama_index/llms/memograft/synthesizer.py", "_extend_messages"),  # LlamaIndex's
     ("integrations/llama-index/llama_index/llms/memograft/synthesizer.py", "_beside"),  # of the LLM in the same package
 )
-NAMED_TUPLE = ("_asdict", "_replace", "_fields", "_make")  # public, and named so that no field is hidden
+NAMED_TUPLE = ("_asdict", "_replace", "_fields", "_make")  # public in spite of the underscore
 
 
 def parsed(file: Path) -> ast.Module:
@@ -70,7 +70,7 @@ def exported(module: str) -> set[str]:
 
 
 def rooms_imported(tree: ast.Module) -> set[str]:
-    """The rooms that a module imports from, wherever it does; a name of `memograft` is its home's."""
+    """The rooms that a module imports from; names of `memograft` count for the room that defines them."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "memograft":
@@ -79,12 +79,14 @@ def rooms_imported(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memograft."):
             found.add((node.module or "").split(".")[1])
         elif isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "memograft" for alias in node.names):
-            found |= {alias.name.partition(".")[2].split(".")[0] or "shared" for alias in node.names}  # that is, all
+            found |= {
+                alias.name.partition(".")[2].split(".")[0] or "shared" for alias in node.names
+            }  # `shared` imports all
     return found
 
 
 def private_names(tree: ast.Module) -> set[str]:
-    """Private attributes that a module asks of what is no class of its own."""
+    """Private attributes that a module uses of other classes than its own."""
     own: set[str] = set()
     asked: set[str] = set()
     for node in ast.walk(tree):
@@ -147,14 +149,14 @@ def test_integrations_import_what_is_exported() -> None:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "memograft"
         for alias in node.names
         if alias.name not in public | exported(node.module or "")
-        and not (PACKAGE / f"{alias.name}.py").exists()  # a module of ours as a whole, or a room
+        and not (PACKAGE / f"{alias.name}.py").exists()  # a module or a room
         and not (PACKAGE / alias.name / "__init__.py").exists()
     }
     assert not guilty
 
 
 def test_any_is_rare() -> None:
-    """Where anything is allowed, nothing is checked: 383 lines had it once."""
+    """`Any` disables type checking; it once was in 383 lines."""
     lines = {
         (file, node.lineno)
         for file in SOURCE
@@ -233,7 +235,7 @@ PATIENT = ("gates", "test_layering", "test_stream", "test_datastore_kills", "tes
     ],
 )
 def test_not_in_the_tests(pattern: str, instead: str) -> None:
-    """What makes a test depend on luck, on the clock or on the processor."""
+    """Things that make a test depend on chance, on the clock or on the processor."""
     files = [f for f in [*TESTS, *(ROOT / "integrations").rglob("tests/**/*.py")] if f.stem not in PATIENT]
     assert not relative([f for f in files if re.search(pattern, f.read_text(encoding="utf-8"))]), instead
 

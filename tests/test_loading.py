@@ -1,4 +1,4 @@
-"""Loading by folder: dtype, window, and the answers of what was saved."""
+"""Loading from a folder: dtype, window, and the answers of a saved model."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def folder(tmp_path: Path, tokenizer: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def _measured_anew() -> Iterator[None]:
-    """What a test makes of the CPU is not remembered."""
+    """Reset the cached measurement of the CPU."""
     loading._is_faster.cache_clear()
     yield
     loading._is_faster.cache_clear()
 
 
 def can_compute_in(monkeypatch: pytest.MonkeyPatch, *flags: str, library: bool = True, faster: bool = True) -> None:
-    """A CPU with these flags and no GPU, whatever the machine has: bfloat16 is emulated where it has to be."""
+    """Pretend that the CPU has these flags and that there is no GPU; bfloat16 is emulated if necessary."""
     seconds = {torch.bfloat16: 1.0, torch.float32: 2.0 if faster else 0.5}
     monkeypatch.setattr(loading, "_seconds", seconds.get)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False)
@@ -54,7 +54,7 @@ def test_a_model_stays_on_the_cpu_where_that_is_asked_for(folder: Path, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model, _ = load(folder, "cpu")
     assert model.device.type == "cpu"
-    assert model.dtype == torch.float32  # a CPU's, not the checkpoint's own
+    assert model.dtype == torch.float32  # the CPU's default, not the checkpoint's dtype
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "cuda:x", "", "meta", "vulkan"])

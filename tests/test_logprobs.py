@@ -1,4 +1,4 @@
-"""What the engine tells of the model: log-probabilities, token ids, tools, calls; and engines that are shared."""
+"""Further outputs of the engine: log-probabilities, token ids, tools, calls; and shared engines."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_tools_reach_the_template(models: Any) -> None:
         prompt = engine._prompts.build(conversation, (), [TOOL])
         assert '"name": "search"' in prompt.text
         assert 'CALL search {"query": "a \\"b\\"\\n</s>"}' in prompt.text
-        # What a call's arguments spell is text: the only ends of turns are the template's own.
+        # Texts in a call's arguments contain no control tokens: the only ends of turns are the template's.
         ends = prompt.ids.count(engine.tokenizer.eos_token_id)
         assert ends == 1 + len(conversation)
         assert engine.answer(Request(messages=conversation, tools=[TOOL], sampling=Sampling(3))).text
-        assert not engine.takes_tools  # its calls could not be taken out of what it says
+        assert not engine.takes_tools  # calls in its answers could not be parsed
 
 
 def test_tools_without_a_place(engine: Engine) -> None:
@@ -125,7 +125,7 @@ def test_shared_engines_are_one_as_long_as_somebody_holds_them() -> None:
 
 
 def test_a_call_is_taken_out_of_a_response(models: Any) -> None:
-    """The template opens the response inside a call, so that its parts are known only with the prompt before it."""
+    """The template begins the response inside a call, so parsing needs the prompt."""
     import copy
 
     tokenizer = copy.deepcopy(make("bpe", TOOLS_TEMPLATE))

@@ -1,4 +1,4 @@
-"""Memories that are kept: reused without prefilling documents, saved, loaded (by plain PEFT too), and damaged."""
+"""Kept memories: reused without prefilling documents, saved, loaded (also by PEFT alone), and damaged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def questions(memory: Any, documents: Any = ()) -> list[Request]:
 
 
 def resealed(folder: Path, **changes: Any) -> Path:
-    """As if the files, and these values, had been written as they are now."""
+    """Update the checksums after changing files or values."""
     about = json.loads((folder / "memograft.json").read_text(encoding="utf-8")) | changes
     about["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in about["files"]}
     (folder / "memograft.json").write_text(json.dumps(sealed(about)), encoding="utf-8")
@@ -68,7 +68,7 @@ def test_a_handle_answers_as_a_memory_made_for_the_request(make_engine: Any, fam
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral", "falcon"])
 @pytest.mark.parametrize("window", [8, 64])
 def test_prefixes_under_sliding_windows(tokenizer: Any, family: str, window: int, monkeypatch: Any) -> None:
-    """Suffixes of different lengths, prefixes longer and shorter than the window."""
+    """With suffixes of different lengths, and prefixes longer and shorter than the window."""
     if family != "falcon":
         monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
     with Engine(build(family, seed=1), tokenizer) as engine:
@@ -86,7 +86,7 @@ def test_prefixes_under_sliding_windows(tokenizer: Any, family: str, window: int
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_many_memories_are_one_batch(make_engine: Any, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside requests without a memory, with context-aware decoding, and with a second row to fall back on."""
+    """Beside requests without a memory, with context-aware decoding, and with a fallback."""
     engine = make_engine(family)
     handles = [engine.memorize(FACTS[:n], replace(LORA, seed=n, fallback=n == 2)) for n in (1, 2, 3)]
     requests = [r for handle in handles for r in questions(handle)]
@@ -135,7 +135,7 @@ def test_documents_too_long_and_none_at_all(engine: Engine) -> None:
     assert engine.answer(ask(memory=empty)).token_ids == engine.answer(ask()).token_ids
 
 
-# PEFT 0.21 still asks transformers under the old name: no warning of ours, and none that a user could act on.
+# PEFT 0.21 uses an old name of transformers: a warning that neither we nor a user can avoid.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("memory", [LORA, FULL], ids=["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "opt", "gemma2"])
@@ -231,7 +231,7 @@ class TestOnDisk:
 
         other = engine.memorize(FACTS, LORA)
         with monkeypatch.context() as patch:
-            patch.setattr(publish, "_exchanged", lambda *_: False)  # as where a system cannot
+            patch.setattr(publish, "_exchanged", lambda *_: False)  # as on other systems
             patch.setattr(os, "replace", replace_)
             with pytest.raises(MemoryFormatError, match=r"cannot be written \(No space left on device\); pass a path"):
                 other.save(saved[1])
@@ -242,7 +242,7 @@ class TestOnDisk:
     def test_a_full_disk_leaves_the_old_one(self, engine: Engine, saved: Any, room: int) -> None:
         other = engine.memorize(FACTS, LORA)
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # no file may grow beyond this
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # limits the size of files
         try:
             with pytest.raises(Exception, match="File too large"):
                 other.save(saved[1])

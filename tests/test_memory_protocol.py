@@ -1,4 +1,4 @@
-"""A second kind of memory, known to no other file: keys and values of a text that stands in front of the prompt."""
+"""Another kind of memory, defined in this file: keys and values of a text in front of the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LORA = FastMem(steps=2, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, 
 
 @dataclass(frozen=True)
 class FixedPrefix(Memory):
-    """Puts a text in front of every prompt, as keys and values alone; documents do not stand in the prompt."""
+    """Puts the keys and values of a text in front of every prompt; documents are not in the prompt."""
 
     text: str = "once"
 
@@ -46,7 +46,7 @@ class FixedPrefix(Memory):
 
 
 def in_front(engine: Engine, request: Request, text: str) -> tuple[int, ...]:
-    """What `model.generate` says where the text's tokens stand before the prompt's."""
+    """The tokens of `model.generate` with the text's tokens before the prompt's."""
     ids = [*engine._prompts.plain(text), *engine._prompts.build(request.messages).ids]
     with torch.no_grad():
         out = engine.model.generate(torch.tensor([ids]), max_new_tokens=request.sampling.max_new_tokens)
@@ -92,7 +92,7 @@ def test_it_is_kept_and_streamed(engine: Engine) -> None:
 
 
 def test_what_stands_in_front_takes_room(make_engine: Any) -> None:
-    """Prompt, answer and the columns in front of them have the window together."""
+    """Prompt, answer and the columns in front share the window."""
     request = ask(memory=FixedPrefix("once upon a time"))
     bare = make_engine().answer(replace(request, memory=None)).usage.prompt_tokens
     columns = request.memory.columns(make_engine()._prompts, ())

@@ -1,4 +1,4 @@
-"""memograft_config.json: what is written is read again, what a model brings stands in for "auto", and errors."""
+"""memograft_config.json: writing and reading, a model's values for "auto", and errors."""
 
 from __future__ import annotations
 

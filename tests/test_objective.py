@@ -1,4 +1,4 @@
-"""The loss of memorizing, over all tokens and over a shortlist, against its formula."""
+"""The loss of memorizing, with and without a shortlist, against its formula."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def change(parts: Backbone, count: int, size: float = 0.3) -> dict[str, tuple[Te
 
 
 def formula(parts: Backbone, data: TrainingRows, now: Tensor, base: Tensor, beta: float) -> list[float]:
-    """mean CE + beta mean KL(p_0 || p_phi), summed up term by term."""
+    """mean CE + beta mean KL(p_0 || p_phi), summed over single terms."""
     out = []
     for row in range(len(data.mask)):
         terms = []
@@ -78,7 +78,7 @@ def test_loss_is_the_formula(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_shortlist_is_a_distribution_over_candidates_and_a_bucket(family: str) -> None:
-    """The bucket holds the sum of exp(logit) of everything else, as the base model has it."""
+    """The bucket's mass is the base model's sum of exp(logit) over all other tokens."""
     parts, data, size = backbone(family), rows(5, 2), 20
     base = parts.logits(data.x, data.residual)
     objective = Objective(parts, data, 0.7, size)
@@ -126,7 +126,7 @@ def test_a_shortlist_of_the_whole_vocabulary_is_the_full_loss() -> None:
 
 @pytest.mark.parametrize("shortlist", [None, 3, 20])
 def test_rows_of_a_batch_do_not_see_each_other(shortlist: int | None) -> None:
-    """Not even where a neighbour's own tokens alone are more than the shortlist."""
+    """Even if the tokens of another row alone exceed the shortlist."""
     parts, data = backbone("llama"), rows(4, 40, 1)
     together, deltas = Objective(parts, data, 0.5, shortlist), change(parts, 3)
     with torch.no_grad(), applied(parts, deltas):

@@ -1,4 +1,4 @@
-"""Prompts that are too long: refused with the counts, or shortened from the lowest rank up, and never silently."""
+"""Too long prompts are refused with the counts, or shortened from the lowest rank, which is always reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_thousands_of_documents_are_not_left_out_one_by_one(monkeypatch: pytest.
     assert kept.prompt.documents == many[: len(kept.prompt.documents)]
     assert len(kept.prompt.documents) + len(kept.dropped) == 3000
     one_more = many[: len(kept.prompt.documents) + 1]
-    assert length(one_more) > 200 - 8  # not one too many was left out
+    assert length(one_more) > 200 - 8  # no more than necessary was left out
 
 
 def test_a_template_may_show_documents_in_an_order_of_its_own() -> None:
@@ -113,7 +113,7 @@ def test_too_long_even_without_documents(overflow: str) -> None:
 )
 @pytest.mark.parametrize("builder", [BUILDER, PromptBuilder(make("bpe", NATIVE_TEMPLATE))], ids=["turn", "native"])
 def test_truncating_always_ends(text: str, builder: PromptBuilder) -> None:
-    """One character may have several tokens, so that cutting tokens alone may not shorten a text."""
+    """A character may have several tokens, so cutting tokens alone may not shorten a text."""
     bare = len(builder.build([{"role": "user", "content": "Who wrote it?"}]).ids)
     for room in range(0, 60, 7):
         request = Request("Who wrote it?", overflow="truncate", sampling=Sampling(1))
@@ -154,7 +154,7 @@ def test_of_an_endless_document_only_the_beginning_is_read(
     assert sum(read) < len(text) / 2
     assert (kept.dropped, kept.truncated) == ((documents[1:], ()) if overflow == "drop" else ((), documents[1:]))
     monkeypatch.setattr(builder, "_CHUNK", 10**9)
-    assert kept == fitted(300, overflow, documents)  # as if all of it had been read
+    assert kept == fitted(300, overflow, documents)  # as if it had been tokenized completely
 
 
 def test_the_error_of_what_is_endless_says_that_it_was_not_counted_to_the_end() -> None:

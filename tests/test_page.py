@@ -1,4 +1,4 @@
-"""The demo's HTML page: escaped, self-contained, written whole, with the right text for every token."""
+"""The demo's HTML page: escaped, self-contained, written atomically, with the right text for every token."""
 
 from __future__ import annotations
 

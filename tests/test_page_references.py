@@ -1,4 +1,4 @@
-"""The HTML picture of what a datastore did to an answer: right, escaped, and in need of nothing from elsewhere."""
+"""The HTML page of a datastore's references: correct, escaped, and self-contained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HERE, THERE = Source("here", "Torstad is one.", "Where?"), Source("there", "two"
 
 
 def answer_of(*tokens: tuple[str, list[tuple[Source, float]]]) -> Answer:
-    """An answer of these tokens, each with the probability that each source gave it."""
+    """An answer of these tokens, each with the probability from each source."""
     references, at = [], 0
     for n, (piece, given) in enumerate(tokens):
         entries = tuple(Reference(source, n, p) for source, p in given)
@@ -29,7 +29,7 @@ def answer_of(*tokens: tuple[str, list[tuple[Source, float]]]) -> Answer:
 
 
 class Balance(HTMLParser):
-    """Fails where a tag is closed that was not open, and keeps the attributes."""
+    """Fails if a tag is closed that is not open; stores the attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_nothing_moved_and_nothing_asked() -> None:
 
 
 def test_what_shows_nothing_and_what_a_stop_string_cut() -> None:
-    """Half a character is told with the whole; text behind the last token is not lost."""
+    """Parts of a character are shown as one; text after the last token is kept."""
     entries = (Reference(HERE, 0, 0.8),)
     tokens = (TokenReferences(1, "\ufffd", entries, 0, 0), TokenReferences(2, "\ufffd", (), 0, 1))
     answer = Answer("漢字", (1, 2), "stop", Usage(1, 0, 2), None, Timings(0, 0, 0), references=tokens)

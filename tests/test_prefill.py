@@ -1,4 +1,4 @@
-"""One pass over prompts: padded batches equal single runs, a reused prefix equals none, nothing is left behind."""
+"""Prefill: padded batches equal single runs, results with and without a prefix are equal, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_rows_once_more_are_the_same_rows_and_leave_the_first_batch_alone(family
 
 
 def next_logits(parts: Backbone, filled: Prefill) -> torch.Tensor:
-    """(B, V) of the token behind each prompt."""
+    """(B, V) logits of the token after each prompt."""
     name = cache_name(parts.model.forward)
     accepted = {} if filled.kv_cache is None else {name: copy.deepcopy(filled.kv_cache)}
     if "position_ids" in inspect.signature(parts.model.forward).parameters:
@@ -116,7 +116,7 @@ def next_logits(parts: Backbone, filled: Prefill) -> torch.Tensor:
 @pytest.mark.parametrize("window", [6, 64])
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_rows_with_segments_of_their_own(family: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long and short ones, the same one twice, and none; windows that are longer and shorter than what is read."""
+    """Long and short segments, one twice, and none; with windows longer and shorter than the tokens to run."""
     if window == 6 and "sliding_window" not in FAMILIES[family]:
         pytest.skip("no sliding window")
     if "sliding_window" in FAMILIES[family]:

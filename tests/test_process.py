@@ -1,4 +1,4 @@
-"""What belongs to one process says so when it is about to be sent to another."""
+"""Objects of one process raise a clear error when they are pickled."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def test_what_belongs_to_one_process_cannot_be_sent_to_another(send: Callable[[A
             with pytest.raises(TypeError, match=rf"{type(own).__name__} cannot be pickled or copied.*{remedy}\("):
                 send(own)
         with pytest.raises(TypeError, match="Engine cannot be pickled"):
-            pickle.dumps(tiny.answer)  # as a pool of processes would
+            pickle.dumps(tiny.answer)  # as multiprocessing does
     assert tiny.answer("What is the capital of France?").text

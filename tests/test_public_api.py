@@ -1,4 +1,4 @@
-"""The names others may rely on, what importing them costs, and the architecture's snippets."""
+"""The public names, what importing them costs, and the architecture's snippets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_snippets_of_the_architecture(models: Any, tokenizer: Any, tmp_path:
     documents = [Document("The capital of France is Paris."), "A river.", {"text": "A book.", "id": "b"}]
     short = Sampling(max_new_tokens=4, temperature=0.0, top_p=1.0, stop=["never"], seed=0)
 
-    everything = FastMem(relevance=None)  # a model of random weights finds no document relevant
+    everything = FastMem(relevance=None)  # a random model finds no document relevant
     answer = engine.answer("What is the capital of France?", documents=documents, memory=everything, sampling=short)
     assert isinstance(answer.text, str)
     assert answer.usage.completion_tokens == 4
@@ -109,7 +109,7 @@ def test_the_snippets_of_the_architecture(models: Any, tokenizer: Any, tmp_path:
 
 
 def test_an_interpreter_that_ends_in_the_middle_of_an_answer() -> None:
-    """Nothing hangs, nothing aborts."""
+    """The interpreter exits without hanging or aborting."""
     code = f"""
 import sys
 sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})

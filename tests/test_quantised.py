@@ -1,4 +1,4 @@
-"""A trunk quantised by bitsandbytes, loaded the way users load it; it runs on a CPU too."""
+"""A trunk quantised by bitsandbytes and loaded as usual; this also runs on a CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUANTISED = {
 }
 # The 4-bit kernel for CPUs with avx512_bf16 takes blocks of 64 inputs by 32 outputs.
 WIDE = {"hidden_size": 64, "intermediate_size": 128}
-# bitsandbytes says on every call that it computes in float16.
+# bitsandbytes warns on every call that it computes in float16.
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt:UserWarning")
 
 
@@ -67,7 +67,7 @@ def test_a_lora_memorizes_on_a_quantised_model(engine: Engine, tmp_path: Path) -
 
 
 def dense(parts: Backbone) -> Backbone:
-    """The same model, its last FFN having what each quantised map makes of the identity as its weights."""
+    """The same model with plain weights in its last FFN: each quantised map's output for the identity."""
     copy = build("llama", changes=WIDE)
     with torch.no_grad():
         for name, module in parts.projections.items():
@@ -76,7 +76,7 @@ def dense(parts: Backbone) -> Backbone:
 
 
 def test_gradients_are_those_of_the_weights_that_the_kernels_stand_for(engine: Engine) -> None:
-    """Also those of gate and up, which come through the frozen down projection."""
+    """Also the gradients of gate and up, which pass through the frozen down projection."""
     parts = Backbone.of(engine.model)
     data = context(parts)
     found = []
@@ -124,9 +124,9 @@ def test_training_the_quantised_weights_themselves_is_refused(engine: Engine) ->
 
 
 def test_smollm2_in_4_bits_memorizes_like_its_dequantised_twin(smollm2: Engine) -> None:
-    """`smollm2` asks for the package; both of these are loaded from it as users would."""
+    """`smollm2` requires the package; both models are loaded from it in the usual way."""
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    # Of a model that has not run yet: on some processors the first forward packs the weights, and they stay packed.
+    # A model that has not run yet: on some processors the first forward pass packs the weights permanently.
     twin, tokenizer = load("smollm2", quantization_config=config)
     reports = []
     for engine in (

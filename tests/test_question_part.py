@@ -1,4 +1,4 @@
-"""The question within a message that holds instructions, too; what counts where a message is all question."""
+"""Finding the question in a message that also has instructions, and messages that are only a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue: batches, cancelling, deadlines, closing, and an engine that nobody holds. No model anywhere."""
+"""The queue without any model: batches, cancellation, deadlines, closing, and unreferenced engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memograft.serving.queue import Job, Worker
 
 
 class Runner:
-    """Stands in for an engine: records its batches, and waits inside the first until `go` is set."""
+    """A double of an engine that records its batches, and waits inside the first until `go` is set."""
 
     def __init__(self, max_batch: int = 4) -> None:
         self.batches: list[list[Any]] = []
@@ -58,7 +58,7 @@ def test_what_waits_becomes_one_batch_and_no_larger_than_allowed(runner: Runner)
 
 
 def test_callers_of_about_the_same_time_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memograft.serving.queue._GATHER", 20)  # on a busy machine threads start late
+    monkeypatch.setattr("memograft.serving.queue._GATHER", 20)  # threads may start late on a busy machine
     runner = Runner(max_batch=8)
     runner.go.set()
     start = threading.Barrier(8)

@@ -1,4 +1,4 @@
-"""Files to text and text to passages."""
+"""Reading of files, and splitting of text into passages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memograft.passages.reading import Text, find_files, read_file, split
 
 
 def write_pdf(path: Path, lines: list[str]) -> Path:
-    """A PDF of one page, by hand: five objects, a cross-reference table and a trailer."""
+    """A PDF of one page, written by hand: five objects, a cross-reference table and a trailer."""
     shown = " ".join(f"({line}) Tj T*" for line in lines)
     stream = f"BT /F1 12 Tf 14 TL 40 700 Td {shown} ET"
     objects = [

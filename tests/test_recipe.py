@@ -1,4 +1,4 @@
-"""The recipe of tiny: held-out means held out, training goes on after an interruption as if there had been none."""
+"""The recipe of tiny: held-out facts are held out, and interrupted training gives the same result."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def test_training_never_names_a_held_out_entity() -> None:
     from language import fresh
 
     rng = random.Random(0)
-    mixes = [{kind: share for kind, share in mix.items() if kind != "repeat"} for mix in MIXES]  # words without meaning
+    mixes = [{kind: share for kind, share in mix.items() if kind != "repeat"} for mix in MIXES]  # random words
     text = "\n".join(t for mix in mixes for _ in range(400) for _, t in render(example(rng, mix)))
-    named = set(re.findall(r"(?=\b([A-Z][a-z]+ [A-Z][a-z]+)\b)", text))  # overlapping, to miss none
+    named = set(re.findall(r"(?=\b([A-Z][a-z]+ [A-Z][a-z]+)\b)", text))  # overlapping matches, to find all
     seen, held_out = ({fresh("person", rng, held_out=h) for _ in range(20_000)} for h in (False, True))
     assert not named & held_out
     assert named & seen, "names this short repeat, so the search above can find some"

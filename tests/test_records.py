@@ -1,4 +1,4 @@
-"""Files of records to texts: which field is the text, what is skipped, and what cannot be read."""
+"""Reading of files of records: which field is the text, what is skipped, and errors."""
 
 from __future__ import annotations
 

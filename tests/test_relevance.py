@@ -1,4 +1,4 @@
-"""Which documents are memorized: the model's own judgement, against a naive one, in batches, and with kept memories."""
+"""Relevance of documents: the model's judgement against a naive version, in batches, and with kept memories."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def judged(backbone: Backbone, prompts: list[Prompt]) -> list[tuple[float, ...]]
 
 
 def naive(model: Any, prompt: Prompt, question: str | None = None) -> list[float]:
-    """`question`: where the message holds more than it."""
+    """`question`: the question, if the message has more text."""
     place = None if question is None else prompt.text.rindex(question)
     part = None if place is None else token_span(prompt.offsets, (place, place + len(question or "")))
     return [relevance(model, prompt, span, lead_of(), part) for span in prompt.spans]
 
 
 def _place(text: str, part: str) -> tuple[int, int]:
-    """Where it stands as a line or sentence of its own."""
+    """The place of a part that is a line or sentence of its own."""
     match = re.search(rf"(?<=[\s]){re.escape(part)}(?=\s)", text)
     assert match
     return match.span()
@@ -89,7 +89,7 @@ class TestRelevances:
         assert -1 < blank < 1
 
     def test_do_not_depend_on_where_among_others_a_document_stands(self, tiny: Engine) -> None:
-        """Nearly: its keys and values have read what stands before it."""
+        """Approximately: its keys and values depend on the documents before it."""
         found = [tiny.answer(ASK, pages, memory=FastMem(steps=1)).memory for pages in ([QUORIN, GOLD], [GOLD, QUORIN])]
         first, last = (report.relevance for report in found if report is not None)
         assert first[0] == pytest.approx(last[1], abs=0.1)
@@ -124,7 +124,7 @@ class TestRelevances:
         assert found != pytest.approx(naive(model, prompt), abs=1e-5)
 
     def test_words_that_a_document_shares_with_the_question_count(self) -> None:
-        """The same losses, other words: only what the text says differs."""
+        """Equal losses but other words, so only the texts differ."""
         prompt = built([GOLD, QUORIN])
         start, end = prompt.spans[0]
         text = prompt.text.replace("The chemical symbol of gold", "The Vandrian capital, sir, ")
@@ -138,7 +138,7 @@ class TestRelevances:
 
 class TestStatements:
     def test_are_the_sentences_most_about_the_question(self) -> None:
-        """Every sentence tried on its own, in the naive way."""
+        """Every sentence is tried alone, in the naive way."""
         model = build("llama")
         model.config._attn_implementation = "eager"
         backbone, tokenizer = Backbone.of(model), make("bpe")
@@ -226,7 +226,7 @@ class TestTheGate:
             tiny.answer(Request(ASK, documents=[QUORIN], memory=FastMem(), query="Where"))
 
     def test_the_same_as_memorizing_that_document_in_its_place(self, tiny: Engine) -> None:
-        """The rows are those of the whole prompt: what is left out is still read, and no more than that."""
+        """The rows are those of the whole prompt: documents that are left out are read, but not memorized."""
         gated = tiny.answer(ASK, [QUORIN, GOLD], memory=FastMem()).memory
         alone = tiny.answer(ASK, [QUORIN], memory=FastMem(relevance=None)).memory
         assert gated is not None
@@ -305,11 +305,11 @@ BAKERY = "Rye bread needs a sour starter, warm water and a night of rest before 
     ],
 )
 def test_a_pretrained_model_tells_pages_apart(smollm2: Engine, question: str, page: str) -> None:
-    """With the constants that serve tiny: its own page is kept and comes first, alone and among others, wherever it
-    stands. That no other page passes is a matter of rates, which benchmarks/relevance.py measures.
+    """With the same constants as tiny: its own page is kept and comes first, alone and among others, at any position.
+    How often other pages pass is measured by benchmarks/relevance.py.
     """
     pages = [FERRY, MARKET, BAKERY]
-    memory = FastMem(steps=1, relevance=1)  # which none reaches: nothing is memorized
+    memory = FastMem(steps=1, relevance=1)  # no document reaches 1, so nothing is memorized
     requests = [
         Request(question, documents=d, memory=memory, sampling=ONE) for d in ([FERRY], [MARKET], [BAKERY], pages)
     ]

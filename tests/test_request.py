@@ -1,4 +1,4 @@
-"""Requests and samplings that can never work are refused where they are made; the rest is normalised."""
+"""Invalid requests and samplings are refused when they are created; valid ones are normalised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each table of a real model on a page is what its record says, and the record was made of a clean commit."""
+"""Each table of results equals its record, and the record was made from a clean commit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MINILM = "all-MiniLM-L6-v2"
 
 
 def shown(page: str, marker: str) -> str:
-    """What stands between `<!-- marker -->` and `<!-- /marker -->`."""
+    """The text between `<!-- marker -->` and `<!-- /marker -->`."""
     found = re.search(rf"<!-- {marker} -->\n(.*?)\n<!-- /{marker} -->", (ROOT / page).read_text(encoding="utf-8"), re.S)
     assert found, f"{page} has no table {marker}"
     return found[1]

@@ -1,4 +1,4 @@
-"""What `Rtd` must never do, what it is for, and its settings."""
+"""Behaviour of `Rtd`: what it must not change, what it is for, and its settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_error_of_a_datastore_ends_its_rows_only(engine: Engine, store: Data
     before = state(engine.model)
     broken = Datastore.build(engine, EXAMPLES[:1], progress=False)
     rtd = Rtd(broken, gate=None)
-    broken._indexes[1]._rest = []  # as if its memory map had gone
+    broken._indexes[1]._rest = []  # as if its memory map were closed
     good = ask(processors=[Rtd(store, weight=0.8, gate=None)])
     results = engine.answer_batch([ask(processors=[rtd]), good, ask(processors=[rtd]), ask()], return_exceptions=True)
     assert [isinstance(result, IndexError) for result in results] == [True, False, True, False]
@@ -125,7 +125,7 @@ def test_what_a_request_cannot_have(make_engine: Any, store: Datastore) -> None:
 def test_near_entries_that_disagree_are_not_trusted() -> None:
     values = np.array([[[7, 7, 8], [7, 9, 7]]])
     clear, unclear, inf = [1.0, 1.1, 4.0], [1.0, 1.1, 4.0], np.inf
-    assert agreed(np.array([[clear, unclear]]), values).tolist() == [True]  # in one of two heads
+    assert agreed(np.array([[clear, unclear]]), values).tolist() == [True]  # clear in one of two heads
     assert agreed(np.array([[[1.0, 1.0, 1.2], unclear]]), values).tolist() == [False]
     assert agreed(np.array([[[0.0, 0.0, 0.0], [5.0, inf, inf]]]), values).tolist() == [True]
     assert agreed(np.array([[[1.0, 2.0, 3.0]]]), np.array([[[4, 4, 4]]])).tolist() == [True]
@@ -153,7 +153,7 @@ class TestTiny:
 
     @pytest.mark.parametrize("count", [1, 2, 20])
     def test_a_small_datastore_speaks_of_its_own_matters_only(self, tiny: Engine, count: int) -> None:
-        """Its sources are far from each other, which must not make everything near."""
+        """Its sources are far apart, which must not make the gate too wide."""
         facts = [
             (f"Name the capital of Mount {name}.", f"The capital of Mount {name} is {name}stad.") for name in CAPITALS
         ][:count]

@@ -1,4 +1,4 @@
-"""`Rtd` against the naive version in tests/reference/rtd.py, in mixed batches, over several architectures."""
+"""`Rtd` against the naive version in tests/reference/rtd.py, in mixed batches, for several architectures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAMILIES = ["llama", "gpt2", "opt", "gemma2", "falcon", "mixtral"]
 
 
 def state_and_logits(engine: Engine, ids: list[int], place: str) -> tuple[np.ndarray, np.ndarray]:
-    """The model's own, of the last position: one plain pass with a hook of this test's."""
+    """State and logits of the last position, from a plain pass with a hook of this test."""
     parts, seen = Backbone.of(engine.model), []
     module = parts.ffn[0] if place == "ffn_input" else parts.head
     handle = module.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -63,7 +63,7 @@ def test_a_token_has_the_probability_of_the_formula(make_engine: Any, family: st
             steered, _ = settings(torch.from_numpy(h)[None], torch.from_numpy(logits)[None])
             assert np.abs(steered[0].double().exp().numpy() - expected).max() < 1e-6
             logp = engine.next_token_logprobs(replace(request, processors=[settings]))
-            # The engine's own state differs by rounding, which the root of a distance near 0 makes larger.
+            # The engine's state differs by rounding, which the root of a distance near 0 amplifies.
             assert np.abs(logp.double().exp().numpy() - expected).max() < (
                 1e-6 if settings.distance != "plain" else 1e-5
             )
@@ -71,7 +71,7 @@ def test_a_token_has_the_probability_of_the_formula(make_engine: Any, family: st
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
 def test_a_row_with_a_memory(make_engine: Any, family: str) -> None:
-    """No memory moves the input of the last FFN, so r is that of the plain row and p_LM that of the memorized one."""
+    """Memories do not change the input of the last FFN: r is that of the plain row, p_LM that of the memorized row."""
     engine = make_engine(family)
     request = ask(documents=FACTS, memory=replace(STRONG, gate="support", contrast=0.5))
     with Datastore.build(engine, EXAMPLES, progress=False) as store:
@@ -125,7 +125,7 @@ def test_a_row_does_not_depend_on_its_neighbours(make_engine: Any, family: str) 
 
 
 def test_the_references_account_for_the_probability(engine: Engine) -> None:
-    """What the entries moved, and what the model gives anyway, is what the token has."""
+    """The entries' contributions and the model's own probability add up to the token's probability."""
     with Datastore.build(engine, EXAMPLES, progress=False) as store:
         settings = Rtd(store, weight=0.6, gate=None, k=8)
         answer = engine.answer(ask("Who wrote it?", n=6, processors=[settings], logprobs=0))

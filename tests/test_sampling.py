@@ -1,4 +1,4 @@
-"""Penalties, biases and min-p of one request among others, against transformers' own; several answers to a request."""
+"""Penalties, biases and min-p of single requests in a batch, against transformers; several answers to a request."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class TestOfAModelWithAPenaltyOfItsOwn:
         requests += [ask("Why?", sampling=Sampling(20, repetition_penalty=p)) for p in (1.6, 1.2, 1.0)]
         said = [a.token_ids for a in penalised.answer_batch(requests)]
         assert said[0] == generated(penalised, requests[0])
-        assert said[1] == generated(penalised, requests[1])  # not twice
+        assert said[1] == generated(penalised, requests[1])  # applied only once
         assert said[2] == generated(penalised, requests[2], repetition_penalty=1.2)
         assert said[3] == generated(penalised, requests[3], repetition_penalty=1.0)
         assert said[1] != said[3]
@@ -123,7 +123,7 @@ class TestCopies:
         assert first == again
         assert len(set(first)) == 4
         assert first[0] == engine.answer(request).token_ids
-        assert trained == [1, 1, 1]  # one memory for the four, each time
+        assert trained == [1, 1, 1]  # one memory per batch of four
 
     def test_neighbouring_seeds_share_no_answer(self) -> None:
         seeds = [c.sampling.seed for seed in range(20) for c in ask(sampling=Sampling(1, seed=seed)).copies(20)]

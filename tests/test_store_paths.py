@@ -1,4 +1,4 @@
-"""Paths that the system refuses: the stores say so in their own words, with the path, and keep the system's."""
+"""Paths that the system refuses: the stores raise their own errors with the path and the system's message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_folder_that_is_closed_to_us(tmp_path: Path, name: str) -> None:
     closed.mkdir(mode=0)
 
     def child() -> None:
-        if os.geteuid() == 0:  # to whom nothing is closed
+        if os.geteuid() == 0:  # root can read everything
             os.setuid(65534)
         with pytest.raises(StoreError, match=r"closed/store.* cannot be (read|written) .*Permission denied") as caught:
             CALLS[name](closed / "store")

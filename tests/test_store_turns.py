@@ -1,4 +1,4 @@
-"""Writers of several processes that take turns at one store: an error at once, or waiting, as `lock_timeout` says."""
+"""Writers of several processes at one store: an error at once, or waiting, according to `lock_timeout`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ for n in range(5):
 
 @contextmanager
 def held(kind: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has the store open for writing until it reads a byte."""
+    """A process that has the store open for writing until it receives a byte."""
     command = [sys.executable, "-W", "ignore", "-c", HOLD.format(kind=kind), str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -86,7 +86,7 @@ def test_a_second_writer_waits_until_the_first_process_closes(
 
     def nap(seconds: float) -> None:
         if not naps:
-            os.write(first.stdin.fileno(), b".")  # only now that we wait may the other one close
+            os.write(first.stdin.fileno(), b".")  # lets the other process close, now that we wait
         naps.append(seconds)
         real(seconds)
 

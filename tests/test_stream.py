@@ -1,4 +1,4 @@
-"""Streams: real, whole, closable, in threads and in tasks; nothing blocks the event loop."""
+"""Streams in threads and tasks: incremental, complete, closable; the event loop is never blocked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_first_piece_comes_before_the_answer_is_complete(engine: Engine) -> 
 
 @pytest.mark.parametrize("stop", ["green and", "。", "🙂 é", "ü", "not there", " blue; X"])
 def test_pieces_joined_are_the_text(engine: Engine, stop: str) -> None:
-    """No half characters, nothing of a stop string, whatever lies across tokens."""
+    """No incomplete characters and no part of a stop string, even if these are split over tokens."""
     stream = engine.stream(ask(processors=[Say(engine, TEXT)], sampling=Sampling(60, stop=[stop])))
     pieces = list(stream)
     assert stream.answer is not None
@@ -81,7 +81,7 @@ def test_closing_a_stream_frees_its_row_and_harms_no_neighbour(engine: Engine) -
     results: queue.Queue[Any] = queue.Queue()
     starter = threading.Thread(target=lambda: results.put(list(blocker)))
     starter.start()
-    assert hold.waiting.wait(10)  # what comes now shares a batch
+    assert hold.waiting.wait(10)  # later requests share a batch
     threading.Thread(target=lambda: (queued(engine, 2), hold.go.set())).start()
     other = ask(documents=FACTS, n=30)
     neighbour = threading.Thread(target=lambda: results.put(engine.answer(other)))
@@ -107,7 +107,7 @@ def test_a_stream_that_is_dropped_is_closed(engine: Engine) -> None:
     del stream
     gc.collect()
     gate.go.set()
-    engine.answer(ask(n=1))  # comes after whatever the row still does
+    engine.answer(ask(n=1))  # runs after the cancelled row has ended
     assert gate.calls < 8
 
 
@@ -156,7 +156,7 @@ def test_a_timeout_ends_a_row_and_no_other(engine: Engine, how: str) -> None:
         "stream": lambda request: list(engine.stream(request)),
         "batch": lambda request: engine.answer_batch([ask(n=2), request]),
     }
-    for timeout in (0.2, 1.0, 5.0):  # a busy machine may need more before the row is under way
+    for timeout in (0.2, 1.0, 5.0):  # a busy machine may need longer to start the row
         with pytest.raises(RequestTimeoutError, match="`timeout` passed"):
             calls[how](replace(slow, timeout=timeout))
         if gate.waiting.is_set():
@@ -195,7 +195,7 @@ def test_rows_that_end_early_are_answered_early(engine: Engine) -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Python's own Ctrl-C: background jobs and pytest-xdist's workers ignore the signal."""
+    """Restore Python's Ctrl-C handler: background jobs and pytest-xdist's workers ignore the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -243,7 +243,7 @@ class TestAsync:
             assert answer.memory is not None
             await engine.astream(ask(n=2)).aclose()
             with pytest.raises(BlockingError):
-                time.sleep(0.01)  # what this test would catch
+                time.sleep(0.01)  # the test must detect this
 
         blockbuster = BlockBuster()
         blockbuster.activate()

@@ -1,4 +1,4 @@
-"""Rules against whole forward passes, two per token: the base model's and the memorized one's."""
+"""Rules against complete forward passes, two per token: the base model's and the memorized one's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTRAST = replace(BOTH, gate=None)
 def naive(
     engine: Engine, handle: MemoryHandle, question: str, n: int, penalty: float = 1.0
 ) -> tuple[list[int], list[bool]]:
-    """Greedy tokens by the rules themselves, and where the base model's choice stood."""
+    """Greedy tokens by the rules, and whether the base model's choice was kept."""
     prompt = engine._prompts.build([{"role": "user", "content": question}], handle.documents)
     ids, alpha = list(prompt.ids), handle.settings.contrast
     supported = {prompt.ids[t] for t in prompt.context} if handle.settings.gate else set()
@@ -61,7 +61,7 @@ def test_what_is_said_follows_the_rules(tokenizer: Any, family: str, penalty: fl
         engine.model.generation_config.repetition_penalty = penalty
         handle = engine.memorize(FACTS, settings)
         assert handle.adapter is not None
-        # neighbours: no memory, another memory without a gate
+        # other rows: no memory, another memory without a gate
         others = [
             Request("Who wrote it?", sampling=Sampling(16)),
             Request("Why?", documents=FACTS[1:], memory=replace(STRONG, gate=None, rank=2), sampling=Sampling(16)),
@@ -70,7 +70,7 @@ def test_what_is_said_follows_the_rules(tokenizer: Any, family: str, penalty: fl
             Request(q, memory=handle, documents=handle.documents, sampling=Sampling(16))
             for q in ("Who?", "Where is it?")
         ]
-        fresh = [replace(r, memory=settings, documents=FACTS) for r in ruled]  # shares its batch with the others
+        fresh = [replace(r, memory=settings, documents=FACTS) for r in ruled]  # in one batch with the others
         answers = engine.answer_batch([others[0], fresh[0], others[1], fresh[1], *ruled])
         expected = [naive(engine, handle, q, 16, penalty) for q in ("Who?", "Where is it?")]
         assert [list(answers[n].token_ids) for n in (1, 3, 4, 5)] == [tokens for tokens, _ in expected] * 2

@@ -1,4 +1,4 @@
-"""Search by words against a naive BM25, hybrid search against its formula, and a text index that is always in step."""
+"""Search by words against a naive BM25, hybrid search against its formula, and consistency of the text index."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from memograft.passages.vector_store import VectorStore
 from reference.bm25 import bm25
 from store_doubles import NumberEmbedder, found, numbered
 
-WORDS = [f"w{n}" for n in range(40)]  # nothing that an English ending could be cut from
+WORDS = [f"w{n}" for n in range(40)]  # words without English endings
 
 
 def matching(store: VectorStore, question: str, **how: Any) -> list[Document]:
-    """What shares a word with a question, best first."""
+    """The passages that share a word with the question, best first."""
     return [hit.document for hit in store.search(question, 1000, mode="text", **how) if hit.score > 0]
 
 
@@ -36,7 +36,7 @@ def random_text(rng: random.Random) -> str:
 
 
 def agrees(store: VectorStore, model: dict[str, Document], question: str, k: int = 10, least: int = -1) -> None:
-    """The store's answer is that of the naive BM25; of equals, any may come first."""
+    """The store's result equals that of the naive BM25; ties may be in any order."""
     documents = list(model.values())
     scores = bm25([d.text.split() for d in documents], set(question.split())) if documents else []
     expected = {d.id: s for d, s in zip(documents, scores, strict=True) if d.metadata["n"] > least}
@@ -230,12 +230,13 @@ print({{"torch", "faiss", "sklearn"}} & set(sys.modules))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["passages.sqlite3", "writer.lock"]
 
 
-# stores from before, and other SQLites ----------------------------------------------------------------------------
+# older stores, and other versions of SQLite
+# ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A store as it was before there was a text index."""
+    """A store without a text index, as an older version made it."""
     with VectorStore(NumberEmbedder(), tmp_path / "old") as store:
         store.add(numbered(range(30)))
     connection = sqlite3.connect(tmp_path / "old" / "passages.sqlite3")
@@ -266,7 +267,7 @@ def test_a_store_from_before_is_indexed_once_by_its_next_writer(old: Path, monke
 def test_without_fts5_a_store_is_searched_by_its_vectors(
     old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no SQLite without FTS5 here, so that what is asked about it answers no."""
+    """All SQLites here have FTS5, so its detection is made to return False."""
     with VectorStore(NumberEmbedder(), tmp_path / "new") as store:
         store.add(numbered(range(5)))
     monkeypatch.setattr(words, "is_available", lambda _: False)
@@ -288,7 +289,7 @@ def test_without_fts5_a_store_is_searched_by_its_vectors(
 
 
 def damage(folder: Path) -> None:
-    """A word became another one in the index, which SQLite takes for a good one."""
+    """Replace a word in the index, which SQLite does not detect."""
     connection = sqlite3.connect(folder / "passages.sqlite3")
     ((before,),) = connection.execute("SELECT count(*) FROM words_data WHERE instr(block, 'ees') > 0")
     assert before == 1

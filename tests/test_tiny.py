@@ -1,4 +1,4 @@
-"""The bundled model is what its card says, within the noise of a small sample; the numbers shown were measured."""
+"""The bundled model matches its card, within the noise of a small sample; published numbers were measured."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from memograft.model.loading import BUNDLED
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
 RESULTS = ROOT / "benchmarks" / "results"
-TODAY = "world-test-today.json"  # measured with the defaults of today; the others are records of older versions
+TODAY = "world-test-today.json"  # measured with the current defaults; the others are older records
 SAMPLE = 48
 
 
 @pytest.fixture(scope="module")
 def accuracy(tiny: Engine, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], float]:
-    """(set, method) -> share of right answers among the first questions of the tuning split."""
+    """(set, method) -> fraction of right answers among the first questions of the tuning split."""
     folder = tmp_path_factory.mktemp("cells")
 
     def of(which: str, method: str) -> float:
@@ -85,15 +85,15 @@ def test_the_page_of_the_method_shows_all_of_them(name: str) -> None:
 
 def test_the_results_were_measured_with_the_defaults_of_today(tiny: Engine) -> None:
     then = dict(on_record(TODAY)["default"])
-    constants = {"targets": "all", "betas": [0.9, 0.999], "eps": 1e-8}  # settings until it was measured, see CHANGELOG
+    constants = {"targets": "all", "betas": [0.9, 0.999], "eps": 1e-8}  # former settings, see CHANGELOG
     assert constants == {name: then.pop(name) for name in constants}
-    since = {"compose": False}  # settings that came later, as it was before them
+    since = {"compose": False}  # later settings, with the values that match the record
     assert then | since == asdict(tiny.defaults)
     assert not then.keys() & since.keys()
 
 
 def test_the_default_is_worth_it_and_costs_next_to_nothing() -> None:
-    """The promise of the README, on the record of the whole test split."""
+    """The claim of the README, from the record of the whole test split."""
     results = on_record(TODAY)["results"]
     gained = {name: cell["minus_plain"] for name, cell in results["memorized"].items()}
     assert gained["contradicts"] >= 0.25

@@ -1,4 +1,4 @@
-"""`tune` and `memograft tune`, on the bundled model with a handful of questions and trials."""
+"""`tune` and `memograft tune`, with the bundled model and a few questions and trials."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_no_time_still_gives_a_valid_result(tiny: Engine, items: list[Item], tmp
 def test_a_trial_is_cut_when_the_time_is_up(
     tiny: Engine, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that stands still while plain and the default are asked (12 questions), and jumps in the next trial."""
+    """The clock stands still while plain and the default are asked (12 questions), and jumps in the next trial."""
     counting = Counting(tiny)
     clock = SimpleNamespace(monotonic=lambda: 0.0 if counting.asked < 14 else 1000.0)
     monkeypatch.setattr(tuning, "time", clock)
@@ -124,7 +124,7 @@ def test_a_trial_is_cut_when_the_time_is_up(
 def test_hopeless_trials_are_stopped_early(
     tiny: Engine, items: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each trial scores less than the one before: from the sixth, all are below the median after the first batch."""
+    """Each trial scores less than the previous one; from the sixth, all are below the median after the first batch."""
     falling = iter(range(1000))
     monkeypatch.setattr("memograft.evaluation.trials.score", lambda *_: (-float(next(falling)), {"all": 0.0}))
     monkeypatch.setattr("memograft.evaluation.runner.run", lambda e, m, part, f, **_: {next(iter(m)): {"": [{}]}})

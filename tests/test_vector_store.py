@@ -1,4 +1,4 @@
-"""The vector store against naive versions of itself: a dict for its contents, NumPy for its search."""
+"""The vector store against naive versions: a dict for its contents, NumPy for its search."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_same_text_scores_one_and_never_more() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
 def test_random_writes_agree_with_a_dict(tmp_path, kind) -> None:
-    """Delete then add must never give a wrong document, whatever the index does with its tombstones."""
+    """Deleting and adding must never return a wrong document, whatever the index does with dead vectors."""
     rng = random.Random(kind)
     embedder = NumberEmbedder(rows=60)
     settings = IndexSettings(kind, ivf_train_at=40, nprobe=2)
@@ -129,7 +129,7 @@ def test_approximate_search_finds_nearly_the_same(settings) -> None:
         for query in queries
     )
     assert hits >= 0.9 * 300, f"only {hits} of 300 neighbours found"
-    # Filters: one that leaves few (scored one by one) and one that leaves many (pushed down to FAISS).
+    # Filters that match few passages (scored one by one) and many (pushed down to FAISS).
     for where, count in (({"n": {"$lt": 25}}, 12), ({"n": {"$lt": 2400}}, 1200)):
         assert len(store.search_by_vector(queries[0], 12, where)) == min(12, count)
         assert len(store.search_by_vector(queries[0], 5000, where)) == count
@@ -195,7 +195,7 @@ def test_vectors_that_are_there_are_not_made_again() -> None:
     embedder = NumberEmbedder()
     store = VectorStore(embedder)
     assert store.embedder is embedder
-    documents = [Document("anything", f"id{n}", {"n": n}) for n in range(20)]  # the embedder cannot read this
+    documents = [Document("anything", f"id{n}", {"n": n}) for n in range(20)]  # the embedder does not support this text
     ids = store.add([*documents[:5], *documents], [*embedder.table[100:105], *embedder.table[:20]])
     assert len(ids) == 25
     assert found(store.search("7", k=3)) == brute_force(embedder, list(range(20)), embedder.table[7], 3)
@@ -215,7 +215,7 @@ def test_mmr_by_vector_is_mmr() -> None:
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_readers_during_a_writer(tmp_path, kind) -> None:
-    """Each passage says its id in its text and metadata; a reader must never see them disagree, or half a batch."""
+    """Each passage has its id in text and metadata; a reader must never see a mismatch or a part of a batch."""
     embedder = NumberEmbedder(rows=200)
     store = VectorStore(embedder, tmp_path / "store", index=kind)
     store.add(numbered(range(100), batch=0))
@@ -254,7 +254,7 @@ def test_readers_during_a_writer(tmp_path, kind) -> None:
 
 
 def test_a_write_that_the_index_could_not_take_is_caught_up(monkeypatch) -> None:
-    """Out of memory in FAISS after the commit: the write is acknowledged, and the next search finds it."""
+    """FAISS runs out of memory after the commit: the write is acknowledged, and the next search finds it."""
     store = VectorStore(NumberEmbedder())
     store.add(numbered([1, 2]))
     with monkeypatch.context() as patch:
@@ -265,7 +265,7 @@ def test_a_write_that_the_index_could_not_take_is_caught_up(monkeypatch) -> None
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])
 def test_an_index_that_was_cut_off_in_the_middle_of_a_write_is_built_anew(tmp_path, monkeypatch, kind) -> None:
-    """FAISS looks for signals too, and then holds vectors whose ids it has not noted: all later ones would shift."""
+    """FAISS handles signals too and may then have vectors without ids, which would shift all later ones."""
 
     def cut_off(index, vectors, ids):
         index.index.add(vectors)
@@ -290,7 +290,7 @@ def test_an_index_that_was_cut_off_in_the_middle_of_a_write_is_built_anew(tmp_pa
 
 @pytest.mark.parametrize("read", [lambda s: s.search("1"), lambda s: s.get(["id1"]), len, lambda s: next(iter(s))])
 def test_reading_waits_for_a_write_on_its_way(read) -> None:
-    """FAISS may not be searched while it changes, and the connection would show rows that are not committed."""
+    """FAISS must not be searched while it changes, and the connection would show uncommitted rows."""
     store = VectorStore(NumberEmbedder())
     store.add(numbered([1]))
     reader = threading.Thread(target=read, args=[store])

@@ -1,4 +1,4 @@
-"""What a vector store refuses, by name, before anything is written."""
+"""Invalid input that a vector store refuses, naming it, before anything is written."""
 
 from __future__ import annotations
 

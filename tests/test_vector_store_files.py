@@ -1,4 +1,4 @@
-"""The vector store on disk: opening, other processes, damaged files and full disks."""
+"""The vector store on disk: opening, several processes, damaged files and full disks."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_read_only_follows_the_writer(tmp_path, kind) -> None:
             assert found(reader.search("77", k=1)) == [77]
             writer.delete(["id77", "id3"])
             assert {77, 3}.isdisjoint(found(reader.search("77", k=100)))
-            writer.compact()  # unlinks the file that the reader has mapped
+            writer.compact()  # deletes the file that the reader has mapped
             writer.add(numbered([78]))
             assert found(reader.search("78", k=1)) == [78]
             assert sorted(found(reader.search("1", k=100))) == sorted({*range(50), 78} - {3})
@@ -178,7 +178,7 @@ def test_what_a_crash_left_of_an_index_file_is_cleared_away(folder) -> None:
 
 
 def test_an_index_that_is_behind_catches_up(folder, tmp_path) -> None:
-    """The files of a writer that died: an index file older than the rows."""
+    """The files of a killed writer: the index file is older than the rows."""
     store = VectorStore.open(folder)
     store.add([Document("a late passage", "late")])
     store.delete(["7"])

@@ -1,4 +1,4 @@
-"""Metadata filters against their meaning in plain Python, over random metadata and random filters."""
+"""Metadata filters against an implementation in Python, with random metadata and random filters."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def kind_of(value) -> str:
 
 
 def naive_match(metadata: dict, where: dict) -> bool:
-    """What a filter means, in Python."""
+    """The meaning of a filter, in Python."""
     return all(naive_clause(metadata, key, value) for key, value in where.items())
 
 
@@ -213,7 +213,7 @@ def test_malformed_filters(where, text) -> None:
 
 @pytest.mark.parametrize("wrap", [lambda f: {"$not": f}, lambda f: {"$or": [f, {"a": {"$not": {"$gt": 0}}}]}])
 def test_filters_nest_until_they_are_refused(wrap) -> None:
-    """Whatever is accepted, SQLite can parse: its parser has a small stack."""
+    """SQLite's parser has a small stack; it must be able to parse every accepted filter."""
     store = VectorStore(LexicalEmbedder(64))
     store.add([Document("text", metadata={"a": 1})])
     where: dict = {"a": {"$in": [1, "x", None, True], "$contains": "x", "$empty": False}}

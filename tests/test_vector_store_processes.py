@@ -1,4 +1,4 @@
-"""One store in several processes: a reader beside a busy writer sees one state at a time, a fork is refused by name."""
+"""One store in several processes: a reader sees one state at a time while another writes, and forks are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEARCHES = {
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_reader_finds_everything_while_all_of_it_is_replaced(tmp_path: Path, name: str) -> None:
-    """Two connections see each other as two processes do."""
+    """Two connections behave like two processes."""
     writer = VectorStore(NumberEmbedder(), tmp_path)
     writer.add(numbered(range(20), round=0))
     found, rounds, stop = [], [0], threading.Event()
@@ -84,7 +84,7 @@ def test_a_fork_may_not_use_its_parents_store(
 
     parent = os.getpid()
     with VectorStore(NumberEmbedder(), tmp_path, read_only=read_only) as store, store._lock.writing():
-        assert in_a_fork(child) == 0  # although another thread might be writing
+        assert in_a_fork(child) == 0  # even if another thread is writing
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

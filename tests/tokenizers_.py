@@ -36,7 +36,7 @@ def _wrap(tokenizer: Tokenizer, template: str | None) -> PreTrainedTokenizerFast
 
 @cache
 def make(kind: str, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most 320 tokens; kinds are "bpe", "unigram" and "wordpiece"."""
+    """A tokenizer with at most 320 tokens; kinds are "bpe", "unigram" and "wordpiece"."""
     if kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

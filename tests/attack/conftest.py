@@ -1,6 +1,6 @@
-"""Attacks draw their numbers from a seed, and say what they tried; `make soak` repeats them with other seeds.
+"""Attacks use random numbers from a seed and count what they tried; `make soak` repeats them with other seeds.
 
-MEMOGRAFT_SEED: the seed, 0 if left out. MEMOGRAFT_TALLY: a file that gets a JSON line for each attack.
+MEMOGRAFT_SEED: the seed, default 0. MEMOGRAFT_TALLY: a file to which a JSON line is appended for each attack.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ SEED = os.environ.get("MEMOGRAFT_SEED", "0")
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> random.Random:
-    """Of its own for each attack and seed."""
+    """A generator for each attack and seed."""
     return random.Random(f"{SEED} {request.node.name}")
 
 
 @pytest.fixture
 def effort() -> int:
-    """How many times the usual number of tries: 4 in `make soak`."""
+    """Factor for the number of attempts: 4 in `make soak`."""
     return 4 if "MEMOGRAFT_SEED" in os.environ else 1
 
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
-    """What was tried, by name."""
+    """Counts of what was tried, by name."""
     tried: Counter[str] = Counter()
     yield tried
     if path := os.environ.get("MEMOGRAFT_TALLY"):

@@ -1,4 +1,4 @@
-"""Many answers at once, of every kind and with some given up: each is what it is when it is asked for alone."""
+"""Many requests of all kinds at once, some cancelled: each answer equals that of the request alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = {"type": "object", "properties": {"answer": {"type": "string", "maxLeng
 
 
 def requests(engine: Engine, datastore: Datastore, rng: random.Random) -> list[Request]:
-    """Questions of the bundled world, each in another way; their documents contradict each other."""
+    """Questions of the bundled world with different settings; their documents contradict each other."""
     items = [item for item in world("test", QUESTIONS) if item.set in ("contradicts", "agrees", "one of five")]
     handle = engine.memorize(items[0].documents)
     bare = engine.memorize(items[1].documents, FastMem(fallback=False))
@@ -76,9 +76,9 @@ def test_answers_do_not_depend_on_who_else_asks(
             with tiny.stream(request) as stream:
                 if way == "stream":
                     text = "".join(stream)
-                    # A stream has no fallback: what it says is compared only where whole answers have none either.
+                    # Streams have no fallback, so they are compared only with whole answers without one.
                     return text if request.memory is None or not falls_back(request.memory) else None
-                next(stream, None)  # and given up
+                next(stream, None)  # then cancelled
                 return None
 
         ways = rng.choices(["answer", "stream", "give up", "timeout"], [12, 3, 3, 2], k=ANSWERS * effort)

@@ -1,4 +1,4 @@
-"""A bank's folder that processes fill, read and empty, killed at any step: every entry there is, is whole."""
+"""Processes that write, read and remove entries of a bank are killed at any step: all remaining entries are intact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROCESSES, ROUNDS = 3, 6
 
 @dataclass(frozen=True)
 class Kept:
-    """An entry, and how a bank writes and reads it; what is read is compared with its id or its tensors."""
+    """An entry, and how a bank writes and reads it. Read entries are compared by id or by tensors."""
 
     id: str
     put: Callable[[Bank], None]
@@ -47,7 +47,7 @@ def kept(request: pytest.FixtureRequest, make_engine: Callable[..., Engine], tmp
         engine = make_engine()
 
         def is_there(bank: Bank, handle: MemoryHandle) -> bool:
-            bank._held.clear()  # from the disk
+            bank._held.clear()  # forces reading from disk
             found = bank.get(handle.id, engine._backbone)
             assert found is None or found.id == handle.id
             return found is not None
@@ -74,7 +74,7 @@ def kept(request: pytest.FixtureRequest, make_engine: Callable[..., Engine], tmp
 
 
 def all_whole(folder: Path, kept: list[Kept]) -> set[str]:
-    """The ids in the folder once it is opened again, each of which loads; nothing else is there but pins."""
+    """The ids in the folder after it is opened again. All must load, and there must be no other files except pins."""
     bank = Bank(folder)
     ids = {entry.id for entry in bank.entries()}
     assert ids <= {each.id for each in kept}
@@ -88,7 +88,7 @@ def all_whole(folder: Path, kept: list[Kept]) -> set[str]:
 def test_a_kill_at_every_step(
     kept: list[Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    """Of a process that keeps one entry and, for want of room, removes another."""
+    """Of a process that keeps one entry and removes another to make room."""
     tell = [lambda: None]
     for module, name in (
         (os, "replace"),
@@ -131,7 +131,7 @@ def test_a_kill_at_every_step(
 
 
 def work(folder: Path, kept: list[Kept], seed: int, told: int) -> None:
-    """Put, get, pin and empty at random until killed; a line for each call."""
+    """Put, get, pin and remove at random until killed; prints a line for each call."""
     rng = random.Random(seed)
     while True:
         bank = Bank(folder)
@@ -146,7 +146,7 @@ def work(folder: Path, kept: list[Kept], seed: int, told: int) -> None:
             elif call == "gc":
                 bank.gc(rng.choice([1, 100_000]))
             else:
-                with suppress(MemoryFormatError):  # there is none, or another process has removed it
+                with suppress(MemoryFormatError):  # does not exist, or another process has removed it
                     bank.unpin(each.id) if rng.random() < 0.7 else bank.pin(each.id)
             os.write(told, b".")
 

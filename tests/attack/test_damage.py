@@ -1,4 +1,4 @@
-"""Bytes that flip in a saved memory, a datastore or a vector store: named, or harmless, and never served as truth."""
+"""Flipped bytes in a saved memory, a datastore or a vector store are reported or harmless, never returned as data."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from test_datastore import new, synthetic
 from test_engine import FACTS
 from test_memory_handle import LORA, resealed
 
-FLIPS = 25  # a file
+FLIPS = 25  # per file
 DOCUMENTS = [Document(f"passage {i} about topic{i % 7}", str(i), {"i": i, "odd": bool(i % 2)}) for i in range(40)]
 
 
 @contextmanager
 def flipped(file: Path, place: int, mask: int) -> Iterator[None]:
-    """One byte of a file is another one meanwhile."""
+    """Change one byte of a file temporarily."""
     data = file.read_bytes()
     file.write_bytes(data[:place] + bytes([data[place] ^ mask]) + data[place + 1 :])
     try:
@@ -63,7 +63,7 @@ def vector_store_says(_: Engine, folder: Path) -> object:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, models: Any, tokenizer: Any) -> Path:
-    """One of each kind."""
+    """A folder of each kind."""
     made = tmp_path_factory.mktemp("whole")
     with Engine(models(), tokenizer) as engine:
         engine.memorize([Document(FACTS[0], metadata={"page": 3})], LORA).save(made / "memory")
@@ -108,7 +108,7 @@ def test_a_byte_that_flips_is_named_or_harmless(
                     said = None
                 assert damaged.keys() <= {str(file)}, "another file was blamed"
                 assert damaged or said == truth, (file.name, place, mask)
-                # what is too large to be compared when it is opened, or for the programs of others
+                # files that are too large to be compared at opening, or are for other programs
                 if not file.name.startswith(("keys-", "adapter_config")):
                     assert said in (None, truth), (file.name, place, mask)
             named += bool(damaged)
@@ -176,7 +176,7 @@ def test_weights_that_are_not_finite_are_refused(engine: Engine, copy: Path, num
 
 
 def of_before(folder: Path) -> Path:
-    """As datastores were before there were checksums."""
+    """Turn it into an older datastore without checksums."""
     header = json.loads((folder / "header.json").read_text())
     del header["checksum"], header["checksums"]
     (folder / "header.json").write_text(json.dumps(header))
@@ -191,7 +191,7 @@ def test_verify_names_every_damaged_file_while_the_rest_goes_on(copy: Path) -> N
             store.verify()
         assert [line.split(" cannot")[0] for line in str(caught.value).splitlines()] == [str(file) for file in files]
         with pytest.raises(StoreCorruptError, match=r"keys-0\.f32 .*its checksum is wrong"):
-            store.compact(progress=False)  # a copy would have a checksum that is right
+            store.compact(progress=False)  # a copy would get a matching checksum
     with pytest.raises(StoreCorruptError, match=r"positions-0\.i32 .*its checksum is wrong"):
         Datastore.open(copy / "datastore", read_only=True)
 
@@ -283,7 +283,7 @@ def test_a_text_or_a_vector_that_changed_is_not_served(copy: Path) -> None:
 
 
 def test_a_type_of_a_column_that_changed_is_refused(copy: Path) -> None:
-    """SQLite takes any word for a type, compares ids as numbers then, and finds none of them."""
+    """SQLite accepts any word as a type, and then compares ids as numbers and finds none."""
     file = copy / "vector store" / "passages.sqlite3"
     data = file.read_bytes()
     assert data.count(b"id TEXT NOT NULL UNIQUE") == 1

@@ -1,4 +1,4 @@
-"""Ctrl-C at every few points of what changes or searches a datastore: the object goes on, nothing is half there."""
+"""Ctrl-C at many points of calls that change or search a datastore: it stays usable and consistent."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CALLS = {
 
 
 def found(store: Datastore) -> dict[str, list[tuple[int, int, bytes]]]:
-    """What it holds, which searches find, all of it."""
+    """Its contents, all of which searches must find."""
     held = store.ids()
-    kept = contents(store)  # looks inside, and so comes after a call
+    kept = contents(store)  # reads internals, so it must follow a call
     assert set(held) == set(kept)
     neighbours = store.nearest(np.zeros((1, 16), np.float32), 1000)
     ids = Counter(store.source(int(number)).id for number in neighbours.sources.flat)
@@ -34,12 +34,12 @@ def found(store: Datastore) -> dict[str, list[tuple[int, int, bytes]]]:
     return kept
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one while a generator is collected
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted garbage collection
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_at_every_few_points_of_a_call(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda _: None)  # no power cut here
+    monkeypatch.setattr("os.fsync", lambda _: None)  # speeds up; there is no power cut
     first = synthetic(24, sources=4, prefix="first")
     for at in count(step=9):
         with new(tmp_path / str(at), "flat") as store:
@@ -47,7 +47,7 @@ def test_an_interrupt_at_every_few_points_of_a_call(
             if name == "compact":
                 store.delete(["first2"])
             before = found(store)
-            reached, error = interrupted(partial(CALLS[name], store), at)  # whose traceback keeps the frames alive
+            reached, error = interrupted(partial(CALLS[name], store), at)  # the traceback keeps the frames alive
             kept = elsewhere(partial(found, store))
             gone = {"first1"} if name == "delete" else set()
             if name == "extend":

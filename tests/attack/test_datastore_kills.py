@@ -1,4 +1,4 @@
-"""Building that is killed, and a disk that fills up: what was committed is whole, and nothing is there twice."""
+"""Kills while building, and full disks: committed data is intact, and nothing is duplicated."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ EXAMPLES = [(f"What is number {n}?", f"It is {n * 7} and {n % 5} of the book.") 
 
 
 def child(folder: str, most: int) -> None:
-    """Build; commit after every batch, so that a kill falls between and into commits. `most` bytes per file.
+    """Build with a commit after every batch, so that kills hit commits and gaps between them. `most` bytes per file.
 
-    Says so after each commit. After 24 of them, of 100, it waits for the kill, so that a slow parent is not too late.
+    Prints a line after each commit. After 24 of 100 it waits for the kill, so that a slow parent is in time.
     """
     import resource
 
@@ -76,7 +76,7 @@ def expected(tmp_path_factory: Any) -> dict[str, Any]:
 
 
 def values(store: Datastore) -> dict[str, Any]:
-    """Without the keys, whose last bits depend on the batch."""
+    """The contents without keys, whose last bits depend on the batch."""
     return {id: [(position, value) for position, value, _ in entries] for id, entries in contents(store).items()}
 
 
@@ -89,14 +89,14 @@ def test_a_build_that_is_killed_goes_on_without_doubles(
         assert process.stdout is not None
         for _ in range(rng.randrange(5, 10)):
             assert process.stdout.readline() == "commit\n"
-        time.sleep(rng.uniform(0, 0.02))  # somewhere in what it does between two
+        time.sleep(rng.uniform(0, 0.02))  # somewhere between two commits
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         tally.update(kills=1)
         with Datastore.open(tmp_path) as store:
             kept = values(store)
             assert len(store.ids()) == len(set(store.ids()))
-            assert kept == {id: expected[id] for id in kept}  # whole sources only
+            assert kept == {id: expected[id] for id in kept}  # only complete sources
             sizes.append(len(kept))
     assert sizes == sorted(sizes)
     assert 0 < sizes[0] < sizes[-1] < len(expected), "the kills came too early or too late to say anything"

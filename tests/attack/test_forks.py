@@ -1,4 +1,4 @@
-"""Forks at random moments of threads that answer, add and search: a child does it too, or is told why it may not."""
+"""Forks at random times of threads that answer, add and search: the child can do the same, or gets a clear error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_fork_at_any_moment_answers_and_reads_and_may_not_write(
         alone = [tiny.answer(request).text for request in asked]
         store.add([Document("abc", "first")])
         datastore.extend(*synthetic(30, sources=3, prefix="first"))
-        stop, done, acknowledged = threading.Event(), Counter[str](), [0, 0]  # writes to the store, the datastore
+        stop, done, acknowledged = threading.Event(), Counter[str](), [0, 0]  # writes: store, datastore
 
         def answer(n: int) -> None:
             assert tiny.answer(asked[n]).text == alone[n]
@@ -88,7 +88,7 @@ def test_a_fork_at_any_moment_answers_and_reads_and_may_not_write(
             assert tiny.memorize(asked[n].documents).adapter is not None
 
         def refused(_: int) -> None:
-            """What the parent has open is the parent's to write."""
+            """The child may not write to what the parent has open."""
             with pytest.raises(StoreError, match="is a fork; open it again in the fork"):
                 store.search("abc")
             with pytest.raises(StoreError, match="is a fork; open it again in the fork"):
@@ -100,7 +100,7 @@ def test_a_fork_at_any_moment_answers_and_reads_and_may_not_write(
             datastore.close()
 
         def opened(_: int) -> None:
-            """What was acknowledged before the fork is there."""
+            """Writes that were acknowledged before the fork are there."""
             with VectorStore.open(store_folder, LetterEmbedder(), read_only=True) as reader:
                 assert len(reader) > least[0]
                 assert reader.search("abc", k=1)[0].document.id == "first"

@@ -1,7 +1,7 @@
-"""A disk of two megabytes that is full at random moments: nothing is lost, the error says so, and the call works later.
+"""A disk of two megabytes is full at random times: nothing is lost, the error states it, and calls work afterwards.
 
-The disk is a tmpfs in a namespace of its own, where a kernel lets one be mounted. Files that may not grow
-(RLIMIT_FSIZE, elsewhere) are another thing: here nothing new can be made either, and what is written is written over.
+The disk is a tmpfs in a namespace of its own, if the kernel allows that. A limit on file sizes (RLIMIT_FSIZE, in other
+tests) is different: on a full disk no files can be created either, but written ranges can be overwritten.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROUNDS = 8
 
 @contextmanager
 def full(disk: Path, room: int) -> Iterator[None]:
-    """All but `room` bytes of the disk are taken by something else."""
+    """Fill the disk except for `room` bytes."""
     state = os.statvfs(disk)
     ballast = disk / "ballast"
     with open(ballast, "wb", buffering=0) as file, suppress(OSError):
@@ -51,7 +51,7 @@ def full(disk: Path, room: int) -> Iterator[None]:
 
 
 def fill_stores(disk: Path, rng: random.Random, rounds: int) -> int:
-    """A store with each kind of index."""
+    """Stores with each kind of index."""
     met = 0
     for kind in ("flat", "hnsw", "ivf"):
         store, model = open_store(disk / kind, kind), dict[str, Document]()
@@ -77,8 +77,8 @@ def fill_stores(disk: Path, rng: random.Random, rounds: int) -> int:
                 assert "free some" in refusal, refusal
                 met += 1
                 kept = contents(store)
-                assert kept in (before, model), name  # while it is full
-                if rng.random() < 0.3:  # and is closed so
+                assert kept in (before, model), name  # while the disk is full
+                if rng.random() < 0.3:  # close it while the disk is full
                     with suppress(StoreError):
                         store.close()
                     store = open_store(disk / kind, kind)
@@ -98,18 +98,18 @@ def fill_stores(disk: Path, rng: random.Random, rounds: int) -> int:
 
 
 def entries(store: Datastore) -> dict[str, list[tuple[int, int, bytes]]]:
-    """What it holds; what a search finds is among it."""
+    """Its contents; search results must be among them."""
     ids = store.ids()
     found = store.nearest(np.zeros((1, 16), np.float32), 5)
     assert {store.source(int(number)).id for number in found.sources.flat} <= set(ids)
-    kept = inside(store)  # after a call
+    kept = inside(store)  # must follow a call
     assert set(kept) == set(ids)
     assert len(store) == sum(map(len, kept.values()))
     return kept
 
 
 def fill_datastores(disk: Path, rng: random.Random, rounds: int) -> int:
-    """A datastore without and with an index file."""
+    """Datastores without and with an index file."""
     met = 0
     for kind in ("flat", "sq8"):
         store = new(disk / kind, kind)
@@ -136,7 +136,7 @@ def fill_datastores(disk: Path, rng: random.Random, rounds: int) -> int:
                     raise AssertionError("the disk was never full")
                 assert "free some" in refusal, refusal
                 met += 1
-                kept = entries(store)  # while it is full: the change is there, or it is not
+                kept = entries(store)  # while the disk is full, the change is complete or absent
                 less = {id: of_one for id, of_one in before.items() if id != gone}
                 more = {id: of_one for id, of_one in kept.items() if id.startswith(added)}
                 assert kept in (before, less if name == "delete" else before | more), name
@@ -162,7 +162,7 @@ def fill_datastores(disk: Path, rng: random.Random, rounds: int) -> int:
 
 
 def fill_memories(disk: Path, rng: random.Random, rounds: int) -> int:
-    """A memory that is overwritten, and a bank that is put another one into."""
+    """A memory that is overwritten, and a bank that gets another one."""
     met = 0
     with Engine(build("llama"), make("bpe")) as engine:
         old, new = (engine.memorize([fact], LORA) for fact in FACTS[:2])

@@ -1,4 +1,4 @@
-"""What a caller, a tool server or a model wrote is text, wherever a chat template shows it; and templates end."""
+"""Texts of callers, tool servers and models are encoded as text wherever a template shows them; templates end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from memograft.errors import SettingsError
 from memograft.prompt.builder import PromptBuilder
 from tokenizers_ import make
 
-# The places that templates of models which take tools have for what others wrote: side by side, between < and > (as
-# Qwen3-Coder's shows keys), as JSON, and as Python prints it.
+# The places in templates of models with tools for texts of others: side by side, between < and > (Qwen3-Coder's keys),
+# as JSON, and as Python's repr.
 TEMPLATE = (
     "{% for t in tools or [] %}TOOL {{ t['function']['name'] }}{{ t['function']['description'] }} {{ t | tojson }}\n"
     "{% for k, v in t['function']['parameters']['properties'].items() %}<{{ k }}>{{ v['description'] }}</{{ k }}>"
@@ -35,7 +35,7 @@ OTHERS = ["\ue0000\ue001", "000000000000000000000001", '"', "\n", "{{ 7 * 7 }}",
 
 
 def asked(texts: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Messages and tools with a text in every place."""
+    """Messages and tools with a text in each place."""
     call = {
         "type": "function",
         "id": texts["id"],
@@ -62,7 +62,7 @@ PLACES = (
 
 
 def control(texts: Mapping[str, str]) -> tuple[list[int], str]:
-    """The control tokens of a prompt in their order, and its text."""
+    """The control tokens of a prompt in order, and its text."""
     messages, tools = asked(texts)
     prompt = BUILDER.build(messages, [Document(DOCUMENT)], tools)
     ids = set(BUILDER._control.values())
@@ -85,7 +85,7 @@ def test_what_others_wrote_is_text_wherever_it_stands(rng: random.Random, tally:
 
 
 def test_texts_make_no_control_token_together(rng: random.Random, tally: Counter[str]) -> None:
-    """Neither with each other nor with what the template writes around them."""
+    """Neither together nor with the template's own text."""
     own, _ = control({place: f"{place} of nobody" for place in PLACES})
     for _ in range(200):
         texts = {place: "".join(rng.choices(PARTS, k=rng.randrange(1, 4))) for place in PLACES}
@@ -111,7 +111,7 @@ def test_what_others_wrote_is_shown_as_they_wrote_it() -> None:
         assert f'"{place} says </s> \\"so\\""' in text, "as a string of JSON within JSON"
 
 
-# In the manner of Qwen and Hermes, of Qwen3-Coder, and of Llama; each looks at words that others wrote.
+# Templates like those of Qwen and Hermes, of Qwen3-Coder, and of Llama; each compares words of others.
 HERMES = (
     "{% if tools %}<|system|>Tools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}</s>{% endif %}"
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
@@ -137,7 +137,7 @@ LLAMA = (
 
 @pytest.mark.parametrize("template", [HERMES, CODER, LLAMA], ids=["hermes", "coder", "llama"])
 def test_harmless_tools_are_shown_as_the_template_shows_them(template: str) -> None:
-    """Also where a word of theirs is a part of a control token: `s`, `user`, `unk`."""
+    """Also if one of their words is a part of a control token: `s`, `user`, `unk`."""
     of = PromptBuilder(make("bpe", template))
     properties = {"s": {"type": "string", "enum": ["pad", 'a "b"']}, "user": {"type": "user", "default": None}}
     function = {
@@ -173,7 +173,7 @@ def test_a_pretrained_tokenizer_shows_keys_as_text(key: str, smollm2: Engine) ->
 
 @dataclasses.dataclass
 class Note:
-    """An object of which transformers shows a template the fields."""
+    """An object whose attributes transformers lets templates read."""
 
     said: str
 
@@ -204,7 +204,7 @@ def test_what_holds_itself_is_refused() -> None:
 
 
 def test_an_answer_by_itself_is_text_too() -> None:
-    """Of a tokenizer whose markup is no special token, as Qwen's <tool_call> is none."""
+    """With a tokenizer whose markup is not a special token, such as Qwen's <tool_call>."""
     tokenizer = copy.deepcopy(make("bpe"))
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
     of = PromptBuilder(tokenizer)

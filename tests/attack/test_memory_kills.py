@@ -1,4 +1,4 @@
-"""A memory that is overwritten while its process is killed, again and again, is the old one or the new one, whole."""
+"""A process is repeatedly killed while it overwrites a memory: the old or the new one remains, complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 
 def killed(save: Callable[[Callable[[], None]], None], step: int) -> bool:
-    """Fork a child that saves, and kill it at its `step`-th step; False where it has fewer."""
+    """Fork a child that saves, and kill it at its `step`-th step; False if it has fewer steps."""
     told, waits = os.pipe()
     goes_on, go = os.pipe()
 
@@ -55,7 +55,7 @@ def killed(save: Callable[[Callable[[], None]], None], step: int) -> bool:
 def test_a_kill_loses_nothing_and_leaves_nothing(
     engine: Engine, tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch, tally: Counter[str]
 ) -> None:
-    """Killed before and after everything that is moved, removed or flushed."""
+    """Killed before and after every move, removal and flush."""
     handles = [engine.memorize(FACTS[:1], LORA), engine.memorize(FACTS, LORA)]
     ids, path = {handle.id for handle in handles}, tmp_path / "parent" / "memory"
     if not exchange:
@@ -80,7 +80,7 @@ def test_a_kill_loses_nothing_and_leaves_nothing(
     step = 0
     while killed(save, step := step + 1):
         tally.update(kills=1)
-        if step % 2:  # half of the time whoever reads finds what is left, half of the time whoever writes
+        if step % 2:  # recovery happens when reading or when writing
             assert engine.load_memory(path).id in ids
         tell[0] = lambda: None
         handles[0].save(path)

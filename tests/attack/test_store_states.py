@@ -1,4 +1,4 @@
-"""Any sequence of calls that Hypothesis thinks of leaves a store and a dict with the same contents."""
+"""After any sequence of calls that Hypothesis generates, a store and a dict have the same contents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOUNDS = settings(
     max_examples=25,
     stateful_step_count=25,
     deadline=None,
-    derandomize="MEMOGRAFT_SEED" not in os.environ,  # make soak thinks of others
+    derandomize="MEMOGRAFT_SEED" not in os.environ,  # make soak uses other sequences
     database=None,
     suppress_health_check=list(HealthCheck),
 )
@@ -131,7 +131,7 @@ class DatastoreStates(Folder):
     @rule(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 99))
     def extend(self, counts: list[int], seed: int) -> None:
         self.extended += 1
-        # No key twice: of entries that are equally near, either may be found.
+        # No equal keys: of equally near entries, any may be found.
         rng, total = np.random.default_rng([seed, self.extended]), sum(counts)
         ids = [f"{len(self.model)}-{seed}-{n}" for n in range(len(counts))]
         if self.model.keys() & set(ids):

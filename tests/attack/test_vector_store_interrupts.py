@@ -1,8 +1,8 @@
-"""Ctrl-C at every point where Python can raise it: nothing stays locked, no write is lost or half there.
+"""Ctrl-C at every point where Python can raise it: no lock stays locked, no write is lost or partial.
 
-Python looks for signals at the start of its own functions and after every call of C, which are the events "call" and
-"c_return" of a profile function; so one that raises at the n-th of them stands for a Ctrl-C there. Each n is tried in
-turn, of long calls every few; a process that gets real signals, at any time, tries the rest.
+Python checks for signals at the start of Python functions and after every call of a C function. These are the events
+"call" and "c_return" of a profile function, so raising at the n-th event simulates a Ctrl-C there. All n are tried, in
+long calls every few; another process gets real signals at random times.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEXT = [Document("fgh", "b", {"n": 4}), Document("ghi", "d", {"n": 5})]
 
 
 def interrupted(call: Callable[[], object], at: int) -> tuple[bool, BaseException | None]:
-    """Raise KeyboardInterrupt at a call's n-th event; return whether there was one, and what the call raised."""
+    """Raise KeyboardInterrupt at the n-th event of a call; return whether it was reached, and what the call raised."""
     events = count()
 
     def profile(_: Any, event: str, __: Any) -> None:
@@ -52,7 +52,7 @@ def interrupted(call: Callable[[], object], at: int) -> tuple[bool, BaseExceptio
 
 
 def elsewhere(call: Callable[[], T]) -> T:
-    """The call's result in another thread; what this one had left locked, it might get again."""
+    """The call's result in another thread, which would block on a lock that this thread has left locked."""
     results: list[T] = []
     thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
     thread.start()
@@ -62,7 +62,7 @@ def elsewhere(call: Callable[[], T]) -> T:
 
 
 def contents(store: VectorStore) -> dict[str, Document]:
-    """What the store holds, which its search and its filters must find too."""
+    """The store's contents, which search and filters must find too."""
     kept = {document.id: document for document in store}
     assert {hit.document.id: hit.document for hit in store.search("abc", k=1000)} == kept
     assert {hit.document.id for hit in store.search("abc", k=1000, where={"$id": list(kept)})} == set(kept)
@@ -84,7 +84,7 @@ CALLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one while a generator is collected
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted garbage collection
 @pytest.mark.parametrize("name", CALLS)
 def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str, tally: Counter[str]) -> None:
     before = {document.id: document for document in FIRST}
@@ -94,11 +94,11 @@ def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str, tally:
     elif name.startswith("delete"):
         del after["a"], after["b"]
     store = open_store(tmp_path, "hnsw")
-    store._database.rows("PRAGMA synchronous = OFF")  # no power cut here
+    store._database.rows("PRAGMA synchronous = OFF")  # speeds up; there is no power cut
     for at in count(step=EVERY.get(name, 1)):
         store.delete(where={})
         store.add(FIRST)
-        reached, error = interrupted(partial(CALLS[name], store), at)  # whose traceback keeps the frames alive
+        reached, error = interrupted(partial(CALLS[name], store), at)  # the traceback keeps the frames alive
         if name == "close":
             elsewhere(store.close)
             store = elsewhere(partial(open_store, tmp_path, "hnsw"))
@@ -117,9 +117,9 @@ def test_an_interrupt_at_every_point_of_a_call(tmp_path: Path, name: str, tally:
 
 
 def child(folder: Path, seed: int) -> None:
-    """Have the clock interrupt operations anywhere, and compare the store with a dict."""
+    """Interrupt operations with a timer, and compare the store with a dict."""
     rng, model, cut_off = random.Random(seed), {}, 0
-    usual = dict.fromkeys(("add", "delete", "persist", "compact", "search"), 0.001)  # seconds that one takes
+    usual = dict.fromkeys(("add", "delete", "persist", "compact", "search"), 0.001)  # typical duration in seconds
     armed = False
 
     def interrupt(*_: object) -> None:
@@ -143,7 +143,7 @@ def child(folder: Path, seed: int) -> None:
             usual[name] = time.perf_counter() - started
         except KeyboardInterrupt as error:
             armed = False
-            held = error  # and with it the frames that were cut off
+            held = error  # keeps the interrupted frames alive
             usual[name] *= 1.1
         cut_off += held is not None
         kept = elsewhere(partial(contents, store))

@@ -1,7 +1,7 @@
-"""A writer killed at random moments: every acknowledged write is there, the one cut off is there whole or not at all.
+"""A writer is killed at random times: acknowledged writes are there, and the interrupted one is complete or absent.
 
-The child runs a sequence of writes that its number alone determines, so the parent knows what the store must hold. It
-says "done N" after each. One folder lives through all the kills, so recovery is itself recovered from.
+The child runs a sequence of writes that is determined by their numbers, so the parent knows what the store must
+contain. It prints "done N" after each. The same folder is used for all kills, so recovery is also interrupted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUNDS = 5
 
 
 class LetterEmbedder:
-    """Counts letters: cheap, so that a round spends its time in the store."""
+    """Counts letters; cheap, so that most time is spent in the store."""
 
     dimension = 26
     fingerprint = "letters"
@@ -90,7 +90,7 @@ def run_and_kill(folder: Path, kind: str, number: int, delay: float) -> int:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    # Not by `communicate`, which passes over what was read together with the first line.
+    # Not by `communicate`, which ignores data that was read together with the first line.
     out, err = process.stdout.read(), process.stderr.read()
     process.stdout.close()
     process.stderr.close()
@@ -108,9 +108,9 @@ def test_every_acknowledged_write_survives_a_kill(
     model: dict[str, Document] = {}
     number = first = rng.randrange(10**6)
     round_ = 0
-    # A busy machine writes little: each round gives it more time.
+    # On a busy machine few writes are done, so each round gets more time.
     while round_ < ROUNDS * effort or number - first <= 10:
-        # The first rounds fall into the import, the making of the files and the opening; the others into writes.
+        # The first rounds hit import, creation of files and opening; the others hit writes.
         reached = run_and_kill(folder, kind, number, rng.uniform(0, 0.3) + 0.12 * round_ / effort)
         for write in range(number, reached):
             model = apply(model, write)

@@ -1,1 +1,1 @@
-"""Naive versions of each method, by another route than ours; ours must match them."""
+"""Independent, naive implementations of each method, which Memograft's must match."""

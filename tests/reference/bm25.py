@@ -1,4 +1,4 @@
-"""BM25 over lists of words, the naive way (Robertson and Zaragoza, 2009), with FTS5's floor under a word's rarity."""
+"""Naive BM25 over lists of words (Robertson and Zaragoza, 2009), with FTS5's minimum of the IDF."""
 
 from __future__ import annotations
 

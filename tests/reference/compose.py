@@ -1,4 +1,4 @@
-"""Memories joined the obvious way: the mean of each document's change of the weights, as matrices, added to them."""
+"""Composed memories, directly: the mean of the documents' weight changes as matrices, added to the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def composed(model: nn.Module, trained: Sequence[nn.Module], names: Sequence[str]) -> nn.Module:
-    """`model` with the mean of what each of the trained copies changed in the weights of these modules."""
+    """`model` with the mean change of these modules' weights in the trained copies."""
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name in names:

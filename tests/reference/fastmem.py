@@ -1,4 +1,4 @@
-"""FastMem by ordinary autograd through the whole model: no hooks, no caches, no stored rows. Slow and obvious."""
+"""FastMem by autograd through the whole model, without hooks, caches and stored rows; slow but simple."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 from transformers.pytorch_utils import Conv1D
 
-Trained = tuple[nn.Module, list[float], Tensor, float]  # model, loss of each step, CE per token, mean KL, at the end
+Trained = tuple[nn.Module, list[float], Tensor, float]  # model, loss of each step, final CE per token, final mean KL
 
 
 def _train(
@@ -61,7 +61,7 @@ def full(
 
 
 class _PlusLoRA(nn.Module):
-    """weight -> weight + B A, transposed where the layer stores it so."""
+    """weight -> weight + B A, transposed if the layer stores it that way."""
 
     def __init__(self, a: Tensor, b: Tensor, transposed: bool) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ def lora(
     shape: Callable[[nn.Module], tuple[int, int]],
     **settings: Any,
 ) -> Trained:
-    """LoRA as W + B A written into the model, A drawn as PEFT draws it, B zero."""
+    """LoRA as W + B A written into the model, with A initialised as in PEFT and B zero."""
     twin = copy.deepcopy(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     leaves: list[Tensor] = []
     for name in names:
         module = twin.get_submodule(name)
         inside, out = shape(module)
-        bound = 1 / math.sqrt(inside)  # what kaiming_uniform_(a=sqrt(5)) comes to
+        bound = 1 / math.sqrt(inside)  # equals kaiming_uniform_(a=sqrt(5))
         a = (torch.rand(rank, inside, generator=generator) * 2 - 1) * bound
         plus = _PlusLoRA(a, torch.zeros(out, rank), isinstance(module, Conv1D))
         parametrize.register_parametrization(module, "weight", plus)

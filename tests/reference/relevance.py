@@ -1,4 +1,4 @@
-"""Relevance by one pass over the whole prompt per document, with a hand-drawn attention mask: no cache, no hooks."""
+"""Relevance by one pass over the whole prompt per document, with an explicit attention mask; no cache, no hooks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 
 def question_losses(model: nn.Module, prompt: Any, seen: Span, end: int, lead: Sequence[int] = ()) -> list[float]:
-    """Nats of the question's tokens if what follows the documents sees only `seen` of them, and stands at `end`."""
+    """Nats of the question's tokens if the tail attends only to `seen` of the documents, with positions from `end`."""
     tail = max(stop for _, stop in (*prompt.spans, *prompt.history))
     ids = [*prompt.ids[:tail], *lead, *prompt.ids[tail : prompt.question[1]]]
     allowed = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()
@@ -39,7 +39,7 @@ def question_losses(model: nn.Module, prompt: Any, seen: Span, end: int, lead: S
 
 
 def relevance(model: nn.Module, prompt: Any, document: Span, lead: Sequence[int], part: Span | None = None) -> float:
-    """The formula, word by word: by the message, or by the question that is this part of it if that gives more."""
+    """The formula: the larger of the message's relevance and that of the question within it."""
     if part is not None:
         return max(
             relevance(model, prompt, document, lead), relevance(model, replace(prompt, question=part), document, lead)

@@ -1,4 +1,4 @@
-"""RTD written once more, in NumPy and float64, one row and one entry at a time: by sorting, dictionaries and loops."""
+"""RTD in NumPy and float64, one row and one entry at a time, with sorting, dictionaries and loops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mixture(r: dict[int, float], logits: NDArray, weight: float) -> NDArray:
 def calibrated(
     keys: NDArray, values: Sequence[int], sources: Sequence[int], *, k: int, squared: bool = True
 ) -> tuple[float, float]:
-    """(T, gate): every entry asks all entries of other sources for its own token."""
+    """(T, gate): every entry predicts its own token from all entries of other sources."""
     count = len(values)
     measured = [[math.dist(a, b) ** 2 for b in keys.tolist()] for a in keys.tolist()]
     nearest, other, asked = [], [], []

@@ -1,4 +1,4 @@
-"""Memories on disk: a PEFT LoRA folder plus memograft.json. Written atomically, without pickle.
+"""Memories on disk: a PEFT LoRA folder plus memograft.json. Written atomically; pickle is not used.
 
 adapter_config.json          as PEFT writes it: one rank, alpha = rank, the projections by their full names
 adapter_model.safetensors    base_model.model.<projection>.lora_A.weight (R, in), ...lora_B.weight (out, R)
