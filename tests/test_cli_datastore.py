@@ -143,7 +143,7 @@ def test_rm_of_what_is_not_there(store: Path) -> None:
 def test_a_source_that_says_something_else_now_is_told_and_left(store: Path, tmp_path: Path) -> None:
     changed = jsonl(tmp_path / "changed.jsonl", {**LINES[1], "answer": "Kyoto."})
     result = run("add", store, changed)
-    assert "1 sources say something else than when they were learned" in result.stderr
+    assert "1 sources have changed since they were learned" in result.stderr
     assert "the first: japan" in result.stderr
     assert run_json("add", store, changed)["changed"] == ["japan"]
     with Datastore.open(store, read_only=True) as opened:
@@ -238,7 +238,7 @@ def test_a_damaged_datastore_is_one_line(store: Path) -> None:
     for command in (("info",), ("rm", "japan")):
         result = run(command[0], store, *command[1:], code=1)
         assert result.stdout == ""
-        assert "values-0.i32 cannot be used as a datastore's: it must have" in result.stderr
+        assert "values-0.i32 cannot be used as a datastore's file: it must have" in result.stderr
         assert result.stderr.count("\n") == 1
 
 

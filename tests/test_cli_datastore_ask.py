@@ -93,7 +93,7 @@ def test_a_weight_left_out_is_the_default_and_without_a_datastore_nothing_is_mov
 
 def test_that_nothing_was_moved_is_said(folder: Path) -> None:
     args = ("ask", QUESTION, "-k", 0, "--datastore", folder / "data", "--weight", 0)
-    assert "datastore: nothing of what was said came from it" in run(*args).stdout
+    assert "datastore: no token of the answers came from it" in run(*args).stdout
 
 
 def test_without_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,4 +148,4 @@ def test_a_datastore_of_another_model(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_weight_needs_a_datastore() -> None:
-    assert "--weight is that of a datastore, and none was named" in run("ask", "x", "--weight", "0.5", code=2).stderr
+    assert "--weight needs a datastore, got none" in run("ask", "x", "--weight", "0.5", code=2).stderr

@@ -91,7 +91,9 @@ class TestCommands:
         assert self.told("import", tmp_path / "new", tmp_path / "one.zip") == {"imported": [one.id]}
 
     def test_errors(self, bank: Bank, tmp_path: Path) -> None:
-        assert "there is no such folder; check the path" in self.run("ls", tmp_path / "none", code=1)
+        assert "must be the folder of a bank, but does not exist; check the path" in self.run(
+            "ls", tmp_path / "none", code=1
+        )
         assert "must name one memory" in self.run("rm", bank.folder, bank.entries()[0].id, "zz", code=1)
         assert len(bank.entries()) == 2
         assert "such as 500M or 2G, got 'much'" in self.run("gc", bank.folder, "--max-bytes", "much", code=1)

@@ -233,7 +233,7 @@ def test_a_damaged_folder_is_refused_by_name(engine: Engine, tmp_path: Path) -> 
         file = tmp_path / name
         data = file.read_bytes()
         file.write_bytes(data[:-1])
-        with pytest.raises(StoreCorruptError, match=f"{name} cannot be used as a datastore's: it must have"):
+        with pytest.raises(StoreCorruptError, match=f"{name} cannot be used as a datastore's file: it must have"):
             Datastore.open(tmp_path)
         file.write_bytes(data)
     header = json.loads((tmp_path / "header.json").read_text())

@@ -76,7 +76,7 @@ def index(
     lock_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for another writer of the store.")] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a folder into the vector store: new files, changed ones, and those that are gone.
+    """Update the vector store from a folder: add new files, replace changed ones, remove deleted ones.
 
     Reads txt, md, pdf, html, docx, and records in json, jsonl or csv; files of other kinds are reported.
     """
@@ -128,12 +128,12 @@ def ask(
         Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
     ] = None,
     datastore: Annotated[
-        Path | None, typer.Option(help="Steer the answers with this folder of `memograft datastore build`.")
+        Path | None, typer.Option(help="Use this datastore, a folder of `memograft datastore build`.")
     ] = None,
     weight: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Of the datastore against the model; left out, 0.3, which decides close calls."
+            min=0, max=1, help="Weight of the datastore against the model; left out, 0.3, which decides close calls."
         ),
     ] = None,
     relevance: RelevanceOption = None,
@@ -147,7 +147,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
     stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page that shows what each answer came from, and what was memorized.")
+        Path | None, typer.Option(help="Write an HTML page with each answer's sources, and what was memorized.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,7 +155,7 @@ def ask(
     if stream and as_json:
         raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
     if weight is not None and not datastore:
-        raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
+        raise typer.BadParameter("--weight needs a datastore, got none; add --datastore FOLDER")
     given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
     given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
     chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]
@@ -219,7 +219,7 @@ def check(
     folder: Annotated[Path, typer.Argument(help="A saved memory, a datastore or a vector store.", metavar="FOLDER")],
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a folder with its checksums, from end to end. A line for each damaged file; any makes the exit code 1."""
+    """Verify a folder by its checksums. Prints a line for each damaged file, and exits with code 1 if there is any."""
     with reporting(as_json) as result:
         from memograft.cli.check import check as run
 
@@ -230,7 +230,9 @@ def check(
 
 @app.command()
 def demo(
-    html: Annotated[Path | None, typer.Option(help="Write a page that shows what each token lost in surprise.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an HTML page with each token's loss before and after.")
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Keep the demo's vector store here; left out, in memory.")] = None,
     model: ModelOption = "tiny",
     relevance: RelevanceOption = None,
@@ -279,7 +281,7 @@ def evaluate(
     format: FormatOption = None,
     context: ContextOption = None,
     split: Annotated[
-        Split | None, typer.Option(help="Of the questions; left out, test, and all of a file of your own.")
+        Split | None, typer.Option(help="Part of the questions; left out, test, or all of your own file.")
     ] = None,
     protocol: ProtocolOption = "plain",
     every_swap: Annotated[
@@ -287,7 +289,7 @@ def evaluate(
     ] = False,
     only_known: Annotated[
         list[str] | None,
-        typer.Option(help="Of this set ask only what the model answers without documents. May be repeated."),
+        typer.Option(help="In this set, ask only questions that the model answers without documents. May be repeated."),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions of each set; left out, all.")] = None,
     method: Annotated[
@@ -306,7 +308,7 @@ def evaluate(
         list[str] | None, typer.Option(help="Differences to this method too, besides plain. May be repeated.")
     ] = None,
     out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder of what is done; an interrupted run goes on from it.")
+        Path, typer.Option("--out", help="Folder for results, from which an interrupted run continues.")
     ] = Path("runs/eval"),
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page: tables, intervals, answers side by side.")] = None,
@@ -352,18 +354,19 @@ def tune(
     ],
     model: ModelOption = "tiny",
     minutes: Annotated[
-        float, typer.Option(help="Of searching; plain, the default and the comparison are asked in any case.")
+        float, typer.Option(help="Time limit of the search; plain, the default and the comparison always run.")
     ] = 10,
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Tries at most, the default among them; left out, until the time is up.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of trials, including the default; left out, until the time is up."),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Questions of each set, to tune and to report on.")] = 64,
     format: FormatOption = None,
     context: ContextOption = None,
     protocol: ProtocolOption = "plain",
     sets: SetsOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
-    folder: Annotated[Path, typer.Option(help="What is done is kept here; an interrupted search goes on from it.")] = (
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Folder for results, from which an interrupted search continues.")] = (
         Path("runs/tune")
     ),
     max_new_tokens: LengthOption = None,

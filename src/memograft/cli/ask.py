@@ -135,7 +135,7 @@ def _answer(engine: Engine, request: Request, way: str, stream: bool) -> Timed:
     for piece in pieces:
         out().print(Text(piece), end="", soft_wrap=True)
     out().print()
-    assert pieces.answer is not None, "a stream that has ended holds its answer"
+    assert pieces.answer is not None, "a finished stream has its answer"
     return pieces.answer, time.perf_counter() - started
 
 

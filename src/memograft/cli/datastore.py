@@ -151,7 +151,7 @@ def _learn(
             raise PromptTooLongError(f"{place}: {error}", tokens=error.tokens, limit=error.limit) from error
     if changed:
         warn(
-            f"{len(changed)} sources say something else than when they were learned, and were left as they are "
+            f"{len(changed)} sources have changed since they were learned, and the old ones were kept "
             f"(the first: {changed[0]}); remove them with `memograft datastore rm`, and repeat the command"
         )
     if not quiet:

@@ -12,7 +12,7 @@ from memograft.cli.console import reporting
 from memograft.cli.options import JsonOption, ModelOption
 
 datastore_app = typer.Typer(
-    help="Reference datastores: examples that steer answers, and are cited by them, without training.",
+    help="Datastores: examples that change answers without training, and are cited.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -38,7 +38,7 @@ PathsArgument = Annotated[
     list[Path],
     typer.Argument(
         help="JSONL files (an example per line: prompt, question or messages, and answer; or text), and txt, md, pdf "
-        "and html files, which are learned as they read. Folders are read recursively.",
+        "and html files, which are learned as plain text. Folders are read recursively.",
         metavar="FILE|FOLDER...",
     ),
 ]
@@ -46,17 +46,20 @@ FolderArgument = Annotated[Path, typer.Argument(help="Folder of the datastore.",
 StrideOption = Annotated[
     int | None, typer.Option(min=1, help="Tokens between the windows over a long text; left out, half a window.")
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Examples that pass the model together.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Examples in one prefill.")]
 
 
 @datastore_app.command()
 def build(
     paths: PathsArgument,
-    folder: Annotated[Path, typer.Option("--out", help="Folder of the datastore; if it has one, the rest is added.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the datastore; an existing one is continued.")],
     model: ModelOption = "tiny",
     index: Annotated[KeyIndexKind, typer.Option(help="How entries are found; flat is exact.")] = KeyIndexKind.flat,
     place: Annotated[
-        KeyPlace, typer.Option(help="Hidden states: no memory moves the FFN's input; the head's is the paper's.")
+        KeyPlace,
+        typer.Option(
+            help="Hidden states used as keys: ffn_input does not depend on memories; head_input is the paper's."
+        ),
     ] = KeyPlace.ffn_input,
     stride: StrideOption = None,
     batch_size: BatchOption = 16,
@@ -111,13 +114,13 @@ def add(
 def rm(
     folder: FolderArgument,
     ids: Annotated[list[str] | None, typer.Argument(help="Sources to remove.", metavar="ID...")] = None,
-    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Pass over ids that are not there.")] = False,
-    compact: Annotated[bool, typer.Option("--compact", help="Give the room of all that was removed back.")] = False,
+    missing_ok: Annotated[bool, typer.Option("--missing-ok", help="Ignore unknown ids.")] = False,
+    compact: Annotated[bool, typer.Option("--compact", help="Free the space of removed sources.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Remove sources with all their entries."""
     if not ids and not compact:
-        raise typer.BadParameter("name at least one ID to remove, or --compact to give back the room of earlier ones")
+        raise typer.BadParameter("name at least one ID to remove, or --compact to free the space of earlier ones")
     with reporting(as_json) as result:
         from memograft.cli.datastore import remove as run
 

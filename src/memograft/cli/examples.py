@@ -92,7 +92,7 @@ def _lines(file: Path) -> Iterator[tuple[str, object]]:
         raise SettingsError(f"{file} must be UTF-8 text, and is not at byte {error.start}; convert it") from error
     except OSError as error:
         raise SettingsError(f"{file} cannot be opened ({error.strerror or error}); check its permissions") from error
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, which JSON may hold
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028
         if not line.strip():
             continue
         place = f"{file}, line {number}"

@@ -24,8 +24,8 @@ memory_app = typer.Typer(
 )
 
 BankArgument = Annotated[Path, typer.Argument(help="Folder of the bank.", metavar="BANK")]
-IdArgument = Annotated[str, typer.Argument(help="Id of a memory, or what it begins with.", metavar="ID")]
-IdsArgument = Annotated[list[str], typer.Argument(help="Ids of memories, or what they begin with.", metavar="ID...")]
+IdArgument = Annotated[str, typer.Argument(help="Id of a memory, or the beginning of an id.", metavar="ID")]
+IdsArgument = Annotated[list[str], typer.Argument(help="Ids of memories, or beginnings of ids.", metavar="ID...")]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SHOWN = 60  # characters of a document
@@ -95,7 +95,7 @@ def unpin(bank: BankArgument, ids: IdsArgument, as_json: JsonOption = False) -> 
 @memory_app.command()
 def gc(
     bank: BankArgument,
-    max_bytes: Annotated[str, typer.Option(help="What may stay, such as 500M or 2G.", metavar="SIZE")],
+    max_bytes: Annotated[str, typer.Option(help="Size limit, such as 500M or 2G.", metavar="SIZE")],
     as_json: JsonOption = False,
 ) -> None:
     """Remove least recently used memories until the rest fits the size. Pinned ones stay."""
@@ -139,7 +139,7 @@ def _for_each(folder: Path, ids: list[str], change: Callable[[Bank, str], None],
 
 def _opened(folder: Path) -> Bank:
     if not folder.is_dir():
-        raise MemoryFormatError(f"{folder} must be the folder of a bank, and there is no such folder; check the path")
+        raise MemoryFormatError(f"{folder} must be the folder of a bank, but does not exist; check the path")
     return Bank(folder)
 
 

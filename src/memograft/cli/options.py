@@ -73,31 +73,32 @@ StepsOption = Annotated[
 RateOption = Annotated[float | None, typer.Option(help="Learning rate of memorizing; left out, FastMem's default.")]
 RankOption = Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA; left out, FastMem's default.")]
 GateOption = Annotated[
-    GateKind | None, typer.Option(help="Let the base model's choice stand where it occurs in the documents.")
+    GateKind | None, typer.Option(help="support: keep the base model's token where it occurs in the documents.")
 ]
 RelevanceOption = Annotated[
     object,
     typer.Option(
         parser=_relevance,
         metavar="auto|none|NUMBER",
-        help="Memorize only documents this much about the question (1 at most); none: all of them.",
+        help="Least relevance of a memorized document (1 at most); none: memorize all.",
     ),
 ]
 ConflictsOption = Annotated[
-    Conflicts | None, typer.Option(help="Of documents that contradict each other memorize the first, or (none) all.")
+    Conflicts | None, typer.Option(help="Of documents that contradict each other, memorize the first, or all (none).")
 ]
 ContrastOption = Annotated[
-    float | None, typer.Option(callback=_not_negative, help="Push answers this far away from the base model's.")
+    float | None,
+    typer.Option(callback=_not_negative, help="Strength of the contrast with the base model's distribution; 0: off."),
 ]
 SettingsOption = Annotated[
     Path | None,
     typer.Option(
         "--settings",
-        help="Memorize as this file of `memograft tune` or `FastMem.save` says; other options beside it count more.",
+        help="Settings file of `memograft tune` or `FastMem.save`; other options override it.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
-ChunkOption = Annotated[int, typer.Option(min=1, help="Characters of a passage at most.")]
+ChunkOption = Annotated[int, typer.Option(min=1, help="Maximum characters of a passage.")]
 
 # For commands that ask many questions.
 QuestionsArgument = Annotated[
@@ -109,16 +110,17 @@ QuestionsArgument = Annotated[
     ),
 ]
 FormatOption = Annotated[
-    str | None, typer.Option(help=f"Of the file: {', '.join(FORMATS)} or own; left out, seen by its fields.")
+    str | None,
+    typer.Option(help=f"Format of the file: {', '.join(FORMATS)} or own; left out, recognised by its fields."),
 ]
 ContextOption = Annotated[
     list[str] | None,
-    typer.Option(help=f"Of a public set: {', '.join(CONTEXTS)}. May be repeated; left out, all that it can make."),
+    typer.Option(help=f"Contexts of a public set: {', '.join(CONTEXTS)}. May be repeated; left out, all possible."),
 ]
 ProtocolOption = Annotated[
-    str, typer.Option(help=f"How to ask and to read answers: {' or '.join(PROTOCOLS)} (FastMem's own).")
+    str, typer.Option(help=f"How to ask and to extract answers: {' or '.join(PROTOCOLS)} (FastMem's).")
 ]
 SetsOption = Annotated[list[str] | None, typer.Option(help="Only this set. May be repeated.")]
 LengthOption = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of an answer at most; left out, the protocol's: 40 if plain.")
+    int | None, typer.Option(min=1, help="Maximum tokens of an answer; left out, the protocol's: 40 for plain.")
 ]

@@ -79,7 +79,7 @@ def sources_table(answers: Mapping[str, Answer]) -> Group:
     }
     known: dict[str, Source] = {s.source.id: s.source for answer in answers.values() for s in answer.sources}
     if not known:
-        return Group(Text("datastore: nothing of what was said came from it", style="dim"))
+        return Group(Text("datastore: no token of the answers came from it", style="dim"))
     ordered = sorted(known, key=lambda id: -max(of.get(id, 0.0) for of in shares.values()))
     table = Table(title="sources", title_justify="left", title_style="dim", box=None, padding=(0, 2, 0, 0), expand=True)
     table.add_column("id", overflow="fold", min_width=min(24, max(len(id) for id in ordered[:_LISTED])))

@@ -367,7 +367,7 @@ class Files:
             self._pending = self._whole = self.header
             raise StoreError(
                 f"{self.folder} could not be written ({error}); its {self.header.entries} entries are safe, so free "
-                "some space and repeat the call: it goes on where it was"
+                "some space and repeat the call, which then continues"
             ) from error
 
 
@@ -381,8 +381,8 @@ def check_size(file: Path, size: int) -> None:
 def damaged(file: Path, reason: str) -> StoreCorruptError:
     """The error for a damaged file."""
     return StoreCorruptError(
-        f"{file} cannot be used as a datastore's: {reason}; restore the folder from a backup, or build the datastore "
-        "anew in another"
+        f"{file} cannot be used as a datastore's file: {reason}; restore the folder from a backup, or build the "
+        "datastore again in another one"
     )
 
 

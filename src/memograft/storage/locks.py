@@ -174,7 +174,7 @@ def held_in_forks(lock: threading.RLock) -> threading.RLock:
 
 _no_fork = threading.RLock()
 _held: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
-_taken: list[threading.RLock] = []  # by the fork that goes on
+_taken: list[threading.RLock] = []  # by the fork in progress
 
 
 def _before_fork() -> None:

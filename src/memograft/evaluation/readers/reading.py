@@ -145,8 +145,8 @@ def _own(
     """Read your own file, in its own order and, unless a split is requested, completely."""
     if contexts:
         raise SettingsError(
-            f"`context` is for public sets, got {list(contexts)} for {source}, which says itself what stands in the "
-            "prompt; leave it out"
+            f"`context` is for public sets, got {list(contexts)} for {source}, which has its own "
+            "documents; leave it out"
         )
     split = split or "all"
     items = [i for i in map(own_item, found) if split in ("all", split_of(i.query or i.question))]
