@@ -172,7 +172,7 @@ def test_examples_in_all_forms() -> None:
         ([3], r"examples\[0\]: an example must be a Document, .*, got int; a conversation is one example: write \[\["),
         (["T", ASKED], r"examples\[1\]: an example must be a Document, .*, got dict; a conversation is one example"),
         ([("a", "b", "c", "d")], r"examples\[0\]: an example must be .*, got tuple of 4; write messages in a list"),
-        ([[ASKED]], r"examples\[0\]: a conversation must have an assistant message .*, got the roles user; add"),
+        ([[ASKED]], r"examples\[0\]: a conversation is learned from the assistant's messages .*, got user; add"),
         ([([], "A.")], r"examples\[0\]: what is asked must be a text or a list of messages, got list; write"),
         ([("Q?", "")], r"examples\[0\] needs a text to learn from, got ''"),
         ([{"text": "T", "metadata": 3}], r"examples\[0\]: its `metadata` must be a mapping, got int; write"),

@@ -104,7 +104,7 @@ def test_responses_are_taken_apart_by_the_tokenizer(models: Any) -> None:
     tokenizer = copy.deepcopy(make("bpe", TOOLS_TEMPLATE))
     with Engine(models(), tokenizer) as engine:
         answer = engine.answer(Request("Who?", sampling=Sampling(3)))
-        with pytest.raises(SettingsError, match="needs a tokenizer that has a `response_template`"):
+        with pytest.raises(SettingsError, match="needs a tokenizer with a `response_template`"):
             engine.parse_response(answer)
 
 

@@ -27,8 +27,7 @@ _lock = threading.Lock()
 
 
 def shared_engine(model: str | Path, **settings: Any) -> Engine:
-    """Return the engine of `Engine.from_pretrained(model, **settings)`. It is loaded once and shared while it is in
-    use.
+    """Return the engine of `Engine.from_pretrained(model, **settings)`, loaded once and shared while it is in use.
 
     Blocks while the model loads; in asyncio, use `asyncio.to_thread`. A closed engine is replaced by a new one. A
     folder as `bank` is compared by its path, a `Bank` by identity: two banks of one folder give two engines.

@@ -111,8 +111,8 @@ class _Reader:
         if not turns:
             roles = ", ".join(str(message.get("role")) for message in history) or "nothing"
             raise SettingsError(
-                "a conversation must have an assistant message with text and a message before it, got the roles "
-                f"{roles}; add the answer, or pass (messages, answer)"
+                "a conversation is learned from the assistant's messages that answer something, and there is none with "
+                f"text, got {roles}; add the answer, or pass (messages, answer)"
             )
         return turns
 

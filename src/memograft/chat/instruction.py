@@ -1,6 +1,4 @@
-"""Tools as plain text, for chat templates without a place for them: instructions for the system message, and calls and
-results in the conversation.
-"""
+"""Tools as plain text for chat templates without a place for them: instructions, calls and results."""
 
 from __future__ import annotations
 

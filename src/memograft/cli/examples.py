@@ -1,7 +1,6 @@
-"""Read files as examples of a datastore, a JSONL line or a text document each. All are checked before a model is
-loaded.
+"""Read files as examples of a datastore, a JSONL line or a text document each.
 
-The default id of a line is the core's hash of its content; the id of a document is its path below the named folder.
+All are checked before a model is loaded. The default id of a line is the core's hash of its content; the id of a document is its path below the named folder.
 Does not import torch.
 """
 

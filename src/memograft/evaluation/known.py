@@ -29,8 +29,7 @@ def known(
     ignore_case: bool = False,
     progress: bool = True,
 ) -> tuple[list[Item], int]:
-    """The first `n` (or all) items of one set that the model knows, and the number of asked items that it does not
-    know.
+    """Return the first `n` (or all) known items of one set, and how many unknown items were asked.
 
     The model knows an item if its answer without documents contains one of the item's answers; or the item's belief, if
     the documents contradict that. Answers are stored in `folder` as by `runner.run`.

@@ -180,8 +180,7 @@ def _condition(where: Mapping[str, Any] | None) -> Condition | None:
 
 
 def fused(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
-    """Return (seq, score) of all seqs in the rankings, best first. The score is the sum of 1 / (60 + rank), ranks from
-    1.
+    """Return (seq, score) of all seqs in the rankings, best first: the sum of 1 / (60 + rank), ranks from 1.
 
     Cormack, Clarke and Buettcher, "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods",
     2009, section 1.

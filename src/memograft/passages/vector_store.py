@@ -186,8 +186,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             logger.warning("the vector index could not be rebuilt and stays as it is: %s", error)
 
     def compact(self) -> int:
-        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return how many dead vectors were
-        removed.
+        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return the number of removed dead vectors.
 
         This also adds missing checksums.
 

@@ -85,8 +85,10 @@ def _temperature(distances: NDArray[np.float64], same: NDArray[np.bool_], freque
 def _others(
     entries: Entries, picked: NDArray[np.int64], dead: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """For S picked entries: squared distances and numbers (S, K) of the nearest entries of other sources, and squared
-    distances (S,) to the nearest entry with another next token; infinite if there is none.
+    """Distances from S picked entries to others.
+
+    Returns squared distances and numbers (S, K) of the nearest entries of other sources, and squared distances (S,) to the
+    nearest entry with another next token; infinite if there is none.
     """
     queries, center = entries.keys[picked].astype(np.float64), entries.keys[picked].mean(0, dtype=np.float64)
     own = queries - center  # centred, for less cancellation in the product below
