@@ -13,8 +13,8 @@
     └── StoreError
         ├── StoreCorruptError (ValueError)    a store's file is damaged or of another program
         ├── StoreLockedError (RuntimeError)   another process writes to the store
-        ├── StoreReadOnlyError (RuntimeError) a write to a store opened read-only ├── EmbedderMismatchError (ValueError)
-        the store was built with another embedder
+        ├── StoreReadOnlyError (RuntimeError) a write to a store opened read-only
+        ├── EmbedderMismatchError (ValueError) the store was built with another embedder
         ├── ModelMismatchError (ValueError)   a datastore of another model or place
         └── FilterError (ValueError)          a malformed metadata filter
 

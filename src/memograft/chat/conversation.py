@@ -4,10 +4,10 @@ Documents come, in this order, from
 
     1. `documents=` of the call, or `documents` of the last user message (both are an error),
     2. parts of a message's content: see `documents.DOCUMENT_PARTS`,
-      3. `documents` of tool messages after the last user message, which their tools returned beside the text,
-      4. texts between delimiters, if some are given;
+    3. `documents` of tool messages after the last user message, which their tools returned beside the text,
+    4. texts between delimiters, if some are given;
 
-    a document that was found in one of these places is not added again from a later one.
+a document that was found in one of these places is not added again from a later one.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _fields(text: str, wording: str) -> dict[str, str] | None:
     """The text of each name; None if the text does not match the template.
 
     Fields are located from the end: a document may contain the words that follow the context, but a question rarely
-        does.
+    does.
     """
     fixed, names = _NAME.split(wording)[::2], _NAME.findall(wording)
     if not names or not text.startswith(fixed[0]) or not text.endswith(fixed[-1]):

@@ -1,7 +1,7 @@
 """Read files as examples of a datastore, a JSONL line or a text document each.
 
-All are checked before a model is loaded. The default id of a line is the core's hash of its content; the id of a document is its path below the named folder.
-Does not import torch.
+All are checked before a model is loaded. The default id of a line is the core's hash of its content; the id of a
+document is its path below the named folder. Does not import torch.
 """
 
 from __future__ import annotations

@@ -67,9 +67,8 @@ def summary(records: Mapping[str, Mapping[str, Rows]], against: Sequence[str] = 
     - `clean` (right, ended and not repeating), `hit` (as in FastMem's paper), `em` and `f1`, except for summaries;
     - `malformed`, `unfinished` and `repeating` (fractions), `new_tokens` and `recited` words (means), `failed`,
       `seconds`, and `timings` (mean seconds of a batch);
-    - `belief` and `other` (fractions), and `memorization_ratio`: of the answers with either the belief or a right
-    answer,
-      the fraction with the belief;
+    - `belief` and `other` (fractions), and `memorization_ratio`: of the answers with either the belief or a
+      right answer, the fraction with the belief;
     - means of the memory's numbers, `skipped` (nothing was memorized) and `rolled_back` (counts), and the accuracy by
       kind, if records have them.
     If "plain" was run: the paired difference to it as `minus_plain` and `minus_plain_interval` (for `clean` as

@@ -148,8 +148,7 @@ def _shown(
     """A selection of a method's answers, in the order of the questions.
 
     They are taken in turns from each set, and in each set from: right only for plain, right only here; failed,
-        repeating
-    or not ended; and the rest.
+    repeating or not ended; and the rest.
     """
     kinds: list[list[int]] = []
     made: list[Shown] = []

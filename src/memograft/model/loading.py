@@ -78,10 +78,8 @@ def computes_in_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 on this CPU, and both the CPU and torch's library (oneDNN) support it.
 
     Without such support bfloat16 is emulated, which is slow. A torch that does not report capabilities counts as no.
-    The
-    speed is measured, because it differs between CPUs: with avx512_bf16, a prefill takes half the time on one processor
-        and
-    1.6 times the time on another.
+    The speed is measured, because it differs between CPUs: with avx512_bf16, a prefill takes half the time on one
+    processor and 1.6 times the time on another.
     """
     flags: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

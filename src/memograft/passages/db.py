@@ -1,10 +1,9 @@
 """The SQLite part of a store: passages, their metadata and their vectors. Everything else is derived from it.
 
 Rows are plain values: ids, texts, JSON strings, (N, D) float32 arrays. Every passage has a `seq`, an int64 that is
-    never
-reused (AUTOINCREMENT). A replaced passage gets a new seq, so derived data can be updated by comparing sets of seqs.
-Texts and vectors are compared with their checksums when they are read, see `passages/sums.py`. The journal is WAL with
-synchronous=FULL: a commit that has returned survives a crash or a power cut.
+never reused (AUTOINCREMENT). A replaced passage gets a new seq, so derived data can be updated by comparing sets of
+seqs. Texts and vectors are compared with their checksums when they are read, see `passages/sums.py`. The journal is WAL
+with synchronous=FULL: a commit that has returned survives a crash or a power cut.
 """
 
 from __future__ import annotations

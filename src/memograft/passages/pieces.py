@@ -1,7 +1,7 @@
 """Split text without blanks into overlapping pieces of characters, which are indexed instead of words.
 
-      北京是首都  ->  北京 京是 是首 首都 都        a text: two characters each, and the last one
-      首都在哪    ->  首都 都在 在哪                a question; if it is shorter than a piece, a prefix search
+    北京是首都  ->  北京 京是 是首 首都 都        a text: two characters each, and the last one
+    首都在哪    ->  首都 都在 在哪                a question; if it is shorter than a piece, a prefix search
 
 Pieces have two characters in Chinese, Japanese and Korean, whose words are short (as in Lucene's CJKBigramFilter;
 Korean has blanks, but also endings), and three in Thai, Lao, Burmese and Khmer, whose letters are parts of syllables.

@@ -186,7 +186,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             logger.warning("the vector index could not be rebuilt and stays as it is: %s", error)
 
     def compact(self) -> int:
-        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return the number of removed dead vectors.
+        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return the number of dead vectors.
 
         This also adds missing checksums.
 
@@ -302,9 +302,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         """Return k of the `fetch_k` closest passages that are close to the question and different from each other.
 
         Maximal marginal relevance (Carbonell and Goldstein, 1998, section 2): each step takes the passage with the
-            largest
-        `lambda_mult` x cosine with the question - (1 - `lambda_mult`) x largest cosine with one taken before. 1 is
-        plain search. Hits have the cosine with the question. A store without an embedder compares by words: BM25
+        largest `lambda_mult` x cosine with the question - (1 - `lambda_mult`) x largest cosine with one taken before. 1
+        is plain search. Hits have the cosine with the question. A store without an embedder compares by words: BM25
         relative to the highest, and cosines of the passages' bags of words.
 
         Raises:

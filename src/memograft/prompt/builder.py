@@ -222,9 +222,8 @@ class PromptBuilder:
         """Replace strings in nested values, keys too, that could become control tokens in the rendered prompt.
 
         Such a string contains a control token, or a part of one that a template may complete: Qwen3-Coder's template
-            writes the
-        keys of a tool between < and >. Words that occur in the template's code are not replaced, because it may compare
-        them.
+        writes the keys of a tool between < and >. Words that occur in the template's code are not replaced, because it
+        may compare them.
         """
         found = dict.fromkeys(strings(values))
         if not found:

@@ -1,7 +1,7 @@
 """Calibrate a datastore on its own entries: choose the temperature that predicts them best, and the gate.
 
-    r_T(v_i | k_i) = sum of w_j over the K entries j nearest to k_i, of other sources, with v_j = v_i w = softmax(-d /
-    T)
+    r_T(v_i | k_i) = sum of w_j over the K entries j nearest to k_i, of other sources, with v_j = v_i
+    w = softmax(-d / T)
     T = argmax  mean_i log( r_T(v_i | k_i) / 2 + u(v_i) / 2 )       u: frequency of a token in the datastore
 
 The whole source of an entry is left out, with all sources of the same answer, because a new question has no entries
@@ -87,8 +87,8 @@ def _others(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
     """Distances from S picked entries to others.
 
-    Returns squared distances and numbers (S, K) of the nearest entries of other sources, and squared distances (S,) to the
-    nearest entry with another next token; infinite if there is none.
+    Returns squared distances and numbers (S, K) of the nearest entries of other sources, and squared distances (S,) to
+    the nearest entry with another next token; infinite if there is none.
     """
     queries, center = entries.keys[picked].astype(np.float64), entries.keys[picked].mean(0, dtype=np.float64)
     own = queries - center  # centred, for less cancellation in the product below

@@ -1,11 +1,9 @@
 """A datastore on disk: raw arrays that are only appended to, and a small header with their valid lengths.
 
-        header.json           replaced atomically after the arrays were flushed to disk; has checksums of all files, and
-        of
-                              itself
+    header.json           lengths and checksums of all files; replaced atomically after the arrays were flushed to disk
     keys-G.f32            (N, D) float32, hidden states       values-G.i32      (N,) int32, the tokens that followed
     sources-G.i32         (N,) int32, number of the source    positions-G.i32   (N,) int32, place in its answer
-        sources.jsonl         a line per source, in the order of their numbers, which are never reused
+    sources.jsonl         a line per source, in the order of their numbers, which are never reused
     index-*.faiss         see `rtd/index.py`
 
 G counts compactions. Data beyond the header's lengths was left by a crash: it is ignored, and overwritten by the next

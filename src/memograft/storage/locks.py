@@ -24,8 +24,7 @@ class ReadWriteLock:
     """Many readers or one writer. A waiting writer has priority over new readers. Not re-entrant.
 
     Python may raise KeyboardInterrupt after any call and at the start of any function: also between a lock's `acquire`
-        and
-    the following `try`, or at the beginning of an `__exit__`. It cannot do so while a lock that is implemented in C
+    and the following `try`, or at the beginning of an `__exit__`. It cannot do so while a lock that is implemented in C
     enters or exits a `with`. Therefore `reading` and `writing` release their locks by such a lock's own `__exit__`.
     """
 
