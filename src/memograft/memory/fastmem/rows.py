@@ -88,13 +88,6 @@ class Blocks:
         """(B, ...) -> (C, ...): what belongs to each context, once for each of its blocks."""
         return per_context if self.context is None else per_context[self.context]
 
-    def sums(self, per_row: Tensor) -> Tensor:
-        """(C, M) -> (B,): the sum over each context's rows."""
-        sums = per_row.where(self.real, 0.0).sum(1)
-        if self.context is None:
-            return sums
-        return sums.new_zeros(int(self.context[-1]) + 1).index_add(0, self.context, sums)
-
 
 def context_rows(filled: Prefill, row: int, prompt: Prompt) -> TrainingRows:
     """The rows of one prompt that predict its context tokens, each one position before its token."""
