@@ -82,8 +82,11 @@ class Objective:
             return _pick(logp, targets), _kl(self._logp(before), logp)
 
         size = max(1, _HELD // self._backbone.vocabulary)
-        parts = zip(*(t.split(size) for t in (self._hidden, hidden, self._rows.targets)), strict=True)
-        found = [checkpoint(part, *tensors, use_reentrant=False) for tensors in parts]
+        tensors = (self._hidden, hidden, self._rows.targets)
+        found = [
+            checkpoint(part, *(t[start : start + size] for t in tensors), use_reentrant=False)
+            for start in range(0, len(hidden), size)
+        ]
         return torch.cat([ce for ce, _ in found]), torch.cat([kl for _, kl in found])
 
     def _hidden_of(self, x: Tensor, residual: Tensor) -> Tensor:

@@ -75,14 +75,14 @@ class Blocks:
         size = min(longest, max(_SHORTEST, min(rows.lengths))) if device.type == "cpu" else longest
         parts, contexts, firsts = [], [], []
         for context, own in enumerate(rows.slices):
-            for part in torch.arange(own.start, own.stop).split(size):
-                parts.append(part)
+            for start in range(own.start, own.stop, size):
+                parts.append(torch.arange(start, min(start + size, own.stop)))
                 contexts.append(context)
                 firsts.append(own.start)
         index = pad_sequence(parts, batch_first=True, padding_value=-1)
         first = torch.tensor(firsts)[:, None]
-        context = None if len(parts) == len(rows.lengths) else torch.tensor(contexts, device=device)
-        return cls(index.where(index >= 0, first).to(device), (index >= 0).to(device), context)
+        owner = None if len(parts) == len(rows.lengths) else torch.tensor(contexts, device=device)
+        return cls(index.where(index >= 0, first).to(device), (index >= 0).to(device), owner)
 
     def spread(self, per_context: Tensor) -> Tensor:
         """(B, ...) -> (C, ...): what belongs to each context, once for each of its blocks."""
