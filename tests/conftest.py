@@ -67,7 +67,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = fastmem.memorize
 
     def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
-        calls.append(len(rows.mask))
+        calls.append(len(rows.lengths))
         return real(backbone, rows, *args, **options)
 
     monkeypatch.setattr(fastmem, "memorize", counted)

@@ -174,7 +174,7 @@ def test_without_room_for_all_sums_they_are_made_one_by_one(make_engine: Any, mo
     engine, real, room = make_engine(), compose.Objective, [1]
 
     def objective(backbone: Any, rows: Any, *args: Any) -> Any:
-        if len(rows.mask) > room[0]:
+        if len(rows.lengths) > room[0]:
             raise torch.OutOfMemoryError("no room")
         return real(backbone, rows, *args)
 

@@ -37,8 +37,7 @@ def context(parts: Backbone, length: int = 12, seed: int = 0) -> TrainingRows:
     """Training rows of one random text, from a real prefill."""
     ids = torch.randint(3, VOCAB, (length + 2,), generator=torch.Generator().manual_seed(seed)).tolist()
     filled = prefill(parts, [ids], 0)
-    mask = torch.ones(1, length, dtype=torch.bool)
-    return TrainingRows(filled.x[:, :length], filled.residual[:, :length], filled.ids[:, 1 : length + 1], mask)
+    return TrainingRows(filled.x[0, :length], filled.residual[0, :length], filled.ids[0, 1 : length + 1], (length,))
 
 
 def difference(one: Adapter, other: Adapter) -> float:
@@ -48,6 +47,12 @@ def difference(one: Adapter, other: Adapter) -> float:
         a, b = (m.lora_b[name] @ m.lora_a[name] for m in (one, other))
         worst = max(worst, float((a - b).abs().max() / b.abs().max()))
     return worst
+
+
+def distance(one: Adapter, other: Adapter) -> float:
+    """Largest distance of what two adapters change, relative to the size of the change."""
+    changes = [[m.lora_b[name] @ m.lora_a[name] for m in (one, other)] for name in one.lora_a]
+    return max(float((a - b).norm() / b.norm()) for a, b in changes)
 
 
 @pytest.mark.parametrize("family", DENSE)
@@ -65,7 +70,10 @@ def test_memorizing_lowers_the_loss_and_leaves_the_model_alone(family: str) -> N
 
 @pytest.mark.parametrize("settings", [QUICK, replace(QUICK, shortlist=16), FULL], ids=["lora", "shortlist", "full"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen2_moe", "gemma2"])
-def test_a_batch_gives_what_each_would_have_got_alone(family: str, settings: FastMem) -> None:
+def test_a_batch_gives_what_each_would_have_got_alone(
+    family: str, settings: FastMem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memograft.memory.fastmem.rows._SHORTEST", 4)  # several blocks for a context
     parts, data = backbone(family), rows(5, 30, 2)
     for row, (adapter, report) in enumerate(memorize(parts, data, settings)):
         alone, own = memorize(parts, data.single(row), settings)[0]
@@ -74,13 +82,13 @@ def test_a_batch_gives_what_each_would_have_got_alone(family: str, settings: Fas
         assert report.losses == pytest.approx(own.losses, rel=2e-4)
         assert report.token_losses_after == pytest.approx(own.token_losses_after, rel=1e-3, abs=1e-4)
         assert report.tokens == own.tokens
-        assert difference(adapter, alone) < 2e-2  # Adam normalises small gradients, which amplifies rounding
+        assert distance(adapter, alone) < 0.1  # Adam divides gradients that are only rounding by their own size
 
 
 def test_a_row_that_fails_does_not_harm_its_neighbours() -> None:
     parts, data = backbone("llama"), rows(5, 7)
     expected = memorize(parts, data.single(1), QUICK)[0][1]
-    data.x[0, 0, 0] = torch.nan
+    data.x[0, 0] = torch.nan
     (none, failed), (adapter, report) = memorize(parts, data, QUICK)
     assert none is None
     assert failed.rolled_back
@@ -95,7 +103,7 @@ def test_shortlists() -> None:
     assert full[1].loss_before == pytest.approx(short[1].loss_before, rel=1e-5)
     assert short[1].loss_after < short[1].loss_before
     with torch.no_grad(), applied(parts, stack([short[0]], parts)):
-        logp = parts.logits(data.x, data.residual).log_softmax(-1)
+        logp = parts.logits(data.x[None], data.residual[None])[0].log_softmax(-1)
     assert short[1].loss_after == pytest.approx(float(-logp.gather(-1, data.targets[..., None]).mean()), rel=1e-5)
 
 
@@ -108,7 +116,7 @@ def test_a_full_adapter_is_the_trained_weights(family: str) -> None:
     assert adapter is not None
     assert adapter.rank == parts.width
     with torch.no_grad(), applied(parts, stack([adapter], parts)):
-        logp = parts.logits(data.x, data.residual).log_softmax(-1)
+        logp = parts.logits(data.x[None], data.residual[None])[0].log_softmax(-1)
     assert float(-logp.gather(-1, data.targets[..., None]).mean()) == pytest.approx(report.loss_after, rel=1e-5)
 
 
@@ -189,7 +197,7 @@ def test_the_report() -> None:
     assert seen.losses[0] == pytest.approx(seen.loss_before, rel=1e-5)  # B and the KL are zero at first
     assert seen.loss_before == pytest.approx(sum(seen.token_losses_before) / 12)
     assert seen.loss_after == pytest.approx(sum(seen.token_losses_after) / 12)
-    assert list(seen.tokens) == data.targets[0].tolist()
+    assert list(seen.tokens) == data.targets.tolist()
     assert seen.kl > 0
     assert seen.seconds > 0
     assert seen.settings == asdict(QUICK.resolved())
@@ -264,7 +272,7 @@ def test_an_exception_while_memorizing_leaves_the_model_alone() -> None:
     data, before = context(parts), state(parts.model)
     with pytest.raises(ZeroDivisionError):
         memorize(parts, data, QUICK, cancelled=lambda: bool(1 / 0))
-    broken = TrainingRows(data.x, data.residual, data.targets + VOCAB, data.mask)
+    broken = TrainingRows(data.x, data.residual, data.targets + VOCAB, data.lengths)
     for settings in (QUICK, FULL, replace(QUICK, shortlist=16)):
         with pytest.raises((RuntimeError, IndexError)):
             memorize(parts, broken, settings)
@@ -361,6 +369,7 @@ def test_an_adapter_acts_in_its_own_thread_only() -> None:
 def test_stacked_rows_have_their_own_memories() -> None:
     """With different ranks and projections, and without a memory, in one batch."""
     parts, data = backbone("llama"), rows(4, 4, 4)
+    x, residual = data.x.reshape(3, 4, -1), data.residual.reshape(3, 4, -1)
     narrow = memorize(parts, data.single(0), replace(QUICK, rank=2))[0][0]
     assert narrow is not None
     down = next(name for name in narrow.lora_a if "down" in name)
@@ -368,12 +377,12 @@ def test_stacked_rows_have_their_own_memories() -> None:
     wide = memorize(parts, data.single(2), QUICK)[0][0]
     adapters = [narrow, None, wide]
     with applied(parts, stack(adapters, parts)):
-        together = parts.logits(data.x, data.residual)
+        together = parts.logits(x, residual)
     for row, adapter in enumerate(adapters):
         with applied(parts, stack([adapter], parts)):
-            alone = parts.logits(data.x[row : row + 1], data.residual[row : row + 1])
+            alone = parts.logits(x[row : row + 1], residual[row : row + 1])
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
-    assert torch.equal(together[1], parts.logits(data.x, data.residual)[1])
+    assert torch.equal(together[1], parts.logits(x, residual)[1])
     assert stack([None, None], parts) == {}
 
 

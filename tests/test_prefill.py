@@ -204,11 +204,11 @@ def test_context_rows_are_those_before_the_context_tokens() -> None:
     filled = prefill(parts, [p.ids for p in made], pad_id=0)
     parts_of = [context_rows(filled, row, prompt) for row, prompt in enumerate(made)]
     for prompt, rows in zip(made, parts_of, strict=True):
-        assert rows.targets[0].tolist() == [prompt.ids[t] for t in prompt.context]
+        assert rows.targets.tolist() == [prompt.ids[t] for t in prompt.context]
         alone = prefill(parts, [prompt.ids], pad_id=0)
-        close(rows.x[0], alone.x[0, [t - 1 for t in prompt.context]])
+        close(rows.x, alone.x[0, [t - 1 for t in prompt.context]])
     merged = merge(parts_of)
-    assert merged.mask.sum(1).tolist() == [len(p.context) for p in made]
+    assert list(merged.lengths) == [len(p.context) for p in made]
     assert torch.equal(merged.single(1).x, parts_of[1].x)
 
 

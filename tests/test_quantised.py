@@ -81,7 +81,7 @@ def test_gradients_are_those_of_the_weights_that_the_kernels_stand_for(engine: E
     data = context(parts)
     found = []
     for one in (parts, dense(parts)):
-        lora = _LoRA(one, list(parts.projections), FastMem(), 1)
+        lora = _LoRA(one, list(parts.projections), FastMem(), data)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for leaf in lora.leaves:

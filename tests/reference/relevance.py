@@ -45,16 +45,16 @@ def relevance(model: nn.Module, prompt: Any, document: Span, lead: Sequence[int]
             relevance(model, prompt, document, lead), relevance(model, replace(prompt, question=part), document, lead)
         )
     first = min(start for start, stop in prompt.spans if stop > start)
-    plain = question_losses(model, prompt, (0, 0), first)
-    surprise = min(sum(plain), sum(question_losses(model, prompt, (0, 0), first, lead)))
+    led = question_losses(model, prompt, (0, 0), first, lead)
+    surprise = sum(led)
     left = sum(question_losses(model, prompt, document, document[1]))
     held = {w[: max(4, len(w) - 2)] for w in _words(prompt, document)}
-    tokens = range(prompt.question[1] - len(plain), prompt.question[1])
+    tokens = range(prompt.question[1] - len(led), prompt.question[1])
     shared = sum(
         nats
         for word, (start, stop) in _words_at(prompt, prompt.question)
         if word[: max(4, len(word) - 2)] in held
-        for token, nats in zip(tokens, plain, strict=True)
+        for token, nats in zip(tokens, led, strict=True)
         if prompt.offsets[token][1] > start and prompt.offsets[token][0] < stop
     )
     z = (surprise - left + 0.3 * shared) / math.sqrt(surprise)

@@ -20,6 +20,7 @@ import torch
 from memograft.memory.base import Model, Task, Wanted
 from memograft.memory.fastmem.contexts import Context, memories, rows_of
 from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.select import Selection
 from memograft.memory.fastmem.settings import Training
 from memograft.memory.fastmem.train import Made, judged
@@ -108,7 +109,7 @@ def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Pref
         rows = rows_of(model, [each.whole for each in sums], filled)
         objective = Objective(backbone, rows, training.kl_weight, None)
         adapters = [mean([adapter for adapter, _ in each.parts], backbone.width) for each in sums]
-        return judged(_Fixed(backbone, adapters), objective, rows, training, [()] * len(sums), started)
+        return judged(_Fixed(backbone, adapters, rows), objective, rows, training, [()] * len(sums), started)
     except torch.OutOfMemoryError as e:
         reason = f"out of memory while joining memories: {e}"
     # Outside the handler, because the exception's traceback keeps the tensors alive.
@@ -120,12 +121,14 @@ def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Pref
 class _Fixed:
     """The finished adapters of B requests, in the form `judged` takes."""
 
-    def __init__(self, backbone: Backbone, adapters: Sequence[Adapter]) -> None:
-        self._backbone, self._adapters = backbone, list(adapters)
+    def __init__(self, backbone: Backbone, adapters: Sequence[Adapter], rows: TrainingRows) -> None:
+        self._backbone, self._adapters, self._blocks = backbone, list(adapters), rows.blocks
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with applied(self._backbone, stack(self._adapters, self._backbone)):
+        stacked = stack(self._adapters, self._backbone)
+        spread = {n: (self._blocks.spread(a), self._blocks.spread(b)) for n, (a, b) in stacked.items()}
+        with applied(self._backbone, spread):
             yield
 
     def adapters(self) -> list[Adapter]:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import combinations, product
 
-from memograft.memory.fastmem.loss import exact_losses
 from memograft.memory.fastmem.rows import context_rows
 from memograft.memory.fastmem.statements import Statement
+from memograft.memory.fastmem.vocabulary import exact_losses
 from memograft.memory.fastmem.wording import places, sentences, words
 from memograft.model.backbone import Backbone
 from memograft.model.kv import Prefill
@@ -56,7 +56,7 @@ def disagreements(
     if not rivals:
         return []
     marked = replace(prompt, spans=tuple(span for r in rivals for span in r.spans))
-    losses = exact_losses(backbone, context_rows(filled, row, marked))[0]
+    losses = exact_losses(backbone, context_rows(filled, row, marked))
     nats: dict[int, float] = dict(zip(marked.context, losses.tolist(), strict=True))
     held = [set(words(prompt, span)) for span in prompt.spans]
     asked = set(words(prompt, prompt.question))

@@ -3,9 +3,9 @@
     z(d) = (L - L(question | d) + 0.3 S(d)) / sqrt(L)        relevance(d) = z / (1 + |z|)
 
 L(question | d) is the summed cross-entropy of the question's tokens in nats, given document d alone. Earlier turns are
-masked, because they may already have the question in them. L is the same without any document: the smaller value of the
-prompt as it is and of a prompt with a line that asks for a question, because any page would have at least that effect.
-S(d) is the part of L that belongs to words which occur in d.
+masked, because they may already have the question in them. L is the same without any document, behind a line that asks
+for a question (LEAD): any page makes a question expected, and that effect says nothing about the page. S(d) is the part
+of L that belongs to words which occur in d.
 
 A page about the topic of the question makes the question likelier and shares its words; another page changes nothing or
 makes it less likely (relevance below 0). A sum of L nats varies by about sqrt(L). So 0.5 (z = 1) is an effect of the
@@ -58,10 +58,11 @@ def relevances(
 
 
 def _sights(number: int, prompt: Prompt, lead: tuple[int, ...]) -> list[Sight]:
-    """What the question is conditioned on: nothing, LEAD alone, then each document that has tokens."""
+    """What the question is conditioned on: LEAD alone, then each document that has tokens."""
     start = before_documents(prompt)
-    nothing = [Sight(number, (start, start), start), Sight(number, (start, start), start, lead)]
-    return nothing + [Sight(number, span, span[1]) for span in prompt.spans if span[1] > span[0]]
+    return [Sight(number, (start, start), start, lead)] + [
+        Sight(number, span, span[1]) for span in prompt.spans if span[1] > span[0]
+    ]
 
 
 def _larger(prompt: Prompt, part: Span | None, nats: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -75,8 +76,8 @@ def _judged(prompt: Prompt, asked: Span, nats: Sequence[Sequence[float]]) -> tup
     """The relevance by these tokens of the message alone."""
     start = prompt.question[1] - len(nats[0])
     first, end = (max(token, start) for token in last_of(asked))
-    plain, led, *seen = (own[first - start : end - start] for own in nats)
-    surprise, by_word, left = min(sum(plain), sum(led)), _nats_by_word(prompt, asked, plain, first), iter(seen)
+    led, *seen = (own[first - start : end - start] for own in nats)
+    surprise, by_word, left = sum(led), _nats_by_word(prompt, asked, led, first), iter(seen)
 
     def judged(document: Span) -> float:
         return _relevance(surprise, sum(next(left)), _shared(by_word, prompt, document))

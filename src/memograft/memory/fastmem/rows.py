@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,55 +14,96 @@ from torch.nn.utils.rnn import pad_sequence
 from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt
 
-__all__ = ["TrainingRows", "context_rows", "gather", "merge"]
+__all__ = ["Blocks", "TrainingRows", "context_rows", "gather", "merge"]
+
+_SHORTEST = 64  # rows of a block: shorter ones cost more in copies of their context's weights than they save in padding
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The positions at which the model predicts context tokens, padded to the longest request.
+    """The positions at which the model predicts context tokens: N rows, those of B contexts one after the other.
 
     Attributes:
-        x: last-FFN inputs (B, N, D).
-        residual: residual stream that the FFN's output is added to (B, N, D).
-        targets: the context tokens (B, N).
-        mask: (B, N), False at padding.
+        x: last-FFN inputs (N, D).
+        residual: residual stream that the FFN's output is added to (N, D).
+        targets: the context tokens (N,).
+        lengths: rows of each context (B).
     """
 
     x: Tensor
     residual: Tensor
     targets: Tensor
-    mask: Tensor
+    lengths: tuple[int, ...]
 
-    def single(self, row: int) -> TrainingRows:
-        """The rows of one request, without padding."""
-        own = self.mask[row]
-        return TrainingRows(*(t[row, own][None] for t in (self.x, self.residual, self.targets, self.mask)))
+    @property
+    def slices(self) -> list[slice]:
+        """The rows of each context (B)."""
+        return [slice(end - length, end) for length, end in zip(self.lengths, accumulate(self.lengths), strict=True)]
+
+    def single(self, context: int) -> TrainingRows:
+        """The rows of one context."""
+        own = self.slices[context]
+        return TrainingRows(self.x[own], self.residual[own], self.targets[own], (self.lengths[context],))
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """The rows as blocks of equal length for batched matrix products."""
+        return Blocks.of(self)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """N rows arranged as C blocks of M, each of one context, the last of a context padded with its first row.
+
+    A CPU computes what padding it is given, and contexts differ much in length, so they are cut into several blocks of
+    the shortest one's length. On a GPU each context is one block: more rows cost little there, more blocks are copies.
+
+    Attributes:
+        rows: index of each row (C, M).
+        real: (C, M), False at padding.
+        context: index of each block's context (C,); None if each context is one block.
+    """
+
+    rows: Tensor
+    real: Tensor
+    context: Tensor | None
+
+    @classmethod
+    def of(cls, rows: TrainingRows) -> Blocks:
+        """Cut the rows of each context into blocks."""
+        device, longest = rows.x.device, max(rows.lengths)
+        size = min(longest, max(_SHORTEST, min(rows.lengths))) if device.type == "cpu" else longest
+        parts, contexts, firsts = [], [], []
+        for context, own in enumerate(rows.slices):
+            for start in range(own.start, own.stop, size):
+                parts.append(torch.arange(start, min(start + size, own.stop)))
+                contexts.append(context)
+                firsts.append(own.start)
+        index = pad_sequence(parts, batch_first=True, padding_value=-1)
+        first = torch.tensor(firsts)[:, None]
+        owner = None if len(parts) == len(rows.lengths) else torch.tensor(contexts, device=device)
+        return cls(index.where(index >= 0, first).to(device), (index >= 0).to(device), owner)
+
+    def spread(self, per_context: Tensor) -> Tensor:
+        """(B, ...) -> (C, ...): what belongs to each context, once for each of its blocks."""
+        return per_context if self.context is None else per_context[self.context]
 
 
 def context_rows(filled: Prefill, row: int, prompt: Prompt) -> TrainingRows:
-    """The rows of one prompt that predict its context tokens, each one position before its token. Batch size 1."""
+    """The rows of one prompt that predict its context tokens, each one position before its token."""
     device = filled.x.device  # with a device map, not the device of the token ids
     before = filled.columns(row, [t - 1 for t in prompt.context]).to(device)
     targets = filled.ids[row, filled.columns(row, prompt.context)].to(device)
-    return TrainingRows(
-        x=filled.x[row, before][None].detach(),
-        residual=filled.residual[row, before][None].detach(),
-        targets=targets[None],
-        mask=torch.ones(1, len(before), dtype=torch.bool, device=device),
-    )
+    return TrainingRows(filled.x[row, before].detach(), filled.residual[row, before].detach(), targets, (len(before),))
 
 
 def merge(parts: Sequence[TrainingRows]) -> TrainingRows:
-    """Several contexts as one batch, padded at the end."""
-
-    def padded(tensors: Sequence[Tensor]) -> Tensor:
-        return pad_sequence([t[0] for t in tensors], batch_first=True)
-
+    """Several batches of contexts as one."""
     return TrainingRows(
-        padded([p.x for p in parts]),
-        padded([p.residual for p in parts]),
-        padded([p.targets for p in parts]),
-        padded([p.mask for p in parts]),
+        torch.cat([p.x for p in parts]),
+        torch.cat([p.residual for p in parts]),
+        torch.cat([p.targets for p in parts]),
+        tuple(length for p in parts for length in p.lengths),
     )
 
 

@@ -6,7 +6,6 @@ turns are always masked, because they may have the question in them.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,15 +14,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
+from memograft.memory.fastmem.rows import TrainingRows
+from memograft.memory.fastmem.vocabulary import exact_losses
 from memograft.model.backbone import Backbone
 from memograft.model.kv import Prefill
+from memograft.model.packed import attention, copied, packs
 from memograft.model.prefill import run
 from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["Sight", "Tails", "before_documents", "last_of"]
 
 _LAST = 64  # tokens of the question, counted from its end, whose losses are used: earlier ones dilute the measure
-_TOKENS = 8192  # cache tokens copied at a time
+_TOKENS = 8192  # cache tokens copied at a time, where each sight needs a row of its own
+_PACKED = 512  # tokens of a row, beyond which the next sight goes to another pass
 
 
 @dataclass(frozen=True)
@@ -77,48 +80,98 @@ class Tails:
             for first, end in ((before_documents(prompt), len(prompt.ids) - 1), *prompt.history):
                 seen[columns[first:end]] = 0
 
+    @torch.no_grad()
     def losses(self, sights: Sequence[Sight]) -> list[Tensor]:
         """Losses in nats of the question's last 64 tokens, or from the start of its part, for each sight."""
-        size = max(1, _TOKENS // self._filled.ids.shape[1])
-        parts = (self._losses(sights[start : start + size]) for start in range(0, len(sights), size))
-        return [losses for part in parts for losses in part]
+        # x and residual (n, D) of each sight's question
+        found = {n: self._read(sight.prompt) for n, sight in enumerate(sights) if self._is_read(sight)}
+        for rows in self._passes(sights, [n for n in range(len(sights)) if n not in found]):
+            found |= self._run(sights, rows)
+        x, residual = (torch.cat([found[n][part] for n in range(len(sights))]) for part in (0, 1))
+        targets = [torch.tensor(self._prompts[s.prompt].ids[slice(*self._asked(s.prompt))]) for s in sights]
+        rows_of_all = TrainingRows(x, residual, torch.cat(targets).to(x.device), (len(x),))
+        losses = exact_losses(self._backbone, rows_of_all).cpu()
+        return list(torch.split(losses, [len(t) for t in targets]))
 
-    @torch.no_grad()
-    def _losses(self, sights: Sequence[Sight]) -> list[Tensor]:
-        numbers = [s.prompt for s in sights]
-        seen = self._seen[numbers]
-        for row, sight in zip(seen, sights, strict=True):
-            row[self._columns[sight.prompt][slice(*sight.span)]] = 1
-        tails = [torch.tensor([*s.lead, *self._tail(s.prompt)]) for s in sights]
-        ids, new = pad_sequence(tails, True), pad_sequence([torch.ones_like(t) for t in tails], True)
+    def _is_read(self, sight: Sight) -> bool:
+        """Whether the prompt itself shows this: its only document that is not empty, and no turns before."""
+        prompt = self._prompts[sight.prompt]
+        return not prompt.history and not sight.lead and [s for s in prompt.spans if s[1] > s[0]] == [sight.span]
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor]:
+        """x and residual (n, D) of the tokens that predict the question, from the prefill."""
+        first, end = self._asked(number)
+        row, columns = int(self._rows[number]), self._columns[number][first - 1 : end - 1].to(self._filled.x.device)
+        return self._filled.x[row, columns], self._filled.residual[row, columns]
+
+    def _passes(self, sights: Sequence[Sight], which: Sequence[int]) -> list[list[list[int]]]:
+        """Which of the sights run together: of each pass, of each row, their indices."""
+        assert self._filled.kv_cache is not None, "a question behind documents has tokens before it"
+        columns = self._filled.ids.shape[1]
+        if not packs(self._backbone, self._filled.kv_cache):
+            size = max(1, _TOKENS // columns)
+            alone = [[n] for n in which]
+            return [alone[start : start + size] for start in range(0, len(alone), size)]
+        passes: list[dict[int, list[int]]] = []
+        filled: dict[int, int] = {}  # how many tokens each prompt's sights have so far
+        for n in which:
+            sight = sights[n]
+            before = filled.get(sight.prompt, 0)
+            filled[sight.prompt] = before + len(sight.lead) + len(self._tail(sight.prompt))
+            number = before // _PACKED
+            passes += [{} for _ in range(number + 1 - len(passes))]
+            passes[number].setdefault(sight.prompt, []).append(n)
+        return [list(rows.values()) for rows in passes if rows]
+
+    def _run(self, sights: Sequence[Sight], rows: Sequence[Sequence[int]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """One pass; x and residual (n, D) of the tokens that predict each sight's question."""
+        numbers = [sights[row[0]].prompt for row in rows]
+        ids, owner, positions, cached = (list[Tensor]() for _ in range(4))
+        for number, row in zip(numbers, rows, strict=True):
+            tails = [[*sights[n].lead, *self._tail(number)] for n in row]
+            lengths = torch.tensor([len(tail) for tail in tails])
+            ids.append(torch.tensor([token for tail in tails for token in tail]))
+            owner.append(torch.arange(len(row)).repeat_interleave(lengths))
+            positions.append(torch.cat([sights[n].end + torch.arange(len(t)) for n, t in zip(row, tails, strict=True)]))
+            seen = self._seen[number].repeat(len(row), 1)
+            for own, n in zip(seen, row, strict=True):
+                own[self._columns[number][slice(*sights[n].span)]] = 1
+            cached.append(seen[owner[-1]])
+        device, text = self._filled.ids.device, pad_sequence([torch.ones_like(own) for own in owner], True)
+        if all(len(row) == 1 for row in rows):
+            mask = torch.cat([torch.stack([seen[0] for seen in cached]), text], 1).to(device)
+        else:
+            pad = pad_sequence(owner, True, padding_value=-1).to(device)
+            mask = attention(pad_sequence(cached, True).to(device), pad, self._backbone.model.dtype)
         # Padding gets position 0, because counting on could exceed the model's largest position.
-        positions = pad_sequence([s.end + torch.arange(len(t)) for s, t in zip(sights, tails, strict=True)], True)
-        device = self._filled.ids.device
-        mask = torch.cat([seen, new], 1).to(device)
-        x, residual, _ = run(self._backbone, ids.to(device), mask, self._own_cache(numbers), positions.to(device))
-        return [self._question(s, x[i : i + 1], residual[i : i + 1]) for i, s in enumerate(sights)]
+        places = pad_sequence(positions, True).to(device)
+        x, residual, _ = run(self._backbone, pad_sequence(ids, True).to(device), mask, self._own_cache(numbers), places)
+        found = {}
+        for at, (number, row) in enumerate(zip(numbers, rows, strict=True)):
+            first, end = self._asked(number)
+            start = first - self._starts[number] - 1  # of the tail; each token is predicted by the one before it
+            for n in row:
+                start += len(sights[n].lead)
+                part = slice(start, start + end - first)
+                found[n] = (x[at, part], residual[at, part])
+                start += len(self._tail(number))
+        return found
 
     def _tail(self, number: int) -> tuple[int, ...]:
         prompt = self._prompts[number]
         return prompt.ids[self._starts[number] : prompt.question[1] - 1]
 
-    def _question(self, sight: Sight, x: Tensor, residual: Tensor) -> Tensor:
-        prompt, before = self._prompts[sight.prompt], self._starts[sight.prompt] + 1
-        start, end = prompt.question
-        start = max(
-            min(last_of((start, end))[0], self._firsts[sight.prompt]), before
-        )  # the first token of the tail is not predicted by the tail
-        part = slice(start - before + len(sight.lead), end - before + len(sight.lead))
-        logp = torch.log_softmax(self._backbone.logits(x[:, part], residual[:, part]), -1)[0]
-        targets = torch.tensor(prompt.ids[start:end], device=logp.device)
-        return -logp.gather(-1, targets[:, None])[:, 0].cpu()
+    def _asked(self, number: int) -> Span:
+        """Tokens of the prompt whose losses are used; the tail's first token is not predicted by the tail."""
+        start, end = self._prompts[number].question
+        return max(min(last_of((start, end))[0], self._firsts[number]), self._starts[number] + 1), end
 
     def _own_cache(self, numbers: Sequence[int]) -> Cache:
-        """A copy of the cache for these rows. Cache layers replace their tensors and never write into them."""
-        assert self._filled.kv_cache is not None, "a question behind documents has tokens before it"
-        cache = copy.copy(self._filled.kv_cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        cache.batch_select_indices(self._rows[numbers])
+        """A copy of the cache for the rows of these prompts."""
+        assert self._filled.kv_cache is not None
+        cache, rows = copied(self._filled.kv_cache), self._rows[list(numbers)]
+        if not torch.equal(rows, torch.arange(len(self._filled.ids))):
+            cache.batch_select_indices(rows)
         return cache
 
 

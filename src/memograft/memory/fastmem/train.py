@@ -60,15 +60,15 @@ def memorize(
     """
     settings = settings.resolved()
     settings.check(backbone)
-    if settings.adapter == "full" and len(rows.mask) > 1:  # a batch would need one copy of the FFN per row
-        singles = (rows.single(n) for n in range(len(rows.mask)))
+    if settings.adapter == "full" and len(rows.lengths) > 1:  # a batch would need one copy of the FFN per row
+        singles = (rows.single(n) for n in range(len(rows.lengths)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
     assert settings.learning_rate != "auto"
     assert settings.target_kl != "auto"
     assert settings.shortlist != "auto"
-    started, count, names = time.perf_counter(), len(rows.mask), list(backbone.projections)
+    started, count, names = time.perf_counter(), len(rows.lengths), list(backbone.projections)
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
-    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, count)
+    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, rows)
     optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
     limit = math.inf if settings.target_kl is None else settings.target_kl
     losses: list[list[float]] = [[] for _ in range(count)]  # per row, before each step
@@ -109,13 +109,13 @@ def judged(
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
     results: list[Made] = []
-    for row, adapter in enumerate(weights.adapters()):
+    for n, (own, adapter) in enumerate(zip(rows.slices, weights.adapters(), strict=True)):
         report = MemoryReport.of(
-            before=objective.before[row][rows.mask[row]].tolist(),
-            after=after[row][rows.mask[row]].tolist(),
-            tokens=rows.targets[row][rows.mask[row]].tolist(),
-            kl=float(kl[row]),
-            losses=losses[row],
+            before=objective.before[own].tolist(),
+            after=after[own].tolist(),
+            tokens=rows.targets[own].tolist(),
+            kl=float(kl[n]),
+            losses=losses[n],
             seconds=seconds,
             settings=asdict(settings),
             max_kl=settings.max_kl,
@@ -147,8 +147,8 @@ def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> lis
 class _LoRA:
     """B adapters of rank R, trained together. Initialised as in PEFT (A random, B zero)."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: int) -> None:
-        self._backbone, self._names = backbone, list(names)
+    def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: TrainingRows) -> None:
+        self._backbone, self._names, self._blocks, count = backbone, list(names), rows.blocks, len(rows.lengths)
         generator = torch.Generator().manual_seed(settings.seed)
         self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
@@ -156,8 +156,8 @@ class _LoRA:
             device = next(backbone.projections[name].parameters()).device
             a = torch.empty(settings.rank, inside)
             torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
-            b = torch.zeros(rows, out, settings.rank, device=device)
-            self._stacked[name] = (a.to(device).expand(rows, -1, -1).clone().requires_grad_(), b.requires_grad_())
+            b = torch.zeros(count, out, settings.rank, device=device)
+            self._stacked[name] = (a.to(device).expand(count, -1, -1).clone().requires_grad_(), b.requires_grad_())
         self.leaves = [leaf for pair in self._stacked.values() for leaf in pair]
         # The input of a projection back to D depends on the changes of the other projections, so it needs a gradient.
         behind = [
@@ -169,7 +169,8 @@ class _LoRA:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        with applied(self._backbone, self._stacked, stand_ins=self._stand_ins):
+        spread = {n: (self._blocks.spread(a), self._blocks.spread(b)) for n, (a, b) in self._stacked.items()}
+        with applied(self._backbone, spread, stand_ins=self._stand_ins):
             yield
 
     @contextmanager

@@ -1,0 +1,113 @@
+"""Exact cross-entropy and KL over the whole vocabulary, without gradient and without holding the logits of all rows.
+
+    CE_t = z_t - l_t[c_t]        KL_t = sum_v p_t(v) (log p_t(v) - log q_t(v))        z = logsumexp(l)
+
+The head is applied to as many rows as make a fast matrix product, and what follows it to as few as fit in a CPU's
+second-level cache: for a small model these elementwise passes cost as much as the product if each goes through memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memograft.memory.fastmem.rows import TrainingRows
+from memograft.model.backbone import Backbone, first
+
+__all__ = ["Base", "base_losses", "exact_losses", "head", "memorized_losses"]
+
+# Numbers of logits: of one matrix product, and of one elementwise pass behind it.
+_PRODUCT, _PASS, _ON_GPU = 1 << 23, 1 << 19, 1 << 26
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the base model predicts at N rows of B contexts.
+
+    Attributes:
+        losses: cross-entropy in nats (N,).
+        normaliser: logsumexp of the logits (N,).
+        mass: probability of each token, summed over the rows of each context (B, V); None if not asked for.
+    """
+
+    losses: Tensor
+    normaliser: Tensor
+    mass: Tensor | None
+
+
+def head(backbone: Backbone, hidden: Tensor) -> Tensor:
+    """(..., D) -> the head's output (..., V), before scale and cap, in the model's dtype."""
+    return first(backbone.head(hidden)).to(hidden.device)
+
+
+@torch.no_grad()
+def base_losses(backbone: Backbone, hidden: Tensor, rows: TrainingRows, *, mass: bool) -> Base:
+    """One pass over the rows, from the base model's input to the head (N, D)."""
+    device = hidden.device
+    losses, normaliser = (torch.empty(len(hidden), device=device) for _ in range(2))
+    summed = torch.zeros(len(rows.lengths), backbone.vocabulary, device=device) if mass else None
+    for context, own in enumerate(rows.slices):
+        for part in _evenly(own, _size(backbone, _PRODUCT)):
+            raw = head(backbone, hidden[part])
+            for few in _evenly(part, _size(backbone, _PASS)):
+                logits = backbone.finish(raw[few.start - part.start : few.stop - part.start])
+                normaliser[few] = logits.logsumexp(-1)
+                losses[few] = normaliser[few] - _at(logits, rows.targets[few])
+                if summed is not None:
+                    summed[context] += (logits - normaliser[few, None]).exp_().sum(0)
+    return Base(losses, normaliser, summed)
+
+
+@torch.no_grad()
+def memorized_losses(
+    backbone: Backbone, before: Tensor, after: Tensor, base: Base, rows: TrainingRows
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and KL(base || memorized) of each row, (N,) both, in nats.
+
+    Args:
+        backbone: the model.
+        before: the base model's input to the head (N, D).
+        after: the memorized model's (N, D).
+        base: the base model's losses.
+        rows: the rows.
+    """
+    losses, kl = torch.empty_like(base.losses), torch.empty_like(base.losses)
+    for own in rows.slices:
+        for part in _evenly(own, _size(backbone, _PRODUCT)):
+            old, new = head(backbone, before[part]), head(backbone, after[part])
+            for few in _evenly(part, _size(backbone, _PASS)):
+                here = slice(few.start - part.start, few.stop - part.start)
+                log_p = backbone.finish(old[here]) - base.normaliser[few, None]
+                log_q = backbone.finish(new[here]).log_softmax(-1)
+                losses[few] = -_at(log_q, rows.targets[few])
+                difference = log_p - log_q
+                kl[few] = torch.linalg.vecdot(log_p.exp_(), difference)
+    return losses, kl
+
+
+@torch.no_grad()
+def exact_losses(backbone: Backbone, rows: TrainingRows) -> Tensor:
+    """Cross-entropy of each row over the whole vocabulary with no adapter active: (N,), in nats."""
+    hidden = backbone.hidden(rows.x[None], rows.residual[None])[0].to(rows.x.device)
+    return base_losses(backbone, hidden, rows, mass=False).losses
+
+
+def _at(scores: Tensor, targets: Tensor) -> Tensor:
+    """(M, V), (M,) -> (M,)"""
+    return scores.gather(-1, targets[:, None])[:, 0]
+
+
+def _size(backbone: Backbone, logits: int) -> int:
+    """How many rows have this many logits, at least one; on a GPU more rows are faster."""
+    return max(1, (logits if backbone.device.type == "cpu" else _ON_GPU) // backbone.vocabulary)
+
+
+def _evenly(rows: slice, size: int) -> Iterator[slice]:
+    """Cut rows into parts of about equal length, none longer than `size`."""
+    length = rows.stop - rows.start
+    parts = max(1, -(-length // size))
+    for n in range(parts):
+        yield slice(rows.start + n * length // parts, rows.start + (n + 1) * length // parts)
