@@ -70,6 +70,12 @@ def test_a_name_that_stands_twice() -> None:
     assert unstuffed("x: d (y)", ["{question}: {context} ({question})"]) is None
 
 
+def test_the_fields_of_a_template() -> None:
+    assert fields_of("Tools: a, b\nBe brief.", "Tools: {tools}\n{context}\n") is None
+    assert fields_of("Tools: a, b\nBe brief.", "Tools: {tools}\n{context}") == {"tools": "a, b", "context": "Be brief."}
+    assert fields_of("Tools: a", " Tools: {tools}\n") == {"tools": "a"}  # chat models strip messages
+
+
 def test_packed_contexts() -> None:
     assert [d.text for d in split_context(" A.\n \n\nB\nb. ")] == ["A.", "B\nb."]
     assert [d.text for d in split_context("A.\nB\nb.\n\nC", by_line=True)] == ["A.", "B\nb.", "C"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from memograft.documents import Document
 
-__all__ = ["Unstuffed", "split_context", "unstuffed"]
+__all__ = ["Unstuffed", "fields_of", "split_context", "unstuffed"]
 
 _NAME = re.compile(r"\{(\w+)\}")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
@@ -44,8 +44,7 @@ def unstuffed(
         separator: what the framework puts between two documents; None takes every blank line for one.
     """
     for wording in wordings:
-        # Chat models take the blanks from the ends of messages; a context that is empty stands at one.
-        fields = _fields(text, wording) or _fields(text.strip(), wording.strip())
+        fields = fields_of(text, wording)
         if fields is not None and context in fields:
             return Unstuffed(tuple(split_context(fields.pop(context), separator)), fields)
     return None
@@ -67,8 +66,18 @@ def split_context(context: str, separator: str | None = None, *, by_line: bool =
     return [Document(part.strip()) for part in parts if part.strip()]
 
 
+def fields_of(text: str, wording: str) -> dict[str, str] | None:
+    """The values with which a template was rendered to this text; None if it was rendered from another one.
+
+    Args:
+        text: the whole text. Blanks at its ends may be missing: chat models strip messages.
+        wording: the template, with `{names}`.
+    """
+    return _fields(text, wording) or _fields(text.strip(), wording.strip())
+
+
 def _fields(text: str, wording: str) -> dict[str, str] | None:
-    """What stands in the place of each name; None if the text does not have the wording around them.
+    """`fields_of` a text that was not stripped.
 
     What stands between two names is looked for from the end: a document may hold the words that follow the context, and
     a question is seldom asked about them.

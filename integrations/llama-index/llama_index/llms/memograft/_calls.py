@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
-from llama_index.llms.memograft import _datastores
+from llama_index.llms.memograft import _datastores, _react
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._messages import described, to_openai
 from llama_index.llms.memograft._responses import chat_response, said
@@ -38,6 +38,8 @@ _ASKED = (
     "allow_parallel_tool_calls",
 )
 
+_SHAPING = {"json_schema", "response_format", "tools", "tool_choice"}  # a call with one of these is no ReActAgent's
+
 _OTHER_NAMES = {"model_name": "model", "stop_sequences": "stop", "top_logprobs": "logprobs"}  # ChatMemograft's
 
 OPTIONS = (*_SAMPLING, *_REQUEST, "datastore")  # what an LLM has a setting for, and a call may change
@@ -52,16 +54,20 @@ class Call:
         request: what is asked.
         model: the name that responses carry.
         plan: what tools and schema ask of the answer.
+        react: whether the answer is for a ReActAgent, which reads calls from the text.
     """
 
     engine: Engine
     request: Request
     model: str
     plan: Plan
+    react: bool = False
 
     def response(self, answer: Answer, shown: str | None = None) -> ChatResponse:
         """The whole answer; `shown`: what of it was streamed."""
         reading = self.plan.read(self.engine, answer)
+        if self.react:
+            reading = _react.written(reading)
         delta = None if shown is None else reading.rest(shown)
         return chat_response(answer, reading, self.model, delta)
 
@@ -103,9 +109,13 @@ def prepare(
     options = renamed(given)
     refuse_unknown(options, (*OPTIONS, *_ASKED))
     query = options.pop("query", None)
+    conversation = to_openai(messages)
+    react = None if engine.takes_tools or options.keys() & _SHAPING else _react.read(conversation)
+    if react is not None:
+        conversation, options["tools"] = react
     asked = _plan(engine, options)
     told = read_conversation(
-        to_openai(messages),
+        conversation,
         to_documents(options.pop("documents", None)),
         takes_tools=engine.takes_tools,
         takes_system=engine.takes_system,
@@ -125,7 +135,7 @@ def prepare(
         **asked.request(),
         **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"])},
     )
-    return Call(engine, request, model, asked)
+    return Call(engine, request, model, asked, react is not None)
 
 
 def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
