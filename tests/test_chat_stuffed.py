@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memograft.chat import Unstuffed, split_context, unstuffed
+from memograft.chat import Unstuffed, fields_of, split_context, unstuffed
 
 ASKING = (
     "Use the following pieces of context to answer the question at the end.\n\n{context}\n\nQuestion: {question}\n"
@@ -68,6 +68,12 @@ def test_other_texts_are_left_alone(text: str, wording: str) -> None:
 def test_a_name_that_stands_twice() -> None:
     assert unstuffed("x: d (x)", ["{question}: {context} ({question})"]) is not None
     assert unstuffed("x: d (y)", ["{question}: {context} ({question})"]) is None
+
+
+def test_the_fields_of_a_template() -> None:
+    assert fields_of("Tools: a, b\nBe brief.", "Tools: {tools}\n{context}!") is None
+    assert fields_of("Tools: a, b\nBe brief.", "Tools: {tools}\n{context}") == {"tools": "a, b", "context": "Be brief."}
+    assert fields_of("Tools: a", " Tools: {tools}\n") == {"tools": "a"}  # chat models strip messages
 
 
 def test_packed_contexts() -> None:

@@ -18,6 +18,7 @@ NAMES = [
     "Cad",
     "Choice",
     "Citation",
+    "Conflict",
     "Datastore",
     "Document",
     "Embedder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import docx
@@ -133,6 +134,29 @@ def test_split_cuts_markdown_at_headings():
     assert any(chunk.startswith("## Second") for chunk in split(text, 100, 0, markdown=True))
 
 
+@pytest.mark.parametrize(("size", "overlap"), [(1, 0), (7, 0), (60, 0), (60, 20), (600, 60)])
+def test_passages_are_short_and_overlap_at_most_so_much(size, overlap):
+    source = Path(__file__).read_text(encoding="utf-8")
+    text = source + "\n\n" + "東京は日本の首都です。" * 50 + "x" * 200
+    chunks = split(text, size, overlap)
+    assert all(0 < len(chunk) <= size for chunk in chunks)
+    at = 0  # up to where the text is covered
+    for chunk in chunks:
+        start = text.index(chunk, max(0, at - overlap))
+        assert not text[at:start].strip()  # only white space is lost between two
+        at = start + len(chunk)
+    assert not text[at:].strip()
+    if overlap == 0:
+        assert "".join("".join(chunks).split()) == "".join(text.split())
+
+
+def test_neighbours_share_whole_sentences():
+    text = " ".join(f"Sentence {n} is here." for n in range(10, 30))
+    chunks = split(text, 100, 30)
+    for before, after in pairwise(chunks):
+        assert before.endswith(after[:20])  # one sentence
+
+
 def test_sizes_that_cannot_work_are_refused():
     with pytest.raises(SettingsError, match="more than `overlap`, got 50 and 50"):
         split("x", 50, 50)
@@ -142,12 +166,14 @@ def test_sizes_that_cannot_work_are_refused():
 def test_missing_extras_say_what_to_install(tmp_path, monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_text("<p>x</p>")
-    with pytest.raises(MissingExtraError, match=r'a\.\w+ cannot be read: .*pip install "memograft\[(cli|docx)\]"'):
+    with pytest.raises(
+        MissingExtraError, match=r'a\.\w+ cannot be read: .*run pip install ("memograft\[docx\]"|pypdf|beautifulsoup4)$'
+    ):
         read_file(tmp_path / name)
 
 
 def test_importing_loads_none_of_the_libraries():
-    heavy = ("bs4", "docx", "pypdf", "langchain_text_splitters")
+    heavy = ("bs4", "docx", "pypdf")
     code = f"import memograft.passages.reading, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

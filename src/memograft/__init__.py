@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from memograft.request import (
         Answer,
         Citation,
+        Conflict,
         Reference,
         Request,
         Sampling,
@@ -45,6 +46,7 @@ _HOMES = {
     "Cad": "memograft.decoding.cad",
     "Choice": "memograft.serving.scoring",
     "Citation": "memograft.request",
+    "Conflict": "memograft.request",
     "Datastore": "memograft.rtd.datastore",
     "Document": "memograft.documents",
     "Embedder": "memograft.passages.embedders",
@@ -78,6 +80,7 @@ __all__ = [
     "Cad",
     "Choice",
     "Citation",
+    "Conflict",
     "Datastore",
     "Document",
     "Embedder",

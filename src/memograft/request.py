@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from memograft.attribution import Words, contains, parting, sentences
 from memograft.decoding.sampling import Sampling, is_number, is_whole
 from memograft.documents import Document, Source, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
-from memograft.prompt.words import WORD
+from memograft.prompt.words import WORD, words_of
 
 if TYPE_CHECKING:
     from memograft.memory.base import Memory
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Answer",
     "Citation",
+    "Conflict",
     "Reference",
     "Request",
     "Sampling",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MOST_LOGPROBS = 20
 _CITED = 0.1  # least probability of a token that must come from the datastore for a source to be cited
+_COMMON = 3  # words that a sentence and a document must share at their beginning to be compared
 _BETWEEN = 2  # tokens without a main source that a citation may contain in a row
 
 
@@ -226,6 +229,27 @@ class Citation:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """A place of an answer where a datastore's example and a document of the prompt say different things.
+
+    Attributes:
+        start: where the answer's words begin that one of them says, in characters of its text.
+        end: where they end.
+        source: the example.
+        document: the document.
+        follows: which of them the answer follows there.
+        otherwise: what the other one says.
+    """
+
+    start: int
+    end: int
+    source: Source
+    document: Document
+    follows: Literal["document", "datastore"]
+    otherwise: str
+
+
+@dataclass(frozen=True)
 class Timings:
     """Seconds of each stage, for the whole batch the request ran in."""
 
@@ -277,8 +301,53 @@ class Answer:
         """The parts of `text` that come from one source each, in order.
 
         Tokens without a main source, such as words that all examples share, are included only if there are few of them
-        within such a part. Parts without a whole word are not cited.
+        within such a part. Parts without a whole word are not cited, nor is the beginning of a sentence that goes on to
+        follow a document against the source; see `conflicts`.
         """
+        left = {c.end for c in self.conflicts if c.follows == "document"}
+        spans = [(own.places[0][0], own.places[-1][1]) for own in sentences(self.text)]
+        nexts = [*(start for start, _ in spans), len(self.text)][1:]
+        cuts = [(start, after) for (start, end), after in zip(spans, nexts, strict=True) if end in left]
+        found = []
+        for cited in self._cited():
+            for start, end in _without(cited.start, cited.end, cuts):
+                if WORD.search(self.text, start, end):
+                    found.append(replace(cited, start=start, end=start + len(self.text[start:end].rstrip())))
+        return tuple(found)
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Where a cited source and a document of the prompt contradict each other, in order.
+
+        Words are compared, not meanings. A conflict is a sentence of the answer that begins like the source and ends
+        in the words of a document where the source has other words; or that follows the source where a document with
+        the same beginning, of three words or more, has other words. The differing words have none in common.
+        """
+        found: dict[tuple[int, str], Conflict] = {}
+        for own in sentences(self.text) if self.documents and self.references else ():
+            for cited in self._cited():
+                if covered := own.within(cited.start, cited.end):
+                    conflict = self._conflict(own, covered, cited.source)
+                    if conflict is not None:
+                        found.setdefault((conflict.start, cited.source.id), conflict)
+        return tuple(found.values())
+
+    def _conflict(self, own: Words, covered: range, source: Source) -> Conflict | None:
+        """The conflict of a source and a document in one sentence, of which these words are cited."""
+        end = own.places[-1][1]
+        left = parting(own, covered.start, source.text)
+        follows: Literal["document", "datastore"] = "document" if left else "datastore"
+        for document in self.documents:
+            if follows == "datastore":
+                left = parting(own, 0, document.text)
+            if left is None or set(words_of(left.otherwise)) & set(rest := own.words[left.at :]):
+                continue  # they differ in more than one place: it may be about something else
+            if contains(document.text, rest) if follows == "document" else left.at >= _COMMON and left.at in covered:
+                return Conflict(own.places[left.at][0], end, source, document, follows, left.otherwise)
+        return None
+
+    def _cited(self) -> list[Citation]:
+        """The parts of the text to which one source contributed most."""
         runs: list[tuple[Source, int, int]] = []
         for n, source in enumerate(map(_mainly_from, self.references)):
             if source is not None:
@@ -293,7 +362,15 @@ class Answer:
                 start += len(stretch) - len(stretch.lstrip())
                 given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]
                 found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
-        return tuple(found)
+        return found
+
+
+def _without(start: int, end: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a stretch."""
+    left = [(start, end)]
+    for first, last in cuts:
+        left = [piece for a, b in left for piece in ((a, min(b, first)), (max(a, last), b)) if piece[0] < piece[1]]
+    return left
 
 
 def _mainly_from(token: TokenReferences) -> Source | None:

@@ -16,13 +16,13 @@ from langchain_memograft._errors import MemograftInvalidRequestError, translated
 if TYPE_CHECKING:
     from memograft import Document, Memory, MemoryHandle, Request, Rtd
 
-__all__ = ["CALL_OPTIONS", "AskingSettings"]
+__all__ = ["CALL_OPTIONS", "AskingSettings", "only"]
 
 # What a call may say besides `stop`: fields by their own names, and what only a call has.
 CALL_OPTIONS = frozenset(
     (
-        *("datastore", "documents", "max_retries", "max_tokens", "memory", "memory_id", "model", "overflow", "query"),
-        *("seed", "temperature", "timeout", "top_k", "top_p"),
+        *("datastore", "documents", "logit_bias", "max_retries", "max_tokens", "memory", "memory_id", "min_p", "model"),
+        *("n", "overflow", "query", "repetition_penalty", "seed", "temperature", "timeout", "top_k", "top_p"),
     )
 )
 
@@ -42,6 +42,19 @@ class AskingSettings(UsesDatastore):
 
     top_k: int | None = None
     """Number of likeliest tokens to choose from; None is all."""
+
+    min_p: float | None = None
+    """Tokens with less than this share of the likeliest token's probability are not sampled; None keeps all."""
+
+    repetition_penalty: float | None = None
+    """Above 1, tokens of the prompt and of the answer so far become less likely; None is the model's own setting."""
+
+    logit_bias: dict[int, float] | None = None
+    """Token id -> what is added to its logit; -100 all but bans a token. `get_token_ids` has the ids of a text."""
+
+    n: int = Field(default=1, ge=1)
+    """Number of answers to each prompt, which `generate` returns; `invoke` returns the first. They are equal at
+    temperature 0. Streams have one."""
 
     max_tokens: int | None = None
     """Length of the answer at most; None is 256."""
@@ -92,8 +105,8 @@ class AskingSettings(UsesDatastore):
         given: Mapping[str, Any],
         rtd: Rtd | None,
         **further: Any,
-    ) -> Request:
-        """One request of the engine; what the call says (`given`) goes before the object's fields.
+    ) -> list[Request]:
+        """The request to the engine, `n` times, each with its own seed. What is in `given` overrides the fields.
 
         `rtd` is what `_steering` made of both.
 
@@ -116,8 +129,11 @@ class AskingSettings(UsesDatastore):
                     top_k=setting("top_k"),
                     stop=(self.stop or ()) if stop is None else stop,
                     seed=setting("seed"),
+                    min_p=setting("min_p", 0.0),
+                    repetition_penalty=setting("repetition_penalty"),
+                    logit_bias=setting("logit_bias", {}),
                 )
-                return Request(
+                request = Request(
                     messages=messages,
                     documents=documents,
                     memory=self._memory_of(given),
@@ -128,6 +144,7 @@ class AskingSettings(UsesDatastore):
                     query=given.get("query"),
                     **further,
                 )
+                return request.copies(setting("n"))
             except TypeError as e:  # a comparison with what is no number
                 raise SettingsError(f"a setting has a value of the wrong type: {e}; got {dict(given)!r:.200}") from e
 
@@ -143,7 +160,10 @@ class AskingSettings(UsesDatastore):
     @property
     def _asking_params(self) -> dict[str, Any]:
         """What an answer depends on, for cache keys and traces: model, settings, datastore, and what memories exist."""
-        names = ("temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "overflow")
+        names = (
+            *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "max_tokens", "stop"),
+            *("seed", "n", "overflow"),
+        )
         params: dict[str, Any] = {"model": self.model, "model_kwargs": self.model_kwargs}
         if self.engine is not None:
             params["fingerprint"] = self.engine.fingerprint
@@ -167,3 +187,16 @@ class AskingSettings(UsesDatastore):
         """A call's arguments, its memory and its datastore described."""
         how = {"memory": self._described, "datastore": described_datastore}
         return {name: how[name](value) if name in how else value for name, value in given.items()}
+
+
+def only(requests: Sequence[Request]) -> Request:
+    """The request of a stream.
+
+    Raises:
+        ModelInvalidRequestError: there are several.
+    """
+    if len(requests) != 1:
+        raise MemograftInvalidRequestError(
+            f"`n` must be 1 where an answer is streamed, got {len(requests)}; use `generate`, or one stream each"
+        )
+    return requests[0]

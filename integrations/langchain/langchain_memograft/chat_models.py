@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -24,7 +25,7 @@ from langchain_memograft._citations import piece_of
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._messages import read_conversation
 from langchain_memograft._profile import profile_of
-from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
+from langchain_memograft._settings import CALL_OPTIONS, AskingSettings, only
 from langchain_memograft._structured import (
     METHODS,
     StrictJsonParser,
@@ -53,16 +54,16 @@ class _Asked:
     """A call, ready for the engine: with the plan by which its answer is read."""
 
     engine: Engine
-    request: Request
+    requests: list[Request]
     plan: Plan
     model: str
 
-    def result(self, answer: Answer) -> ChatResult:
-        message = message_of(answer, self.plan.read(self.engine, answer), self.model)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+    def result(self, answers: Sequence[Answer]) -> ChatResult:
+        messages = [message_of(answer, self.plan.read(self.engine, answer), self.model) for answer in answers]
+        return ChatResult(generations=[ChatGeneration(message=message) for message in messages])
 
     def chunk(self, piece: str) -> AIMessageChunk:
-        return AIMessageChunk(content=piece_of(piece) if self.request.processors else piece)
+        return AIMessageChunk(content=piece_of(piece) if self.requests[0].processors else piece)
 
     def last_chunk(self, answer: Answer, streamed: str) -> AIMessageChunk:
         return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=streamed)
@@ -193,7 +194,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         for retries_left in self._retries(kwargs):
             try:
                 with translated():
-                    return asked.result(asked.engine.answer(asked.request))
+                    return asked.result(asked.engine.answer_batch(asked.requests))
             except ModelError as e:
                 if not (e.is_retryable and retries_left):
                     raise
@@ -210,7 +211,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         for retries_left in self._retries(kwargs):
             try:
                 with translated():
-                    return asked.result(await asked.engine.aanswer(asked.request))
+                    return asked.result(await asyncio.gather(*map(asked.engine.aanswer, asked.requests)))
             except ModelError as e:
                 if not (e.is_retryable and retries_left):
                     raise
@@ -226,7 +227,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         self._check_call(kwargs, _CALL_OPTIONS)
         asked = self._ask(self._engine_for(kwargs.get("model")), self._steering(kwargs), messages, stop, kwargs)
         text = shown = ""
-        with translated(), asked.engine.stream(asked.request) as pieces:
+        with translated(), asked.engine.stream(only(asked.requests)) as pieces:
             for piece in pieces:
                 text += piece
                 if piece := asked.plan.shown(text)[len(shown) :]:
@@ -251,7 +252,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         asked = await self._aask(messages, stop, kwargs)
         text = shown = ""
         with translated():
-            async with asked.engine.astream(asked.request) as pieces:
+            async with asked.engine.astream(only(asked.requests)) as pieces:
                 async for piece in pieces:
                     text += piece
                     if piece := asked.plan.shown(text)[len(shown) :]:
@@ -373,7 +374,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
                 else:
                     warn_of_context(messages)
         query = given.get("query") or told.query
-        request = self._request(
+        requests = self._request(
             told.messages,
             told.documents,
             stop,
@@ -382,7 +383,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             logprobs=self._logprobs(given),
             **how.request(),
         )
-        return _Asked(engine, request, how, given.get("model") or self.model)
+        return _Asked(engine, requests, how, given.get("model") or self.model)
 
     def _logprobs(self, given: Mapping[str, Any]) -> int | None:
         wanted = given.get("logprobs")

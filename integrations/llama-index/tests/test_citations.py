@@ -71,7 +71,7 @@ async def test_without_a_datastore_nothing_has_changed(plain: Memograft) -> None
 
 def test_an_answer_that_nothing_moved_cites_nothing(plain: Memograft, taught: Datastore) -> None:
     response = plain.chat(MESSAGES, datastore=Rtd(taught, weight=0.0))
-    assert response.additional_kwargs["memograft"]["references"] == {"sources": [], "citations": []}
+    assert response.additional_kwargs["memograft"]["references"] == {"sources": [], "citations": [], "conflicts": []}
     assert [block.block_type for block in response.message.blocks] == ["text"]
 
 

@@ -60,7 +60,7 @@ def test_every_form(plain: Memograft, taught: Datastore, seen: Seen, form: Said)
     given = form(taught)
     for llm, options in ((plain.model_copy(update={"datastore": given}), {}), (plain, {"datastore": given})):
         about = llm.complete(ASKED, **options).additional_kwargs["memograft"]
-        assert set(about["references"]) == {"sources", "citations"}
+        assert set(about["references"]) == {"sources", "citations", "conflicts"}
         (rtd,) = seen.last.processors
         assert (rtd.k, rtd.weight, rtd.datastore.path) == (32, 0.3, taught.path)
 

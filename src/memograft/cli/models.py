@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memograft.request import Answer
 
 
-def load_engine(model: str) -> Engine:
+def load_engine(model: str, device: str | None = None) -> Engine:
     """Load a model's engine, without the output of transformers.
 
     Raises:
@@ -37,7 +37,7 @@ def load_engine(model: str) -> Engine:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return Engine.from_pretrained(model)
+            return Engine.from_pretrained(model, device=device)
         except MemograftError:
             raise
         except (OSError, ValueError, KeyError) as error:

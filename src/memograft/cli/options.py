@@ -67,6 +67,12 @@ StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
 ModelOption = Annotated[
     str, typer.Option(help='"tiny" (bundled), "smollm2", a .gguf file, a folder, or a Hugging Face id.')
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Where the model runs: "cpu", "cuda:1", "mps"; left out, a CUDA GPU if there is one, else the CPU.'
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option(min=1, help="Optimiser steps of memorizing; left out, FastMem's default.")
 ]

@@ -60,6 +60,18 @@ def sources_json(answer: Answer) -> dict[str, object]:
             }
             for citation in answer.citations
         ],
+        "conflicts": [
+            {
+                "text": answer.text[conflict.start : conflict.end],
+                "start": conflict.start,
+                "end": conflict.end,
+                "id": conflict.source.id,
+                "document": conflict.document.id,
+                "follows": conflict.follows,
+                "otherwise": conflict.otherwise,
+            }
+            for conflict in answer.conflicts
+        ],
     }
 
 

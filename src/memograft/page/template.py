@@ -31,9 +31,7 @@ def _environment() -> Environment:
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
-        raise MissingExtraError(
-            'the HTML page needs jinja2, which is not installed; run pip install "memograft[cli]"'
-        ) from error
+        raise MissingExtraError("the HTML page needs jinja2, which is not installed; run pip install jinja2") from error
     loader = PackageLoader("memograft")
     environment = Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined

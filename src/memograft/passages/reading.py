@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Container, Iterable
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ SUFFIXES = frozenset({".txt", ".pdf", ".docx"}) | _MARKDOWN | _HTML
 _BLOCKS = "address article blockquote dd div dt figcaption footer h1 h2 h3 h4 h5 h6 header li p pre section tr"
 _UNSEEN = "script style template noscript head svg nav"
 _TITLE_LENGTH = 120
+_HEADING = re.compile(r"\n#{1,6} ")
+_CUTS = [re.compile(cut) for cut in (r"\n\n", r"\n", r"(?<=[.!?])\s", r"\s")]  # paragraphs, lines, sentences, words
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,6 @@ def split(text: str, chunk_size: int = 600, overlap: int = 60, *, markdown: bool
 
     Raises:
         SettingsError: `chunk_size` is not positive, or `overlap` is not smaller.
-        MissingExtraError: a text has to be split, and langchain-text-splitters is not installed.
     """
     if chunk_size < 1 or not 0 <= overlap < chunk_size:
         raise SettingsError(
@@ -200,21 +203,51 @@ def split(text: str, chunk_size: int = 600, overlap: int = 60, *, markdown: bool
         )
     if len(text) <= chunk_size:
         return [text] if text.strip() else []
-    splitter_class = _library("langchain_text_splitters", "RecursiveCharacterTextSplitter")
-    headings = [r"\n#{1,6} "] if markdown else []
-    separators = [*headings, r"\n\n", r"\n", r"(?<=[.!?])\s", r"\s", ""]
-    splitter = splitter_class(
-        separators=separators, is_separator_regex=True, chunk_size=chunk_size, chunk_overlap=overlap
-    )
-    return [str(chunk) for chunk in splitter.split_text(text) if chunk.strip()]
+    cuts = ([_HEADING] if markdown else []) + _CUTS
+    return [stripped for chunk in _chunks(text, chunk_size, overlap, cuts) if (stripped := chunk.strip())]
+
+
+def _chunks(text: str, size: int, overlap: int, cuts: Sequence[re.Pattern[str]]) -> list[str]:
+    """The text in chunks of at most `size` characters; a part that is longer is cut at the next of `cuts`."""
+    if len(text) <= size:
+        return [text]
+    chunks: list[str] = []
+    small: list[str] = []  # parts that may share a chunk
+    for part in _parts(text, cuts[0]) if cuts else text:
+        if len(part) <= size:
+            small.append(part)
+            continue
+        chunks += _packed(small, size, overlap) + _chunks(part, size, overlap, cuts[1:])
+        small = []
+    return chunks + _packed(small, size, overlap)
+
+
+def _parts(text: str, cut: re.Pattern[str]) -> list[str]:
+    """The text, cut before each match."""
+    places = [0, *(match.start() for match in cut.finditer(text) if match.start()), len(text)]
+    return [text[start:end] for start, end in pairwise(places)]
+
+
+def _packed(parts: Iterable[str], size: int, overlap: int) -> list[str]:
+    """As many parts as fit into each chunk; a chunk begins with the last ones of the one before, up to the overlap."""
+    chunks: list[str] = []
+    chunk: deque[str] = deque()
+    length = 0
+    for part in parts:
+        if chunk and length + len(part) > size:
+            chunks.append("".join(chunk))
+            while chunk and (length > overlap or length + len(part) > size):
+                length -= len(chunk.popleft())
+        chunk.append(part)
+        length += len(part)
+    return [*chunks, "".join(chunk)] if chunk else chunks
 
 
 def _library(module: str, name: str) -> Any:
-    packages = {"bs4": "beautifulsoup4", "docx": "python-docx", "langchain_text_splitters": "langchain-text-splitters"}
+    packages = {"bs4": "beautifulsoup4", "docx": "python-docx"}
     try:
         return getattr(import_module(module), name)
     except ImportError as error:
-        extra = "docx" if module == "docx" else "cli"
-        raise MissingExtraError(
-            f'this needs {packages.get(module, module)}, which is not installed; run pip install "memograft[{extra}]"'
-        ) from error
+        package = packages.get(module, module)
+        install = '"memograft[docx]"' if module == "docx" else package
+        raise MissingExtraError(f"this needs {package}, which is not installed; run pip install {install}") from error

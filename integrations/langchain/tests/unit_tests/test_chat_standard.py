@@ -17,3 +17,15 @@ class TestChatMemograft(ChatModelUnitTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"model": "tiny"}
+
+
+class TestSmolLM2(ChatModelUnitTests):
+    """The same on the name of a pretrained model. Its integration suite takes minutes, and is not run here."""
+
+    @property
+    def chat_model_class(self) -> type[ChatMemograft]:
+        return ChatMemograft
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"model": "smollm2"}

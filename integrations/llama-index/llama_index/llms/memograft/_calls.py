@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
-from llama_index.llms.memograft import _datastores
+from llama_index.llms.memograft import _datastores, _react
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._messages import described, to_openai
 from llama_index.llms.memograft._responses import chat_response, said
 from memograft import Request, Sampling
 from memograft.chat import Plan, plan, read_conversation
-from memograft.errors import SettingsError
+from memograft.errors import RequestTimeoutError, SettingsError
 
 if TYPE_CHECKING:
     from memograft import Answer, Engine
 
-__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "memory_of", "prepare", "refuse_unknown", "renamed"]
+__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "checked_retries", "memory_of", "prepare", "refuse_unknown", "renamed"]
 
 DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
 
-_SAMPLING = {"max_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"} | {
-    name: name for name in ("seed", "stop")
+_SAMPLING = {"max_tokens": "max_new_tokens"} | {
+    name: name
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "seed", "stop")
 }
 _REQUEST = ("memory", "overflow", "timeout", "logprobs")
 _ASKED = (
@@ -38,9 +40,22 @@ _ASKED = (
     "allow_parallel_tool_calls",
 )
 
-_OTHER_NAMES = {"model_name": "model", "stop_sequences": "stop", "top_logprobs": "logprobs"}  # ChatMemograft's
+_SHAPING = {"json_schema", "response_format", "tools", "tool_choice"}  # a call with one of these is no ReActAgent's
 
-OPTIONS = (*_SAMPLING, *_REQUEST, "datastore")  # what an LLM has a setting for, and a call may change
+_OTHER_NAMES = {  # ChatMemograft's
+    "model_name": "model",
+    "stop_sequences": "stop",
+    "top_logprobs": "logprobs",
+    "parallel_tool_calls": "allow_parallel_tool_calls",
+}
+_ELSEWHERE = {  # what ChatMemograft has and this class has in another form
+    "memory_id": "pass the handle that `memorize` returns as `memory`",
+    "streaming": "call `stream_chat` or `stream_complete`",
+    "stream": "call `stream_chat` or `stream_complete`",
+}
+
+# What an LLM has a setting for, and a call may change.
+OPTIONS = (*_SAMPLING, *_REQUEST, "datastore", "context_delimiters", "max_retries")
 
 
 @dataclass(frozen=True)
@@ -52,16 +67,40 @@ class Call:
         request: what is asked.
         model: the name that responses carry.
         plan: what tools and schema ask of the answer.
+        react: whether the answer is for a ReActAgent, which reads calls from the text.
+        retries: how often a request that timed out is tried again.
     """
 
     engine: Engine
     request: Request
     model: str
     plan: Plan
+    react: bool = False
+    retries: int = 0
+
+    def answer(self) -> Answer:
+        """The engine's answer.
+
+        Raises:
+            RequestTimeoutError: the time was up at each try.
+        """
+        for _ in range(self.retries):
+            with suppress(RequestTimeoutError):
+                return self.engine.answer(self.request)
+        return self.engine.answer(self.request)
+
+    async def aanswer(self) -> Answer:
+        """`answer` without blocking."""
+        for _ in range(self.retries):
+            with suppress(RequestTimeoutError):
+                return await self.engine.aanswer(self.request)
+        return await self.engine.aanswer(self.request)
 
     def response(self, answer: Answer, shown: str | None = None) -> ChatResponse:
         """The whole answer; `shown`: what of it was streamed."""
         reading = self.plan.read(self.engine, answer)
+        if self.react:
+            reading = _react.written(reading)
         delta = None if shown is None else reading.rest(shown)
         return chat_response(answer, reading, self.model, delta)
 
@@ -103,15 +142,21 @@ def prepare(
     options = renamed(given)
     refuse_unknown(options, (*OPTIONS, *_ASKED))
     query = options.pop("query", None)
+    conversation = to_openai(messages)
+    react = None if engine.takes_tools or options.keys() & _SHAPING else _react.read(conversation)
+    if react is not None:
+        conversation, options["tools"] = react
     asked = _plan(engine, options)
+    documents = to_documents(options.pop("documents", None))
+    values = {**settings, **options}
     told = read_conversation(
-        to_openai(messages),
-        to_documents(options.pop("documents", None)),
+        conversation,
+        documents,
         takes_tools=engine.takes_tools,
         takes_system=engine.takes_system,
         plan=asked,
+        delimiters=values["context_delimiters"],
     )
-    values = {**settings, **options}
     rtd = _datastores.opened(values["datastore"])
     if rtd is not None:
         rtd.check(engine.fingerprint)
@@ -125,7 +170,7 @@ def prepare(
         **asked.request(),
         **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"])},
     )
-    return Call(engine, request, model, asked)
+    return Call(engine, request, model, asked, react is not None, checked_retries(values["max_retries"]))
 
 
 def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
@@ -158,18 +203,40 @@ def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
         SettingsError: one is there under both names.
     """
     options = dict(given)
+    logprobs, top = options.get("logprobs"), options.get("top_logprobs")
+    if isinstance(logprobs, bool):  # ChatMemograft's: whether to report any, and how many beside it
+        del options["logprobs"]
+        options |= {"top_logprobs": (top or 0) if logprobs else None}
     for other, name in _OTHER_NAMES.items():
         if other in options:
             if name in options:
                 raise SettingsError(f"`{other}` is another name of `{name}`, got both; pass one")
             options[name] = options.pop(other)
+    if (n := options.pop("n", None)) not in (None, 1):
+        raise SettingsError(
+            f"`n` must be 1, got {n!r}: a response of LlamaIndex has one answer; ask several times, or use "
+            "`llm.engine.answer_batch(request.copies(n))`"
+        )
     return options
+
+
+def checked_retries(value: Any) -> int:
+    """`max_retries`.
+
+    Raises:
+        SettingsError: it is no whole number of 0 or more.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise SettingsError(f"`max_retries` must be a whole number of 0 or more, got {value!r}; 0 tries once")
+    return value
 
 
 def refuse_unknown(options: Iterable[str], allowed: Sequence[str]) -> None:
     """Refuse an argument that is not allowed, and suggest the one that was probably meant."""
     for name in options:
         if name not in allowed:
+            if name in _ELSEWHERE:
+                raise SettingsError(f"`{name}` is no argument of Memograft; {_ELSEWHERE[name]}")
             close = difflib.get_close_matches(name, allowed, n=1)
             meant = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(allowed)}"
             raise SettingsError(f"`{name}` is no argument of Memograft{meant}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -20,26 +19,21 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 from llama_index.core.bridge.pydantic import (
-    ConfigDict,
-    Field,
     PrivateAttr,
-    field_serializer,
-    field_validator,
-    model_validator,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.llms.memograft import _datastores, _prompts
-from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare, refuse_unknown, renamed
+from llama_index.llms.memograft._calls import OPTIONS, Call, memory_of, prepare, renamed
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
-from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import as_completion, completion_response
+from llama_index.llms.memograft._settings import Settings
+from memograft.errors import SettingsError
 from memograft.memory.bank import place_of
-from memograft.request import Sampling
-from memograft.shared import one_bank, refuse_bank, shared_engine
+from memograft.shared import refuse_bank, shared_engine
 
 if TYPE_CHECKING:
     from memograft.documents import Document
@@ -55,7 +49,7 @@ _HELD = 4  # datastores that stay open though they were given by their folders
 _SMALL = 1024  # a window that these modes leave nothing of
 
 
-class Memograft(FunctionCalling):
+class Memograft(Settings):
     """A local Hugging Face model that memorizes the documents of a request before it answers it.
 
     Documents come from the prompts of LlamaIndex's own response synthesizers and chat engines, from `documents=` of any
@@ -76,12 +70,20 @@ class Memograft(FunctionCalling):
         temperature: 0 is greedy.
         top_p: smallest set of tokens with this much probability.
         top_k: number of likeliest tokens to choose from; None is all.
+        min_p: tokens with less than this share of the likeliest token's probability are not sampled.
+        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely; None is the
+            model's own setting.
+        logit_bias: token id -> what is added to its logit; -100 all but bans a token.
         seed: makes sampled answers repeatable.
         stop: strings that end an answer.
         timeout: seconds after which a request is given up; None waits.
+        max_retries: how often a request that timed out is tried again. Streams are not.
         overflow: what to do with documents that do not fit: "error", "drop" or "truncate", lowest-ranked first.
         logprobs: how many of the likeliest tokens responses report beside each chosen one; None reports nothing.
+        context_delimiters: what stands around documents in system and last user messages, such as ("<context>",
+            "</context>"); None looks for none.
         context_window: what LlamaIndex packs its prompts for; None is the model's own. See the README on small ones.
+        api_key: accepted and not used, as a local model needs none; it is meant for a server later. So is `base_url`.
         model_kwargs: for `memograft.shared_engine`: max_length, max_batch, dtype, device_map, quantization_config, ...
 
     Raises:
@@ -93,28 +95,26 @@ class Memograft(FunctionCalling):
         'The capital of France is Paris.'
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
-
-    model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
-    memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
-    datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
-    bank: Any = Field(default=None, description="Keeps what is memorized: a folder, a memograft.Bank, or None.")
-    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
-    temperature: float = Field(default=0.0, description="0 is greedy.")
-    top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
-    top_k: int | None = Field(default=None, description="Number of likeliest tokens to choose from.")
-    seed: int | None = Field(default=None, description="Makes sampled answers repeatable.")
-    stop: list[str] = Field(default_factory=list, description="Strings that end an answer.")
-    timeout: float | None = Field(default=None, description="Seconds after which a request is given up.")
-    overflow: Literal["error", "drop", "truncate"] = Field(default="error", description="For prompts too long.")
-    logprobs: int | None = Field(default=None, description="Likeliest tokens to report beside each chosen one.")
-    context_window: int | None = Field(default=None, description="What LlamaIndex packs its prompts for.")
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="How the model is loaded.")
-
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
     _of_bank: Any = PrivateAttr(default=None)  # what the engine was loaded with; a copy may have another
     _held: tuple[object, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
+
+    def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
+        if engine is None:
+            super().__init__(**settings)
+            return
+        if not (hasattr(engine, "answer_batch") and hasattr(engine, "fingerprint")):
+            raise SettingsError(
+                f"`engine` must be a memograft.Engine, got {type(engine).__name__}; write Engine(model, tokenizer) or "
+                "Engine.from_pretrained(name)"
+            )
+        name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
+        super().__init__(**{"model": name, **renamed(settings)})
+        self._engine, self._own = engine, True
+        refuse_bank(self.bank)
+        if self.datastore is not None and hasattr(self.datastore, "check"):
+            self.datastore.check(engine.fingerprint)
 
     @classmethod
     def from_engine(cls, engine: Engine, **settings: Any) -> Self:
@@ -122,75 +122,14 @@ class Memograft(FunctionCalling):
 
         Raises:
             ModelMismatchError: the datastore is of another model.
-            SettingsError: `bank` is given, though an engine has its own.
+            SettingsError: `bank` is given, though an engine has its own; or this is no engine.
         """
-        name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
-        llm = cls(**{"model": name, **settings})
-        llm._engine, llm._own = engine, True
-        refuse_bank(llm.bank)
-        if llm.datastore is not None and hasattr(llm.datastore, "check"):
-            llm.datastore.check(engine.fingerprint)
-        return llm
+        return cls(engine=engine, **settings)
 
     @classmethod
     def class_name(cls) -> str:
         """The name LlamaIndex serializes it by."""
         return "Memograft_LLM"
-
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _memory(cls, value: Any) -> Any:
-        """Settings that were serialized are settings again."""
-        if isinstance(value, Mapping):
-            from memograft import Memory
-
-            return Memory.from_json({"kind": "fastmem", **value})
-        if isinstance(value, str | bool | int) and value != DEFAULT_MEMORY:
-            raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
-        return value
-
-    @field_validator("datastore", mode="before")
-    @classmethod
-    def _datastore(cls, value: Any) -> Any:
-        return _datastores.checked(value)
-
-    @field_serializer("datastore")
-    def _plain_datastore(self, value: Any) -> Any:
-        return _datastores.described(value)
-
-    @field_serializer("bank")
-    def _plain_bank(self, value: Any) -> str | None:
-        return place_of(value)
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stop(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_serializer("memory")
-    def _plain_memory(self, value: Any) -> Any:
-        """Settings as a mapping; a handle, which is weights, by its id."""
-        if hasattr(value, "adapter") and hasattr(value, "id"):
-            return value.id
-        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, values: Any) -> Any:
-        """Take the names of ChatMemograft, too, refuse unknown ones, and take a bank out of `model_kwargs`."""
-        if not isinstance(values, Mapping):
-            return values  # pydantic refuses it
-        values = renamed(values)
-        refuse_unknown(values, [*cls.model_fields])
-        if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
-            return values
-        bank, kwargs = one_bank(values.get("bank"), kwargs)
-        return {**values, "bank": bank, "model_kwargs": kwargs}
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.seed)
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """A copy shares the engine, a memory that is kept, the datastore, and the bank."""
@@ -253,13 +192,13 @@ class Memograft(FunctionCalling):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation. `documents=`, `memory=`, `datastore=` and every setting can be given by call."""
         call = self._call(messages, kwargs)
-        return call.response(call.engine.answer(call.request))
+        return call.response(call.answer())
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking; concurrent calls run as mixed batches."""
         call = await self._acall(messages, kwargs)
-        return call.response(await call.engine.aanswer(call.request))
+        return call.response(await call.aanswer())
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -275,13 +214,13 @@ class Memograft(FunctionCalling):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer one text, as the user of a conversation says it."""
         call = self._call(self._asked(prompt, formatted), kwargs)
-        return completion_response(call.engine.answer(call.request), self.model)
+        return completion_response(call.answer(), self.model)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete` without blocking."""
         call = await self._acall(self._asked(prompt, formatted), kwargs)
-        return completion_response(await call.engine.aanswer(call.request), self.model)
+        return completion_response(await call.aanswer(), self.model)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:

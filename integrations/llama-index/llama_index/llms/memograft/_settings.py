@@ -1,0 +1,126 @@
+"""The settings of `Memograft`, and what is checked of them before a model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, Self
+
+from llama_index.core.bridge.pydantic import (
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from llama_index.llms.memograft import _datastores
+from llama_index.llms.memograft._calls import DEFAULT_MEMORY, checked_retries, refuse_unknown, renamed
+from llama_index.llms.memograft._function_calling import FunctionCalling
+from memograft.memory.bank import place_of
+from memograft.request import Sampling
+from memograft.shared import one_bank
+
+__all__ = ["Settings"]
+
+
+class Settings(FunctionCalling):
+    """Fields of `Memograft`, which documents them; they have ChatMemograft's names. Unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
+    memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
+    datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
+    bank: Any = Field(default=None, description="Keeps what is memorized: a folder, a memograft.Bank, or None.")
+    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
+    temperature: float = Field(default=0.0, description="0 is greedy.")
+    top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
+    top_k: int | None = Field(default=None, description="Number of likeliest tokens to choose from.")
+    min_p: float = Field(default=0.0, description="Least probability of a token, as a share of the likeliest one's.")
+    repetition_penalty: float | None = Field(default=None, description="Above 1, tokens said already are less likely.")
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="Token id -> what is added to its logit.")
+    seed: int | None = Field(default=None, description="Makes sampled answers repeatable.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end an answer.")
+    timeout: float | None = Field(default=None, description="Seconds after which a request is given up.")
+    max_retries: int = Field(default=0, description="How often a request that timed out is tried again.")
+    overflow: Literal["error", "drop", "truncate"] = Field(default="error", description="For prompts too long.")
+    logprobs: int | None = Field(default=None, description="Likeliest tokens to report beside each chosen one.")
+    context_delimiters: tuple[str, str] | None = Field(default=None, description="What stands around documents.")
+    context_window: int | None = Field(default=None, description="What LlamaIndex packs its prompts for.")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="How the model is loaded.")
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False, description="Not used.")
+    base_url: str | None = Field(default=None, description="Not used.")
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, value: Any) -> Any:
+        """Settings that were serialized are settings again."""
+        if isinstance(value, Mapping):
+            from memograft import Memory
+
+            return Memory.from_json({"kind": "fastmem", **value})
+        if isinstance(value, str | bool | int) and value != DEFAULT_MEMORY:
+            raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
+        return value
+
+    @field_validator("datastore", mode="before")
+    @classmethod
+    def _datastore(cls, value: Any) -> Any:
+        return _datastores.checked(value)
+
+    @field_serializer("datastore")
+    def _plain_datastore(self, value: Any) -> Any:
+        return _datastores.described(value)
+
+    @field_serializer("bank")
+    def _plain_bank(self, value: Any) -> str | None:
+        return place_of(value)
+
+    @field_validator("context_delimiters")
+    @classmethod
+    def _delimiters(cls, value: tuple[str, str] | None) -> tuple[str, str] | None:
+        if value is not None and not all(value):
+            raise ValueError(f"`context_delimiters` must be two strings that are not empty, or None, got {value!r}")
+        return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_serializer("memory")
+    def _plain_memory(self, value: Any) -> Any:
+        """Settings as a mapping; a handle, which is weights, by its id."""
+        if hasattr(value, "adapter") and hasattr(value, "id"):
+            return value.id
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Take the names of ChatMemograft, too, refuse unknown ones, and take a bank out of `model_kwargs`."""
+        if not isinstance(values, Mapping):
+            return values  # pydantic refuses it
+        values = renamed(values)
+        refuse_unknown(values, [*cls.model_fields, "engine"])
+        if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
+            return values
+        bank, kwargs = one_bank(values.get("bank"), kwargs)
+        return {**values, "bank": bank, "model_kwargs": kwargs}
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        Sampling(
+            max_new_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            stop=self.stop,
+            seed=self.seed,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias,
+        )
+        checked_retries(self.max_retries)
+        return self

@@ -1,0 +1,82 @@
+"""Where an answer and a text say the same, and where they part: compared word by word, within one sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memograft.prompt.words import WORD
+
+__all__ = ["Parting", "Words", "contains", "parting", "sentences"]
+
+_SENTENCE_END = re.compile(r"[.!?\u2026]+(?=\W*(?:\s|$))|[\u3002\uff01\uff1f]+|\n+")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a sentence.
+
+    Attributes:
+        words: in lower case.
+        places: of each word in the text, (start, end) in characters.
+    """
+
+    words: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def within(self, start: int, end: int) -> range:
+        """The numbers of the words that stand wholly in text[start:end]."""
+        inside = [n for n, (first, last) in enumerate(self.places) if start <= first and last <= end]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Where a sentence goes on in other words than a text.
+
+    Attributes:
+        at: number of the sentence's first word that differs.
+        otherwise: what the text says instead, to the end of its sentence.
+    """
+
+    at: int
+    otherwise: str
+
+
+def sentences(text: str) -> Iterator[Words]:
+    """The sentences of a text that have words."""
+    start = 0
+    for end in [match.end() for match in _SENTENCE_END.finditer(text)] + [len(text)]:
+        places = tuple(match.span() for match in WORD.finditer(text, start, end))
+        if places:
+            yield Words(tuple(text[a:b].lower() for a, b in places), places)
+        start = end
+
+
+def parting(sentence: Words, first: int, text: str) -> Parting | None:
+    """Where `sentence`, from its word number `first` on, and the text part; both must go on.
+
+    The text may hold the beginning several times: what counts is where it follows the sentence longest. None where it
+    follows to the end of one of the two, or does not hold the first word.
+    """
+    wanted = sentence.words[first:]
+    longest, otherwise = 0, ""
+    for own in sentences(text):
+        for n, word in enumerate(own.words):
+            if not wanted or word != wanted[0]:
+                continue
+            rest = own.words[n:]
+            same = next((k for k, pair in enumerate(zip(wanted, rest, strict=False)) if pair[0] != pair[1]), None)
+            if same is None:
+                return None
+            if same > longest:
+                longest = same
+                otherwise = text[own.places[n + same][0] : own.places[-1][1]]
+    return Parting(first + longest, otherwise) if longest else None
+
+
+def contains(text: str, words: tuple[str, ...]) -> bool:
+    """Whether a sentence of the text has these words, one after the other."""
+    size = len(words)
+    return any(own.words[n : n + size] == words for own in sentences(text) for n in range(len(own.words) - size + 1))

@@ -1,0 +1,110 @@
+"""`memograft ask` and its options. Importing this loads neither torch nor FAISS; running it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memograft.cli.console import reporting
+from memograft.cli.options import (
+    STORE,
+    ConflictsOption,
+    ContrastOption,
+    DeviceOption,
+    GateOption,
+    JsonOption,
+    ModelOption,
+    RankOption,
+    RateOption,
+    RelevanceOption,
+    SettingsOption,
+    StepsOption,
+)
+
+__all__ = ["ask"]
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question.")],
+    store: Annotated[
+        Path | None, typer.Option(help=f"Folder of the vector store; left out, {STORE}.", show_default=False)
+    ] = None,
+    model: ModelOption = "tiny",
+    k: Annotated[int, typer.Option("-k", min=0, help="Passages to retrieve; 0 for an answer without any.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Only the plain answer.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Only the memorized answer.")] = False,
+    memory_folder: Annotated[
+        Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
+    ] = None,
+    datastore: Annotated[
+        Path | None, typer.Option(help="Steer the answers with this folder of `memograft datastore build`.")
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Of the datastore against the model; left out, 0.3, which decides close calls."
+        ),
+    ] = None,
+    relevance: RelevanceOption = None,
+    conflicts: ConflictsOption = None,
+    gate: GateOption = None,
+    contrast: ContrastOption = None,
+    steps: StepsOption = None,
+    learning_rate: RateOption = None,
+    rank: RankOption = None,
+    settings: SettingsOption = None,
+    device: DeviceOption = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 0.0,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample no token below this share of the likeliest one's probability.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, words said before become less likely; left out, the model's own.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page that shows what each answer came from, and what was memorized.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the store, plainly and with the documents memorized."""
+    if stream and as_json:
+        raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
+    if weight is not None and not datastore:
+        raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
+    given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
+    given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
+    chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]
+    if memory_folder and (named := [f"--{n.replace('_', '-')}" for n in chosen]):
+        raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
+    ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
+    with reporting(as_json) as result:
+        from memograft.cli.ask import ask as run
+        from memograft.cli.models import fast_mem
+
+        result |= run(
+            question,
+            model=model,
+            store=store,
+            k=k,
+            memory=fast_mem(settings, **given),
+            memory_folder=memory_folder,
+            datastore=datastore,
+            weight=weight,
+            ways=ways,
+            device=device,
+            sampling={
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "seed": seed,
+            },
+            stream=stream,
+            html=html,
+            quiet=as_json,
+        )
