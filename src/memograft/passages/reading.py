@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ SUFFIXES = frozenset({".txt", ".pdf", ".docx"}) | _MARKDOWN | _HTML
 _BLOCKS = "address article blockquote dd div dt figcaption footer h1 h2 h3 h4 h5 h6 header li p pre section tr"
 _UNSEEN = "script style template noscript head svg nav"
 _TITLE_LENGTH = 120
-_HEADING = re.compile(r"\n#{1,6} ")
-_CUTS = [re.compile(cut) for cut in (r"\n\n", r"\n", r"(?<=[.!?])\s", r"\s")]  # paragraphs, lines, sentences, words
 
 
 @dataclass(frozen=True)
@@ -201,46 +197,9 @@ def split(text: str, chunk_size: int = 600, overlap: int = 60, *, markdown: bool
             f"`chunk_size` must be at least 1 and more than `overlap`, got {chunk_size} and {overlap}; "
             "600 and 60 are usual"
         )
-    if len(text) <= chunk_size:
-        return [text] if text.strip() else []
-    cuts = ([_HEADING] if markdown else []) + _CUTS
-    return [stripped for chunk in _chunks(text, chunk_size, overlap, cuts) if (stripped := chunk.strip())]
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-
-def _chunks(text: str, size: int, overlap: int, cuts: Sequence[re.Pattern[str]]) -> list[str]:
-    """The text in chunks of at most `size` characters; a part that is longer is cut at the next of `cuts`."""
-    if len(text) <= size:
-        return [text]
-    chunks: list[str] = []
-    small: list[str] = []  # parts that may share a chunk
-    for part in _parts(text, cuts[0]) if cuts else text:
-        if len(part) <= size:
-            small.append(part)
-            continue
-        chunks += _packed(small, size, overlap) + _chunks(part, size, overlap, cuts[1:])
-        small = []
-    return chunks + _packed(small, size, overlap)
-
-
-def _parts(text: str, cut: re.Pattern[str]) -> list[str]:
-    """The text, cut before each match."""
-    places = [0, *(match.start() for match in cut.finditer(text) if match.start()), len(text)]
-    return [text[start:end] for start, end in pairwise(places)]
-
-
-def _packed(parts: Iterable[str], size: int, overlap: int) -> list[str]:
-    """As many parts as fit into each chunk; a chunk begins with the last ones of the one before, up to the overlap."""
-    chunks: list[str] = []
-    chunk: deque[str] = deque()
-    length = 0
-    for part in parts:
-        if chunk and length + len(part) > size:
-            chunks.append("".join(chunk))
-            while chunk and (length > overlap or length + len(part) > size):
-                length -= len(chunk.popleft())
-        chunk.append(part)
-        length += len(part)
-    return [*chunks, "".join(chunk)] if chunk else chunks
+    return (MarkdownSplitter if markdown else TextSplitter)(chunk_size, overlap=overlap).chunks(text)
 
 
 def _library(module: str, name: str) -> Any:
