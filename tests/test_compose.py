@@ -51,7 +51,9 @@ def test_it_equals_the_naive_one(family: str, adapter: str, tokenizer: Any) -> N
         twins = []
         for document in real.documents:
             text = builder.build([{"role": "user", "content": "?"}], [document])
-            settings = {"lr": 0.01, "steps": 3, "beta": 0.1, "decay": 0.0}
+            assert builder.turn_end is not None
+            ends = [(text.spans[0][1] - 1, builder.turn_end)]
+            settings = {"lr": 0.01, "steps": 3, "beta": 0.1, "decay": 0.0, "ends": ends}
             if adapter == "full":
                 twins.append(fastmem.full(model, names, text.ids, text.context, **settings)[0])
             else:

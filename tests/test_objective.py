@@ -51,7 +51,8 @@ def changed(objective: Objective, deltas: dict[str, tuple[Tensor, Tensor]], data
     """(loss, KL), (exact losses, exact KL) of an objective with these changes."""
     spread = {n: (data.blocks.spread(a), data.blocks.spread(b)) for n, (a, b) in deltas.items()}
     with torch.no_grad(), applied(parts, spread):
-        return objective.loss(), objective.exact()
+        losses, kl = objective.exact()
+        return objective.loss(), (losses, torch.stack([kl[own].mean() for own in data.slices]))
 
 
 def change(parts: Backbone, count: int, size: float = 0.3) -> dict[str, tuple[Tensor, Tensor]]:

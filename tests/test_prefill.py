@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -220,3 +221,23 @@ def test_gather_ends_with_the_last_document_and_leaves_decoding_a_token() -> Non
     last = PromptBuilder(make("bpe", "{{ messages[0]['content'] }}{% for d in documents %}{{ d.text }}{% endfor %}"))
     prompt = last.build([{"role": "user", "content": "Who?"}], [Document("one")])
     assert gather(prompt) == prompt.ids[:-1]
+
+
+def test_the_end_of_each_document_is_a_row_of_its_own() -> None:
+    parts, builder = backbone("llama"), PromptBuilder(make("bpe"))
+    prompt = builder.build([{"role": "user", "content": "Who?"}], [Document("red"), Document(""), Document("two men")])
+    filled = prefill(parts, [prompt.ids], pad_id=0)
+    plain, ended = (context_rows(filled, 0, prompt, end) for end in (None, 2))
+    assert ended.targets.tolist() == [*plain.targets.tolist(), 2, 2]
+    assert (plain.ends, ended.ends) == ((0,), (2,))
+    lasts = [end - 1 for start, end in prompt.spans if end > start]
+    assert torch.equal(ended.x[-2:], filled.x[0, lasts])
+    both = merge([plain, ended, ended])
+    assert [(s.start, s.stop) for s in both.texts] == [
+        (0, len(plain.targets)),
+        (len(plain.targets), 2 * len(plain.targets)),
+        (2 * len(plain.targets) + 2, 3 * len(plain.targets) + 2),
+    ]
+    assert both.single(1).ends == (2,)
+    cut = replace(prompt, ids=prompt.ids[: prompt.spans[-1][1]])  # decoding runs the last token
+    assert context_rows(prefill(parts, [cut.ids], 0), 0, cut, 2).ends == (1,)

@@ -351,3 +351,15 @@ def test_a_real_tokenizer(gpt2: GPT2TokenizerFast) -> None:
     prompt = of.build(QUESTION, docs(*texts))
     assert [span_text(of, prompt, n).strip() for n in (0, 1)] == texts
     assert prompt.ids.count(gpt2.eos_token_id) == 1  # the BOS
+
+
+def test_the_end_of_a_turn_is_the_templates_else_the_tokenizers() -> None:
+    def of(template: str | None) -> str | None:
+        tokenizer = make("bpe", template) if template is not None else make("bpe")
+        end = PromptBuilder(tokenizer).turn_end
+        return None if end is None else str(tokenizer.convert_ids_to_tokens(end))
+
+    assert of(None) == "</s>"
+    refuses = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    assert of(refuses + "{{ messages[0]['content'] }}") == "</s>"
+    assert of("{% for m in messages %}{{ m['content'] }}<|system|>{% endfor %}") == "<|system|>"

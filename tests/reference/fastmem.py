@@ -25,19 +25,25 @@ def _train(
     lr: float,
     beta: float,
     decay: float,
+    ends: Sequence[tuple[int, int]] = (),
 ) -> Trained:
-    """Fit `leaves` so that the tokens at the positions `context` of `ids` are predicted; section 3 of the paper."""
-    tokens, places = torch.tensor([list(ids)]), torch.tensor(context)
+    """Fit `leaves` so that the tokens at the positions `context` of `ids` are predicted; section 3 of the paper.
+
+    `ends`: (position, token), each a token to be predicted at that position although another one follows.
+    """
+    tokens, count = torch.tensor([list(ids)]), len(context)
+    places = torch.tensor([*(t - 1 for t in context), *(position for position, _ in ends)])
+    targets = torch.tensor([*(ids[t] for t in context), *(token for _, token in ends)])
 
     def logp() -> Tensor:
-        return F.log_softmax(model(input_ids=tokens, use_cache=False).logits[0, places - 1].float(), -1)
+        return F.log_softmax(model(input_ids=tokens, use_cache=False).logits[0, places].float(), -1)
 
     base = logp().detach()
     optimiser = torch.optim.AdamW(leaves, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
     losses = []
     for _ in range(steps):
         now = logp()
-        ce = F.nll_loss(now, tokens[0, places])
+        ce = F.nll_loss(now, targets)
         kl = F.kl_div(now, base, log_target=True, reduction="batchmean")
         loss = ce + beta * kl
         optimiser.zero_grad()
@@ -46,9 +52,9 @@ def _train(
         optimiser.step()
         losses.append(float(loss.detach()))
     with torch.no_grad():
-        now = logp()
-        per_token = F.nll_loss(now, tokens[0, places], reduction="none")
-        return model, losses, per_token, float(F.kl_div(now, base, log_target=True, reduction="batchmean"))
+        now = logp()[:count]
+        per_token = F.nll_loss(now, targets[:count], reduction="none")
+        return model, losses, per_token, float(F.kl_div(now, base[:count], log_target=True, reduction="batchmean"))
 
 
 def full(

@@ -182,6 +182,17 @@ class PromptBuilder:
             end = next((n + 1 for n in range(end, len(ids)) if ids[n] in control), end)
         return Prompt(tuple(ids), ((start, end),), tuple(documents))
 
+    @cached_property
+    def turn_end(self) -> int | None:
+        """The token behind an assistant's answer in the template, else the tokenizer's EOS; None without both."""
+        eos: int | None = self.tokenizer.eos_token_id
+        try:
+            turn = self.as_assistant([Document("a")])
+        except SettingsError:  # no conversation may begin with the assistant
+            return eos
+        last = turn.ids[turn.spans[0][1] - 1]
+        return last if last in self._control.values() else eos
+
     def cut(self, text: str, tokens: int) -> str:
         """`text` without its last `tokens` tokens (at least one) and without trailing whitespace."""
         text = clean(text)

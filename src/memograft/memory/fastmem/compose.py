@@ -81,7 +81,7 @@ def _parts(model: Model, row: Wanted, selection: Selection) -> list[Context | No
     memory, parts = replace(row.memory, compose=False), list[Context | None]()
     for document in selection.about.documents:
         prompt = model.prompts.build([{"role": "user", "content": "?"}], [document])
-        prompt = replace(prompt, ids=prompt.ids[: prompt.spans[0][1]])  # later tokens do not matter
+        prompt = replace(prompt, ids=prompt.ids[: prompt.spans[0][1] + 1])  # later tokens do not matter
         some = len(prompt.context) > 1
         parts.append(Context.of(model, prompt, memory, memory.training) if some else None)
     return parts

@@ -84,12 +84,14 @@ def memories(model: Model, contexts: Iterable[Context], filled: Prefill, task: T
 def rows_of(model: Model, contexts: Sequence[Context], filled: Prefill) -> TrainingRows:
     """Training rows of all contexts, in order. Contexts that are not in `filled` are prefilled here, in one pass."""
     apart = [context.prompt.ids for context in contexts if context.row is None]
+    training = contexts[0].training
+    end = model.prompts.turn_end if training.end and training.template == "prompt" else None
     own, places = prefill(model.backbone, apart, model.pad_id) if apart else filled, iter(range(len(apart)))
     return merge(
         [
-            context_rows(own, next(places), context.prompt)
+            context_rows(own, next(places), context.prompt, end)
             if context.row is None
-            else context_rows(filled, context.row, context.prompt)
+            else context_rows(filled, context.row, context.prompt, end)
             for context in contexts
         ]
     )

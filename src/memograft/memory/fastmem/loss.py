@@ -63,10 +63,9 @@ class Objective:
 
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
-        """With the active adapter, over the whole vocabulary: loss per row (N,) and mean KL (B,)."""
+        """With the active adapter, over the whole vocabulary: loss and KL of each row, (N,) both."""
         hidden = self._hidden_of(self._x, self._residual)[self._blocks.real]
-        losses, kl = memorized_losses(self._backbone, self._hidden, hidden, self._exact, self._rows)
-        return losses, self._mean(kl)
+        return memorized_losses(self._backbone, self._hidden, hidden, self._exact, self._rows)
 
     def _full(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """CE and KL of each row, (N,) both, over the whole vocabulary, from the input to the head (N, D)."""

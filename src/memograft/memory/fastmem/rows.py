@@ -28,22 +28,31 @@ class TrainingRows:
         residual: residual stream that the FFN's output is added to (N, D).
         targets: the context tokens (N,).
         lengths: rows of each context (B).
+        ends: how many of a context's rows, its last ones, predict the end of a turn instead of a context token (B);
+            left out, none.
     """
 
     x: Tensor
     residual: Tensor
     targets: Tensor
     lengths: tuple[int, ...]
+    ends: tuple[int, ...] = ()
 
     @property
     def slices(self) -> list[slice]:
         """The rows of each context (B)."""
         return [slice(end - length, end) for length, end in zip(self.lengths, accumulate(self.lengths), strict=True)]
 
+    @property
+    def texts(self) -> list[slice]:
+        """The rows of each context that predict a context token (B)."""
+        ends = self.ends or (0,) * len(self.lengths)
+        return [slice(own.start, own.stop - end) for own, end in zip(self.slices, ends, strict=True)]
+
     def single(self, context: int) -> TrainingRows:
         """The rows of one context."""
-        own = self.slices[context]
-        return TrainingRows(self.x[own], self.residual[own], self.targets[own], (self.lengths[context],))
+        own, ends = self.slices[context], self.ends[context : context + 1]
+        return TrainingRows(self.x[own], self.residual[own], self.targets[own], (self.lengths[context],), ends)
 
     @cached_property
     def blocks(self) -> Blocks:
@@ -89,12 +98,20 @@ class Blocks:
         return per_context if self.context is None else per_context[self.context]
 
 
-def context_rows(filled: Prefill, row: int, prompt: Prompt) -> TrainingRows:
-    """The rows of one prompt that predict its context tokens, each one position before its token."""
+def context_rows(filled: Prefill, row: int, prompt: Prompt, end: int | None = None) -> TrainingRows:
+    """The rows of one prompt that predict its context tokens, each one position before its token. One context.
+
+    With `end`, a token id, also the rows of each document's last token, which are to predict that token.
+    """
     device = filled.x.device  # with a device map, not the device of the token ids
-    before = filled.columns(row, [t - 1 for t in prompt.context]).to(device)
+    # The prompt's last token is run by decoding.
+    lasts = [stop - 1 for start, stop in prompt.spans if start < stop < len(prompt.ids)] if end is not None else []
+    before = filled.columns(row, [*(t - 1 for t in prompt.context), *lasts]).to(device)
     targets = filled.ids[row, filled.columns(row, prompt.context)].to(device)
-    return TrainingRows(filled.x[row, before].detach(), filled.residual[row, before].detach(), targets, (len(before),))
+    if end is not None:
+        targets = torch.cat([targets, targets.new_full((len(lasts),), end)])
+    x, residual = filled.x[row, before].detach(), filled.residual[row, before].detach()
+    return TrainingRows(x, residual, targets, (len(before),), (len(lasts),))
 
 
 def merge(parts: Sequence[TrainingRows]) -> TrainingRows:
@@ -104,6 +121,7 @@ def merge(parts: Sequence[TrainingRows]) -> TrainingRows:
         torch.cat([p.residual for p in parts]),
         torch.cat([p.targets for p in parts]),
         tuple(length for p in parts for length in p.lengths),
+        tuple(end for p in parts for end in p.ends or (0,) * len(p.lengths)),
     )
 
 

@@ -42,6 +42,7 @@ class Training:
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     seed: int = 0
+    end: bool = True
     compose: bool = False
 
     def _check_training(self) -> None:
@@ -64,6 +65,7 @@ class Training:
             raise SettingsError(f"`shortlist` must be at least 2 tokens, or None for all, got {self.shortlist!r}")
         if not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
             raise SettingsError(f"`seed` must be a whole number, got {self.seed!r}")
+        _boolean(self, "end")
         _boolean(self, "compose")
 
     @property

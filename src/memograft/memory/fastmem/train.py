@@ -109,12 +109,12 @@ def judged(
         after, kl = objective.exact()
     seconds = time.perf_counter() - started
     results: list[Made] = []
-    for n, (own, adapter) in enumerate(zip(rows.slices, weights.adapters(), strict=True)):
+    for n, (own, adapter) in enumerate(zip(rows.texts, weights.adapters(), strict=True)):
         report = MemoryReport.of(
             before=objective.before[own].tolist(),
             after=after[own].tolist(),
             tokens=rows.targets[own].tolist(),
-            kl=float(kl[n]),
+            kl=float(kl[own].mean()),
             losses=losses[n],
             seconds=seconds,
             settings=asdict(settings),
