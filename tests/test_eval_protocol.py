@@ -86,6 +86,6 @@ def test_a_file_of_ones_own_is_asked_whole_and_in_its_order(tmp_path: Path) -> N
     paper = read(path, protocol="paper").items[0]
     assert (paper.question, paper.query) == (PROTOCOLS["paper"].wrap("who mends clock 0"), "who mends clock 0")
     with pytest.raises(
-        SettingsError, match=r"`context` is for public sets, got \['agrees'\] for .*mine\.jsonl, which say"
+        SettingsError, match=r"`context` is for public sets, got \['agrees'\] for .*mine\.jsonl, which has"
     ):
         read(path, contexts=["agrees"])
