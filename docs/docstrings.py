@@ -1,6 +1,6 @@
-"""An extension of griffe, which reads the docstrings for the site: it takes the heading "Example:" for "Examples:".
+"""An extension of griffe, which reads the docstrings for the site: it renames the heading "Example:" to "Examples:".
 
-griffe only renders the second as code that is run with its output; the first is Python's most common spelling.
+griffe renders doctest code as code only under "Examples:"; the docstrings use the more common "Example:".
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import griffe
 
 
 class ExampleSections(griffe.Extension):
-    """Renames the sections of every docstring that is read."""
+    """Renames the sections of every docstring."""
 
     def on_object(self, *, obj: griffe.Object, **_others: Any) -> None:
-        """Called for each object, once its members are there."""
+        """Rename the section of one object, after its members were read."""
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)

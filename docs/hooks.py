@@ -1,7 +1,7 @@
-"""Hooks of the site (mkdocs.yml): pages made of files outside docs/, links between them, and the commands' reference.
+"""Hooks of the site (mkdocs.yml): pages from files outside docs/, links between pages, and the reference of the commands.
 
-A link in a file is relative to that file, so that it works on a code host as well. On the site it becomes a link to
-the page made of its target, or to the file in the repository where there is no such page.
+A link in a file is relative to that file, so it also works on GitHub. On the site it becomes a link to the page of its
+target or, if the target has no page, to the file in the repository.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAGES = {  # file in the repository -> page of the site
     "integrations/llama-index/README.md": "llama-index.md",
     "src/memograft/models/tiny/README.md": "tiny.md",
 }
-ELSEWHERE = {"README.md": "index.md", "docs": "index.md"}  # what has no page of its own
+ELSEWHERE = {"README.md": "index.md", "docs": "index.md"}  # targets without a page of their own
 LINK = re.compile(r"(\]\()(?!https?:|#|mailto:)([^)#\s]+)((?:#[^)\s]*)?\))")
 COMMANDS = "<!-- commands -->"
 
@@ -41,7 +41,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into links between pages, and fill the page of the commands."""
+    """Turn links between files into links between pages, and insert the reference of the commands."""
     there = page.file.src_uri
     source = next((file for file, name in PAGES.items() if name == there), f"docs/{there}")
 
@@ -51,7 +51,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         if name != target and files.get_file_from_path(name):
             return match[1] + os.path.relpath(name, os.path.dirname(there) or ".") + match[3]
         if not (ROOT / target).exists():
-            return match[0]  # mkdocs reports it
+            return match[0]  # mkdocs reports the broken link
         return match[1] + config.extra["source"] + target + match[3]
 
     markdown = LINK.sub(linked, markdown)
@@ -61,7 +61,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
 
 def _body(text: str) -> str:
-    """Without the front matter of a model card."""
+    """Remove the front matter of a model card."""
     return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S)
 
 
@@ -74,12 +74,12 @@ def _commands() -> Iterator[str]:
 
 
 def _command(command: Any, name: str) -> Iterator[str]:
-    """A heading, the help text and a table of arguments and options; then the same for each subcommand."""
+    """Yield a heading, the help text and a table of arguments and options; then the same for each subcommand."""
     inner = getattr(command, "commands", {})
     if " " in name:
         yield f"\n{'##' if name.count(' ') == 1 else '###'} {name}\n\n{command.help}\n"
     if not inner:
-        yield "| argument or option | default | |\n|---|---|---|"
+        yield "| argument or option | default | meaning |\n|---|---|---|"
         for parameter in command.params:
             default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
             shown = "" if default is None or default is False else f"`{default}`"

@@ -61,7 +61,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
         weight_decay: of AdamW (the paper's code: 0.01).
         clip_norm: largest norm of a gradient (the paper's code: 1.0); None does not clip.
         seed: of the random LoRA factor A.
-        end: also memorize that each document ends, with the token that ends an assistant's turn. The paper memorizes the
+        end: also memorize that each document ends, with the token that ends a turn. The paper memorizes the
             text as such a turn, end included. Without it fewer answers end: a document in a prompt shows no end.
         compose: memorize each document by itself and average these memories; see `memograft.memory.fastmem.compose`.
             With a bank, a document is trained once, whatever documents it is retrieved with. Answers that need several
