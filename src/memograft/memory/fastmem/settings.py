@@ -18,7 +18,7 @@ __all__ = ["AUTOMATIC", "Selecting", "Speaking", "Training"]
 # of NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): beyond this small KL, the model only recites more. `max_kl` is
 # four times the target; it matters for memories without a target.
 AUTOMATIC: Mapping[str, Any] = {
-    "learning_rate": 1e-3,
+    "learning_rate": 3e-3,
     "target_kl": 0.25,
     "relevance": AUTO,
     "shortlist": 1024,
@@ -30,7 +30,7 @@ AUTOMATIC: Mapping[str, Any] = {
 class Training:
     """Settings that, together with the model and the context, determine the weights."""
 
-    steps: int = 10
+    steps: int = 4
     learning_rate: float | Literal["auto"] = "auto"
     kl_weight: float = 0.1
     target_kl: float | Literal["auto"] | None = "auto"
