@@ -180,7 +180,7 @@ def test_ask_answers_one_way(store, model, flag, key):
 
 def test_ask_for_people(store, model):
     output = run(*ASK, "--store", store, "--model", model, "--relevance", "none").stdout
-    for word in ("plain", "memorized", "velmora.md#0", "score", "3 of 3 documents", "loss", "10 steps"):
+    for word in ("plain", "memorized", "velmora.md#0", "score", "3 of 3 documents", "loss", "4 steps"):
         assert word in output
 
 

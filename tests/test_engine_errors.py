@@ -92,7 +92,7 @@ def test_no_room_to_memorize_costs_the_memory_not_the_answer(
     real = fastmem.memorize
 
     def tight(backbone: Any, rows: Any, settings: FastMem, **options: Any) -> Any:
-        if len(rows.mask) > 1 or rows.mask.shape[1] > 30:
+        if len(rows.lengths) > 1 or rows.lengths[0] > 30:
             raise torch.OutOfMemoryError("no room to memorize")
         return real(backbone, rows, settings, **options)
 

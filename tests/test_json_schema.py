@@ -111,7 +111,7 @@ def test_streamed_and_memorized(engine: Engine) -> None:
     jsonschema.validate(json.loads(text), PERSON)
     assert stream.answer is not None
     assert stream.answer.memory is not None
-    assert stream.answer.memory.steps == 10
+    assert stream.answer.memory.steps == 4
 
 
 def test_a_batch_that_fails_is_tried_again_from_the_start(engine: Engine) -> None:

@@ -73,7 +73,7 @@ def test_what_a_model_brings_is_looked_for_beside_its_weights(tmp_path: Path) ->
     model_config.write(tmp_path, {"steps": 3})
     assert model_config.of_model(tmp_path, BUNDLED) == {"steps": 3}
     assert model_config.of_model(str(tmp_path / "model.gguf"), BUNDLED) == {"steps": 3}
-    own = {"learning_rate": 4e-3, "target_kl": None, "max_kl": 10.0, "shortlist": None}
+    own = {"learning_rate": 1e-2, "target_kl": None, "max_kl": 10.0, "shortlist": None}
     assert model_config.of_model("tiny", BUNDLED) == own
     assert model_config.of_model("nobody/nothing", BUNDLED, local_files_only=True) == {}
 

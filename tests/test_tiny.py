@@ -84,12 +84,7 @@ def test_the_page_of_the_method_shows_all_of_them(name: str) -> None:
 
 
 def test_the_results_were_measured_with_the_defaults_of_today(tiny: Engine) -> None:
-    then = dict(on_record(TODAY)["default"])
-    constants = {"targets": "all", "betas": [0.9, 0.999], "eps": 1e-8}  # former settings, see CHANGELOG
-    assert constants == {name: then.pop(name) for name in constants}
-    since = {"compose": False}  # later settings, with the values that match the record
-    assert then | since == asdict(tiny.defaults)
-    assert not then.keys() & since.keys()
+    assert on_record(TODAY)["default"] == asdict(tiny.defaults)
 
 
 def test_the_default_is_worth_it_and_costs_next_to_nothing() -> None:

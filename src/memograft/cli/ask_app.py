@@ -75,7 +75,7 @@ def ask(
     if stream and as_json:
         raise typer.BadParameter("a stream is not one JSON object; leave --stream or --json out")
     if weight is not None and not datastore:
-        raise typer.BadParameter("--weight is that of a datastore, and none was named; add --datastore FOLDER")
+        raise typer.BadParameter("--weight needs a datastore, got none; add --datastore FOLDER")
     given = {"relevance": relevance, "conflicts": conflicts, "gate": gate, "contrast": contrast}
     given |= {"steps": steps, "learning_rate": learning_rate, "rank": rank}
     chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]

@@ -11,6 +11,7 @@ import copy
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -178,20 +179,17 @@ class PromptBuilder:
         ids, offsets = self._encode(text, places)
         start, end = token_span(offsets, places[context][-1])
         if end > 0:
-            control = set(self._control.values())
-            end = next((n + 1 for n in range(end, len(ids)) if ids[n] in control), end)
+            end = next((n + 1 for n in range(end, len(ids)) if ids[n] in self._control.values()), end)
         return Prompt(tuple(ids), ((start, end),), tuple(documents))
 
     @cached_property
     def turn_end(self) -> int | None:
         """The token behind an assistant's answer in the template, else the tokenizer's EOS; None without both."""
-        eos: int | None = self.tokenizer.eos_token_id
-        try:
+        with suppress(SettingsError):  # raised by templates in which an assistant cannot be first
             turn = self.as_assistant([Document("a")])
-        except SettingsError:  # no conversation may begin with the assistant
-            return eos
-        last = turn.ids[turn.spans[0][1] - 1]
-        return last if last in self._control.values() else eos
+            if (last := turn.ids[turn.spans[0][1] - 1]) in self._control.values():
+                return last
+        return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
 
     def cut(self, text: str, tokens: int) -> str:
         """`text` without its last `tokens` tokens (at least one) and without trailing whitespace."""
