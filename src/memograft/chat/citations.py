@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memograft.chat.documents import json_like
 from memograft.request import Answer, Source
 
-__all__ = ["citations_of", "excerpt", "references_of"]
+__all__ = ["citations_of", "excerpt", "references_of", "title_of"]
 
 _EXCERPT = 300  # characters of a source
 
@@ -38,6 +40,15 @@ def excerpt(text: str, stretch: str) -> str:
     """A source's text or, of a long one, what stands around the stretch; 300 characters at most."""
     start = min(max(text.find(stretch) - _EXCERPT // 2, 0), max(len(text) - _EXCERPT, 0))
     return text[start : start + _EXCERPT]
+
+
+def title_of(source: Mapping[str, object]) -> str:
+    """What to call the `source` of a citation: its title, else the beginning of its prompt, else its id."""
+    metadata = source["metadata"]
+    title = metadata.get("title") if isinstance(metadata, Mapping) else None
+    if isinstance(title, str) and title:
+        return title
+    return excerpt(str(source["prompt"]), "") or str(source["id"])
 
 
 def _about(source: Source) -> dict[str, object]:

@@ -32,8 +32,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.llms.memograft import _datastores, _prompts
 from llama_index.llms.memograft._calls import DEFAULT_MEMORY, OPTIONS, Call, memory_of, prepare, refuse_unknown, renamed
-from llama_index.llms.memograft._documents import to_documents
-from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
+from llama_index.llms.memograft._documents import some_documents
+from llama_index.llms.memograft._errors import ModelNotLoadedError, loud, named
 from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from llama_index.llms.memograft._responses import as_completion, completion_response
@@ -181,7 +181,7 @@ class Memograft(FunctionCalling):
         if not isinstance(values, Mapping):
             return values  # pydantic refuses it
         values = renamed(values)
-        refuse_unknown(values, [*cls.model_fields])
+        refuse_unknown(cls.__name__, values, cls.model_fields)
         if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
             return values
         bank, kwargs = one_bank(values.get("bank"), kwargs)
@@ -189,7 +189,8 @@ class Memograft(FunctionCalling):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.seed)
+        with named():
+            Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.seed)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -253,13 +254,13 @@ class Memograft(FunctionCalling):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation. `documents=`, `memory=`, `datastore=` and every setting can be given by call."""
         call = self._call(messages, kwargs)
-        return call.response(call.engine.answer(call.request))
+        return call.response(call.answer())
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking; concurrent calls run as mixed batches."""
         call = await self._acall(messages, kwargs)
-        return call.response(await call.engine.aanswer(call.request))
+        return call.response(await call.aanswer())
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -275,13 +276,13 @@ class Memograft(FunctionCalling):
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer one text, as the user of a conversation says it."""
         call = self._call(self._asked(prompt, formatted), kwargs)
-        return completion_response(call.engine.answer(call.request), self.model)
+        return completion_response(call.answer(), self.model)
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete` without blocking."""
         call = await self._acall(self._asked(prompt, formatted), kwargs)
-        return completion_response(await call.engine.aanswer(call.request), self.model)
+        return completion_response(await call.aanswer(), self.model)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
@@ -297,7 +298,7 @@ class Memograft(FunctionCalling):
 
     def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
         """Memorize nodes or documents once: pass the handle as `memory=` of later calls, or of the LLM."""
-        return self.engine.memorize(to_documents(documents), memory or self._settings())
+        return self.engine.memorize(some_documents(documents), memory or self._settings())
 
     async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
         """`memorize` without blocking."""
