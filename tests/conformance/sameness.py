@@ -12,7 +12,7 @@ import pytest
 from conformance.calling import WEATHER, WEATHER_CALL, WEATHER_TOOL
 from conformance.case import Case
 from conformance.front import Front, Message, Piece, Said, user
-from conformance.pages import DRENNIA, KNOWN, OTHER, PAGE, QUESTION, VELMORA
+from conformance.pages import DRENNIA, KNOWN, OTHER, OTHER_QUESTION, PAGE, QUESTION, VELMORA
 from conformance.reference import answered
 from memograft import Datastore, Document, Engine, FastMem, Rtd
 
@@ -36,6 +36,7 @@ WEATHER_ASKED: list[Message] = [
     },
     {"role": "tool", "tool_call_id": "c1", "content": "It's sunny."},
 ]
+ASKED = OTHER_QUESTION.rstrip("?")
 PAGES = [Document(PAGE, "p"), Document(OTHER, "o")]
 CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
     "question": (user(QUESTION), {}),
@@ -54,7 +55,10 @@ CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
     "about something else": (user("Who wrote Hamlet?"), {"documents": PAGES}),
     "empty and double": (user(QUESTION), {"documents": ["", PAGE, PAGE, Document(PAGE, "p")]}),
     "dropped": (user(QUESTION), {"documents": [PAGE, "The sea is blue. " * 400], "overflow": "drop"}),
-    "by its query": (user(f"Be brief and polite. {QUESTION}"), {"documents": PAGES, "query": QUESTION}),
+    "by its query": (  # nothing marks where the question within the message is
+        user(f"{ASKED} is what I want to know. Answer with whatever words come to mind, but be brief."),
+        {"documents": [OTHER], "memory": FastMem(relevance=-1), "query": ASKED},
+    ),
     "in the message": (
         [
             {
