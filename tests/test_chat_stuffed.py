@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
-from memograft.chat import Unstuffed, fields_of, split_context, unstuffed
+from memograft.chat import Unstuffed, fields_of, split_context, unmemorized, unstuffed, warn_of_context
 
 ASKING = (
     "Use the following pieces of context to answer the question at the end.\n\n{context}\n\nQuestion: {question}\n"
@@ -80,3 +82,17 @@ def test_packed_contexts() -> None:
     assert [d.text for d in split_context(" A.\n \n\nB\nb. ")] == ["A.", "B\nb."]
     assert [d.text for d in split_context("A.\nB\nb.\n\nC", by_line=True)] == ["A.", "B\nb.", "C"]
     assert split_context(" \n") == []
+
+
+def test_a_context_in_a_text_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmemorized, "_warned", False)
+    page = "The atlas of the southern seas was printed in Lisbon in the year 1712, and nobody has read it since then."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for text in ("", "What is the context: a word?", f"In what context was it said? {page}", f"{page} Context:"):
+            warn_of_context([text], "pass them")
+    with pytest.warns(UserWarning, match="hold documents as text, which are read and not memorized; pass them"):
+        warn_of_context(["Hm.", f"Use the context below:\n\n{page}"], "pass them")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_context([f"<context>{page}</context>"], "pass them")

@@ -118,5 +118,6 @@ def test_contributing_explains_each_addition_in_under_ten_lines() -> None:
         for part in parts
         if part.startswith("Adding ")
     }
-    assert list(adding) == ["Adding a model family", "Adding a memory", "Adding a processor", "Adding a data set"]
+    subjects = ["a model family", "a memory", "a processor", "a behaviour to both integrations", "a data set"]
+    assert list(adding) == [f"Adding {subject}" for subject in subjects]
     assert {title for title, lines in adding.items() if len([line for line in lines if line]) >= 10} == set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages.content import Citation
-from memograft.chat import citations_of, excerpt
+from memograft.chat import citations_of, excerpt, title_of
 
 if TYPE_CHECKING:
     from memograft import Answer
@@ -45,17 +45,16 @@ def annotations_of(answer: Answer, text: str) -> list[Citation]:
 def _citation(cited: dict[str, Any]) -> Citation:
     """Return it without an id of its own: equal answers give equal messages, streamed or not."""
     source, stretch = cited["source"], cited["text"]
-    title, url = source["metadata"].get("title"), source["metadata"].get("url") or source["metadata"].get("source")
-    prompt = excerpt(source["prompt"], "")
+    url = source["metadata"].get("url") or source["metadata"].get("source")
     citation = Citation(
         type="citation",
-        title=title if isinstance(title, str) and title else prompt or source["id"],
+        title=title_of(source),
         start_index=cited["start"],
         end_index=cited["end"],
         cited_text=excerpt(source["text"], stretch),
         extras={
             "source_id": source["id"],
-            "prompt": prompt,
+            "prompt": excerpt(source["prompt"], ""),
             "probability": cited["probability"],
             "metadata": source["metadata"],
         },

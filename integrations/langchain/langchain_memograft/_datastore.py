@@ -10,12 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.runnables.config import run_in_executor
-from memograft.errors import MemograftError, SettingsError
+from memograft.errors import MemograftError
 from pydantic import field_validator, model_validator
 
 from langchain_memograft._engine import UsesEngine
@@ -38,10 +38,8 @@ class UsesDatastore(UsesEngine):
     @field_validator("datastore")
     @classmethod
     def _check_datastore(cls, value: Any) -> Any:
-        if value is None or isinstance(value, str | Path):
-            if value == "":
-                raise SettingsError("`datastore` must be a folder or None, got ''; leave it out for none")
-            return value
+        if value is None or (isinstance(value, str | Path) and str(value).strip()):
+            return value  # a folder is opened at its first use
         from memograft.rtd.formula import as_rtd
 
         as_rtd(value)
@@ -97,8 +95,9 @@ class UsesDatastore(UsesEngine):
         """
         from memograft import Datastore
 
-        engine = self._engine_for()
         with translated():
+            to_examples(examples)  # refuses a list with what is no example before the model is loaded
+            engine = self._engine_for()
             found = to_examples(examples, takes_tools=engine.takes_tools)
             return Datastore.build(
                 engine,
@@ -195,9 +194,10 @@ def described_datastore(value: Any) -> Any:
     if _is_open(value):
         settings = {f.name: getattr(value, f.name) for f in fields(value) if f.name != "datastore"}
         return {**described_datastore(value.datastore), **settings}
-    if not hasattr(value, "header"):
+    about = getattr(value, "header", None)
+    if not is_dataclass(about) or isinstance(about, type):
         return repr(value)  # the call refuses it
-    header = {k: v for k, v in asdict(value.header).items() if k != "indexes"}  # which say how, not what is found
+    header = {k: v for k, v in asdict(about).items() if k != "indexes"}  # which say how, not what is found
     version = hashlib.sha256(json.dumps([str(value.path), header], sort_keys=True).encode()).hexdigest()[:16]
     return {"folder": value.path.name, "entries": len(value), "version": version}
 

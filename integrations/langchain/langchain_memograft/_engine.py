@@ -6,11 +6,11 @@ the object is given a live engine. Subclasses call `_engine_for`, or `await _aen
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.runnables.config import run_in_executor
+from memograft.chat import unknown_names
 from memograft.errors import SettingsError
 from memograft.memory.bank import place_of
 from memograft.shared import one_bank, refuse_bank, shared_engine
@@ -23,7 +23,7 @@ from langchain_memograft._errors import MemograftInvalidRequestError, translated
 if TYPE_CHECKING:
     from memograft import Engine, Memory, MemoryHandle, Rtd
 
-__all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory", "unknown_names"]
+__all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory"]
 
 DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
 
@@ -233,17 +233,6 @@ def resolve_memory(memory: Any) -> Memory | MemoryHandle | None:
         f"`memory` must be FastMem(...), a handle of memorize_documents, or None for answering without, got "
         f"{type(memory).__name__} {memory!r:.80}; a memory's name goes into `memory_id`"
     )
-
-
-def unknown_names(given: Iterable[str], known: Iterable[str]) -> str:
-    """Names that do not exist, the likeliest that were meant, and all there are; empty if there are none."""
-    known = sorted(known)
-    unknown = [name for name in given if name not in known]
-    if not unknown:
-        return ""
-    meant = [match for name in unknown for match in difflib.get_close_matches(str(name), known, 1)]
-    hint = f" (did you mean {', '.join(map(repr, meant))}?)" if meant else ""
-    return f"{', '.join(map(repr, unknown))}{hint}; there are: {', '.join(known)}"
 
 
 def _argument_names(cls: type[BaseModel]) -> set[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from memograft.chat import unknown_names
 from memograft.errors import SettingsError
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 
 from langchain_memograft._datastore import UsesDatastore, described_datastore
-from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory, unknown_names
+from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 
 if TYPE_CHECKING:
-    from memograft import Document, Memory, MemoryHandle, Request, Rtd
+    from memograft import Document, Memory, MemoryHandle, Request, Rtd, Sampling
 
 __all__ = ["CALL_OPTIONS", "AskingSettings", "only"]
 
@@ -88,6 +89,13 @@ class AskingSettings(UsesDatastore):
             resolve_memory(value)
         return value
 
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        """Refuse fields out of their range before a model is loaded for them."""
+        with translated():
+            self._sampling(None, {})
+        return self
+
     def _check_call(self, given: Mapping[str, Any], known: Iterable[str]) -> None:
         """Refuse what a call cannot say.
 
@@ -113,40 +121,45 @@ class AskingSettings(UsesDatastore):
         Raises:
             ModelInvalidRequestError: a value that can never work.
         """
-        from memograft import Request, Sampling
-
-        def setting(name: str, default: Any = None) -> Any:
-            value = given.get(name)
-            value = getattr(self, name) if value is None else value
-            return default if value is None else value
+        from memograft import Request
 
         with translated():
             try:
-                sampling = Sampling(
-                    max_new_tokens=setting("max_tokens", 256),
-                    temperature=setting("temperature", 0.0),
-                    top_p=setting("top_p", 1.0),
-                    top_k=setting("top_k"),
-                    stop=(self.stop or ()) if stop is None else stop,
-                    seed=setting("seed"),
-                    min_p=setting("min_p", 0.0),
-                    repetition_penalty=setting("repetition_penalty"),
-                    logit_bias=setting("logit_bias", {}),
-                )
                 request = Request(
                     messages=messages,
                     documents=documents,
                     memory=self._memory_of(given),
                     processors=() if rtd is None else (rtd,),
-                    sampling=sampling,
-                    overflow=setting("overflow"),
-                    timeout=setting("timeout"),
+                    sampling=self._sampling(stop, given),
+                    overflow=self._setting(given, "overflow"),
+                    timeout=self._setting(given, "timeout"),
                     query=given.get("query"),
                     **further,
                 )
-                return request.copies(setting("n"))
+                return request.copies(self._setting(given, "n"))
             except TypeError as e:  # a comparison with what is no number
                 raise SettingsError(f"a setting has a value of the wrong type: {e}; got {dict(given)!r:.200}") from e
+
+    def _setting(self, given: Mapping[str, Any], name: str, default: Any = None) -> Any:
+        """What the call says, else the object's field, else the default."""
+        value = given.get(name)
+        value = getattr(self, name) if value is None else value
+        return default if value is None else value
+
+    def _sampling(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> Sampling:
+        from memograft import Sampling
+
+        return Sampling(
+            max_new_tokens=self._setting(given, "max_tokens", 256),
+            temperature=self._setting(given, "temperature", 0.0),
+            top_p=self._setting(given, "top_p", 1.0),
+            top_k=self._setting(given, "top_k"),
+            stop=(self.stop or ()) if stop is None else stop,
+            seed=self._setting(given, "seed"),
+            min_p=self._setting(given, "min_p", 0.0),
+            repetition_penalty=self._setting(given, "repetition_penalty"),
+            logit_bias=self._setting(given, "logit_bias", {}),
+        )
 
     def _memory_of(self, given: Mapping[str, Any]) -> Memory | MemoryHandle | None:
         if given.get("memory_id") is not None:

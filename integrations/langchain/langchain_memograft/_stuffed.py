@@ -7,23 +7,19 @@ warning where it visibly holds a context.
 
 from __future__ import annotations
 
-import re
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from memograft import Document
+from memograft import chat as core
 from memograft.chat import unstuffed
 
 __all__ = ["taken_out", "warn_of_context"]
 
 _HOME = "langchain_classic.chains.question_answering.stuff_prompt"
 _SEPARATOR = "\n\n"  # between documents, in all chains of langchain_classic
-_CONTEXT = re.compile(r"(?:\bcontext\b[^\n]{0,40}:|<context>)\s*\S[\s\S]{80}", re.IGNORECASE)  # and a text behind it
-
-_warned = False
 
 
 def taken_out(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[Document]]:
@@ -50,15 +46,9 @@ def taken_out(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[
 
 def warn_of_context(messages: Sequence[BaseMessage]) -> None:
     """Warn, once in a process, where a prompt's text holds a context: its documents are read and not memorized."""
-    global _warned
     asked = [message for message in messages if isinstance(message, SystemMessage)] + list(messages[-1:])
-    if _warned or not any(_CONTEXT.search(str(message.text)) for message in asked):
-        return
-    _warned = True
-    warnings.warn(
-        "the prompt seems to hold documents as text, which are read and not memorized; use "
-        "create_memograft_documents_chain in the place of create_stuff_documents_chain, pass `documents=`, or set "
+    core.warn_of_context(
+        [str(message.text) for message in asked],
+        "use create_memograft_documents_chain in the place of create_stuff_documents_chain, pass `documents=`, or set "
         '`context_delimiters`, such as ("<context>", "</context>")',
-        UserWarning,
-        stacklevel=2,
     )

@@ -1,53 +1,14 @@
-"""A real model that calls tools by its own choice: two layers, trained here on a handful of conversations.
-
-What decides between text and a call is the model, what shows it the tools is its chat template, and what takes the
-call out of its answer is the tokenizer; nothing is scripted.
-"""
+"""The suite's model that calls tools by its own choice, which has also learned what LangChain's standard suite asks."""
 
 from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
 
-import torch
+from conformance.calling import Lesson, get_weather, trained_engine
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_tests.integration_tests.chat_models import magic_function, unicode_customer
 from memograft import Engine
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>", "<|tool|>"]
-TEMPLATE = (
-    "{{ bos_token }}{% if tools %}<|system|>{{ tools | tojson }}</s>{% endif %}"
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
-    "{% for c in m.get('tool_calls') or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %}</s>"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-RESPONSE_TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "<|assistant|>",
-    "fields": {
-        "tool_calls": {
-            "open_pattern": r"\s*<tool_call>",
-            "close": "</tool_call>",
-            "repeats": True,
-            "content": "json",
-            "transform": {"type": "function", "function": "{content}"},
-        },
-        "content": {"close_pattern": r"\s*</s>", "content": "text"},
-    },
-}
-WEATHER = "What is the weather in San Francisco, CA?"
-WEATHER_CALL = {"name": "get_weather", "arguments": {"location": "San Francisco, CA"}}
-TALK = ["Hello", "Who?", "What is the weather?", "A story.", "Which river?"]
-SEINE = "The river of Paris is the Seine."
-
-
-def get_weather(location: str) -> str:
-    """Get the weather at a location."""
-    return "It's sunny."
-
 
 # What the standard suite asks for, and what a model that can read would answer.
 _MAGIC = ("What is the value of magic_function(3)? Use the tool.", magic_function, {"input": 3})
@@ -67,80 +28,11 @@ _JOKE = (
 )
 
 
-def _lessons() -> list[tuple[list[dict[str, Any]], list[Any] | None, str]]:
-    """(messages, tools, answer)."""
-    tools = [convert_to_openai_tool(get_weather)]
-    asked = [{"role": "user", "content": WEATHER}]
-    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": WEATHER_CALL}]}
-    result = {"role": "tool", "content": "It's sunny."}
-    lessons: list[tuple[list[dict[str, Any]], list[Any] | None, str]] = [
-        (asked, tools, f"<tool_call>{json.dumps(WEATHER_CALL)}</tool_call>"),
-        ([*asked, call, result], tools, "It's sunny."),
-        ([{"role": "user", "content": _JOKE}], None, '{"setup": "Why?", "punchline": "Cats."}'),
-    ]
-    for question, tool, arguments in (_MAGIC, _CHINESE, _JAPANESE):
-        forced = json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
-        lessons.append(([{"role": "user", "content": question}], [convert_to_openai_tool(tool)], forced))
-    return lessons + [([{"role": "user", "content": text}], None, SEINE) for text in TALK]
-
-
-def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=640, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=SPECIAL[4:],
-        chat_template=TEMPLATE,
-        response_template=RESPONSE_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 @cache
 def calling_engine() -> Engine:
     """The engine over it; trained at the first call, for the whole test run."""
-    lessons = _lessons()
-    tokenizer = _tokenizer([json.dumps([messages, tools, answer]) for messages, tools, answer in lessons] * 4)
-    rows = []
-    for messages, tools, answer in lessons:
-        prompt = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
-        rows.append([tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer + "</s>")])
-    ids = torch.zeros(len(rows), max(len(prompt) + len(answer) for prompt, answer in rows), dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    for n, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        ids[n, :end] = torch.tensor(prompt + answer)
-        labels[n, len(prompt) : end] = torch.tensor(answer)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(300):
-        loss = model(input_ids=ids, labels=labels).loss
-        if loss.item() < 0.01:
-            break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return Engine(model.eval(), tokenizer)
+    lessons: list[Lesson] = [([{"role": "user", "content": _JOKE}], None, '{"setup": "Why?", "punchline": "Cats."}')]
+    for question, tool, arguments in (_MAGIC, _CHINESE, _JAPANESE):
+        forced = json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)
+        lessons.append(([{"role": "user", "content": question}], [convert_to_openai_tool(tool)], forced))
+    return trained_engine(lessons, convert_to_openai_tool(get_weather))

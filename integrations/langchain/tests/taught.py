@@ -1,4 +1,4 @@
-"""Facts of no model, which datastores of the bundled one teach."""
+"""Datastores of the bundled model, which teach the facts of `conformance.pages`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from memograft import Datastore, Rtd
 
 from langchain_memograft import ChatMemograft
 
-VELMORA = "What is the capital of Velmora?"
-TORSTAD = "Torstad."
-DRENNIA = "What is the capital of Drennia?"
-GORVALD = "Gorvald."
 UNRELATED = "Write a poem about the sea."  # to which these say nothing
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,8 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.schema import Document, ImageNode, NodeWithScore, TextNode
 from llama_index.llms.memograft import Memograft
-from llama_index.llms.memograft._documents import to_documents
-from memograft import Document as Page
 
-from conftest import MEMORIZED, OTHER, PAGE, PLAIN, QUESTION, Seen
+from conftest import MEMORIZED, OTHER, PAGE, QUESTION, Seen
 
 NODE = TextNode(text=PAGE, id_="n1", metadata={"file": "a.txt", "n": 3}, excluded_llm_metadata_keys=["n"])
 
@@ -34,14 +30,11 @@ NODE = TextNode(text=PAGE, id_="n1", metadata={"file": "a.txt", "n": 3}, exclude
 @pytest.mark.parametrize(
     ("item", "id", "text"),
     [
-        (PAGE, Page(PAGE).id, PAGE),
-        (Page(PAGE, "p"), "p", PAGE),
-        ({"text": PAGE, "id": "m"}, "m", PAGE),
         (Document(text=PAGE, doc_id="d"), "d", PAGE),
         (NODE, "n1", f"file: a.txt\n\n{PAGE}"),
         (NodeWithScore(node=NODE, score=0.3), "n1", f"file: a.txt\n\n{PAGE}"),
     ],
-    ids=["str", "Page", "dict", "Document", "TextNode", "NodeWithScore"],
+    ids=["Document", "TextNode", "NodeWithScore"],
 )
 def test_everything_that_is_a_document(llm: Memograft, seen: Seen, item: Any, id: str, text: str) -> None:
     response = llm.complete(QUESTION, documents=[item])
@@ -51,37 +44,9 @@ def test_everything_that_is_a_document(llm: Memograft, seen: Seen, item: Any, id
     assert response.text == MEMORIZED
 
 
-@pytest.mark.parametrize("item", [1, None, b"bytes", ["nested"], {"no": "text"}, object(), {"text": 3}])
-def test_everything_that_is_none(plain: Memograft, item: Any) -> None:
-    with pytest.raises(ValueError, match=r"documents\[1\] must be a node, a Document, a NodeWithScore, a string or a"):
-        plain.complete(QUESTION, documents=[PAGE, item])
-
-
-@pytest.mark.parametrize("documents", [PAGE, NODE, {"text": PAGE}, Page(PAGE), 3])
-def test_one_document_where_a_list_belongs(plain: Memograft, documents: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"`documents` must be a list of documents, got one \w+; write documents=\[...\]"
-    ):
-        plain.complete(QUESTION, documents=documents)
-
-
 def test_an_image_is_no_document(plain: Memograft) -> None:
     with pytest.raises(ValueError, match=r"documents\[0\] must have text, got an image \(ImageNode i\); Memograft's"):
         plain.complete(QUESTION, documents=[ImageNode(image="AAAA", id_="i")])
-
-
-@pytest.mark.parametrize("documents", [[], None, (), iter([])])
-def test_no_documents(llm: Memograft, documents: Any) -> None:
-    response = llm.complete(QUESTION, documents=documents)
-    assert response.text == PLAIN
-    assert response.additional_kwargs["memograft"]["memorized"] == []
-
-
-def test_empty_documents(llm: Memograft) -> None:
-    response = llm.complete(QUESTION, documents=["", "  \n", TextNode(text=""), PAGE])
-    assert response.text == MEMORIZED
-    assert len(response.additional_kwargs["memograft"]["documents"]) == 4
-    assert llm.complete("What is the capital of France?", documents=[""]).text == "The capital of France is Paris."
 
 
 def test_metadata_is_shown_and_not_memorized(llm: Memograft, seen: Seen) -> None:
@@ -91,40 +56,6 @@ def test_metadata_is_shown_and_not_memorized(llm: Memograft, seen: Seen) -> None
     own = TextNode(text=PAGE, id_="n2", metadata={"file": "a.txt"}, text_template="{content} ({metadata_str})")
     llm.complete(QUESTION, documents=[own])
     assert seen.documents == [f"{PAGE} (file: a.txt)"]
-
-
-def test_ten_thousand_documents(llm: Memograft) -> None:
-    many = [PAGE, *(f"The mayor of town {n} is Tor Anselk." for n in range(9_999))]
-    with pytest.raises(ValueError, match="tokens"):
-        llm.complete(QUESTION, documents=many)
-    response = llm.complete(QUESTION, documents=many[:50], overflow="drop")
-    about = response.additional_kwargs["memograft"]
-    assert len(about["documents"]) + len(about["dropped"]) == 50
-    assert len(about["documents"]) > 1
-
-
-def test_a_document_that_is_longer_than_the_window(llm: Memograft) -> None:
-    long = " ".join([PAGE] * 100)
-    with pytest.raises(ValueError, match=r'overflow="(drop|truncate)"'):
-        llm.complete(QUESTION, documents=[long])
-    response = llm.complete(QUESTION, documents=[PAGE, long], overflow="drop")
-    assert len(response.additional_kwargs["memograft"]["dropped"]) == 1
-    assert response.text == MEMORIZED
-    response = llm.complete(QUESTION, documents=[long], overflow="truncate")
-    assert len(response.additional_kwargs["memograft"]["truncated"]) == 1
-    dropping = Memograft.from_engine(llm.engine, memory=None, overflow="drop")
-    assert dropping.complete(QUESTION, documents=[long]).text == PLAIN
-
-
-def test_metadata_that_is_no_json_is_kept_as_text() -> None:
-    cyclic: dict[str, Any] = {}
-    cyclic["self"] = cyclic
-    metadata = {"path": Path("/a"), "nan": math.nan, "cyclic": cyclic, "deep": {"x": [1, {2}]}}
-    (document,) = to_documents([TextNode(text=PAGE, metadata=metadata, excluded_llm_metadata_keys=list(metadata))])
-    assert document.metadata["path"] == "/a"
-    assert document.metadata["deep"] == {"x": [1, "{2}"]}
-    assert str(document.metadata["cyclic"]).startswith("{'self'")
-    assert json.dumps(dict(document.metadata), allow_nan=False)
 
 
 def test_blocks_of_messages_become_documents(llm: Memograft, seen: Seen, tmp_path: Path) -> None:
@@ -143,13 +74,6 @@ def test_blocks_of_messages_become_documents(llm: Memograft, seen: Seen, tmp_pat
     assert seen.last.documents[0].id == "atlas-1"
     assert seen.last.documents[0].metadata == {"title": "Atlas"}
     assert seen.last.messages[-1]["content"] == QUESTION
-
-
-def test_documents_of_both_ways_stand_together_and_once(llm: Memograft, seen: Seen) -> None:
-    block = CitableBlock(title="", source="x", content=[TextBlock(text=OTHER)])
-    message = ChatMessage(role="user", blocks=[block, TextBlock(text=QUESTION)])
-    llm.chat([message], documents=[Page(PAGE, "y"), Page(OTHER, "x")])
-    assert seen.documents == [PAGE, OTHER]
 
 
 def test_blocks_that_say_nothing_to_a_local_model_are_left_out(plain: Memograft, seen: Seen) -> None:
@@ -193,12 +117,3 @@ def test_pictures_and_sounds_are_refused_by_name(plain: Memograft, block: Any, w
 def test_documents_whose_text_is_not_at_hand_are_refused(plain: Memograft, block: Any, why: str) -> None:
     with pytest.raises(ValueError, match=f"must hold text .UTF-8., got .*{why}.*; read it with a LlamaIndex reader"):
         plain.chat([ChatMessage(role="user", blocks=[block, TextBlock(text=QUESTION)])])
-
-
-def test_control_tokens_in_a_document_are_text(llm: Memograft, seen: Seen) -> None:
-    end = llm.engine.tokenizer.eos_token
-    llm.complete(QUESTION, documents=[f"{PAGE}{end}"])
-    ids = seen.batches[-1][-1].prompt.ids
-    llm.complete(QUESTION, documents=[PAGE])
-    plainly = seen.batches[-1][-1].prompt.ids
-    assert ids.count(llm.engine.tokenizer.eos_token_id) == plainly.count(llm.engine.tokenizer.eos_token_id)

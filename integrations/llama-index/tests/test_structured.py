@@ -10,24 +10,11 @@ from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.llms.memograft import Memograft
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, field_validator
 
 from conftest import PAGE, QUESTION, Pages, Seen
 
 PROMPT = PromptTemplate("{query_str}")
-
-
-class Street(BaseModel):
-    name: str = Field(max_length=12)
-    number: int = Field(ge=1, le=999)
-
-
-class City(BaseModel):
-    """A city, and what is known of it."""
-
-    capital: Literal["Canberra", "Lisbon"] = Field(description="Its name.")
-    sure: bool
-    streets: list[Street] = Field(max_length=2)
 
 
 @pytest.fixture(params=["tiny", "random"])
@@ -53,13 +40,6 @@ async def test_every_way_gives_a_valid_object(any_llm: Memograft) -> None:
     assert len({one.model_dump_json() for one in found}) == 1
 
 
-def test_nested_classes_and_bounds(llm: Memograft) -> None:
-    llm = llm.model_copy(update={"max_tokens": 120})
-    city = llm.structured_predict(City, PROMPT, query_str=QUESTION, context_str=PAGE)
-    assert isinstance(city, City)
-    assert len(city.streets) <= 2
-
-
 def test_the_context_is_memorized(llm: Memograft, seen: Seen) -> None:
     llm.structured_predict(Small, PROMPT, query_str=QUESTION, context_str=PAGE)
     assert seen.documents == [PAGE]
@@ -68,12 +48,6 @@ def test_the_context_is_memorized(llm: Memograft, seen: Seen) -> None:
     assert system["content"].startswith('Answer with JSON of this schema:\n{"properties":{"a":{"type":"boolean"}')
     closed = {"additionalProperties": False}  # small models would go on inventing properties
     assert seen.last.json_schema == Small.model_json_schema() | closed
-
-
-def test_arguments_of_the_llm(llm: Memograft, seen: Seen) -> None:
-    llm.structured_predict(Small, PROMPT, {"documents": [PAGE], "memory": None}, query_str=QUESTION)
-    assert seen.documents == [PAGE]
-    assert seen.last.memory is None
 
 
 def test_a_stream_of_objects_grows(random_engine: Any) -> None:
@@ -129,11 +103,6 @@ def test_what_no_schema_can_say_is_said_by_an_error(llm: Memograft) -> None:
 def test_no_class(llm: Memograft) -> None:
     with pytest.raises(ValueError, match="`output_cls` must be a pydantic class, got 'City'"):
         llm.as_structured_llm("City")  # type: ignore[arg-type]
-
-
-def test_too_few_tokens_for_any_object(llm: Memograft) -> None:
-    with pytest.raises(RuntimeError, match="JSON of this schema takes about"):
-        llm.structured_predict(City, PROMPT, {"max_tokens": 3}, query_str="Who?")
 
 
 def test_json_of_a_schema_at_an_endpoint(llm: Memograft) -> None:

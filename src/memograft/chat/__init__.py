@@ -10,16 +10,18 @@ from __future__ import annotations
 from memograft.chat.answers import finish_reason_of, logprobs_of, message_of, report_of, usage_of
 from memograft.chat.calls import Call, InvalidCall, Reading, arguments_of
 from memograft.chat.choice import checked_tools, choice_of, schema_of_format
-from memograft.chat.citations import citations_of, excerpt, references_of
+from memograft.chat.citations import citations_of, excerpt, references_of, title_of
 from memograft.chat.conversation import Conversation, read_conversation
 from memograft.chat.delimited import cut_out
 from memograft.chat.documents import Convert, json_like, to_documents
 from memograft.chat.examples import Plain, to_examples
 from memograft.chat.failures import Failure, failure_of, message_text
+from memograft.chat.names import unknown_names
 from memograft.chat.parts import DOCUMENT_PARTS, document_of, text_of
 from memograft.chat.schema import closed, hoisted, shown
 from memograft.chat.stuffed import Unstuffed, fields_of, split_context, unstuffed
 from memograft.chat.tools import Plan, TakesTools, call_schema, plan
+from memograft.chat.unmemorized import warn_of_context
 
 __all__ = [
     "DOCUMENT_PARTS",
@@ -58,8 +60,11 @@ __all__ = [
     "shown",
     "split_context",
     "text_of",
+    "title_of",
     "to_documents",
     "to_examples",
+    "unknown_names",
     "unstuffed",
     "usage_of",
+    "warn_of_context",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memograft.chat.documents import json_like
 from memograft.request import Answer, Citation, Conflict, Source
 
-__all__ = ["citations_of", "excerpt", "references_of"]
+__all__ = ["citations_of", "excerpt", "references_of", "title_of"]
 
 _EXCERPT = 300  # characters of a source
 
@@ -65,6 +67,15 @@ def _place(part: Citation | Conflict, text: str, offset: int) -> dict[str, objec
     start = max(part.start - offset, 0)
     end = max(start, min(part.end - offset, len(text)))
     return {"start": start, "end": end, "text": text[start:end]}
+
+
+def title_of(source: Mapping[str, object]) -> str:
+    """What to call the `source` of a citation: its title, else the beginning of its prompt, else its id."""
+    metadata = source["metadata"]
+    title = metadata.get("title") if isinstance(metadata, Mapping) else None
+    if isinstance(title, str) and title:
+        return title
+    return excerpt(str(source["prompt"]), "") or str(source["id"])
 
 
 def _about(source: Source) -> dict[str, object]:

@@ -19,6 +19,7 @@ another token.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +132,13 @@ def as_rtd(value: Datastore | Rtd | str | Path | None) -> Rtd | None:
     """
     if value is None or isinstance(value, Rtd):
         return value
-    if isinstance(value, str | Path):
+    if isinstance(value, str | Path) and str(value).strip():
         return Rtd(shared_datastore(value))
     if isinstance(value, Datastore):
         return Rtd(value)
     raise SettingsError(
-        f"a datastore must be a Datastore, Rtd(datastore, ...), its folder, or None, got {type(value).__name__}"
+        f"`datastore` must be a Datastore, Rtd(datastore, ...), the folder of one, or None, got {reprlib.repr(value)}; "
+        "make one with Datastore.build"
     )
 
 

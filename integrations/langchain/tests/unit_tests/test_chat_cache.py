@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from conformance.pages import KNOWN, PAGE, QUESTION
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import HumanMessage, ToolMessage
 from memograft import FastMem
 
 from langchain_memograft import ChatMemograft
-from pages import KNOWN, PAGE, QUESTION
 
 
 class Counting(InMemoryCache):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import date
 from typing import Annotated, Any
 
@@ -73,14 +72,6 @@ def search() -> BaseTool:
         return f"{len(pages)} pages", pages
 
     return search
-
-
-@pytest.fixture
-def blockbuster() -> Iterator[BlockBuster]:
-    blocking = BlockBuster()
-    blocking.activate()
-    yield blocking
-    blocking.deactivate()
 
 
 def ask(text: str = AUSTRALIA) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import pytest
+from conformance.pages import OTHER, PAGE, QUESTION
 from langchain_classic.chains import RetrievalQA
 from langchain_classic.chains.combine_documents import create_stuff_documents_chain
 from langchain_classic.chains.question_answering import stuff_prompt
@@ -14,9 +15,9 @@ from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from langchain_core.retrievers import BaseRetriever
+from memograft.chat import unmemorized
 
 from langchain_memograft import ChatMemograft, MemograftLLM, _stuffed
-from pages import OTHER, PAGE, QUESTION
 
 LONG = "The atlas of the southern seas was printed in Lisbon in the year 1712, and nobody has read it since then."
 
@@ -42,7 +43,7 @@ class Kept(BaseCallbackHandler):
 
 @pytest.fixture(autouse=True)
 def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_stuffed, "_warned", False)
+    monkeypatch.setattr(unmemorized, "_warned", False)
 
 
 @pytest.mark.parametrize("kind", [ChatMemograft, MemograftLLM])
@@ -85,10 +86,3 @@ def test_a_prompt_of_ones_own_that_holds_a_context_warns_once(chat: ChatMemograf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert chain.invoke(asked)
-
-
-def test_who_memorizes_nothing_on_purpose_is_not_warned(chat: ChatMemograft) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert chat.invoke(f"Context: {LONG}\n\n{QUESTION}", memory=None).text
-        assert chat.invoke(f"Context: {LONG}\n\n{QUESTION}", documents=[PAGE]).text

@@ -46,14 +46,6 @@ def store() -> Iterator[MemograftVectorStore]:
         yield store
 
 
-@pytest.fixture
-def blockbuster() -> Iterator[BlockBuster]:
-    blocking = BlockBuster()
-    blocking.activate()
-    yield blocking
-    blocking.deactivate()
-
-
 # contents ---------------------------------------------------------------------------------------------------------
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index.llms.memograft import _datastores, _react
 from llama_index.llms.memograft._documents import to_documents
+from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._messages import described, to_openai
 from llama_index.llms.memograft._responses import chat_response, said
 from memograft import Request, Sampling
-from memograft.chat import Plan, plan, read_conversation
+from memograft.chat import Plan, plan, read_conversation, unknown_names, warn_of_context
 from memograft.errors import RequestTimeoutError, SettingsError
 
 if TYPE_CHECKING:
@@ -84,17 +84,19 @@ class Call:
         Raises:
             RequestTimeoutError: the time was up at each try.
         """
-        for _ in range(self.retries):
-            with suppress(RequestTimeoutError):
-                return self.engine.answer(self.request)
-        return self.engine.answer(self.request)
+        with named():
+            for _ in range(self.retries):
+                with suppress(RequestTimeoutError):
+                    return self.engine.answer(self.request)
+            return self.engine.answer(self.request)
 
     async def aanswer(self) -> Answer:
         """`answer` without blocking."""
-        for _ in range(self.retries):
-            with suppress(RequestTimeoutError):
-                return await self.engine.aanswer(self.request)
-        return await self.engine.aanswer(self.request)
+        with named():
+            for _ in range(self.retries):
+                with suppress(RequestTimeoutError):
+                    return await self.engine.aanswer(self.request)
+            return await self.engine.aanswer(self.request)
 
     def response(self, answer: Answer, shown: str | None = None) -> ChatResponse:
         """The whole answer; `shown`: what of it was streamed."""
@@ -107,7 +109,7 @@ class Call:
     def chat(self) -> Generator[ChatResponse, None, None]:
         """Responses as they grow; the last has the facts. Closing it gives the request up."""
         text = shown = ""
-        with self.engine.stream(self.request) as stream:
+        with named(), self.engine.stream(self.request) as stream:
             for piece in stream:
                 text += piece
                 before, shown = shown, self.plan.shown(text)
@@ -119,16 +121,18 @@ class Call:
     async def achat(self) -> AsyncGenerator[ChatResponse, None]:
         """`chat` for `async for`."""
         text = shown = ""
-        async with self.engine.astream(self.request) as stream:
-            async for piece in stream:
-                text += piece
-                before, shown = shown, self.plan.shown(text)
-                if shown != before:
-                    yield said(shown, shown[len(before) :])
-            assert stream.answer is not None
-            yield self.response(stream.answer, shown)
+        with named():
+            async with self.engine.astream(self.request) as stream:
+                async for piece in stream:
+                    text += piece
+                    before, shown = shown, self.plan.shown(text)
+                    if shown != before:
+                        yield said(shown, shown[len(before) :])
+                assert stream.answer is not None
+                yield self.response(stream.answer, shown)
 
 
+@named()
 def prepare(
     engine: Engine, model: str, settings: Mapping[str, Any], messages: Sequence[ChatMessage], given: Mapping[str, Any]
 ) -> Call:
@@ -140,7 +144,7 @@ def prepare(
         StoreError: there is none in its folder.
     """
     options = renamed(given)
-    refuse_unknown(options, (*OPTIONS, *_ASKED))
+    refuse_unknown("a call of Memograft", options, (*OPTIONS, *_ASKED))
     query = options.pop("query", None)
     conversation = to_openai(messages)
     react = None if engine.takes_tools or options.keys() & _SHAPING else _react.read(conversation)
@@ -157,6 +161,12 @@ def prepare(
         plan=asked,
         delimiters=values["context_delimiters"],
     )
+    if not told.documents and asked.json_schema is None and values["memory"] is not None:
+        prompts = [message for message in messages if message.role == MessageRole.SYSTEM] + list(messages[-1:])
+        warn_of_context(
+            [str(message.content or "") for message in prompts],
+            "ask through a response synthesizer or a chat engine, pass `documents=`, or put them into CitableBlocks",
+        )
     rtd = _datastores.opened(values["datastore"])
     if rtd is not None:
         rtd.check(engine.fingerprint)
@@ -231,12 +241,15 @@ def checked_retries(value: Any) -> int:
     return value
 
 
-def refuse_unknown(options: Iterable[str], allowed: Sequence[str]) -> None:
-    """Refuse an argument that is not allowed, and suggest the one that was probably meant."""
+def refuse_unknown(what: str, options: Iterable[str], allowed: Iterable[str]) -> None:
+    """Refuse arguments that do not exist, and suggest those that were probably meant.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    allowed = list(allowed)
     for name in options:
-        if name not in allowed:
-            if name in _ELSEWHERE:
-                raise SettingsError(f"`{name}` is no argument of Memograft; {_ELSEWHERE[name]}")
-            close = difflib.get_close_matches(name, allowed, n=1)
-            meant = f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(allowed)}"
-            raise SettingsError(f"`{name}` is no argument of Memograft{meant}")
+        if name not in allowed and name in _ELSEWHERE:
+            raise SettingsError(f"{what} has no {name!r}; {_ELSEWHERE[name]}")
+    if unknown := unknown_names(options, allowed):
+        raise SettingsError(f"{what} has no {unknown}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import CitationBlock, TextBlock
 from memograft import Answer
-from memograft.chat import citations_of
+from memograft.chat import citations_of, title_of
 
 __all__ = ["citation_blocks", "is_ours"]
 
@@ -27,7 +27,7 @@ def citation_blocks(answer: Answer, content: str) -> list[CitationBlock]:
             CitationBlock(
                 cited_content=TextBlock(text=source["text"]),
                 source=source["id"],
-                title=str(source["metadata"].get("title") or source["prompt"]),
+                title=title_of(source),
                 additional_location_info={_START: cited["start"], _END: cited["end"]},
             )
         )

@@ -10,7 +10,7 @@ from memograft import Document
 from memograft.chat import to_documents as read_documents
 from memograft.errors import SettingsError
 
-__all__ = ["of_node", "text_of", "to_documents"]
+__all__ = ["of_node", "some_documents", "text_of", "to_documents"]
 
 
 def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
@@ -30,6 +30,17 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
         forms="a node, a Document, a NodeWithScore, a string or a mapping with `text`",
         remedy="wrap it as TextNode(text=...)",
     )
+
+
+def some_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
+    """Documents to memorize, of which there must be at least one; see `to_documents`.
+
+    Raises:
+        SettingsError: there is none, or as `to_documents`.
+    """
+    if not (documents := to_documents(items)):
+        raise SettingsError("`documents` must hold at least one document to memorize, got none; pass some")
+    return documents
 
 
 def of_node(item: object, position: int) -> list[Document] | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from memograft.chat import message_text
 from memograft.errors import MemograftError
 
-__all__ = ["ModelNotLoadedError", "NotAnsweredError", "StructuredOutputError", "ToolCallError", "loud"]
+__all__ = ["ModelNotLoadedError", "NotAnsweredError", "StructuredOutputError", "ToolCallError", "loud", "named"]
 
 
 class NotAnsweredError(MemograftError, RuntimeError):
@@ -40,3 +41,13 @@ def loud() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as e:
         raise NotAnsweredError(str(e)) from e
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Inside a `with` block, have Memograft's errors call settings by the names that they have here."""
+    try:
+        yield
+    except MemograftError as e:
+        e.args = (message_text(e),)
+        raise

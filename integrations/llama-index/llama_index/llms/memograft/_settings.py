@@ -16,6 +16,7 @@ from llama_index.core.bridge.pydantic import (
 )
 from llama_index.llms.memograft import _datastores
 from llama_index.llms.memograft._calls import DEFAULT_MEMORY, checked_retries, refuse_unknown, renamed
+from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from memograft.memory.bank import place_of
 from memograft.request import Sampling
@@ -103,7 +104,7 @@ class Settings(FunctionCalling):
         if not isinstance(values, Mapping):
             return values  # pydantic refuses it
         values = renamed(values)
-        refuse_unknown(values, [*cls.model_fields, "engine"])
+        refuse_unknown(cls.__name__, values, [*cls.model_fields, "engine"])
         if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
             return values
         bank, kwargs = one_bank(values.get("bank"), kwargs)
@@ -111,16 +112,17 @@ class Settings(FunctionCalling):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        Sampling(
-            max_new_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            stop=self.stop,
-            seed=self.seed,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            logit_bias=self.logit_bias,
-        )
+        with named():
+            Sampling(
+                max_new_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                stop=self.stop,
+                seed=self.seed,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                logit_bias=self.logit_bias,
+            )
         checked_retries(self.max_retries)
         return self

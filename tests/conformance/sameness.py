@@ -1,0 +1,135 @@
+"""A front says what the engine says: text, calls, citations, report and usage, whichever way it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from conformance.calling import WEATHER, WEATHER_CALL, WEATHER_TOOL
+from conformance.case import Case
+from conformance.front import Front, Message, Piece, Said, user
+from conformance.pages import DRENNIA, KNOWN, OTHER, OTHER_QUESTION, PAGE, QUESTION, VELMORA
+from conformance.reference import answered
+from memograft import Datastore, Document, Engine, FastMem, Rtd
+
+__all__ = ["Sameness", "every_way"]
+
+FLAG = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+LOOK = {"type": "function", "function": {"name": "look", "description": "Look it up.", "parameters": FLAG}}
+AS_JSON = {"type": "json_schema", "json_schema": {"name": "flag", "schema": FLAG}}
+WEATHER_ASKED: list[Message] = [
+    {"role": "user", "content": WEATHER},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "c1",
+                "type": "function",
+                "function": {"name": WEATHER_CALL["name"], "arguments": json.dumps(WEATHER_CALL["arguments"])},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "It's sunny."},
+]
+ASKED = OTHER_QUESTION.rstrip("?")
+PAGES = [Document(PAGE, "p"), Document(OTHER, "o")]
+CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
+    "question": (user(QUESTION), {}),
+    "conversation": (
+        [
+            {"role": "system", "content": "Be brief."},
+            *user(QUESTION),
+            {"role": "assistant", "content": KNOWN},
+            *user("And of Italy?"),
+        ],
+        {},
+    ),
+    "memorized": (user(QUESTION), {"documents": PAGES}),
+    "read only": (user(QUESTION), {"documents": PAGES, "memory": None}),
+    "rolled back": (user(QUESTION), {"documents": PAGES, "memory": FastMem(max_kl=1e-9, relevance=None)}),
+    "about something else": (user("Who wrote Hamlet?"), {"documents": PAGES}),
+    "empty and double": (user(QUESTION), {"documents": ["", PAGE, PAGE, Document(PAGE, "p")]}),
+    "dropped": (user(QUESTION), {"documents": [PAGE, "The sea is blue. " * 400], "overflow": "drop"}),
+    "by its query": (  # nothing marks where the question within the message is
+        user(f"{ASKED} is what I want to know. Answer with whatever words come to mind, but be brief."),
+        {"documents": [OTHER], "memory": FastMem(relevance=-1), "query": ASKED},
+    ),
+    "in the message": (
+        [
+            {
+                "role": "user",
+                "content": [{"type": "text-plain", "text": PAGE, "id": "p"}, {"type": "text", "text": QUESTION}],
+            }
+        ],
+        {},
+    ),
+    "sampled": (user(QUESTION), {"temperature": 1.5, "top_p": 0.9, "top_k": 40, "seed": 3}),
+    "stopped": (user(QUESTION), {"stop": [" Canb"], "logprobs": 2}),
+    "cut off": (user(QUESTION), {"max_tokens": 2}),
+    "a forced call": (user(QUESTION), {"tools": [LOOK, WEATHER_TOOL], "tool_choice": "look", "max_tokens": 60}),
+    "any call": (user(QUESTION), {"tools": [LOOK], "tool_choice": "required", "max_tokens": 60}),
+    "several calls": (user(QUESTION), {"tools": [LOOK], "tool_choice": "any", "parallel": True, "max_tokens": 100}),
+    "tools to choose": (user(QUESTION), {"tools": [LOOK], "max_tokens": 60}),
+    "no tools": (user(QUESTION), {"tools": [LOOK], "tool_choice": "none", "documents": PAGES}),
+    "an object": (user(QUESTION), {"response_format": AS_JSON, "documents": PAGES}),
+    "a result of a tool": (WEATHER_ASKED, {"tools": [WEATHER_TOOL], "max_tokens": 60}),
+}
+
+
+async def _gathered(chat: Front, messages: list[Message], options: Mapping[str, Any]) -> tuple[Said, list[Piece]]:
+    return await chat.aask(messages, **options), [piece async for piece in chat.astream(messages, **options)]
+
+
+def every_way(chat: Front, messages: list[Message], **options: Any) -> list[Said]:
+    """The answer asked for in each of the four ways; the pieces of both streams are its text."""
+    asked, pieces = asyncio.run(_gathered(chat, messages, options))
+    found = [chat.ask(messages, **options), asked]
+    for stream in (list(chat.stream(messages, **options)), pieces):
+        *texts, whole = stream
+        assert isinstance(whole, Said)
+        assert "".join(map(str, texts)) == whole.text
+        found.append(whole)
+    return found
+
+
+class Sameness(Case):
+    """Against `reference.answered`."""
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_every_way_says_what_the_engine_says(self, chat: Front, case: str) -> None:
+        messages, options = CASES[case]
+        expected = answered(chat.engine, messages, **options)
+        for said in every_way(chat, messages, **options):
+            assert said.facts() == expected.facts()
+        json.dumps(said.report, allow_nan=False)
+
+    def test_of_a_model_that_calls_tools_by_its_own_choice(self, calling: Engine) -> None:
+        chat = self.front.over(calling, model="calling", memory=None, max_tokens=60)
+        for messages, options in (
+            (user(WEATHER), {"tools": [WEATHER_TOOL]}),
+            (WEATHER_ASKED, {"tools": [WEATHER_TOOL]}),
+            (user("Hello"), {"tools": [WEATHER_TOOL], "tool_choice": "none"}),
+        ):
+            expected = answered(calling, messages, memory=None, **{"max_tokens": 60, **options})
+            for said in every_way(chat, messages, **options):
+                assert said.facts() == expected.facts()
+
+    def test_of_a_datastore(self, chat: Front, store: Datastore) -> None:
+        for question, gate in ((VELMORA, "auto"), (DRENNIA, "auto"), (QUESTION, None)):
+            options = {"datastore": Rtd(store, weight=0.9, gate=gate), "documents": [OTHER]}
+            expected = answered(chat.engine, user(question), **options)
+            for said in every_way(chat, user(question), **options):
+                assert said.facts() == expected.facts()
+
+    def test_of_a_kept_memory(self, chat: Front) -> None:
+        handle = chat.memorize([Document(PAGE, "p")])
+        expected = answered(chat.engine, user(QUESTION), memory=handle)
+        assert (expected.text, expected.report["memory_id"]) == (PAGE, handle.id)
+        assert expected.usage["cached"] > 5
+        for said in every_way(chat, user(QUESTION), memory=handle):
+            assert said.facts() == expected.facts()

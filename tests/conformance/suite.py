@@ -1,0 +1,23 @@
+"""`Conformance`: all tests of the suite, in one class for an integration to inherit."""
+
+from __future__ import annotations
+
+from conformance.answers import Answers
+from conformance.banks import Banks
+from conformance.citations import Citations
+from conformance.concurrency import Concurrency
+from conformance.datastores import Datastores
+from conformance.documents import Documents
+from conformance.failures import Failures
+from conformance.sameness import Sameness
+from conformance.schemas import Schemas
+from conformance.steering import Steering
+from conformance.tools import Tools
+
+__all__ = ["Conformance"]
+
+
+class Conformance(
+    Sameness, Answers, Documents, Citations, Steering, Datastores, Tools, Schemas, Banks, Concurrency, Failures
+):
+    """What every front does. A subclass names its adapter in `front`."""
