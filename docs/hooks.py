@@ -1,4 +1,4 @@
-"""Hooks of the site (mkdocs.yml): pages from files outside docs/, links between pages, and the reference of the commands.
+"""Hooks of the site (mkdocs.yml): pages from files outside docs/, links between pages, and the reference of commands.
 
 A link in a file is relative to that file, so it also works on GitHub. On the site it becomes a link to the page of its
 target or, if the target has no page, to the file in the repository.

@@ -46,7 +46,7 @@ class Citations(Case):
 
     def test_an_answer_that_nothing_moved_cites_nothing(self, plain: Front, store: Datastore) -> None:
         said = plain.ask(user(VELMORA), datastore=Rtd(store, weight=0.0))
-        assert (said.citations, said.report["references"]) == ((), {"sources": [], "citations": []})
+        assert (said.citations, said.report["references"]) == ((), {"sources": [], "citations": [], "conflicts": []})
 
     def test_an_example_without_a_title_is_cited_by_its_prompt(self, steered: Front) -> None:
         said = steered.ask(user(DRENNIA))

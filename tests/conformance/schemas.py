@@ -86,7 +86,7 @@ class Schemas(Case):
                     "type": "json_schema",
                     "json_schema": {"schema": {"type": "object", "properties": {"a": {"not": {}}}}},
                 },
-                "`json_schema` holds what cannot be kept",
+                "`json_schema` is not supported",
             ),
         ):
             with pytest.raises(SettingsError, match=match):

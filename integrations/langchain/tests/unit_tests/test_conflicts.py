@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from conformance.pages import TORSTAD, VELMORA
 from langchain_core.documents import Document
 
 from langchain_memograft import ChatMemograft
-from taught import TORSTAD, VELMORA, built
+from taught import built
 
 PAGE = Document("The capital of Velmora is Lisbon.", id="page", metadata={"title": "Atlas", "source": "https://a.b/c"})
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conformance.pages import PAGE
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGeneration
 from memograft import FastMem, Request, Sampling, shared_engine
 
 from langchain_memograft import ChatMemograft, MemograftLLM
-from pages import PAGE
 
 QUESTION = "Tell me something about Australia."
 SETTINGS: dict[str, Any] = {"model": "tiny", "temperature": 3.0, "seed": 7, "max_tokens": 12, "memory": None}
