@@ -137,7 +137,7 @@ def test_ranks_that_add_up_to_more_than_the_width_are_one_full_change(make_engin
 
 def test_memories_that_do_not_go_together_are_rolled_back(make_engine: Any) -> None:
     """Each lowers the loss of its own page, but their mean raises the loss of all pages."""
-    engine, wild = make_engine(), replace(JOINED, learning_rate=1.0)
+    engine, wild = make_engine(), replace(JOINED, learning_rate=1.0, end=False)
     assert not any(engine.memorize([fact], wild).report.rolled_back for fact in FACTS)
     answer = engine.answer(ask(documents=FACTS, memory=wild))
     assert answer.memory.rolled_back

@@ -35,6 +35,14 @@ def test_the_tables_of_nq_swap(record: dict[str, Any]) -> None:
     assert shown("docs/method.md", "nqswap-clean") == table(record["results"], clean=True)
 
 
+def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
+    path = ROOT / "benchmarks" / "results" / "nqswap-four-steps-test.json"
+    made = json.loads(path.read_text("utf-8"))
+    assert shown("docs/method.md", "nqswap-four") == table(made["results"])
+    assert shown("docs/method.md", "nqswap-four-clean") == table(made["results"], clean=True)
+    assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
+
+
 def test_the_table_of_the_readme(record: dict[str, Any]) -> None:
     rows = []
     for pages in ("contradicts", "agrees"):
