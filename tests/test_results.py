@@ -43,6 +43,13 @@ def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
     assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
 
 
+def test_the_table_of_costs() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "speed-smollm2.json").read_text("utf-8"))
+    rows = [f"| {n} | {v['median']:.2f} | {v['min']:.2f} | {v['max']:.2f} |" for n, v in made["results"].items()]
+    assert shown("docs/method.md", "costs").splitlines()[2:] == rows
+    assert "dirty" not in made["commit"]
+
+
 def test_the_table_of_the_readme(record: dict[str, Any]) -> None:
     rows = []
     for pages in ("contradicts", "agrees"):
