@@ -27,7 +27,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.llms.memograft import _filters
+from llama_index.llms.memograft._filters import to_group
 from llama_index.llms.memograft._store_checks import (
     BY_WORDS,
     MMR_OPTIONS,
@@ -43,6 +43,7 @@ from llama_index.llms.memograft._store_checks import (
 from llama_index.llms.memograft._stored import REF_DOC_ID, to_document, to_node
 from memograft import IndexSettings
 from memograft.errors import SettingsError, StoreError
+from memograft.passages.comparisons import where_of
 from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder, GivenVectors
 from memograft.passages.index import IndexKind
@@ -291,18 +292,12 @@ class MemograftVectorStore(BasePydanticVectorStore):
         self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
     ) -> dict[str, Any]:
         """Return one core filter for all of these; what it cannot say itself is looked up, and becomes ids."""
-        where, rest = _filters.split(filters)
-        wheres = [where] if where else []
+        wheres: list[dict[str, Any]] = []
         if node_ids is not None:
             wheres.append({"$id": checked_ids("node_ids", node_ids)})
         if doc_ids is not None:
             wheres.append({REF_DOC_ID: {"$in": checked_ids("doc_ids", doc_ids)}})
-        where = {"$and": wheres} if wheres else {}
-        store = self._existing()
-        if not rest or store is None:
-            return where
-        found = store.find(where)
-        return {"$id": [each.id for each in found if all(_filters.matches(part, each.metadata) for part in rest)]}
+        return where_of(to_group(filters), {"$and": wheres} if wheres else {}, self._existing())
 
     # files --------------------------------------------------------------------------------------------------------
 
