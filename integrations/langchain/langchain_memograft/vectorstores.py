@@ -197,7 +197,11 @@ class MemograftVectorStore(VectorStore):
             SettingsError: `embedding` makes vectors of another length; otherwise as the class.
         """
         old = read_faiss_folder(folder, index_name)
-        return cls._filled(embedding, kwargs, lambda store: old.pour_into(store.store, type(store.embeddings).__name__))
+
+        def fill(store: Self) -> None:
+            old.vectors.add_to(store.store, old.documents, type(store.embeddings).__name__)
+
+        return cls._filled(embedding, kwargs, fill)
 
     @classmethod
     async def afrom_faiss_folder(cls, folder: str | Path, embedding: Embeddings | None, **kwargs: Any) -> Self:
