@@ -1,4 +1,4 @@
-"""Passages from other programs: FAISS files whose vectors a store takes over, metadata that becomes plain JSON, copies.
+"""Passages from other programs: FAISS files whose vectors a store takes over, metadata that becomes plain JSON.
 
 FAISS checks less than it should in a file made to harm, so read files of people you trust.
 """
@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 from memograft.documents import Document
 from memograft.errors import SettingsError, StoreCorruptError, StoreError
-from memograft.passages.index import IndexKind, IndexSettings
 from memograft.passages.vector_store import VectorStore
 
 if TYPE_CHECKING:
     import faiss
 
-__all__ = ["FaissVectors", "copy_store", "plain_document"]
+__all__ = ["FaissVectors", "plain_document"]
 
 _AT_ONCE = 10_000  # vectors in memory
 _DEEPEST = 50  # levels of nesting in metadata; what contains itself ends here
@@ -42,6 +41,7 @@ class FaissVectors:
     """
 
     def __init__(self, file: Path) -> None:
+        self._file = file
         self._index = _read(file)
         self.count, self.dimension = int(self._index.ntotal), int(self._index.d)
 
@@ -53,8 +53,8 @@ class FaissVectors:
         """
         if self.dimension != store.embedder.dimension:
             raise SettingsError(
-                f"`embedding` must be the one the folder was built with, of {self.dimension} numbers a vector, got "
-                f"{embedder} with {store.embedder.dimension}; pass that one"
+                f"the vectors of {self._file} have {self.dimension} numbers each, got {embedder} with "
+                f"{store.embedder.dimension}; pass the embedding model that they were made with"
             )
         for start in range(0, len(documents), _AT_ONCE):
             some = documents[start : start + _AT_ONCE]
@@ -78,7 +78,7 @@ def _read(file: Path) -> faiss.Index:
     except RuntimeError as error:
         raise StoreError(
             f"{file} is a {type(index).__name__}, which does not give its vectors back; add the documents to a new "
-            "store with add_documents"
+            "store, which embeds them again"
         ) from error
     return index
 
@@ -115,18 +115,3 @@ def _key(key: object) -> str:
     if not isinstance(key, str):
         raise ValueError(f"its metadata has the key {key!r}, which is no string")
     return key
-
-
-def copy_store(store: VectorStore, path: str | Path, index: IndexKind | IndexSettings | None = None) -> None:
-    """Make the store in the folder `path` equal to `store`, thousands of passages at a time.
-
-    Raises:
-        StoreError: the folder cannot be written, is another program's, or is open elsewhere.
-        EmbedderMismatchError: the folder has a store with the vectors of another embedder.
-    """
-    with VectorStore(store.embedder, path, index=index, progress=False) as copy:
-        ids = [document.id for document in store.find()]
-        for start in range(0, len(ids), _AT_ONCE):
-            some = ids[start : start + _AT_ONCE]
-            copy.add(store.get(some), store.vectors(some))
-        copy.delete(where={"$not": {"$id": ids}})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar
 
 __all__ = ["Record", "Refused", "plain_data"]
 
@@ -186,4 +186,4 @@ def _of_type(value: object, wanted: type[T]) -> T:
     """Return the value; refuse another type as damage."""
     if type(value) is not wanted:
         raise Refused(f"is damaged (a {wanted.__name__.lstrip('_')} was expected, not a {type(value).__name__})")
-    return cast(T, value)
+    return value

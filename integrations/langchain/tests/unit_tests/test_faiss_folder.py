@@ -273,7 +273,7 @@ def test_what_is_not_there_or_of_other_embeddings(tmp_path: Path) -> None:
         StoreError, match=r"has other.pkl and other.faiss, and .*other.pkl is not there; check the path"
     ):
         MemograftVectorStore.from_faiss_folder(tmp_path, numbers, index_name="other")
-    text = r"`embedding` must be the one .* was built with, of 16 numbers a vector, got Numbers with 8; pass that one"
+    text = r"the vectors of .*index.faiss have 16 numbers each, got Numbers with 8; pass the embedding model that they"
     for _ in range(2):  # and the folder is free again
         with pytest.raises(SettingsError, match=text):
             MemograftVectorStore.from_faiss_folder(tmp_path, Numbers(8), path=tmp_path / "new")

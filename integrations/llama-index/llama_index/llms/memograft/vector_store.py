@@ -44,9 +44,9 @@ from memograft import IndexSettings
 from memograft.errors import SettingsError, StoreError
 from memograft.passages.checks import checked_ids
 from memograft.passages.comparisons import where_of
+from memograft.passages.copying import copy_store
 from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder, GivenVectors
-from memograft.passages.foreign import copy_store
 from memograft.passages.index import IndexKind
 from memograft.passages.vector_store import Hit, VectorStore
 
