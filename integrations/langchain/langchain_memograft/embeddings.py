@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from langchain_core.embeddings import Embeddings
 from memograft.errors import SettingsError
+from memograft.passages.checks import checked_items
 from memograft.passages.embedders import Embedder, LexicalEmbedder
 
 __all__ = ["MemograftEmbeddings"]
@@ -43,7 +42,7 @@ class MemograftEmbeddings(Embeddings):
         Raises:
             SettingsError: `texts` is not a list of strings.
         """
-        return [row.tolist() for row in self.embedder.embed_documents(_checked(texts))]
+        return [row.tolist() for row in self.embedder.embed_documents(checked_items("texts", texts, str))]
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of one question.
@@ -55,14 +54,3 @@ class MemograftEmbeddings(Embeddings):
             raise SettingsError(f"`text` must be a string, got {type(text).__name__}; embed_documents takes a list")
         vector: list[float] = self.embedder.embed_query(text).tolist()
         return vector
-
-
-def _checked(texts: Sequence[str]) -> list[str]:
-    """Refuse one string, which would be embedded letter by letter, and whatever is not text."""
-    if isinstance(texts, str):
-        raise SettingsError(f"`texts` must be a list of strings, got the string {texts[:40]!r}; embed_query takes one")
-    texts = list(texts)
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise SettingsError(f"texts[{position}] must be a string, got {type(text).__name__}; convert it first")
-    return texts

@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.vectorstores import VectorStore
 from memograft.errors import SettingsError
+from memograft.passages.checks import check_count
 from pydantic import Field
 
 __all__ = ["MemograftRetriever"]
@@ -89,8 +90,7 @@ class MemograftRetriever(BaseRetriever):
     def _options(self, k: int | None, filter: Any) -> dict[str, Any]:
         """Build the store's arguments; `filter` only if there is one, as not every store takes it."""
         k = self.k if k is None else k
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise SettingsError(f"`k` must be a whole number of at least 1, got {k!r}; 4 is usual")
+        check_count("k", k)
         filter = self.filter if filter is None else filter
         return {"k": k} if filter is None else {"k": k, "filter": filter}
 

@@ -18,16 +18,17 @@ from langchain_core.vectorstores import VectorStore
 from memograft import documents as core
 from memograft.errors import SettingsError
 from memograft.passages.checks import embedded
+from memograft.passages.incoming import documents_of
 from memograft.passages.index import IndexKind, IndexSettings
+from memograft.passages.outside import aembedded, aembedded_query
 from memograft.passages.vector_store import VectorStore as CoreStore
 
-from langchain_memograft._embedder import aembedded, aembedded_query, embedder_of
+from langchain_memograft._embedder import embedder_of
 from langchain_memograft._faiss_folder import read_faiss_folder
 from langchain_memograft._passages import (
     document_of,
     only,
     passages_of_documents,
-    passages_of_texts,
     require_cosines,
     scored,
 )
@@ -125,7 +126,7 @@ class MemograftVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """Open a store, `kwargs` as the class takes them, and add texts to it."""
-        passages = passages_of_texts(texts, metadatas, ids)
+        passages = documents_of(texts, metadatas, ids)
         return cls._filled(embedding, kwargs, lambda store: store._add(passages))
 
     @classmethod
@@ -139,7 +140,7 @@ class MemograftVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """Open a store, `kwargs` as the class takes them, and add texts to it."""
-        return await cls._afilled(passages_of_texts(texts, metadatas, ids), embedding, kwargs)
+        return await cls._afilled(documents_of(texts, metadatas, ids), embedding, kwargs)
 
     @classmethod
     def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
@@ -196,7 +197,11 @@ class MemograftVectorStore(VectorStore):
             SettingsError: `embedding` makes vectors of another length; otherwise as the class.
         """
         old = read_faiss_folder(folder, index_name)
-        return cls._filled(embedding, kwargs, lambda store: old.pour_into(store.store, type(store.embeddings).__name__))
+
+        def fill(store: Self) -> None:
+            old.vectors.add_to(store.store, old.documents, type(store.embeddings).__name__)
+
+        return cls._filled(embedding, kwargs, fill)
 
     @classmethod
     async def afrom_faiss_folder(cls, folder: str | Path, embedding: Embeddings | None, **kwargs: Any) -> Self:
@@ -217,14 +222,14 @@ class MemograftVectorStore(VectorStore):
             StoreError: the disk is full, or the store is closed.
         """
         only(kwargs, "batch_size")  # of LangChain's indexing, which sends as many at once
-        return self._add(passages_of_texts(texts, metadatas, ids))
+        return self._add(documents_of(texts, metadatas, ids))
 
     async def aadd_texts(
         self, texts: Iterable[str], metadatas: Metadatas = None, *, ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
         """Add texts; otherwise as `add_texts`."""
         only(kwargs, "batch_size")
-        return await self._aadd(passages_of_texts(texts, metadatas, ids))
+        return await self._aadd(documents_of(texts, metadatas, ids))
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
         """Add documents, with `ids=` in place of their own; otherwise as `add_texts`."""
@@ -246,7 +251,7 @@ class MemograftVectorStore(VectorStore):
         if not passages or self._embeddings is None:
             return await asyncio.to_thread(self._add, passages)
         texts = [passage.text for passage in passages]
-        vectors = await aembedded(self._embeddings, self.store.embedder, texts, self._batch_size)
+        vectors = await aembedded(self._embeddings.aembed_documents, self.store.embedder, texts, self._batch_size)
         return await asyncio.to_thread(self.store.add, passages, vectors)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
@@ -301,7 +306,7 @@ class MemograftVectorStore(VectorStore):
         """Return documents with their scores; otherwise as `similarity_search`."""
         only(kwargs, "mode")
         if self._embeddings is not None and kwargs.get("mode") != "text":
-            kwargs["vector"] = await aembedded_query(self._embeddings, self.store.embedder, query)
+            kwargs["vector"] = await aembedded_query(self._embeddings.aembed_query, self.store.embedder, query)
         return scored(await asyncio.to_thread(self.store.search, query, k, filter, **kwargs))
 
     def similarity_search_by_vector(
@@ -365,7 +370,7 @@ class MemograftVectorStore(VectorStore):
         options = k, fetch_k, lambda_mult, filter
         if self._embeddings is None:
             return await asyncio.to_thread(self.max_marginal_relevance_search, query, *options, **kwargs)
-        vector = await aembedded_query(self._embeddings, self.store.embedder, query)
+        vector = await aembedded_query(self._embeddings.aembed_query, self.store.embedder, query)
         return await asyncio.to_thread(self.max_marginal_relevance_search_by_vector, vector, *options, **kwargs)
 
     def max_marginal_relevance_search_by_vector(

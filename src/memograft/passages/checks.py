@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import cast, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ __all__ = [
     "check_share",
     "check_varied",
     "checked_ids",
+    "checked_items",
+    "checked_list",
     "checked_metadata",
     "checked_mode",
     "checked_vectors",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 FloatArray = NDArray[np.float32]
+T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")  # not a character
 _LARGE = 1_000  # texts from which embedding shows a progress bar
@@ -43,10 +46,10 @@ def check_question(query: object) -> None:
         raise SettingsError(f"`query` must be a string, got {type(query).__name__}; search_by_vector takes vectors")
 
 
-def check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object, remedy: str = "4 is usual for `k`") -> None:
     """Refuse anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; 4 is usual for `k`")
+        raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; {remedy}")
 
 
 def check_varied(k: object, fetch_k: object, lambda_mult: object) -> None:
@@ -71,10 +74,52 @@ def checked_mode(mode: object, dimension: int) -> SearchMode:
     return cast(SearchMode, mode)
 
 
-def checked_ids(ids: Sequence[str]) -> list[str]:
+def checked_list(name: str, values: Iterable[T], count: int | None = None, single: type = str) -> list[T]:
+    """Return the values of an argument as a list.
+
+    Args:
+        name: the argument's.
+        values: what was given.
+        count: the number of texts, of which there must be as many; None for any number.
+        single: a type whose objects can be iterated over and are one value each.
+
+    Raises:
+        SettingsError: one value in place of a list, or another number of them.
+    """
+    if isinstance(values, str | single) or not isinstance(values, Iterable):
+        raise SettingsError(f"`{name}` must be a list, got one {type(values).__name__}; write {name}=[...]")
+    values = list(values)
+    if count is not None and len(values) != count:
+        raise SettingsError(f"`{name}` must be as many as the texts, got {len(values)} for {count}; leave it out")
+    return values
+
+
+def checked_items(
+    name: str, items: Iterable[T], kind: type[T], what: str = "a string", remedy: str = "convert it first"
+) -> list[T]:
+    """Return items of one type as a list.
+
+    Args:
+        name: the argument's.
+        items: what was given.
+        kind: the type.
+        what: what error messages call the type.
+        remedy: what they advise about an object of another type.
+
+    Raises:
+        SettingsError: one item in place of a list, or an object of another type; the message has its position.
+    """
+    items = checked_list(name, items, single=kind)
+    for position, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise SettingsError(f"{name}[{position}] must be {what}, got {type(item).__name__}; {remedy}")
+    return items
+
+
+def checked_ids(ids: Sequence[str], name: str = "ids") -> list[str]:
     """Return the ids as a list. A single string is refused, because its characters would be the ids."""
     if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
-        raise SettingsError(f"`ids` must be a list of strings, got {ids!r}; write ids=[...]")
+        raise SettingsError(f"`{name}` must be a list of strings, got {ids!r}; write {name}=[...]")
     return [id for id in ids if _is_unicode(id)]  # a store cannot contain others
 
 

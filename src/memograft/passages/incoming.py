@@ -1,7 +1,8 @@
-"""Prepare documents for writing: check them, embed them, and convert them to rows."""
+"""Prepare documents for writing: build them from texts, check them, embed them, and convert them to rows."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,11 +10,37 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from memograft.documents import Document, as_documents
-from memograft.passages.checks import FloatArray, checked_metadata, checked_vectors, embedded
+from memograft.passages.checks import (
+    FloatArray,
+    checked_items,
+    checked_list,
+    checked_metadata,
+    checked_vectors,
+    embedded,
+)
 from memograft.passages.embedders import Embedder
 from memograft.passages.rows import Passage
 
-__all__ = ["prepared"]
+__all__ = ["documents_of", "prepared"]
+
+
+def documents_of(
+    texts: Iterable[str],
+    metadatas: Iterable[Mapping[str, object] | None] | None = None,
+    ids: Iterable[str | None] | None = None,
+) -> list[Document]:
+    """Return documents of N texts, N metadatas and N ids; a document without an id gets a random one.
+
+    Raises:
+        SettingsError: something else than strings, or another number of metadatas or ids.
+    """
+    texts = checked_items("texts", texts, str)
+    metadatas = [None] * len(texts) if metadatas is None else checked_list("metadatas", metadatas, len(texts))
+    ids = [None] * len(texts) if ids is None else checked_list("ids", ids, len(texts))
+    return [
+        Document(text, id or str(uuid.uuid4()), metadata or {})
+        for text, metadata, id in zip(texts, metadatas, ids, strict=True)
+    ]
 
 
 def prepared(

@@ -43,7 +43,7 @@ def test_in_another_store() -> None:
 @pytest.mark.parametrize(
     ("method", "argument", "text"),
     [
-        ("embed_documents", "one", "`texts` must be a list of strings, got the string 'one'; embed_query takes one"),
+        ("embed_documents", "one", r"`texts` must be a list, got one str; write texts=\[...\]"),
         ("embed_documents", ["a", 7], r"texts\[1\] must be a string, got int; convert it first"),
         ("embed_documents", [None], r"texts\[0\] must be a string, got NoneType"),
         ("embed_query", ["a"], "`text` must be a string, got list; embed_documents takes a list"),

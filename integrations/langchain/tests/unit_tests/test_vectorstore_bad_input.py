@@ -24,9 +24,9 @@ def store() -> Iterator[MemograftVectorStore]:
 @pytest.mark.parametrize(
     ("method", "arguments", "text"),
     [
-        ("add_texts", ["one string"], r"`texts` must be a list of strings, got one str; write \[text\]"),
-        ("add_texts", [7], "`texts` must be a list of strings, got one int"),
-        ("add_texts", [[7]], "`Document.text` must be a string, got int; convert it before you pass it on"),
+        ("add_texts", ["one string"], r"`texts` must be a list, got one str; write texts=\[...\]"),
+        ("add_texts", [7], "`texts` must be a list, got one int"),
+        ("add_texts", [[7]], r"texts\[0\] must be a string, got int; convert it first"),
         (
             "add_texts",
             [["a", "\ud800"]],
@@ -40,7 +40,7 @@ def store() -> Iterator[MemograftVectorStore]:
         ("add_texts", [["a"], [{}, {}]], "`metadatas` must be as many as the texts, got 2 for 1; leave it out"),
         ("add_texts", [["a"], {"x": 1, "y": 2}], "`metadatas` must be as many as the texts, got 2 for 1"),
         ("add_documents", [["text"]], r"documents\[0\] must be a LangChain Document, got str; add_texts takes strings"),
-        ("add_documents", [PAGES[0]], r"`documents` must be a list of documents, got one Document; write \[document\]"),
+        ("add_documents", [PAGES[0]], r"`documents` must be a list, got one Document; write documents=\[...\]"),
         ("add_documents", [[PAGES[0], None]], r"documents\[1\] must be a LangChain Document, got NoneType"),
         ("similarity_search", [7], "`query` must be a string, got int; search_by_vector takes vectors"),
         ("similarity_search", ["a", 0], "`k` must be a whole number of at least 1, got 0"),

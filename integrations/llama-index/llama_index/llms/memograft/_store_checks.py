@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 from memograft.errors import SettingsError
+from memograft.passages.checks import check_count, check_share
 
 MMR_OPTIONS = ("mmr_prefetch_factor", "mmr_prefetch_k", "mmr_threshold")
 BY_WORDS = (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE)
@@ -53,11 +54,8 @@ def check_query(query: VectorStoreQuery) -> None:
             f"`alpha` is not for this store, got {query.alpha!r}; it joins ranks, which have no weights"
         )
     for name in ("similarity_top_k", "sparse_top_k", "hybrid_top_k"):
-        k = getattr(query, name)
-        if k is None and name != "similarity_top_k":
-            continue
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise SettingsError(f"`{name}` must be a whole number of at least 1, got {k!r}; 2 is usual")
+        if name == "similarity_top_k" or getattr(query, name) is not None:
+            check_count(name, getattr(query, name), "2 is usual")
     for name in ("output_fields", "embedding_field"):
         if getattr(query, name) is not None:
             raise SettingsError(f"`{name}` is not for this store, got {getattr(query, name)!r}; leave it out")
@@ -70,20 +68,12 @@ def checked_question(query: VectorStoreQuery) -> str:
     return query.query_str
 
 
-def checked_ids(name: str, ids: Sequence[str]) -> list[str]:
-    """Return the ids as a list; refuse one string, which would be taken letter by letter."""
-    if isinstance(ids, str) or not all(isinstance(id, str) for id in ids):
-        raise SettingsError(f"`{name}` must be a list of strings, got {ids!r}; write {name}=[...]")
-    return list(ids)
-
-
 def mmr_weight(query: VectorStoreQuery, options: Mapping[str, Any]) -> float:
     """Return how much closeness counts against variety, in [0, 1]."""
     threshold = options.get("mmr_threshold", query.mmr_threshold)
     if threshold is None:
         return 0.5
-    if not _is_number(threshold) or not 0 <= threshold <= 1:
-        raise SettingsError(f"`mmr_threshold` must be between 0 and 1, got {threshold!r}; 0.5 is usual")
+    check_share("mmr_threshold", threshold)
     return float(threshold)
 
 
@@ -97,16 +87,11 @@ def mmr_candidates(k: int, options: Mapping[str, Any]) -> int:
         )
     if fetch is None:
         factor = _PREFETCH if factor is None else factor
-        if not _is_number(factor) or not 1 <= factor < float("inf"):
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
             raise SettingsError(f"`mmr_prefetch_factor` must be a number of at least 1, got {factor!r}; 4 is usual")
         return int(k * factor)
-    if isinstance(fetch, bool) or not isinstance(fetch, int) or fetch < 1:
-        raise SettingsError(f"`mmr_prefetch_k` must be a whole number of at least 1, got {fetch!r}; 20 is usual")
+    check_count("mmr_prefetch_k", fetch, "20 is usual")
     return max(k, fetch)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def require_local(fs: Any) -> None:

@@ -27,13 +27,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.llms.memograft import _filters
+from llama_index.llms.memograft._filters import to_group
 from llama_index.llms.memograft._store_checks import (
     BY_WORDS,
     MMR_OPTIONS,
     check_query,
     checked_embedding,
-    checked_ids,
     checked_question,
     mmr_candidates,
     mmr_weight,
@@ -43,12 +42,13 @@ from llama_index.llms.memograft._store_checks import (
 from llama_index.llms.memograft._stored import REF_DOC_ID, to_document, to_node
 from memograft import IndexSettings
 from memograft.errors import SettingsError, StoreError
+from memograft.passages.checks import checked_ids
+from memograft.passages.comparisons import where_of
+from memograft.passages.copying import copy_store
 from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder, GivenVectors
 from memograft.passages.index import IndexKind
 from memograft.passages.vector_store import Hit, VectorStore
-
-_AT_ONCE = 1_000  # nodes per step of a copy
 
 
 class MemograftVectorStore(BasePydanticVectorStore):
@@ -291,18 +291,12 @@ class MemograftVectorStore(BasePydanticVectorStore):
         self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
     ) -> dict[str, Any]:
         """Return one core filter for all of these; what it cannot say itself is looked up, and becomes ids."""
-        where, rest = _filters.split(filters)
-        wheres = [where] if where else []
+        wheres: list[dict[str, Any]] = []
         if node_ids is not None:
-            wheres.append({"$id": checked_ids("node_ids", node_ids)})
+            wheres.append({"$id": checked_ids(node_ids, "node_ids")})
         if doc_ids is not None:
-            wheres.append({REF_DOC_ID: {"$in": checked_ids("doc_ids", doc_ids)}})
-        where = {"$and": wheres} if wheres else {}
-        store = self._existing()
-        if not rest or store is None:
-            return where
-        found = store.find(where)
-        return {"$id": [each.id for each in found if all(_filters.matches(part, each.metadata) for part in rest)]}
+            wheres.append({REF_DOC_ID: {"$in": checked_ids(doc_ids, "doc_ids")}})
+        return where_of(to_group(filters), {"$and": wheres} if wheres else {}, self._existing())
 
     # files --------------------------------------------------------------------------------------------------------
 
@@ -324,12 +318,8 @@ class MemograftVectorStore(BasePydanticVectorStore):
         if store is None:
             Path(persist_path).mkdir(parents=True, exist_ok=True)
             return
-        with self._changing, VectorStore(store.embedder, persist_path, index=self.index, progress=False) as copy:
-            ids = [document.id for document in store.find()]
-            for start in range(0, len(ids), _AT_ONCE):
-                some = ids[start : start + _AT_ONCE]
-                copy.add(store.get(some), store.vectors(some))
-            copy.delete(where={"$not": {"$id": ids}})
+        with self._changing:
+            copy_store(store, persist_path, self.index)
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None, read_only: bool = False) -> Self:

@@ -1,9 +1,8 @@
-"""Reads a Python pickle as plain data, without ever unpickling: bytes in, strings, numbers, containers and records out.
+"""Read a Python pickle as plain data, without ever unpickling: bytes in, strings, numbers, containers and records out.
 
 `pickletools.genops` only lists the instructions in the bytes. The interpreter below follows those that build plain
-data. Where a class is named, it must be one of those the caller expects, and what stands for its instances is a
-`Record`: no module is imported, no class is looked up, nothing is called. Everything else is refused by name. Knows
-nothing of documents and vectors.
+data. Where a class is named, it must be one of those that the caller expects, and a `Record` stands for its instances:
+no module is imported, no class is looked up, nothing is called. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 __all__ = ["Record", "Refused", "plain_data"]
 
-_MARK = object()
+T = TypeVar("T")
+
 _SKIPPED = {"PROTO", "FRAME"}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUSHES_ITS_ARGUMENT = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"} | {
@@ -24,7 +24,7 @@ _PUSHES_ITS_ARGUMENT = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", 
     "BINUNICODE",
     "BINUNICODE8",
 }
-_EMPTY: dict[str, Callable[[], Any]] = {
+_EMPTY: dict[str, Callable[[], object]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
@@ -33,7 +33,7 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 
 
 class Refused(ValueError):
-    """The bytes hold more than plain data and the expected classes, or are damaged; says what."""
+    """The bytes hold more than plain data and the expected classes, or are damaged; the message names the part."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class _Class:
 
 @dataclass(eq=False)
 class Record:
-    """Stands for an instance of an expected class.
+    """An instance of an expected class.
 
     Attributes:
-        kind: what the caller calls the class.
+        kind: the name that the caller gave to the class.
         state: what the instance would have been given as its state.
     """
 
     kind: str
-    state: dict[Any, Any] = field(default_factory=dict)
+    state: dict[object, object] = field(default_factory=dict)
 
 
-def plain_data(data: bytes, classes: Mapping[tuple[str, str], str]) -> Any:
+def plain_data(data: bytes, classes: Mapping[tuple[str, str], str]) -> object:
     """Return what the bytes describe.
 
     Args:
@@ -84,20 +84,20 @@ class _Reader:
 
     def __init__(self, classes: Mapping[tuple[str, str], str]) -> None:
         self._classes = classes
-        self._memo: dict[int, Any] = {}
-        self.stack: list[Any] = []
-        self._below: list[list[Any]] = []
+        self._memo: dict[int, object] = {}
+        self.stack: list[object] = []
+        self._below: list[list[object]] = []
 
-    def follow(self, name: str, argument: Any) -> None:
+    def follow(self, name: str, argument: object) -> None:
         """Carry out one instruction, or refuse it."""
         if name in _PUSHES_ITS_ARGUMENT:
             self.stack.append(argument)
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = self.stack[-1]
         elif name in ("BINGET", "LONG_BINGET", "GET"):
-            self.stack.append(self._memo[argument])
+            self.stack.append(self._memo[_of_type(argument, int)])
         elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            self._memo[argument] = self.stack[-1]
+            self._memo[_of_type(argument, int)] = self.stack[-1]
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name in _EMPTY:
@@ -119,7 +119,7 @@ class _Reader:
         elif name not in _SKIPPED:
             raise Refused(f"holds the instruction {name}, which builds more than plain data")
 
-    def _above_mark(self) -> list[Any]:
+    def _above_mark(self) -> list[object]:
         items, self.stack = self.stack, self._below.pop()
         return items
 
@@ -144,7 +144,7 @@ class _Reader:
         del self.stack[-size:]
         self.stack.append(items)
 
-    def _record(self, name: str, argument: Any) -> None:
+    def _record(self, name: str, argument: object) -> None:
         if name == "BUILD":
             state = self.stack.pop()
             _of_type(self.stack[-1], Record).state.update(_of_type(state, dict))
@@ -152,17 +152,16 @@ class _Reader:
             arguments = self.stack.pop()
             made = _of_type(self.stack.pop(), _Class)
             if arguments != ():
-                raise Refused(f"makes a {made.kind} from arguments, which LangChain never does")
+                raise Refused(f"makes a {made.kind} from arguments, of which nothing would be kept")
             self.stack.append(Record(made.kind))
         else:
             self.stack.append(self._class(*self._names(name, argument)))
 
-    def _names(self, name: str, argument: Any) -> tuple[str, str]:
+    def _names(self, name: str, argument: object) -> tuple[str, str]:
         if name == "GLOBAL":
-            module, _, attribute = argument.partition(" ")
+            module, _, attribute = _of_type(argument, str).partition(" ")
             return module, attribute
-        module, attribute = self.stack.pop(-2), self.stack.pop()
-        return _of_type(module, str), _of_type(attribute, str)
+        return _of_type(self.stack.pop(-2), str), _of_type(self.stack.pop(), str)
 
     def _class(self, module: str, attribute: str) -> _Class:
         kind = self._classes.get((module, attribute))
@@ -175,7 +174,7 @@ def _refuse_name(module: str, attribute: str) -> NoReturn:
     raise Refused(f"names {module[:100]}.{attribute[:100]}, which is no plain data")
 
 
-def _atoms(items: list[Any]) -> list[Any]:
+def _atoms(items: list[object]) -> list[object]:
     """Return the items of a set or the keys of a dict; nested tuples with shared parts take forever to hash."""
     for item in items:
         if not isinstance(item, str | int | float | None):
@@ -183,8 +182,8 @@ def _atoms(items: list[Any]) -> list[Any]:
     return items
 
 
-def _of_type(value: Any, wanted: type) -> Any:
-    """Return the value; an instruction meant for another type of thing is damage."""
+def _of_type(value: object, wanted: type[T]) -> T:
+    """Return the value; refuse another type as damage."""
     if type(value) is not wanted:
         raise Refused(f"is damaged (a {wanted.__name__.lstrip('_')} was expected, not a {type(value).__name__})")
     return value
