@@ -151,6 +151,7 @@ def test_metadata_becomes_json_of_its_own() -> None:
     for metadata, text in (
         ({"x": math.inf}, "holds inf, which is not JSON"),
         ({"x": {1}}, "holds set, which is not JSON"),
+        ([1], "is a list, which is no dict"),
         ({7: "x"}, "has the key 7, which is no string"),
         ({"x": [0] * 100_000}, "more than 100000 values"),
     ):

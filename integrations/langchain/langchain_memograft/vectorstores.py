@@ -25,13 +25,7 @@ from memograft.passages.vector_store import VectorStore as CoreStore
 
 from langchain_memograft._embedder import embedder_of
 from langchain_memograft._faiss_folder import read_faiss_folder
-from langchain_memograft._passages import (
-    document_of,
-    only,
-    passages_of_documents,
-    require_cosines,
-    scored,
-)
+from langchain_memograft._passages import document_of, only, passages_of_documents, require_cosines, scored
 from langchain_memograft.embeddings import MemograftEmbeddings
 
 __all__ = ["MemograftVectorStore"]

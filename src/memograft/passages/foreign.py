@@ -87,11 +87,13 @@ def plain_document(text: str, id: str, metadata: object) -> Document:
     """Return a document with metadata of its own, however often its parts are shared.
 
     Raises:
-        ValueError: the metadata is not JSON, is too large or too deep, or a text is not Unicode.
+        ValueError: the metadata is no dict, is not JSON, is too large or too deep, or a text is not Unicode.
     """
     plain = _json(metadata, iter(range(_MOST)), 0)
+    if not isinstance(plain, dict):
+        raise ValueError(f"its metadata is a {type(metadata).__name__}, which is no dict")
     f"{text}{json.dumps(plain, ensure_ascii=False)}".encode()
-    return Document(text, id, plain if isinstance(plain, dict) else {})
+    return Document(text, id, plain)
 
 
 def _json(value: object, budget: Iterator[int], depth: int) -> object:

@@ -91,7 +91,7 @@ def mmr_candidates(k: int, options: Mapping[str, Any]) -> int:
             raise SettingsError(f"`mmr_prefetch_factor` must be a number of at least 1, got {factor!r}; 4 is usual")
         return int(k * factor)
     check_count("mmr_prefetch_k", fetch, "20 is usual")
-    return max(k, fetch)
+    return max(k, int(fetch))
 
 
 def require_local(fs: Any) -> None:
