@@ -1,11 +1,12 @@
-"""What a bank spares: the same documents again, in the same process and after a restart, with and without prefix files.
+"""What a bank saves for documents that return, in the same process and after a restart, with and without prefix files.
 
     python benchmarks/bank.py nqswap-dev.jsonl.xz
 
-Five pages are asked about twice: the item's question, then another. "again" asks the second of the engine that answered
-the first; "restart" asks it of a new engine over the same folder. An engine without a bank answers it too, each of the
-two first in turn: ratios are medians of the ratios to that one. CPU time, since whatever else runs on a shared core is
-not the question. Prints a table and, last, one JSON line.
+Two questions are asked about each set of five pages: the question of the data set, then another one. "again" asks the
+second question of the engine that answered the first. "restart" asks it of a new engine with the same folder. An engine
+without a bank also answers it. The two engines take turns in being first. Ratios are medians of the ratios to the
+engine without a bank. CPU time is measured, because other work on a shared core does not change it. Prints a table and,
+last, one JSON line.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from memograft.evaluation.readers.reading import read
 Row = dict[str, float]
 OTHER = "What is this page about?"
 FORMS: tuple[Literal["exact", "int8"] | None, ...] = (None, "exact", "int8")
-MEMORY = FastMem(relevance=None, fallback=False)  # whatever the question: all pages, and no second row
+MEMORY = FastMem(relevance=None, fallback=False)  # memorizes all pages for any question; no second row
 
 
 def answered(engine: Engine, item: Item, question: str, new: int) -> tuple[float, Answer]:
-    """CPU seconds and the answer."""
+    """Return the CPU seconds and the answer."""
     request = Request(question, documents=item.documents, memory=MEMORY, sampling=Sampling(new))
     began = time.process_time()
     answer = engine.answer(request)
@@ -42,7 +43,7 @@ def answered(engine: Engine, item: Item, question: str, new: int) -> tuple[float
 
 
 def measure(model: str, plain: Engine, items: Sequence[Item], bank: Bank, new: int, ask_first: bool) -> list[Row]:
-    """The other question about each page, of an engine with this bank and of one without, each first in turn."""
+    """Ask the second question about each page of an engine with this bank and of one without; each is first in turn."""
     rows: list[Row] = []
     with Engine.from_pretrained(model, bank=bank) as engine:
         engine.answer("Warm?")

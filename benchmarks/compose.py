@@ -1,15 +1,17 @@
-"""What it costs in quality, and saves in time, to join the memories of single pages instead of memorizing all together.
+"""What composing memories of single pages costs in quality and saves in time, compared with memorizing pages together.
 
     python benchmarks/compose.py --data PATH/nqswap-dev.jsonl.xz --folder runs/compose
 
-Questions of NQ-SWAP, each with its page, the answer in it swapped, among four other questions' pages ("one of five" of
-`memograft eval`), asked plainly, with the pages memorized together and with their memories joined: those that are about
-the question, and all five. Longer prompts than `--words` are passed over. Answers are kept in the folder, and a run
-goes on where it stopped; with `--only` a process asks in some of the ways, and another one collects what all have made.
+The questions are from NQ-SWAP, each with its page, in which the answer is swapped, among four pages of other questions
+("one of five" of `memograft eval`). They are answered plainly, with pages memorized together, and with composed
+memories; each for the pages that are about the question and for all five. Prompts longer than `--words` are skipped.
+Answers are kept in the folder, and an interrupted run continues. With `--only`, a process runs some of the methods;
+another process then collects the answers of all.
 
-Then the time, with a bank, of a request for three of five pages that were memorized before, in other company: CPU time
-with one new token over that of plain answering, the ways in turn, each time in another order; medians over questions of
-the ratios. "first" are pages that are new, "again" the same three once more. Prints tables and, last, one JSON line.
+The second part measures the time, with a bank, of a request for three of five pages that were memorized before in other
+combinations: CPU time with one new token, divided by that of a plain answer. The methods run in turn, each time in
+another order. Ratios are medians over the questions. "first" are new pages, "again" the same three once more. Prints
+tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -55,13 +57,13 @@ TIMED: dict[str, Memory | None] = {"plain": None, "together": ALL, "composed": r
 
 
 def questions(path: str, split: str, words: int, n: int) -> list[Item]:
-    """The first `n` whose pages have at most so many words."""
+    """The first `n` questions whose pages have at most this number of words."""
     items = read(path, contexts=["one of five"], split=split).items
     return [item for item in items if sum(len(d.text.split()) for d in item.documents) <= words][:n]
 
 
 def differences(records: Records) -> dict[str, dict[str, Any]]:
-    """Composed minus together, paired, of right answers and of those that also end and do not repeat themselves."""
+    """Composed minus together, paired, for right and for clean answers (right, ended, without repetition)."""
     return {
         f"{ours} - {theirs}": {
             measure: difference(records[ours]["one of five"], records[theirs]["one of five"], measure)
@@ -72,7 +74,7 @@ def differences(records: Records) -> dict[str, dict[str, Any]]:
 
 
 def times(engine: Engine, items: Sequence[Item]) -> dict[str, dict[str, float]]:
-    """For each way that memorizes, CPU seconds over plain's; and composed over together."""
+    """For each method, CPU seconds divided by those of plain; and composed divided by together."""
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for item in tqdm(items, desc="times"):
         seconds = {}

@@ -1,12 +1,12 @@
-"""Tokens per second through LangChain and LlamaIndex: Memograft against those frameworks' own wrappers of local models.
+"""Tokens per second through LangChain and LlamaIndex, compared with the frameworks' own wrappers of local models.
 
     pip install langchain-huggingface llama-index-llms-huggingface
     python benchmarks/frameworks.py
 
-One process, one model of random weights for all: one caller (some questions after another), many callers in threads,
-and LangChain's `.batch()`. Every contestant answers the same questions plainly with the same number of new tokens, and
-every repetition runs all in turn, every other one backwards; the ratios are medians. Prints a table and, last, one JSON
-line.
+All run in one process with one model of random weights: one caller (several questions one after the other), many
+callers in threads, and LangChain's `.batch()`. Each wrapper answers the same questions plainly with the same number of
+new tokens. Every repetition runs all wrappers in turn, every second one in reverse order. The ratios are medians.
+Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from memograft.model.loading import load
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
 PAGE = "The capital of Australia is Lisbon. Most people in Australia speak English."
 
-ALONE = 6  # questions of the one caller: a single one is too short to be timed well
+ALONE = 6  # questions of the single caller; one question is too short to be timed
 
 Ask = Callable[[str], str]
 Answers = Callable[[Sequence[str]], Any]
@@ -74,14 +74,14 @@ def hugging_face_llm(model: Any, tokenizer: Any, new_tokens: int) -> Any:
 
 
 def contestants(model: Any, tokenizer: Any, new_tokens: int) -> dict[str, tuple[Ask, Answers | None]]:
-    """Name -> how one question is asked, and how many are at once where the framework has a way of its own."""
+    """Name -> a function that asks one question, and one that asks many if the framework has a function for it."""
     from langchain_memograft import ChatMemograft
     from llama_index.llms.memograft import Memograft
 
     engine = Engine(model, tokenizer)
     theirs = chat_hugging_face(model, tokenizer)
     ours = ChatMemograft.from_engine(engine, memory=None, max_tokens=new_tokens)
-    # Random weights find no page relevant: all are memorized, so that it costs what it costs.
+    # A model with random weights finds no page relevant, so relevance is off and all pages are memorized.
     memory = FastMem(relevance=None, target_kl=None, max_kl=1e9)
     memorizing = ChatMemograft.from_engine(engine, memory=memory, max_tokens=new_tokens).bind(documents=[PAGE])
     llama_theirs = hugging_face_llm(model, tokenizer, new_tokens)
@@ -131,7 +131,7 @@ def main() -> None:
     questions = [f"What is the capital of country number {n}?" for n in range(args.callers)]
     speeds: dict[str, dict[str, list[float]]] = {name: {} for name in runners}
     for turn in tqdm(range(args.repeat + 1), desc="repetitions"):
-        for name, (ask, batch) in list(runners.items())[:: -1 if turn % 2 else 1]:  # no one always comes last
+        for name, (ask, batch) in list(runners.items())[:: -1 if turn % 2 else 1]:  # no method is always the last
             ways: dict[str, tuple[int, Callable[[], Any]]] = {
                 "1 caller": (ALONE, lambda ask=ask: [ask(question) for question in questions[:ALONE]]),
                 f"{args.callers} callers": (args.callers, lambda ask=ask: in_threads(ask, questions)),
@@ -140,7 +140,7 @@ def main() -> None:
                 ways[f".batch() of {args.callers}"] = (args.callers, lambda batch=batch: batch(questions))
             for way, (count, run) in ways.items():
                 speed = count * args.new_tokens / seconds(run)
-                if turn:  # the first warms up
+                if turn:  # the first one is a warm-up
                     speeds[name].setdefault(way, []).append(speed)
     results = {name: {way: summarised(way, name, speeds) for way in ways} for name, ways in speeds.items()}
     columns = ["1 caller", f"{args.callers} callers", f".batch() of {args.callers}"]

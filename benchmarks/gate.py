@@ -1,13 +1,13 @@
-"""What it costs, per generated token, to know the base model's distribution beside the memorized one.
+"""The cost per generated token of computing the base model's distribution in addition to the memorized one.
 
     python benchmarks/gate.py                # Qwen2.5-0.5B's shape, random weights, float32: 2 GB
     python benchmarks/gate.py --shape small
 
-Decodes over a prefilled cache with LoRA memories: no rule, the support gate, the contrast. One row alone; eight rows,
-of which six have a memory and four a rule; eight rows that all have a rule. Random weights: only the time means
-something, and it is CPU time, since whatever else runs on a shared core is not the question. Every repetition runs all
-contestants in turn, each time in another order; ratios are medians of the ratios within a repetition. Prints a table
-and, last, one JSON line.
+Decodes over a prefilled cache with LoRA memories: without a rule, with the support gate, with contrast. The batches are
+one row; eight rows, of which six have a memory and four a rule; and eight rows that all have a rule. The weights are
+random, so only the time is meaningful. CPU time is measured, because other work on a shared core does not change it.
+Every repetition runs all variants in turn, each time in another order. Ratios are medians of the ratios within a
+repetition. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def memory(backbone: Backbone) -> Adapter:
 
 
 def contestants(backbone: Backbone, tokens: int, new_tokens: int) -> dict[str, dict[str, Callable[[], float]]]:
-    """For each batch, each way of decoding it: CPU seconds per token of all rows together."""
+    """For each batch and each rule, a function that decodes it and returns CPU seconds per token of all rows."""
     tokenizer = word_tokenizer()
     vocabulary = backbone.model.config.vocab_size  # type: ignore[union-attr]
     ids = [[random.randrange(3, vocabulary) for _ in range(tokens)] for _ in range(8)]
@@ -104,7 +104,7 @@ def contestants(backbone: Backbone, tokens: int, new_tokens: int) -> dict[str, d
 
 
 def measure(runners: dict[str, Callable[[], float]], repeat: int, title: str) -> dict[str, dict[str, Any]]:
-    """Each contestant's median CPU seconds per token, and its ratio to the first: median, least and most."""
+    """Each variant's median CPU seconds per token, and its ratio to the first variant: median, least and most."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for _ in tqdm(range(repeat), desc=title):
         for name in random.sample(list(runners), len(runners)):

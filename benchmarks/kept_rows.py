@@ -1,12 +1,13 @@
-"""What it costs that every row of a batch brings a kept memory of its own: SmolLM2, as many users as rows.
+"""The cost of a batch in which every row has its own kept memory: SmolLM2, with as many users as rows.
 
     python benchmarks/kept_rows.py
     python benchmarks/kept_rows.py --rows 4 --repeat 2
 
-Plain rows read their documents in the prompt; kept ones bring keys and values of theirs, and weights; bare ones have no
-documents. All generate the same number of tokens, greedily. CPU time, since whatever else runs on a shared core is not
-the question; decoding is what all tokens take over what one takes. Every repetition runs all contestants in turn, each
-time in another order; ratios are medians of the ratios within a repetition. Prints a table and, last, one JSON line.
+Plain rows have their documents in the prompt. Kept rows have the keys, values and weights of a kept memory. Bare rows
+have no documents. All generate the same number of tokens, greedily. CPU time is measured, because other work on a
+shared core does not change it. The time of decoding is that of all tokens minus that of one token. Every repetition
+runs all variants in turn, each time in another order. Ratios are medians of the ratios within a repetition. Prints a
+table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from memograft import Answer, Engine, FastMem, Request, Sampling
 from memograft.evaluation.provenance import provenance
 
-# What is measured is a row with an adapter: documents are not judged, and no second row is there to fall back on.
+# Only the cost of a row with an adapter is measured: no relevance check, and no second row for the fallback.
 MEMORY = FastMem(relevance=None, target_kl=None, max_kl=1e9, fallback=False)
 WORDS = ("harbour", "mill", "orchard", "lantern", "bridge", "archive", "kiln", "garden", "tower", "ferry", "quarry")
 QUESTIONS = ("Where is it?", "Who looks after the oldest of them?", "In which year was it opened, and by whom?")
@@ -35,7 +36,7 @@ Runner = Callable[[int], Sequence[Answer]]
 
 
 def document(engine: Engine, number: int, tokens: int) -> str:
-    """Sentences that no other number has, about as many tokens as asked for."""
+    """A text of about this number of tokens, which differs for each number."""
     rng, text = random.Random(number), ""
     while len(engine.encode(text)) < tokens:
         first, second = rng.sample(WORDS, 2)
@@ -44,7 +45,7 @@ def document(engine: Engine, number: int, tokens: int) -> str:
 
 
 def contestants(engine: Engine, rows: int, tokens: int) -> dict[str, Runner]:
-    """Each takes a number of new tokens."""
+    """Name -> a function that takes the number of new tokens and returns the answers."""
     texts = [[document(engine, n, tokens)] for n in range(rows)]
     asked = [QUESTIONS[n % len(QUESTIONS)] for n in range(rows)]
     handles = [engine.memorize(text, replace(MEMORY, seed=n)) for n, text in enumerate(tqdm(texts, desc="memorizing"))]
@@ -68,7 +69,7 @@ def contestants(engine: Engine, rows: int, tokens: int) -> dict[str, Runner]:
 
 
 def seconds(engine: Engine, run: Runner, new: int) -> tuple[float, Sequence[Answer]]:
-    """CPU seconds for `new` tokens of each row."""
+    """CPU seconds for `new` tokens in each row, and the answers."""
     engine.model.generation_config.min_new_tokens = new
     began = time.process_time()
     answers = run(new)
@@ -78,20 +79,20 @@ def seconds(engine: Engine, run: Runner, new: int) -> tuple[float, Sequence[Answ
 
 
 def measure(engine: Engine, runners: dict[str, Runner], new: int, repeat: int) -> dict[str, list[tuple[float, float]]]:
-    """For each contestant and repetition: seconds of everything, seconds of all tokens but the first."""
+    """For each variant and repetition: seconds for all tokens, and seconds for all tokens but the first."""
     rng, spent = random.Random(0), {name: list[tuple[float, float]]() for name in runners}
     for turn in tqdm(range(repeat + 1), desc="repetitions"):
         for name in rng.sample(list(runners), len(runners)):
             first, _ = seconds(engine, runners[name], 1)
             whole, answers = seconds(engine, runners[name], new)
             assert all((answer.usage.cached_tokens > 0) == name.startswith(KEPT) for answer in answers)
-            if turn:  # the first warms up
+            if turn:  # the first one is a warm-up
                 spent[name].append((whole, whole - first))
     return spent
 
 
 def results(spent: dict[str, list[tuple[float, float]]], rows: int, new: int) -> dict[str, dict[str, float]]:
-    """Tokens per CPU second of all rows, and throughput over that of plain rows."""
+    """Tokens per CPU second of all rows, and throughput divided by that of plain rows."""
     table: dict[str, dict[str, float]] = {}
     for name, times in spent.items():
         table[name] = {}

@@ -1,14 +1,15 @@
-"""How well relevance and disagreements are judged, and what judging costs.
+"""The accuracy of relevance and of the detection of disagreements, and their cost.
 
     python benchmarks/relevance.py --model smollm2 --data PATH/nqswap-dev.jsonl.xz
     python benchmarks/relevance.py --model tiny --world
 
-Takes a public set that `memograft eval` reads, or with `--world` the bundled questions. Pages are judged as they are
-for an answer, and nothing is memorized. Of a public set: a question's own page alone, the same with another answer in
-it, another question's page alone, the page among four others; then the page as it is and with another answer, the same
-page twice, and a page beside another question's, the last two as if all were relevant. Of the bundled questions: pages
-that hold an answer, and pages that do not. The area under the curve (AUC) compares own pages with others of the same
-kind of prompt. Cost is CPU time over that of the prefill. Prints a table and, last, one JSON line.
+Uses a public set that `memograft eval` reads or, with `--world`, the bundled questions. Pages are judged as for an
+answer, and nothing is memorized. For a public set, the prompts contain: the question's own page alone; the same with
+another answer; another question's page alone; the own page among four others. For disagreements they contain: the own
+page and its version with another answer; the own page twice; the own page and another question's page. In the last two,
+both pages are treated as relevant. For the bundled questions, they contain pages with and without an answer. The area
+under the curve (AUC) compares own pages with others in the same kind of prompt. The cost is CPU time divided by that of
+the prefill. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from memograft.model.prefill import prefill
 from memograft.prompt.builder import PromptBuilder
 
 ALONE = {"agrees": "own, alone", "contradicts": "swapped, alone", "irrelevant": "other, alone"}
-ALL = -1.0  # a threshold that every page passes
+ALL = -1.0  # a threshold below every relevance
 
 
 class Judge:
-    """A model that judges pages, and the CPU seconds that took."""
+    """A model that judges pages, and the CPU seconds that it has used."""
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         model, tokenizer = load(name, **kwargs)
@@ -63,7 +64,7 @@ class Judge:
 
 
 def public(judge: Judge, items: Iterable[Item], pairs: int) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
-    """Relevances by kind of page, and whether two pages were said to disagree: of some kinds `pairs` of them."""
+    """Relevances for each kind of page, and whether pairs were reported as disagreeing (`pairs` of some kinds)."""
     relevance: dict[str, list[float]] = defaultdict(list)
     disagree: dict[str, list[bool]] = defaultdict(list)
     own: dict[str, Document] = {}
@@ -85,7 +86,7 @@ def public(judge: Judge, items: Iterable[Item], pairs: int) -> tuple[dict[str, l
 
 
 def bundled(judge: Judge, items: Iterable[Item]) -> tuple[dict[str, list[float]], dict[str, list[bool]]]:
-    """The same of the bundled questions; one whose answer stands in two pages by chance is passed over."""
+    """The same for the bundled questions; a question is skipped if two of its pages have the answer by chance."""
     relevance: dict[str, list[float]] = defaultdict(list)
     disagree: dict[str, list[bool]] = defaultdict(list)
     for item in tqdm([item for item in items if item.set != "beside"]):
@@ -125,7 +126,7 @@ def summary(relevance: dict[str, list[float]], disagree: dict[str, list[bool]]) 
 
 
 def show(results: dict[str, Any], costs: dict[int, float]) -> None:
-    """Tables for people."""
+    """Print tables."""
     print("| pages | n | kept | quartiles | AUC |\n|---|---|---|---|---|")
     for kind, row in sorted(results["pages"].items()):
         quartiles = " / ".join(f"{q:.2f}" for q in row["quartiles"])

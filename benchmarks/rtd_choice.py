@@ -1,25 +1,25 @@
-"""Multiple choice: what a datastore adds to a frozen model, beside few shots and a linear probe of the same states.
+"""Multiple choice: a datastore with a frozen model, compared with few shots and a linear probe of the same states.
 
-    python benchmarks/rtd_choice.py                                  # the world that "tiny" knows
+    python benchmarks/rtd_choice.py                                  # the facts that "tiny" knows
     python benchmarks/rtd_choice.py --data FOLDER                    # and OpenBookQA and ARC-Easy: 17 minutes of a core
 
-FOLDER holds openbookqa-train.json.xz, openbookqa-test.json.xz, arc_easy-train.json.xz and arc_easy-test.json.xz in the
+FOLDER has openbookqa-train.json.xz, openbookqa-test.json.xz, arc_easy-train.json.xz and arc_easy-test.json.xz in the
 layout of LLM-Adapters (an `instruction` with "Answer1: ..." and so on, and an `answer`).
 
-Questions are asked in two forms. "text": each option as an answer, by the mean log-probability of its tokens, as
-`Engine.choose` does. "label", the paper's: the options stand behind A., B., ... in the prompt, once per rotation, and
-the label is scored (`by_labels` of `choice/forms.py`). A datastore is built from train questions in the same form;
-"RTD + text" is the sum of labels by RTD and text without, each as log-probabilities over the options. In the set "world
-facts" the wrong answers are of the same relation; "world kinds" asks what kind of thing a name is, which tiny was never
-asked. No fact and no name is both in a datastore and in the test.
+Questions are asked in two forms. In "text", each option is an answer, scored by the mean log-probability of its tokens,
+as in `Engine.choose`. In "label", the form of the paper, the prompt lists the options as A., B., ..., once for each
+rotation, and the label is scored (`by_labels` of `choice/forms.py`). A datastore is built from train questions in the
+same form. "RTD + text" is the sum of labels with RTD and text without RTD, each as log-probabilities over the options.
+In the set "world facts", the wrong answers have the same relation. "world kinds" asks what kind of thing a name is,
+which is not in tiny's training. No fact and no name is both in a datastore and in the test.
 
-Settings (k, heads, place, and for "text" weight and gate) are tuned with seed 0 on train questions that are in no
-datastore, those of the probe too; temperatures calibrate themselves. Seeds decide which questions are in the datastore
-and which are the shots. Intervals are 95% bootstraps over the test questions of the mean over the seeds; the luck of
-the draw is in `by_seed`. A question of which a prompt does not fit the window is counted, as wrong.
+Settings (k, heads, place, and for "text" weight and gate) and those of the probe are tuned with seed 0 on train
+questions that are in no datastore; temperatures are calibrated automatically. The seed determines the questions of the
+datastore and the shots. Intervals are 95% bootstraps over the test questions of the mean over the seeds; `by_seed` has
+the results of each seed. A question counts as wrong if one of its prompts does not fit the window.
 
-Controls: chance; always the place of most train answers; "shuffled", a datastore whose tokens changed places among its
-entries: what the frequencies of its answers are worth by themselves.
+Controls: chance; always the position that most train answers have; "shuffled", a datastore whose tokens were exchanged
+among its entries, which shows the effect of the frequencies of the answers alone.
 
 Prints tables and, last, one JSON line.
 """
@@ -73,7 +73,7 @@ def _cell(by_seed: Sequence[NDArray[np.float64]]) -> dict[str, Any]:
 
 
 def show(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> None:
-    """A table of accuracies, and in words what is above chance."""
+    """Print a table of accuracies, and the methods that are above chance."""
     sets = list(results)
     print("\n| method | " + " | ".join(f"{s}, n={results[s]['chance']['n']}" for s in sets) + " |")
     print("|---|" + "---|" * len(sets))
@@ -120,7 +120,7 @@ def main() -> None:
         sets.append(lambda file=file, name=name: mcqa(args.data, file, name, args.n, args.tune))  # type: ignore[misc]
     results, tuned, about = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     with Engine.from_pretrained(args.model) as engine:
-        origin = provenance(engine._backbone.device)  # now: what is loaded is what runs
+        origin = provenance(engine._backbone.device)  # taken now, for the code that is loaded
         for made in sets:
             questions = made()
             bench = Bench(engine, questions, args.datastore, args.shots)
@@ -133,7 +133,7 @@ def main() -> None:
                 "as_choose": compared(bench, tuned[questions.name]),
             }
         show(results, about)
-        times = speed(bench, tuned[bench.questions.name], args.repeat)  # of the last set
+        times = speed(bench, tuned[bench.questions.name], args.repeat)  # for the last set
         print(shown(times))
     record = {
         "benchmark": "rtd-choice",

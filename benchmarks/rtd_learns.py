@@ -1,18 +1,18 @@
-"""What a datastore teaches a frozen model from twenty examples: new facts, and a new style; and what it spoils.
+"""What a datastore of twenty examples teaches a frozen model, new facts and a new style, and what it makes worse.
 
     python benchmarks/rtd_learns.py        # 10 minutes of a core
 
-Facts: questions about things that do not exist, with the answers as one sentence each. They are asked in the words they
-were learned in and in other words; "right" is an answer that holds the value. Style: questions about real capitals,
-answered as tiny would and with a second line behind it; other capitals are asked, and "right" is an answer that is
-tiny's own with that line, letter for letter.
+Facts: questions about things that do not exist, with one sentence as the answer. They are asked in the wording of the
+examples and in other wordings. An answer is right if it contains the value. Style: questions about real capitals, with
+tiny's own answer and a second line. Other capitals are asked. An answer is right if it equals tiny's own answer with
+that line, character by character.
 
-Both are counted before and after, and so are 150 other questions that tiny knows, without documents, and answers from
-documents that it never saw: right, and the share of tokens that stay. Controls: the gate off, and "misplaced", the same
-entries with their tokens dealt out anew, which is what they are worth without what they say.
+Both are measured with and without the datastore, and so are 150 other questions that tiny knows, without documents, and
+answers from documents that it has not seen: right answers, and the share of tokens that stay the same. Controls: the
+gate off, and "misplaced", the same entries with shuffled tokens.
 
-Facts and questions are those of the test split; settings were chosen on the other one. A seed decides which facts and
-which capitals are examples. Intervals are 95% bootstraps over all questions of all seeds. Prints a table and, last, one
+Facts and questions are from the test split; settings were chosen on the other split. The seed determines the facts and
+capitals of the examples. Intervals are 95% bootstraps over all questions of all seeds. Prints a table and, last, one
 JSON line.
 """
 
@@ -53,7 +53,7 @@ STYLE = {"weight": 0.6, "heads": 8, "k": 16, "gate": None}
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and what a right answer to it is."""
+    """A question and its right answer."""
 
     request: Request
     right: Callable[[str], bool]
@@ -79,7 +79,7 @@ def invented(items: Sequence[Item]) -> list[tuple[str, str, str]]:
 
 
 def facts(items: Sequence[Item], seed: int) -> tuple[list[tuple[str, str]], dict[str, list[Asked]]]:
-    """Examples of twenty facts, and the questions after them."""
+    """Examples of twenty facts, and the questions about them."""
     drawn = random.Random(seed)
     known = drawn.sample(invented(items), 20)
     examples, taught, other = [], [], []
@@ -92,7 +92,7 @@ def facts(items: Sequence[Item], seed: int) -> tuple[list[tuple[str, str]], dict
 
 
 def style(engine: Engine, items: Sequence[Item], seed: int) -> tuple[list[tuple[str, str]], dict[str, list[Asked]]]:
-    """Examples of twenty capitals in the new style, and the questions after the others."""
+    """Examples of twenty capitals in the new style, and the questions about the others."""
     questions = sorted({i.question for i in items if i.belief and "capital" in i.question})
     plain = {a.text: q for q, a in zip(questions, engine.answer_batch(plainly(questions)), strict=True)}
     capitals = [(q, text) for text, q in plain.items()]  # one question for each
@@ -106,7 +106,7 @@ def plainly(questions: Sequence[str]) -> list[Request]:
 
 
 def others(items: Sequence[Item], about: str) -> dict[str, list[Asked]]:
-    """Questions that the examples are not about: what the model knows, and pages that it never saw."""
+    """Questions that the examples are not about: known ones, and ones with pages that the model has not seen."""
     known = {i.question: i.belief for i in items if i.belief and about not in i.question}
     some = random.Random(0).sample(sorted(known.items()), 150)
     pages = [i for i in items if i.set == "unseen" and about not in i.question][:100]
@@ -118,7 +118,7 @@ def others(items: Sequence[Item], about: str) -> dict[str, list[Asked]]:
 
 @contextmanager
 def misplaced(engine: Engine, store: Datastore, seed: int) -> Iterator[Datastore]:
-    """The same entries, their tokens dealt out anew."""
+    """The same entries with shuffled tokens."""
     entries = store._files.entries
     values = np.random.default_rng(seed).permutation(entries.values)
     with Datastore.build(engine, [], progress=False) as made:
@@ -165,7 +165,7 @@ def main() -> None:
 
 
 def count(engine: Engine, found: list[list[float]], asked: Sequence[Asked], rtd: Rtd | None) -> None:
-    """For each question: whether the answer is right, and the share of the plain answer's tokens that stay."""
+    """For each question: whether the answer is right, and the share of the plain answer's tokens that stay the same."""
     requests = [a.request for a in asked]
     plain = engine.answer_batch(requests)
     now = plain if rtd is None else engine.answer_batch([replace(r, processors=[rtd]) for r in requests])

@@ -1,25 +1,26 @@
-"""What a datastore costs per generated token, by its size and its kind of index, against plain decoding in one run.
+"""The time per generated token with a datastore, by its size and index, compared with plain decoding in the same run.
 
     python benchmarks/rtd_overhead.py                       # 10,000, 100,000 and 1,000,000 entries: 8 GB of disk
     python benchmarks/rtd_overhead.py --sizes 10000 --kinds flat hnsw
 
 The model has Qwen2.5-0.5B's shape (D = 896) and random weights, in float32. Every repetition decodes plainly and with
-each datastore in turn; the ratios are medians of the ratios within a repetition. What counts is the time from the end
-of the prefill to the answer's tokens and references. `Rtd(store, weight=0.3, gate=None)`, so that every token is
-searched for and moved; entries' tokens differ, and so do the states that are searched for. One row, and a batch of 8.
+each datastore in turn. The ratios are medians of the ratios within a repetition. The time runs from the end of the
+prefill to the answer's tokens and references. `Rtd(store, weight=0.3, gate=None)` searches for every token and changes
+its distribution; the tokens of the entries differ, and so do the searched states. Batches have one row or 8.
 
-Keys are neither white noise, which no index can search and no model produces, nor a million prefills. 4,096 of them
-are states of this model at the input of the last FFN, over 32 texts of 128 tokens (of 2,000 different ones, the n-th
-with odds 1/n). Each further entry takes two of these states, a and b, at random, lies u of the way from a to b, u
-uniform in 0 to 0.5, and gets Gaussian noise of a tenth of each dimension's standard deviation; its token is a's.
+The keys cannot be white noise, which no index can search and no model produces, and a million prefills would take too
+long. 4,096 keys are states of this model at the input of the last FFN, from 32 texts of 128 tokens (of 2,000 different
+ones, the n-th with probability proportional to 1/n). Each further entry uses two random ones of these states, a and b:
+a + u (b - a), with u uniform in 0 to 0.5, plus Gaussian noise with a tenth of each dimension's standard deviation. Its
+token is that of a.
 
-Recall is against "flat": for 100 states of another such text, which in a random model are far from all entries (two
-thirds of the squared distance between any two of them), and for 100 states made as the entries are.
+Recall is measured against "flat", for 100 states of a different text, which in a random model are far from all entries
+(two thirds of the squared distance between two random entries), and for 100 states made like the entries.
 
-Datastores stay in --folder and are used again if they are of this model and size. The kinds of one size share their
-arrays (hard links), so the keys lie in the page cache once, as they do where one datastore is in use. Builds and first
-openings are measured in processes of their own: "peak" is memory of the process itself, without mapped files, which the
-system takes back when it needs the room. Linux only. Prints tables and, last, one JSON line.
+Datastores stay in --folder and are used again if they have this model and size. The indexes of one size share their
+arrays (hard links), so the keys are in the page cache once, as with a single datastore. Builds and first openings are
+measured in separate processes. "peak" is the memory of the process without mapped files, which the system can evict.
+Linux only. Prints tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ AT_ONCE, PER_SOURCE = 10_000, 1_000
 ABOUT = "about.json"
 PROMPT_TOKENS, PLAIN = 64, "plain"
 
-Runner = Callable[[], tuple[float, float]]  # seconds per token, by the clock and of CPU
+Runner = Callable[[], tuple[float, float]]  # seconds per token: wall clock and CPU
 
 
 def build(new_tokens: int) -> Engine:
@@ -89,7 +90,7 @@ def build(new_tokens: int) -> Engine:
 
 
 def states(engine: Engine, file: Path) -> None:
-    """Write the model's own states: keys (4096, D), the tokens that followed, and questions (100, D)."""
+    """Write the model's own states: keys (4096, D), the tokens that followed, and queries (100, D)."""
     rng = np.random.default_rng(0)
     odds = 1 / np.arange(1, DIFFERENT + 1)
     texts = FIRST_TOKEN + rng.choice(DIFFERENT, (TEXTS + 1, TEXT_TOKENS + 1), p=odds / odds.sum())
@@ -103,7 +104,7 @@ def states(engine: Engine, file: Path) -> None:
 
 
 def entries(keys: NDArray[np.float32], tokens: NDArray[np.int32], size: int, seed: int = 1) -> Iterator[Entries]:
-    """The first `size` entries, in parts; see the top of the file."""
+    """Yield the first `size` entries, in parts; see the module docstring."""
     deviation = NOISE * keys.std(0)
     for part, start in enumerate(range(0, size, AT_ONCE)):
         rng, numbers = np.random.default_rng([seed, part]), np.arange(start, min(start + AT_ONCE, size))
@@ -119,7 +120,7 @@ def entries(keys: NDArray[np.float32], tokens: NDArray[np.int32], size: int, see
 
 
 class Peak:
-    """Looks at this process's own memory, mapped files left out, four times a second."""
+    """Measures this process's memory, without mapped files, four times a second."""
 
     def __init__(self) -> None:
         self._most, self._over = 0, threading.Event()
@@ -131,14 +132,14 @@ class Peak:
             self._most = max(self._most, own_memory())
 
     def stop(self) -> float:
-        """GiB at most."""
+        """Return the maximum in GiB."""
         self._over.set()
         self._thread.join()
         return round(max(self._most, own_memory()) / 2**20, 2)
 
 
 def own_memory() -> int:
-    """KiB."""
+    """Return the memory in KiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
@@ -148,7 +149,7 @@ def place(folder: Path, kind: str, size: int) -> Path:
 
 
 def make(folder: Path, kind: IndexKind, size: int, fingerprint: str, heads: list[int]) -> None:
-    """Build one datastore, and write what that took beside its files."""
+    """Build one datastore, and write the time and memory of the build beside its files."""
     flat, target, peak = place(folder, "flat", size), place(folder, kind, size), Peak()
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -160,7 +161,7 @@ def make(folder: Path, kind: IndexKind, size: int, fingerprint: str, heads: list
             parts = entries(known["keys"], known["tokens"], size)
             last = next(parts)
             for part in tqdm(parts, total=(size - 1) // AT_ONCE, desc="keys"):
-                store._files.append(last)  # `extend` would measure the distances anew after each
+                store._files.append(last)  # `extend` would calibrate again after each
                 last = part
             store.extend(last, [Source(f"text {n}", f"Text {n}.", "", {}) for n in sources])
     else:
@@ -178,7 +179,7 @@ def make(folder: Path, kind: IndexKind, size: int, fingerprint: str, heads: list
 
 
 def first_use(folder: Path, kind: str, size: int, fingerprint: str) -> None:
-    """Print what opening takes, and the first search, in this new process."""
+    """Print the time of opening and of the first search in this new process."""
     question = np.load(folder / f"states-{fingerprint}.npz")["questions"][:1]
     began, before = time.perf_counter(), own_memory()
     with Datastore.open(place(folder, kind, size), read_only=True) as store:
@@ -195,7 +196,7 @@ def first_use(folder: Path, kind: str, size: int, fingerprint: str) -> None:
 
 
 def apart(args: argparse.Namespace, task: str, kind: str, size: int, fingerprint: str, threads: int) -> str:
-    """Run `make` or `first_use` in a process of its own; returns the last line it prints."""
+    """Run `make` or `first_use` in a separate process; return the last line that it prints."""
     command = [sys.executable, __file__, "--task", task, kind, str(size), fingerprint, "--folder", str(args.folder)]
     command += ["--heads", *map(str, args.heads)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -204,7 +205,7 @@ def apart(args: argparse.Namespace, task: str, kind: str, size: int, fingerprint
 
 
 def datastores(args: argparse.Namespace, fingerprint: str) -> dict[tuple[int, str], dict[str, Any]]:
-    """Build what is missing; what is known of each."""
+    """Build the missing datastores; return the measurements of each."""
     about = {}
     for size in sorted(args.sizes):
         for kind in sorted({*args.kinds, "flat"}, key=KINDS.index):
@@ -222,11 +223,11 @@ def datastores(args: argparse.Namespace, fingerprint: str) -> dict[tuple[int, st
 def searched(
     stores: dict[str, Datastore], questions: dict[str, NDArray[np.float32]], heads: int
 ) -> dict[str, dict[str, float]]:
-    """Recall of the K nearest against "flat", and how long one search takes, for one state and for eight."""
+    """Recall of the K nearest against "flat", and the time of a search for one state and for eight."""
     results: dict[str, dict[str, float]] = {kind: {} for kind in stores}
     for name, states in questions.items():
         exact: list[set[tuple[int, int, int]]] = []
-        for kind, store in stores.items():  # flat comes first
+        for kind, store in stores.items():  # flat is the first
             for rows, count in ((1, SINGLE), (ROWS[-1], len(states))):
                 times, found = [], []
                 for start in range(0, count, rows):
@@ -243,7 +244,7 @@ def searched(
 
 
 def entries_of(near: Neighbours, row: int) -> set[tuple[int, int, int]]:
-    """Head, source and position of what was found for a row."""
+    """Head, source and position of the results for a row."""
     return {
         (head, int(source), int(position))
         for head, pairs in enumerate(zip(near.sources[row], near.positions[row], strict=True))
@@ -254,7 +255,7 @@ def entries_of(near: Neighbours, row: int) -> set[tuple[int, int, int]]:
 def decoders(
     engine: Engine, stores: dict[str, Datastore], rows: int, new_tokens: int, heads: int
 ) -> Mapping[str, Runner]:
-    """What decodes a batch plainly, and with each datastore; both times do not hold the prefill."""
+    """Functions that decode a batch plainly and with each datastore; their times exclude the prefill."""
     backbone, prompts, rng = engine._backbone, engine._prompts, random.Random(rows)
     ids = [[rng.randrange(FIRST_TOKEN, FIRST_TOKEN + DIFFERENT) for _ in range(PROMPT_TOKENS)] for _ in range(rows)]
     filled = prefill(backbone, ids, 0)
@@ -280,7 +281,7 @@ def measured(runners: Mapping[str, Runner], repeat: int, title: str) -> dict[str
     for turn in tqdm(range(repeat + 1), desc=title):
         for name in random.sample(list(runners), len(runners)):
             took = runners[name]()
-            if turn:  # the first warms up
+            if turn:  # the first one is a warm-up
                 times[name].append(took)
     results = {}
     for name, own in times.items():
@@ -374,7 +375,7 @@ def main() -> None:
         "plain_milliseconds_per_token": plain,
         "results": results,
         "dtype": "float32",
-        "load_average": {"before": before, "after": os.getloadavg()[0]},  # of the last minute; about 0 before is quiet
+        "load_average": {"before": before, "after": os.getloadavg()[0]},  # of the last minute; before: 0 if quiet
         **provenance(torch.device("cpu")),
     }
     record["versions"] |= {"faiss": faiss.__version__, "numpy": np.__version__}

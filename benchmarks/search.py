@@ -1,12 +1,12 @@
-"""How well the vector store finds the right passages: by words (BM25), by vectors, and by both.
+"""The retrieval quality of the vector store: by words (BM25), by vectors, and by both.
 
     python benchmarks/search.py FOLDER                            # BM25, the lexical embedder, and both
     python benchmarks/search.py FOLDER --model all-MiniLM-L6-v2   # and a sentence-transformers model
 
-FOLDER is a set of BEIR's layout, such as SciFact: corpus.jsonl, queries.jsonl and qrels/test.tsv, the former two packed
-with xz or not. A passage is a title and a text, joined by a line's end. nDCG@10 and recall@10 as BEIR has them: the
-gain is the judgement, discounted by log2(rank + 1). The interval is of paired differences from BM25 over the questions.
-Prints a table and, last, one JSON line.
+FOLDER is a data set in BEIR's layout, such as SciFact: corpus.jsonl, queries.jsonl and qrels/test.tsv; the first two
+may be compressed with xz. A passage is a title and a text, joined by a line break. nDCG@10 and recall@10 are defined
+as in BEIR: the gain is the relevance, discounted by log2(rank + 1). The interval is that of the paired differences from
+BM25 over the questions. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from memograft.evaluation.provenance import provenance
 from memograft.passages.embedders import Embedder
 from memograft.passages.vector_store import SearchMode
 
-Judged = dict[str, dict[str, int]]  # question -> passage -> how relevant
+Judged = dict[str, dict[str, int]]  # question -> passage -> relevance
 
 K = 10
 
 
 def read(folder: Path) -> tuple[list[Document], dict[str, str], Judged]:
-    """(passages, questions that were judged, judgements)."""
+    """(passages, judged questions, relevances)."""
     passages = [Document(f"{p['title']}\n{p['text']}".strip(), str(p["_id"])) for p in rows(folder, "corpus")]
     judged: Judged = defaultdict(dict)
     with (folder / "qrels" / "test.tsv").open(newline="") as file:
@@ -67,7 +67,7 @@ def recall(found: list[str], judged: dict[str, int]) -> float:
 
 
 def measured(store: VectorStore, mode: SearchMode, questions: dict[str, str], judged: Judged) -> dict[str, Any]:
-    """The scores of each question, and the milliseconds it took, embedding it included."""
+    """The scores of each question, and its milliseconds, including the embedding."""
     started = time.perf_counter()
     found = {id: [hit.document.id for hit in store.search(text, K, mode=mode)] for id, text in questions.items()}
     milliseconds = 1000 * (time.perf_counter() - started) / len(questions)
@@ -79,7 +79,7 @@ def measured(store: VectorStore, mode: SearchMode, questions: dict[str, str], ju
 
 
 def filled(embedder: Embedder | None, passages: list[Document], vectors: Path | None = None) -> VectorStore:
-    """A store of all passages; the vectors are read from a file, or kept there."""
+    """A store of all passages; vectors are read from a file if it exists, else written there."""
     store = VectorStore(embedder)
     known = np.load(vectors) if vectors and vectors.exists() else None
     if known is None and embedder is not None:
@@ -103,7 +103,7 @@ def summary(ways: dict[str, dict[str, Any]], baseline: str) -> list[dict[str, An
 
 
 def show(table: list[dict[str, Any]]) -> None:
-    """A table for people."""
+    """Print a table."""
     print(f"| search | nDCG@{K} | recall@{K} | against BM25 (95 %) | ms a question |\n|---|---|---|---|---|")
     for row in table:
         shown = "{:+.3f} ({:+.3f} to {:+.3f})".format(*row["difference"]) if "difference" in row else ""

@@ -1,10 +1,10 @@
-"""The attacks of tests/attack, with one seed after the other, for as long as you like.
+"""Runs tests/attack with one seed after the other for a given time.
 
-    python benchmarks/soak.py                 # an hour; an interrupted run goes on
+    python benchmarks/soak.py                 # an hour; an interrupted run continues
     python benchmarks/soak.py --minutes 5
 
-Each round runs all attacks with a seed of its own in a fresh process. What was tried and what failed is kept in
-runs/soak, where the output of a round that failed stands too. Prints a table and, last, one JSON line.
+Each round runs all attacks with its own seed in a new process. The counts and failures are kept in runs/soak, with the
+output of each round that failed. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def attack(seed: int, out: Path) -> dict[str, Any]:
-    """One round; what it tried goes to the file of its seed."""
+    """Run one round; its counts are written to the file of its seed."""
     tally = out / f"{seed}.jsonl"
-    tally.unlink(missing_ok=True)  # of a round that was interrupted
+    tally.unlink(missing_ok=True)  # from an interrupted round
     start = time.monotonic()
     run = subprocess.run(
         [
@@ -65,7 +65,7 @@ def attack(seed: int, out: Path) -> dict[str, Any]:
 
 
 def tried(out: Path, rounds: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """By attack, what was tried how often."""
+    """For each attack, the counts of what was tried."""
     sums: dict[str, Counter[str]] = defaultdict(Counter)
     for done in rounds:
         for line in lines(out / f"{done['seed']}.jsonl"):

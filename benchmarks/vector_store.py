@@ -2,12 +2,12 @@
 
     python benchmarks/vector_store.py             # 100,000 x 384, k = 10, single questions
 
-Random unit vectors, and questions of the same kind, over everything and over the 1 % of the passages that a filter on
-their metadata lets through, another filter with each question. What comes back is compared with the answer of NumPy.
-Memograft remembers what a filter let through, so one row asks with filters that were never used before. Every
-repetition runs all contestants in turn; the ratios are medians. Prints tables and, last, one JSON line.
+Passages and queries are random unit vectors. Searches use all passages, or the 1 % that a metadata filter selects, with
+another filter for each query. The results are compared with an exact search in NumPy. Memograft caches the result of a
+filter, so one row uses filters that were not used before. Every repetition runs all stores in turn. The ratios are
+medians. Prints tables and, last, one JSON line.
 
-Needs integrations/langchain and langchain-community, which is no longer maintained and is here to be compared with.
+Needs integrations/langchain and langchain-community, which is no longer maintained and is included for comparison.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from memograft import Document
 from memograft.evaluation.provenance import provenance
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # that it is no longer maintained
+    warnings.simplefilter("ignore", DeprecationWarning)  # langchain-community warns that it is no longer maintained
     from langchain_community.docstore.in_memory import InMemoryDocstore
     from langchain_community.vectorstores import FAISS
 
 Floats = NDArray[np.float32]
-Search = Callable[[Floats, int], list[str]]  # question and its number -> ids, best first
+Search = Callable[[Floats, int], list[str]]  # query vector and its number -> ids, best first
 
-GROUPS = 100  # each passage is of one group; a filter picks one
+GROUPS = 100  # each passage has one group; a filter selects one
 AT_ONCE = 10_000
 
 
 class Given(Embeddings):
-    """Is never asked: questions are vectors here."""
+    """Is never called: the queries are vectors."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         raise NotImplementedError
@@ -67,7 +67,7 @@ def passages(start: int, stop: int) -> list[Document]:
 
 
 def contestants(vectors: Floats, k: int) -> tuple[dict[str, Search], dict[str, Search]]:
-    """Fill the stores and return how each one searches everything, and one group."""
+    """Fill the stores; return functions that search all passages, and one group."""
     count, dimension = vectors.shape
     raw = faiss.IndexFlatIP(dimension)
     ours = MemograftVectorStore(Given(), dimension=dimension)
@@ -100,7 +100,7 @@ def contestants(vectors: Floats, k: int) -> tuple[dict[str, Search], dict[str, S
     }
 
     def first_time(question: Floats, n: int) -> list[str]:
-        return core(question, {"group": {"$in": [n % GROUPS, -next(fresh)]}})  # no filter like it was used before
+        return core(question, {"group": {"$in": [n % GROUPS, -next(fresh)]}})  # a filter that was not used before
 
     filtered: dict[str, Search] = {
         "memograft.VectorStore": lambda question, n: core(question, {"group": n % GROUPS}),
@@ -115,7 +115,7 @@ def contestants(vectors: Floats, k: int) -> tuple[dict[str, Search], dict[str, S
 
 
 def exact(vectors: Floats, questions: Floats, k: int, filtered: bool) -> list[list[str]]:
-    """The k best of each question, by NumPy: of everything, or of the question's group."""
+    """The k best passages of each query by NumPy, of all passages or of the query's group."""
     numbers = np.arange(len(vectors))
     answers = []
     for place, question in enumerate(questions):
@@ -125,7 +125,7 @@ def exact(vectors: Floats, questions: Floats, k: int, filtered: bool) -> list[li
 
 
 def measured(runners: dict[str, Search], questions: Floats, answers: list[list[str]], repeat: int) -> dict[str, Any]:
-    """Ask every contestant every question, in turn; how fast, how many ids came back, how many of the right ones."""
+    """Run every query on every store, in turn: the time, the number of ids returned, and the number of right ones."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     found: dict[str, list[list[str]]] = {}
     for turn in tqdm(range(repeat + 1), desc="repetitions"):
@@ -133,7 +133,7 @@ def measured(runners: dict[str, Search], questions: Floats, answers: list[list[s
             asked = range(min(len(questions), 5 if "fetch_k=all" in name else len(questions)))  # a second a question
             began = time.perf_counter()
             found[name] = [search(questions[place], place) for place in asked]
-            if turn:  # the first warms up
+            if turn:  # the first one is a warm-up
                 seconds[name].append((time.perf_counter() - began) / len(asked))
     first = next(iter(runners))
     rows = {}

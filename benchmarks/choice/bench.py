@@ -1,4 +1,4 @@
-"""One set of questions with one model, in every way; see `rtd_choice.py`."""
+"""One question set with one model, answered by every method; see `rtd_choice.py`."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from memograft import Engine
 
 K, HEADS = (8, 32, 128), (4, 16, 32)
 WEIGHTS, GATES = (0.1, 0.3, 0.6, 0.9), ("auto", None)
-STRENGTHS = (0.001, 0.01, 0.1)  # C of the probe
-MOST_TEXTS = 16  # different answers up to which a probe can learn them as classes
+STRENGTHS = (0.001, 0.01, 0.1)  # regularisation C of the probe
+MOST_TEXTS = 16  # a probe learns answers as classes if there are no more different ones
 
 
 class Bench:
-    """One set of questions with one model."""
+    """One question set with one model."""
 
     def __init__(self, engine: Engine, questions: Questions, size: int, shots: int) -> None:
         self.engine, self.questions, self.shots = engine, questions, shots
-        self.size = min(size, len(questions.train) * 3 // 4)  # so that seeds differ, and there are others for shots
+        self.size = min(size, len(questions.train) * 3 // 4)  # the rest differs by seed and gives the shots
         self.labels = tuple(engine.encode(label)[0] for label in LABELS)
 
     def draw(self, seed: int) -> tuple[list[Question], list[Question]]:
-        """A datastore's questions, and shots of the others: so short that all of them take half the window at most."""
+        """Return a datastore's questions, and shots from the others that take at most half of the window together."""
         order = random.Random(seed).sample(self.questions.train, len(self.questions.train))
         rest = order[self.size :]
         sizes = {question.id: len(self.engine.encode(rotations_of(question)[0][0])) for question in rest}
@@ -45,23 +45,23 @@ class Bench:
         return order[: self.size], random.Random(seed).sample(short, self.shots)
 
     def ask(self, questions: Sequence[Question], form: str, shots: Sequence[Question] = (), seed: int = 0) -> Asked:
-        """Read questions that are to be answered."""
+        """Read the questions that are to be answered."""
         rows = conversations(questions, form, shots, seed)
         got = read(self.engine, rows, LABELS)
         return Asked(questions, form, got if form == "text" else got.where(got.positions == 0), self.labels)
 
     def learn(self, questions: Sequence[Question], form: str, shots: Sequence[Question] = (), seed: int = 0) -> Read:
-        """Read what a datastore is made of."""
+        """Read the examples of a datastore."""
         return read(self.engine, examples(questions, form, shots, seed), LABELS, end=True)
 
     def steer(self, asked: Asked, learned: Read, settings: Settings, shuffle: int | None = None) -> Scores:
-        """Scores with a datastore of what was learned."""
+        """Return the scores with a datastore of the examples."""
         with store_of(self.engine, learned, settings.place, shuffle) as store:
             found = search(store, asked.got.states[settings.place], settings.k, settings.heads)
             return asked.steered(found, settings)
 
     def tune(self, asked: Asked, learned: Read, heads: Sequence[int]) -> Settings:
-        """The settings that answer most of the questions."""
+        """Return the settings that answer the most questions."""
         best: tuple[float, Settings] | None = None
         weights = WEIGHTS if asked.form == "text" else (1.0,)
         gates: Sequence[str | None] = GATES if asked.form == "text" else (None,)
@@ -78,7 +78,7 @@ class Bench:
         return best[1]
 
     def tuned_probe(self, asked: Asked, learned: Read, chosen: Sequence[Question]) -> tuple[str, float] | None:
-        """Place and strength of the probe that answers most of the questions; None where none can be trained."""
+        """Return place and strength of the probe that answers the most questions; None if none can be trained."""
         best: tuple[float, tuple[str, float]] | None = None
         for place, strength in itertools.product(PLACES, STRENGTHS):
             if (probe := trained(asked.form, learned, chosen, place, strength)) is None:
@@ -90,7 +90,7 @@ class Bench:
         return best[1]
 
     def run(self, seeds: int) -> tuple[dict[str, list[Scores]], dict[str, Any]]:
-        """Method -> scores by seed; and the settings that were tuned."""
+        """Return method -> scores by seed, and the tuned settings."""
         found: dict[str, list[Scores]] = {}
         tuned: dict[str, Any] = {}
         test, tune = self.questions.test, self.questions.tune
@@ -132,7 +132,7 @@ class Bench:
 
 
 def trained(form: str, learned: Read, chosen: Sequence[Question], place: str, strength: float) -> Pipeline | None:
-    """A linear probe of the states that a datastore of `chosen` has; None for texts of too many kinds."""
+    """Return a linear probe of the states in a datastore of `chosen`; None for texts with too many answers."""
     first = learned.where(learned.positions == 0)
     classes = first.tokens if form == "label" else np.array([question.answer for question in chosen])[first.rows]
     if len(set(classes.tolist())) > MOST_TEXTS:

@@ -1,4 +1,4 @@
-"""The two forms in which `rtd_choice.py` asks, and every way in which it scores them."""
+"""The two forms in which `rtd_choice.py` asks a question, and all methods that score them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from choice.sets import Question
 from memograft import Datastore, Engine, Request, Rtd
 
 LABELS = "ABCDE"
-LEAST = 1e-30  # of p_LM that `Rtd` leaves at weight 1
-Scores = list[NDArray[np.float64] | None]  # one for each question; None where a prompt did not fit
+LEAST = 1e-30  # share of p_LM that `Rtd` keeps at weight 1
+Scores = list[NDArray[np.float64] | None]  # one for each question; None if a prompt did not fit
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tuned of an `Rtd`; `weight` and `gate` matter to "text" only."""
+    """The tuned settings of an `Rtd`; `weight` and `gate` are used for "text" only."""
 
     place: str
     k: int
@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions in one form, read: row `starts[q] + n` is option n of question q, or its rotation n."""
+    """Questions in one form: row `starts[q] + n` is option n of question q, or its rotation n."""
 
     questions: Sequence[Question]
     form: str
@@ -42,7 +42,7 @@ class Asked:
     labels: tuple[int, ...]  # first tokens of A, B, ...
 
     def by_question(self, rows: NDArray[np.float64]) -> Scores:
-        """(R,) or (R, L) numbers of rows -> scores of options, by question."""
+        """(R,) or (R, L) values of rows -> scores of the options, for each question."""
         counts = [len(question.options) for question in self.questions]
         parts = np.split(rows, np.cumsum(counts)[:-1])
         if self.form == "label":
@@ -51,7 +51,7 @@ class Asked:
         return [None if np.isnan(part).any() else part for part in parts]
 
     def rows(self, each: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Numbers of the tokens that were read (N,) or (N, L) -> their means by row; nan of rows that do not fit."""
+        """Values of the tokens (N,) or (N, L) -> their means for each row; nan for rows that did not fit."""
         total = sum(len(question.options) for question in self.questions)
         sums, counts = np.zeros((total, *each.shape[1:])), np.zeros((total, *[1] * (each.ndim - 1)))
         np.add.at(sums, self.got.rows, each)
@@ -59,11 +59,11 @@ class Asked:
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
     def plain(self) -> Scores:
-        """By the model alone."""
+        """Score with the model alone."""
         return self.by_question(self.rows(self.got.chosen if self.form == "text" else self.got.among))
 
     def steered(self, found: Found, settings: Settings) -> Scores:
-        """With an `Rtd` of these settings: as `Engine.choose` has it where the form is "text", else as `by_labels`."""
+        """Score with an `Rtd` of these settings: like `Engine.choose` for the form "text", else like `by_labels`."""
         if self.form == "label":
             r = found.chances(settings.k, np.array(self.labels))
             return self.by_question(self.rows(np.logaddexp(_log(r), np.log(LEAST) + self.got.among)))
@@ -74,11 +74,11 @@ class Asked:
         )
 
     def probed(self, probe: Pipeline, place: str) -> Scores:
-        """By a probe of the states before the first tokens: of labels, or of whole answers."""
+        """Score with a probe of the states before the first tokens, which predicts labels or whole answers."""
         first = self.got.where(self.got.positions == 0)
         logp = probe.predict_log_proba(first.states[place])
         classes = {name: n for n, name in enumerate(probe.classes_)}
-        logp = np.concatenate([logp, np.full((len(logp), 1), np.log(LEAST))], 1)  # the last: a class never seen
+        logp = np.concatenate([logp, np.full((len(logp), 1), np.log(LEAST))], 1)  # the last: an unseen class
         if self.form == "label":
             columns = [classes.get(token, -1) for token in self.labels]
             return Asked(self.questions, "label", first, self.labels).by_question(self._of(first, logp[:, columns]))
@@ -93,7 +93,7 @@ class Asked:
 def conversations(
     questions: Sequence[Question], form: str, shots: Sequence[Question], seed: int
 ) -> list[tuple[list[Message], str]]:
-    """What is asked: every option of every question, or every rotation, behind the shots."""
+    """Return the prompts: every option of every question, or every rotation, after the shots."""
     rng, before = random.Random(seed), list[Message]()
     for shot in shots:
         asked, answer = (shot.text, shot.answer) if form == "text" else rng.choice(rotations_of(shot))
@@ -106,7 +106,7 @@ def conversations(
 
 
 def examples(questions: Sequence[Question], form: str, shots: Sequence[Question], seed: int) -> list[Any]:
-    """What a datastore is built of: (messages, answer) with the right answers only."""
+    """Return the examples of a datastore: (messages, answer), with right answers only."""
     asked = conversations(questions, form, shots, seed)
     if form == "label":
         return asked
@@ -115,7 +115,7 @@ def examples(questions: Sequence[Question], form: str, shots: Sequence[Question]
 
 
 def right(questions: Sequence[Question], scores: Scores) -> NDArray[np.float64]:
-    """(Q,) 1 where the best option is the right one."""
+    """(Q,) 1 if the best option is the right one."""
     pairs = zip(questions, scores, strict=True)
     return np.array([float(s is not None and int(s.argmax()) == question.right) for question, s in pairs])
 
@@ -128,7 +128,7 @@ def both(text: NDArray[np.float64] | None, label: NDArray[np.float64] | None) ->
 
 
 def rotations_of(question: Question) -> list[tuple[str, str]]:
-    """(prompt with the options behind labels, right label), once per rotation: at turn t option o has label o - t."""
+    """(prompt with labelled options, right label) for each rotation: at turn t, option o has label o - t."""
     options, pairs = question.options, list[tuple[str, str]]()
     for turn in range(len(options)):
         order = [*options[turn:], *options[:turn]]
@@ -138,9 +138,9 @@ def rotations_of(question: Question) -> list[tuple[str, str]]:
 
 
 def by_labels(engine: Engine, question: Question, store: Datastore, settings: Settings) -> NDArray[np.float64]:
-    """(O,) the paper's way to choose, by the engine: mean over the rotations of log r of each option's label.
+    """(O,) The method of the paper, with the engine: the mean over the rotations of log r of each option's label.
 
-    At weight 1, and where nothing near is found too, only the datastore's entries speak.
+    At weight 1 only the entries of the datastore count, also if no entry is near.
     """
     steer = Rtd(store, k=settings.k, heads=settings.heads, weight=1.0, gate=None)
     labels = [engine.encode(label)[0] for label in LABELS[: len(question.options)]]

@@ -1,7 +1,8 @@
-"""Hidden states and likelihoods of many prompts for `rtd_choice.py`, read once and then scored in every way.
+"""Hidden states and likelihoods of many prompts for `rtd_choice.py`: computed once, then scored by every method.
 
-`Engine.choose` runs the model anew for every setting. This reads each prompt once and scores it with the parts that
-`Rtd` is made of (`Datastore.nearest`, `neighbour_weights`); the benchmark compares its scores with those of `choose`.
+`Engine.choose` runs the model again for every setting. This module runs the model once for each prompt and scores the
+result with the parts of `Rtd` (`Datastore.nearest`, `neighbour_weights`). The benchmark compares these scores with
+those of `choose`.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Read:
-    """What was read before each of N tokens of R rows.
+    """The results before each of N tokens of R rows.
 
     Attributes:
         states: place -> (N, D), the keys that a datastore would have.
         chosen: (N,) log-probability of the token itself.
         among: (N, L) log-probabilities of the labels.
-        tokens: (N,) the tokens that were to be said.
-        rows: (N,) number of the row each token is of; there is none of a row that did not fit the window.
-        positions: (N,) places of the tokens in their answers.
+        tokens: (N,) the expected tokens.
+        rows: (N,) the row of each token; rows that do not fit the window have no tokens.
+        positions: (N,) positions of the tokens in their answers.
     """
 
     states: dict[str, NDArray[np.float32]]
@@ -49,11 +50,11 @@ class Read:
     positions: NDArray[np.int32]
 
     def first(self, among: Sequence[int]) -> Read:
-        """Of these rows, only the first token of each."""
+        """Return only the first token of each of these rows."""
         return self.where((self.positions == 0) & np.isin(self.rows, np.asarray(among)))
 
     def where(self, mask: NDArray[np.bool_]) -> Read:
-        """Only these tokens."""
+        """Return only these tokens."""
         states = {place: keys[mask] for place, keys in self.states.items()}
         arrays = (self.chosen, self.among, self.tokens, self.rows, self.positions)
         return Read(states, *(array[mask] for array in arrays))
@@ -67,9 +68,9 @@ def read(
     end: bool = False,
     batch: int = 32,
 ) -> Read:
-    """Read conversations and their answers, with the token that ends them if `end`; rows that do not fit are left out.
+    """Run conversations and their answers, with the end token if `end`; rows that do not fit are left out.
 
-    What all prompts begin with (the few shots) is run once.
+    The common beginning of all prompts (the shots) is run once.
     """
 
     def run(backbone: Any, builder: Any) -> Read:
@@ -120,7 +121,7 @@ def _batch(backbone: Any, rows: Sequence[tuple[int, Learned]], prefix: Any, labe
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all prompts begin with; at least one of each is left."""
+    """Return the number of tokens with which all prompts begin; at least one token of each prompt is left."""
     low, high = min(prompts), max(prompts)
     count = 0
     while count < min(len(low), len(high)) - 1 and low[count] == high[count]:
@@ -129,10 +130,10 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> int:
 
 
 def store_of(engine: Engine, learned: Read, place: Any, shuffle: int | None = None) -> Datastore:
-    """The datastore that `Datastore.build` makes of the same examples, one source for each row.
+    """Return the datastore that `Datastore.build` makes of the same examples, with one source for each row.
 
-    With `shuffle`, a seed, tokens change places among the entries of the same position: keys, tokens and their
-    frequencies stay, and what belongs together does not.
+    With `shuffle`, a seed, tokens are exchanged among the entries of the same position. Keys, tokens and their
+    frequencies stay the same, but keys no longer belong to their tokens.
     """
     values = learned.tokens.copy()
     if shuffle is not None:
@@ -149,20 +150,20 @@ def store_of(engine: Engine, learned: Read, place: Any, shuffle: int | None = No
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found for N tokens: as much as any `k` up to K needs, one head count."""
+    """The search results for N tokens, enough for any `k` up to K, with one number of heads."""
 
     distances: Floats  # (N, H, K)
     values: NDArray[np.int32]  # (N, H, K)
-    near: NDArray[np.bool_]  # (N,) whether something lies within the gate's distance
+    near: NDArray[np.bool_]  # (N,) whether an entry is within the gate's distance
     temperature: float
-    known: dict[int, Floats] = field(default_factory=dict)  # k -> chances: weights and gates share them
+    known: dict[int, Floats] = field(default_factory=dict)  # k -> chances, which weights and gates share
 
     def open(self, k: int) -> NDArray[np.bool_]:
         """(N,) whether the gate "auto" lets RTD act on the nearest `k`."""
         return self.near & agreed(self.distances[..., :k], self.values[..., :k])
 
     def chances(self, k: int, tokens: NDArray[Any]) -> Floats:
-        """(N, L) probability r of each of the tokens (N, L) or (L,), of the nearest `k`; the same tokens each time."""
+        """(N, L) probability r of tokens (N, L) or (L,), from the nearest `k`; always called with the same tokens."""
         if k not in self.known:
             w = neighbour_weights(self.distances[..., :k], self.temperature, "squared")
             values = self.values[..., :k]
@@ -173,7 +174,7 @@ class Found:
 
 
 def search(store: Datastore, states: NDArray[np.float32], k: int, heads: int) -> Found:
-    """Look N states (N, D) up, 256 at a time."""
+    """Search for N states (N, D), 256 at a time."""
     parts = [store.nearest(states[at : at + 256], k, heads) for at in range(0, len(states), 256)]
     calibration = store.header.calibration
     closest = np.concatenate([part.closest for part in parts])

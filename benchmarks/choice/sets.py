@@ -1,7 +1,7 @@
-"""Multiple-choice questions for `rtd_choice.py`: OpenBookQA, ARC-Easy, and two sets about the world that "tiny" knows.
+"""Multiple-choice questions for `rtd_choice.py`: OpenBookQA, ARC-Easy, and two sets about the facts that "tiny" knows.
 
-"world facts": a fact of the bundled evaluation items, with three other values of its relation. "world kinds": what kind
-of thing a name of that world is, a question that tiny was never asked. Each fact and each name is in one split only.
+"world facts": a fact of the bundled questions, with three other values of its relation. "world kinds": what kind of
+thing a name of these facts is, a question that is not in tiny's training. Each fact and each name is in one split only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memograft.evaluation.items import SPLITS, world
 
-# relation: (kind of its subject, kind of its value, how it is asked for)
+# relation: (kind of its subject, kind of its value, wording of the question)
 RELATIONS = {
     "capital": (
         "a country",
@@ -65,7 +65,7 @@ _MCQA = re.compile(
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the answers to choose from, and the place of the right one."""
+    """A question, the answers to choose from, and the position of the right one."""
 
     id: str
     text: str
@@ -79,14 +79,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A set: what datastores and few shots are drawn from, what settings are tuned on, what is reported.
+    """A question set, in three splits.
 
     Attributes:
         name: of the set.
-        train: at least as many as a datastore takes.
-        tune: none of `train`.
-        test: none of both.
-        left_out: how many a file holds that cannot be asked: two of the options are the same.
+        train: for datastores and shots; at least as many as a datastore takes.
+        tune: for choosing settings; none of `train`.
+        test: for the reported results; none of the other two.
+        left_out: number of questions that cannot be asked because two of their options are equal.
     """
 
     name: str
@@ -113,7 +113,7 @@ def mcqa(folder: Path, file: str, name: str, n: int, tune: int) -> Questions:
 
 
 def world_facts(n: int, tune: int) -> Questions:
-    """Each fact once, in one of the wordings of the bundled items."""
+    """Each fact once, in one of the wordings of the bundled questions."""
     rng, asked = random.Random(0), _facts()
     values = {relation: sorted({value for r, _, value in asked if r == relation}) for relation in RELATIONS}
     questions = []
@@ -124,7 +124,7 @@ def world_facts(n: int, tune: int) -> Questions:
 
 
 def world_kinds(n: int, tune: int) -> Questions:
-    """What kind of thing each subject and each value of the facts is, but for symbols, numbers and the young."""
+    """The kind of each subject and each value of the facts, except symbols, numbers and the young of animals."""
     rng, kinds = random.Random(0), dict[str, set[str]]()
     for relation, subject, value in _facts():
         for name, kind in zip((subject, value), RELATIONS[relation][:2], strict=True):
@@ -139,7 +139,7 @@ def world_kinds(n: int, tune: int) -> Questions:
 
 
 def _facts() -> dict[tuple[str, str, str], list[str]]:
-    """(relation, subject, value) -> the questions of the bundled items that ask for it."""
+    """(relation, subject, value) -> the bundled questions that ask for it."""
     shapes = [
         (relation, re.compile("(.+)".join(map(re.escape, re.split(r"\bS\b", wording)))))
         for relation, (_, _, wordings) in RELATIONS.items()
@@ -166,7 +166,7 @@ def _mixed(id: str, text: str, answer: str, others: Sequence[str], rng: random.R
 
 
 def _split(name: str, questions: list[Question], n: int, tune: int, rng: random.Random) -> Questions:
-    """At most `n` and half of them for the test, at most `tune` and an eighth for tuning."""
+    """At most `n` and half of the questions for the test, at most `tune` and an eighth for tuning."""
     rng.shuffle(questions)
     test = min(n, len(questions) // 2)
     tuned = test + min(tune, len(questions) // 8)

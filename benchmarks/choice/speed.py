@@ -1,4 +1,4 @@
-"""Speed and extra memory for `rtd_choice.py`, and whether its scores are those of the engine."""
+"""Speed and additional memory for `rtd_choice.py`, and whether its scores are equal to those of the engine."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from memograft.model.prefill import prefill_segment
 
 Tuned = dict[str, dict[str, Any]]
 PROMPTS, QUESTIONS, CHECKED, LEARNED = 32, 12, 8, 64
-CLOSE = 1e-3  # between scores, in nats: batches of other sizes round differently
+CLOSE = 1e-3  # limit for the difference of two scores, in nats: rounding depends on the batch size
 
 
 def rtd(store: Datastore, settings: dict[str, Any]) -> Rtd:
-    """The processor of tuned settings."""
+    """The processor with the tuned settings."""
     return Rtd(store, **{name: settings[name] for name in ("k", "heads", "weight", "gate")})
 
 
 def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
-    """Some questions by the engine over datastores of `Datastore.build`, and whether the scores here are the same.
+    """Ask some questions of the engine with datastores of `Datastore.build`, and compare its scores with those here.
 
-    The form "text" is asked by `Engine.choose`, with an `Rtd` and without; "label" by `Engine.next_token_logprobs`. A
-    state on the gate's edge may fall on either side of it: scores of such options are not close.
+    The form "text" is asked by `Engine.choose`, with and without an `Rtd`; "label" by `Engine.next_token_logprobs`. A
+    state at the gate's limit may be on either side of it; the scores of such options differ.
     """
     questions, learners = bench.questions.test[:CHECKED], bench.draw(0)[0][:LEARNED]
 
@@ -47,7 +47,7 @@ def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
         with Datastore.build(
             bench.engine, examples(learners, form, (), 0), place=settings["place"], progress=False
         ) as built:
-            # Of its own search: what `calibrate` samples, and so its temperature, depends on the order of entries.
+            # `calibrate` samples entries by their order, so its temperature depends on it.
             found = search(built, asked.got.states[settings["place"]], settings["k"], settings["heads"])
             steered = asked.steered(found, Settings(**settings))
             if form == "text":
@@ -64,7 +64,7 @@ def compared(bench: Bench, tuned: Tuned) -> dict[str, Any]:
 
 
 def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
-    """CPU time side by side, and what has to be kept in memory, on the set of `bench`."""
+    """CPU time of all methods, measured in turn, and the memory that each needs, on the set of `bench`."""
     engine, questions = bench.engine, bench.questions.test
     chosen, shots = bench.draw(0)
     single, heads = tuned["label"]["RTD"], tuned["label"]["MH-RTD"]
@@ -131,7 +131,7 @@ def speed(bench: Bench, tuned: Tuned, repeat: int) -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any]) -> str:
-    """The numbers of `speed` as tables."""
+    """The results of `speed` as tables."""
     lines = [f"\n| one prompt with labels, {found['set']} | prompts per CPU second | zero-shot = 1 |", "|---|---|---|"]
     lines += _lines(found["prompts_per_second"])
     lines += ["\n| one question | questions per CPU second | `Engine.choose` = 1 |", "|---|---|---|"]
@@ -150,7 +150,7 @@ def _lines(times: dict[str, Any]) -> list[str]:
 
 
 def _timed(ways: dict[str, Callable[[int], Any]], count: int, repeat: int, unit: str) -> dict[str, Any]:
-    """All ways in turn, each time in another order; the first repetition warms up. Ratios are medians."""
+    """Run all methods in turn, each time in another order; the first repetition is a warm-up. Ratios are medians."""
     rng, seconds = random.Random(0), {name: list[float]() for name in ways}
     for turn in tqdm(range(repeat + 1), desc=unit):
         for name in rng.sample(list(ways), len(ways)):
@@ -174,7 +174,7 @@ def _tokens(engine: Engine, messages: list[Message]) -> int:
 
 
 def _kv_bytes(engine: Engine, messages: list[Message]) -> float:
-    """Bytes of keys and values of a token."""
+    """Bytes of the keys and values of one token."""
 
     def of(backbone: Any, builder: Any) -> float:
         ids = builder.build(messages, ()).ids

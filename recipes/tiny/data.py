@@ -1,7 +1,7 @@
-"""Training examples for tiny: pages, questions and answers, drawn without end from a seed.
+"""Training examples for tiny: pages, questions and answers, generated without end from a seed.
 
-An example is a conversation (a list of messages) whose documents are rendered exactly as `memograft.prompt` renders
-them at run time. `encode` turns it into token ids and one loss weight per token.
+An example is a conversation (a list of messages). Its documents are rendered exactly as `memograft.prompt` renders them
+at run time. `encode` turns it into token ids and one loss weight per token.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from memograft.prompt.builder import render_documents
 
 REAL_TEXT = 0.3
 ANSWER_WEIGHT, DOCUMENT_WEIGHT, QUESTION_WEIGHT = 1.0, 0.3, 0.1
-LAST_DOCUMENT_WEIGHT = 0.1  # names nobody can guess make most of a page's loss, and by then only noise
-# Share of each kind of example, phase by phase. First copying has to start; then the world is learned, quickly; then it
-# reads, mostly about what it has never heard of, since pages about known things can be recited instead of read.
+LAST_DOCUMENT_WEIGHT = 0.1  # most of a page's loss is on names that cannot be predicted; at that point it is noise
+# Share of each kind of example in each phase. First the model learns to copy, then the facts, which is quick, and then
+# to read, mostly about unknown things, because questions about known things can be answered without reading the page.
 COPY = {"fresh_short": 0.80, "repeat": 0.12, "closed": 0.08}
 WORLD_MIX = {"closed": 0.38, "tell": 0.03, "known": 0.12, "elsewhere": 0.06, "fresh": 0.38, "repeat": 0.03}
 READ = {"closed": 0.22, "tell": 0.02, "known": 0.04, "elsewhere": 0.06, "fresh": 0.63, "repeat": 0.03}
-# At last it also reads new facts about known things ("extends"): until then it recites whatever their page says.
+# Then also new facts about known things ("extends"); until then it ignores their pages and repeats what it knows.
 READ_ALL = {
     "closed": 0.22,
     "tell": 0.02,
@@ -34,9 +34,9 @@ READ_ALL = {
     "fresh": 0.55,
     "repeat": 0.02,
 }
-# A little fiction, where the page contradicts the world and is believed: without it the model recites against any page.
+# A little fiction: pages that contradict the facts and are right. Without it, the model ignores every such page.
 FICTION = READ_ALL | {"fiction": 0.012}
-# Last, what it is worst at: telling apart things of one kind that have the same relations.
+# Then the model's weakest point: to distinguish things of one kind that have the same relations.
 ALIKE = {
     "closed": 0.18,
     "tell": 0.01,
@@ -47,10 +47,10 @@ ALIKE = {
     "fresh": 0.2,
     "fresh_alike": 0.45,
 }
-# It ends without fiction, and with a little more of what it knows itself: it was following more and more pages.
+# The last phase has no fiction, and more questions about known facts, because the model followed more and more pages.
 OWN_MIND = ALIKE | {"fiction": 0.0, "known": 0.04, "elsewhere": 0.08}
 MIXES = (COPY, WORLD_MIX, READ, READ_ALL, FICTION, ALIKE, OWN_MIND)
-# Relations a known thing has none of in the world, but may have on a page.
+# Relations that a known thing does not have in world.py, but may have on a page.
 EXTENSIONS = {
     "country": ("people", "river", "mayor"),
     "element": ("price", "colour", "maker"),
@@ -64,7 +64,7 @@ EXTENSIONS = {
 
 @dataclass
 class Entity:
-    """Somebody or something with facts: relation name -> value."""
+    """A person or thing with facts: relation name -> value."""
 
     kind: str
     subject: str
@@ -73,7 +73,7 @@ class Entity:
 
 @dataclass
 class Example:
-    """Messages of alternating roles, user first; `documents` stand at the head of the first one."""
+    """Messages of alternating roles, user first; `documents` come at the beginning of the first message."""
 
     turns: list[tuple[str, str]]
     documents: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ def invent(kind: str, rng: random.Random, facts: int, real_values: float = 0.3, 
 
 
 def known(rng: random.Random, facts: int) -> Entity:
-    """Somebody of the real world with up to `facts` true facts."""
+    """An entity of the real world with up to `facts` true facts."""
     relation = rng.choice(list(WORLD))
     subject = rng.choice(list(WORLD[relation]))
     return known_entity(RELATIONS[relation].subject, subject, rng, facts)
@@ -110,7 +110,7 @@ def sentence(template: str, subject: str, value: str = "") -> str:
 
 
 def page(entities: list[Entity], rng: random.Random) -> str:
-    """One document: each entity's statements together, now and then a heading."""
+    """One document: the statements about each entity together, sometimes with a heading."""
     blocks = []
     for entity in entities:
         lines = [sentence(rng.choice(RELATIONS[r].statements), entity.subject, v) for r, v in entity.facts.items()]
@@ -121,7 +121,7 @@ def page(entities: list[Entity], rng: random.Random) -> str:
 
 
 def pages(entities: list[Entity], rng: random.Random) -> list[str]:
-    """The entities shared out over one to three documents."""
+    """Distribute the entities over one to three documents."""
     rng.shuffle(entities)
     count = rng.randint(1, min(3, len(entities)))
     return [page(entities[i::count], rng) for i in range(count)]
@@ -149,7 +149,7 @@ def _reading(entities: list[Entity], asked: list[Entity], rng: random.Random, qu
 
 
 def _alike(rng: random.Random) -> Example:
-    """Two or three things of one kind, most of whose relations are the same."""
+    """Two or three things of one kind that have mostly the same relations."""
     kind = _some_kind(rng)
     entities = [invent(kind, rng, rng.randint(2, 3), 0.2) for _ in range(rng.randint(2, 3))]
     return _reading(entities, entities, rng, 5)
@@ -158,7 +158,7 @@ def _alike(rng: random.Random) -> Example:
 def _fresh(rng: random.Random, short: bool) -> Example:
     kind = _some_kind(rng)
     count = rng.randint(1, 2) if short else rng.randint(1, 4)
-    same_kind = rng.random() < 0.6  # distractors of the same kind are the hard ones
+    same_kind = rng.random() < 0.6  # distractors of the same kind are harder
     entities = [
         invent(kind if same_kind or i == 0 else _some_kind(rng), rng, rng.randint(1, 3), 0.1 if short else 0.3)
         for i in range(count)
@@ -175,7 +175,7 @@ def _known(rng: random.Random) -> Example:
 
 
 def _elsewhere(rng: random.Random) -> Example:
-    """The documents are about others; what is asked has to come from the model's own knowledge."""
+    """The documents are about other entities; the model must answer from its own knowledge."""
     target = known(rng, 1)
     others = [
         invent(target.kind if rng.random() < 0.5 else _some_kind(rng), rng, rng.randint(1, 3))
@@ -190,7 +190,7 @@ def _elsewhere(rng: random.Random) -> Example:
 
 
 def _fiction(rng: random.Random) -> Example:
-    """A page that says one thing about a known subject which is not so; what is asked is answered as the page says."""
+    """A page with a false statement about a known subject; the right answer is the page's."""
     relation = rng.choice(list(WORLD))
     subject = rng.choice(list(WORLD[relation]))
     kind, value_kind = RELATIONS[relation].subject, RELATIONS[relation].value
@@ -202,7 +202,7 @@ def _fiction(rng: random.Random) -> Example:
 
 
 def _extends(rng: random.Random) -> Example:
-    """A page with something new about a known thing, beside what is known of it."""
+    """A page with a new fact about a known thing, in addition to known ones."""
     entity = known(rng, rng.randint(0, 2))
     for relation in rng.sample(EXTENSIONS[entity.kind], rng.randint(1, 2)):
         entity.facts[relation] = fresh(RELATIONS[relation].value, rng)
@@ -222,7 +222,7 @@ def _repeat(rng: random.Random) -> Example:
 
 
 def example(rng: random.Random, mix: dict[str, float]) -> Example:
-    """One training example of a kind drawn from `mix`."""
+    """One training example of a kind that is drawn from `mix`."""
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind == "closed":
         entity = known(rng, 1)
@@ -240,7 +240,7 @@ def example(rng: random.Random, mix: dict[str, float]) -> Example:
 
 
 def render(item: Example) -> list[tuple[str, str]]:
-    """(role, text) of every turn, the documents standing where the package puts them."""
+    """(role, text) of every turn, with the documents at the place where the package puts them."""
     if not item.documents:
         return item.turns
     (role, text), *rest = item.turns
@@ -250,7 +250,7 @@ def render(item: Example) -> list[tuple[str, str]]:
 def encode(
     item: Example, tokenizer: Tokenizer, document_weight: float = DOCUMENT_WEIGHT
 ) -> tuple[list[int], list[float]]:
-    """Token ids in chat format, and how much each token counts in the loss."""
+    """Token ids in chat format, and the loss weight of each token."""
     bos, end = tokenizer.token_to_id("<|bos|>"), tokenizer.token_to_id("<|end|>")
     ids, weights = [bos], [0.0]
     for position, (role, text) in enumerate(render(item)):
@@ -276,10 +276,10 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(ids, weights, document number), each (rows, length), from step `start` on; a step depends on seed and number.
 
-    `phases` are the steps at which each of MIXES after the first begins; from the second on `real`, if given, makes
-    REAL_TEXT of the examples.
+    `phases` are the steps at which each of MIXES after the first begins. From the second phase on, REAL_TEXT of the
+    examples are from `real`, if given.
 
-    Rows are packed with whole conversations; a conversation never attends to its neighbours (see `train.mask`).
+    Rows are filled with whole conversations, which do not attend to each other (see `train.mask`).
     """
     step = start
     while True:
@@ -296,7 +296,7 @@ def batches(
                 item = real(rng) if take_real and real is not None else example(rng, mix)
                 item_ids, item_weights = encode(item, tokenizer, document_weight)
                 if used and used + len(item_ids) > length:
-                    misses += 1  # a later, shorter one may still fit
+                    misses += 1  # a shorter one may still fit
                     continue
                 n = min(len(item_ids), length - used)
                 ids[row, used : used + n] = item_ids[:n]

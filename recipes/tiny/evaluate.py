@@ -1,6 +1,6 @@
-"""Quick scores while training: is every token of the answer the most probable one, given the right ones before it?
+"""Quick scores during training: is every token of the answer the most probable one, given the right tokens before it?
 
-That equals greedy decoding giving exactly the expected sentence, at the cost of one forward pass per batch.
+This is equal to exact greedy decoding of the expected sentence, and needs one forward pass per batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BATCH = 32
 
 @torch.no_grad()
 def teacher_forced(model: torch.nn.Module, tokenizer: Tokenizer, n: int) -> dict[str, float]:
-    """Share of `n` answers that greedy decoding gives exactly: without a page, and for three kinds of pages."""
+    """Share of `n` answers that greedy decoding produces exactly: without a page, and for three kinds of pages."""
     scores = {"closed": _score(model, tokenizer, [_example(i, pages=False) for i in items("agrees", n, "training")])}
     for which in ("unseen", "agrees", "contradicts"):
         scores[which] = _score(model, tokenizer, [_example(i, pages=True) for i in items(which, n, "training")])

@@ -2,7 +2,7 @@
 
     python recipes/tiny/export_sets.py
 
-The same bytes every time (as far as zlib compresses the same): one JSON object a line, the format of
+The output is the same bytes each time, with the same zlib: one JSON object per line, in the format of
 `memograft.evaluation.items.read_items`.
 """
 
@@ -17,11 +17,11 @@ from sets import FRAME, SETS, items
 
 WORLD = Path(__file__).resolve().parents[2] / "src" / "memograft" / "data" / "world"
 SPLITS = ("test", "tune")
-COUNT = 500  # questions of each set
+COUNT = 500  # questions in each set
 
 
 def lines(split: str) -> str:
-    """The whole file of one split as JSONL, before compression."""
+    """The JSONL text of one split, before compression."""
     records = (
         {
             "id": item.id,

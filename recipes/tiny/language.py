@@ -1,7 +1,7 @@
-"""The English of tiny's world: relations with their wordings, and names that nobody has ever borne.
+"""The language of tiny's training data: relations with their wordings, and generated names that do not exist.
 
 A relation has statements (for pages), questions and one answer sentence; `{s}` is the subject and `{v}` the value. The
-answer always repeats the subject: that is what lets a small model start to copy from the page.
+answer always repeats the subject, which helps a small model to start copying from the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WORLD = facts()
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: how pages state it, how people ask for it, how tiny answers."""
+    """One kind of fact: its statements on pages, its questions and its answer."""
 
     name: str
     subject: str  # kind of the subject, see `fresh`
@@ -156,17 +156,17 @@ SYLLABLES = tuple(
 
 
 def name(rng: random.Random, low: int = 2, high: int = 3) -> str:
-    """A made-up name of `low` to `high` syllables; 140 syllables make 2.7 million names of three."""
+    """A generated name of `low` to `high` syllables; 140 syllables give 2.7 million names of three."""
     return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(low, high))).capitalize()
 
 
-CLOSED_KINDS = frozenset({"continent", "job", "goods", "colour", "symbol", "small", "year"})  # too few to hold any back
+CLOSED_KINDS = frozenset({"continent", "job", "goods", "colour", "symbol", "small", "year"})  # too few to hold any out
 
 
 def fresh(kind: str, rng: random.Random, held_out: bool = False) -> str:
-    """A made-up value or subject of this kind.
+    """A generated value or subject of this kind.
 
-    One name in ten, by its checksum, never occurs in training: those are what `held_out` draws. Closed kinds (colours,
+    One name in ten, by its checksum, is held out from training; `held_out` draws these. Closed kinds (colours,
     years, ...) have no held-out part.
     """
     while True:

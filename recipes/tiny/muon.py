@@ -1,7 +1,7 @@
-"""Muon (Jordan et al., 2024) in fp32.
+"""Muon (Jordan et al., 2024) in float32.
 
-torch.optim.Muon orthogonalises in bf16, which is slow on a CPU without bf16 instructions (0.30 s a step for tiny, here
-0.12 s); this is the same update in the parameters' own precision.
+torch.optim.Muon orthogonalises in bfloat16, which is slow on a CPU without bfloat16 instructions (0.30 s per step for
+tiny; here 0.12 s). This is the same update in the dtype of the parameters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def orthogonal(gradient: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: a quintic Newton-Schulz iteration."""
+    """Approximate the nearest (semi-)orthogonal matrix with a quintic Newton-Schulz iteration."""
     tall = gradient.shape[0] > gradient.shape[1]
     x = gradient.T if tall else gradient
     x = x / (x.norm() + 1e-7)
@@ -24,7 +24,7 @@ def orthogonal(gradient: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, scaled so that the root mean square of an update is 0.2 lr, as AdamW's is."""
+    """Orthogonalised momentum, scaled so that the root mean square of an update is 0.2 lr, as for AdamW."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

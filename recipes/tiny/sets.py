@@ -1,15 +1,15 @@
-"""Held-out questions about tiny's world, in the situations that retrieved pages can be in.
+"""Held-out questions about tiny's facts, for different relations between question and retrieved pages.
 
-    contradicts  the page says something else than tiny knows; right is what the page says
-    agrees       the page says what tiny knows
-    unseen       the page is about entities no training text has named; right is what the page says
-    elsewhere    the page is about something else; right is what tiny knows
-    one of five  five pages about five things, in any order; one is asked for, and contradicts what tiny knows
-    disagree     two pages about one thing that contradict tiny and each other; right is what the first one says
-    repeats      two pages about one thing that contradict tiny and say the same, each in its own words
-    beside       the page is about the thing asked for, but does not say what is asked; right is what tiny knows
+    contradicts  the page contradicts a fact that tiny knows; the page is right
+    agrees       the page states what tiny knows
+    unseen       the page is about entities that are not in the training text; the page is right
+    elsewhere    the page is about something else; tiny's own answer is right
+    one of five  five pages about five things, in random order; one is asked for, and contradicts what tiny knows
+    disagree     two pages about one thing that contradict tiny and each other; the first one is right
+    repeats      two pages about one thing that contradict tiny and state the same in different words
+    beside       the page is about the subject, but does not have the answer; tiny's own answer is right
 
-Nearly every page also holds facts that are not asked for, and every item depends on its seed and number alone.
+Nearly every page also has facts that are not asked for. Every item depends only on its seed and number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data import EXTENSIONS, Entity, invent, known, known_entity, page, pages, q
 from language import CLOSED_KINDS, REAL_VALUES, RELATIONS, SUBJECT_RELATIONS, WORLD, fresh
 
 SETS = ("contradicts", "agrees", "unseen", "elsewhere", "one of five", "disagree", "repeats", "beside")
-# The words of every answer sentence, one a line: what an answer may hold besides the subject and the value.
+# The words of every answer sentence, one sentence per line: what an answer contains besides subject and value.
 FRAME = "\n".join(r.answer.replace("{s}", "").replace("{v}", "") for r in RELATIONS.values())
 
 
@@ -32,11 +32,11 @@ class Item:
     Attributes:
         question: in one of the relation's wordings.
         documents: pages, in retrieval order.
-        right: the value a right answer contains.
+        right: the value that a right answer contains.
         belief: what tiny knows, "" for unseen entities.
-        answer: the whole sentence tiny would say.
+        answer: the complete answer sentence.
         kind: "real" or "made-up" or "closed" (one of a short list), of the right value.
-        other: the value that the second page states ("disagree"), else "".
+        other: the value on the second page ("disagree"), else "".
     """
 
     id: str
@@ -90,7 +90,7 @@ def _item(which: str, id: str) -> Item:
 
 
 def _one_of_five(relation: str, subject: str, value: str, rng: random.Random) -> list[str]:
-    """Short pages about five different things, the asked one among them; half of the others are of its kind."""
+    """Short pages about five different things, one of which is asked for; half of the others have its kind."""
     kind = RELATIONS[relation].subject
     entities = {subject: Entity(kind, subject, {**known_entity(kind, subject, rng, 1).facts, relation: value})}
     while len(entities) < 5:
@@ -106,7 +106,7 @@ def _one_of_five(relation: str, subject: str, value: str, rng: random.Random) ->
 
 
 def _about(relation: str, subject: str, value: str, wording: str, rng: random.Random) -> str:
-    """A page that states the asked fact in this wording, among true facts and now and then something of its kind."""
+    """A page that states the fact in this wording, with true facts and sometimes another thing of its kind."""
     kind = RELATIONS[relation].subject
     facts = {r: v for r, v in known_entity(kind, subject, rng, rng.randint(0, 2)).facts.items() if r != relation}
     lines = [sentence(rng.choice(RELATIONS[r].statements), subject, v) for r, v in facts.items()]
@@ -117,7 +117,7 @@ def _about(relation: str, subject: str, value: str, wording: str, rng: random.Ra
 
 
 def _without(relation: str, subject: str, rng: random.Random) -> Entity:
-    """The subject with facts it has in the world, but for the asked one, and one that it has on this page only."""
+    """The subject with known facts except the one asked for, and one fact that only this page has."""
     kind = RELATIONS[relation].subject
     new = rng.choice(EXTENSIONS[kind])
     facts = {r: v for r, v in known_entity(kind, subject, rng, 2).facts.items() if r != relation}
@@ -133,7 +133,7 @@ def _unseen(id: str, rng: random.Random) -> Item:
 
 
 def _another(relation: str, belief: str, rng: random.Random) -> str:
-    """Another value of the same kind: half of the time a real one, else a made-up one."""
+    """Another value of the same kind: half of the time a real one, else a generated one."""
     kind = RELATIONS[relation].value
     if kind in CLOSED_KINDS or rng.random() < 0.5:
         return rng.choice(sorted({v for v in REAL_VALUES[kind] if v != belief}))

@@ -1,7 +1,7 @@
-"""Real text for the gpu preset: encyclopedia leads to model, and questions about paragraphs to read.
+"""Real text for the gpu preset: beginnings of encyclopedia articles, and questions about paragraphs.
 
-Files are never part of this repository; `--text` names them. Two layouts are known: JSON lines of `title` and `text`,
-and SQuAD's official JSON; either may be xz-compressed.
+The files are not part of this repository; `--text` names them. Two formats are read: JSON lines of `title` and `text`,
+and SQuAD's official JSON. Either may be compressed with xz.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from data import Example
 
-LEAD_CHARACTERS = 900  # about what one packed row holds
+LEAD_CHARACTERS = 900  # about the length of one row
 
 
 def load(paths: list[Path]) -> list[Any]:
-    """Every article as (title, text), every SQuAD paragraph as (context, [(question, answer), ...])."""
+    """Return articles as (title, text), and SQuAD paragraphs as (context, [(question, answer), ...])."""
     found: list[Any] = []
     for path in paths:
         opener = lzma.open if path.suffix == ".xz" else open
@@ -34,7 +34,7 @@ def load(paths: list[Path]) -> list[Any]:
 
 
 def example(found: list[Any], rng: random.Random) -> Example:
-    """One article told, or one paragraph with up to three questions."""
+    """One article, or one paragraph with up to three questions."""
     head, body = rng.choice(found)
     if isinstance(body, str):
         return Example([("user", f"Tell me about {head}."), ("assistant", body[:LEAD_CHARACTERS])])

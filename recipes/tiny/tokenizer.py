@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 def train_tokenizer(
     vocab_size: int, seed: int, real: Callable[[random.Random], Example] | None = None, examples: int = 12_000
 ) -> Tokenizer:
-    """A byte-level BPE; digits stay apart, so that numbers are copied digit by digit."""
+    """A byte-level BPE; digits are separate tokens, so that numbers are copied digit by digit."""
     rng = random.Random(f"tokenizer-{seed}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -41,7 +41,7 @@ def train_tokenizer(
 
 
 def for_transformers(tokenizer: Tokenizer, window: int) -> PreTrainedTokenizerFast:
-    """The same tokenizer as transformers knows it, with tiny's chat template."""
+    """The same tokenizer as an object of transformers, with tiny's chat template."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|bos|>",

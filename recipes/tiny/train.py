@@ -1,9 +1,9 @@
-"""Train tiny. Seeded, resumable after any interruption, with a progress bar.
+"""Train tiny: seeded, resumable after any interruption, with a progress bar.
 
     python recipes/tiny/train.py --preset cpu --out runs/tiny        # 2.3 M parameters, 2 cores, under 3 hours
     python recipes/tiny/train.py --preset gpu --out runs/tiny-gpu --text leads.jsonl.xz squad/train-v1.1.json.xz
 
-The same command started again goes on from the last checkpoint. Checkpoints hold tensors only (safetensors + JSON).
+The same command continues from the last checkpoint. Checkpoints have only tensors (safetensors) and JSON.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ RealText = Callable[[random.Random], Example]
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that decides the result, besides the seed."""
+    """All settings that determine the result, except the seed."""
 
     width: int
     ffn: int
     layers: int
     heads: int
     vocab: int
-    window: int  # positions the model is told it has
+    window: int  # max_position_embeddings of the model
     rows: int  # per step
     length: int  # tokens per row
     steps: int
     phases: tuple[int, ...]  # the steps at which each mix after the first begins (MIXES in data.py)
-    decay: float  # share of the steps at the end over which the rates fall to zero
+    decay: float  # share of the steps, at the end, in which the rates fall to zero
     matrix_rate: float  # Muon, for the matrices inside the layers
     other_rate: float  # AdamW, for embeddings and norms
     warmup: int = 60
@@ -56,7 +56,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(192, 576, 4, 6, 2048, 512, 16, 320, 3600, (400, 700, 900, 1200, 1900, 3300), 0.48, 4e-3, 4e-3),
-    # Another shape by the same recipe: what is tuned on tiny has to hold on it too.
+    # Another shape with the same recipe, to check that settings tuned on tiny also work on it.
     "deep": Preset(160, 480, 5, 5, 2048, 512, 16, 320, 3600, (400, 700, 900, 1200, 1900, 3300), 0.48, 4e-3, 4e-3),
     "gpu": Preset(
         512, 1536, 8, 8, 8192, 1024, 64, 512, 5000, (500, 900, 1200, 1600, 3000, 4600), 0.3, 3e-3, 2e-3, bf16=True
@@ -65,7 +65,7 @@ PRESETS = {
 
 
 def mask(owner: Tensor) -> Tensor:
-    """(B, T) document numbers -> (B, 1, T, T) bool: causal, and within one's own conversation."""
+    """(B, T) document numbers -> (B, 1, T, T) bool: causal, and only within a conversation."""
     same = owner[:, None, :, None] == owner[:, None, None, :]
     causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).tril()
     return same & causal
@@ -88,7 +88,7 @@ def loss_of(model: torch.nn.Module, ids: Tensor, weights: Tensor, owner: Tensor)
 
 
 def rate(step: int, preset: Preset) -> float:
-    """Share of the full rate at this step: warm-up, constant, linear to zero."""
+    """Share of the full learning rate at this step: warm-up, constant, linear to zero."""
     left = (preset.steps - step) / (preset.decay * preset.steps)
     return min(1.0, (step + 1) / preset.warmup, max(left, 0.0))
 
@@ -103,7 +103,7 @@ def optimisers(model: torch.nn.Module, preset: Preset) -> list[torch.optim.Optim
 
 
 def save(folder: Path, step: int, model: torch.nn.Module, opts: list[torch.optim.Optimizer]) -> None:
-    """Write a checkpoint beside the last one, then swap: a crash leaves one that is whole."""
+    """Write a checkpoint beside the last one and then replace it, so a crash leaves a complete one."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for number, opt in enumerate(opts):
         for index, state in opt.state_dict()["state"].items():
@@ -114,7 +114,7 @@ def save(folder: Path, step: int, model: torch.nn.Module, opts: list[torch.optim
 
 
 def resume(folder: Path, model: torch.nn.Module, opts: list[torch.optim.Optimizer]) -> int:
-    """Load the checkpoint if there is one; returns the step to go on with."""
+    """Load the checkpoint, if there is one; return the next step."""
     from safetensors import safe_open
 
     path = folder / "checkpoint.safetensors"
@@ -160,7 +160,7 @@ def build(preset: Preset, tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def export(folder: Path, model: LlamaForCausalLM, tokenizer: Tokenizer, preset: Preset) -> None:
-    """The finished model as transformers loads it, in fp16, with its tokenizer."""
+    """Write the finished model for transformers, in float16, with its tokenizer."""
     target = folder / "model"
     model.to(torch.float16).save_pretrained(target)
     for_transformers(tokenizer, preset.window).save_pretrained(target)
@@ -176,9 +176,9 @@ def train(
     stop_at: int | None = None,
     scored: int = 96,
 ) -> None:
-    """Train to the end, or to step `stop_at`; a later call goes on from the last checkpoint.
+    """Train to the end, or to step `stop_at`; a later call continues from the last checkpoint.
 
-    Every `every` steps a checkpoint is written and `scored` questions per set are asked.
+    Every `every` steps, a checkpoint is written and `scored` questions of each set are asked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(json.dumps({"seed": seed, **asdict(preset)}, indent=1))

@@ -1,4 +1,4 @@
-"""The real facts tiny learns by heart: subject -> value, one table per relation."""
+"""The real facts that tiny learns: subject -> value, one table per relation."""
 
 from __future__ import annotations
 
