@@ -1,4 +1,4 @@
-"""What every chat front does, whichever framework it is made for: one suite of tests, which each integration inherits.
+"""One suite of tests for the chat fronts of all frameworks. Each integration inherits it.
 
 A front is the object that a user of a framework asks: a chat model of LangChain, an LLM of LlamaIndex. An integration
 has an adapter (`front.Front`), which turns plain data into the framework's types and back, and a class that inherits

@@ -1,4 +1,4 @@
-"""Answers, what is told of them, and the settings that make them."""
+"""Answers, their reports, and the settings of a request."""
 
 from __future__ import annotations
 
@@ -115,5 +115,5 @@ class Answers(Case):
         assert one.engine is two.engine is tiny is not other.engine
         assert other.engine.max_length == 256
         other.engine.close()
-        assert other.text(QUESTION)  # one that was closed is replaced
+        assert other.text(QUESTION)  # a closed engine is replaced
         other.engine.close()

@@ -1,4 +1,4 @@
-"""A bank keeps what is memorized by its content: over calls, streams, async, copies and restarts."""
+"""A bank finds memories by content: in calls, streams, async, copies and after restarts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Banks(Case):
         for _ in range(2):
             chat = self.banked(tmp_path)
             answers += every_way(chat, user(QUESTION), documents=[PAGE])
-            chat.engine.close()  # the next one loads the model, and reads the folder, anew
+            chat.engine.close()  # the next front loads the model and reads the folder again
         assert [said.text for said in answers] == [PAGE] * 8
         assert sorted(said.report["reused"] for said in answers) == [False, *[True] * 7]
         assert len({said.report["memory_id"] for said in answers}) == 1
@@ -55,7 +55,7 @@ class Banks(Case):
             handles += [chat.memorize([PAGE]), chat.memorize([PAGE])]
             assert chat.text(QUESTION, memory=handles[-1]) == PAGE
             assert chat.ask(user(QUESTION), documents=[PAGE]).report["reused"] is True
-            assert handles[-1].adapter is handles[-2].adapter is not None  # held once
+            assert handles[-1].adapter is handles[-2].adapter is not None  # both share one adapter
             chat.engine.close()
         assert [handle.report.reused for handle in handles] == [False, True, True, True]
         assert len({handle.id for handle in handles}) == 1
@@ -74,7 +74,7 @@ class Banks(Case):
             assert other.engine is not chat.engine
 
     def test_a_bank_itself(self, tmp_path: Path) -> None:
-        """It counts by itself, and goes to where it cannot go itself as its folder."""
+        """A Bank object is identified by its identity; pickles and JSON contain its folder instead."""
         bank = Bank(tmp_path)
         chat = self.banked(bank)
         assert self.front.named("tiny", model_kwargs={"bank": bank}).engine is chat.engine

@@ -1,7 +1,7 @@
-"""A real model that calls tools by its own choice: two layers, trained here on a handful of conversations.
+"""A two-layer model that chooses whether to call a tool, trained here on a few conversations.
 
-What decides between text and a call is the model, what shows it the tools is its chat template, and what takes the
-call out of its answer is the tokenizer; nothing is scripted.
+The model decides between text and a call, its chat template shows it the tools, and the tokenizer parses the call.
+Nothing is scripted.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def trained_engine(further: Sequence[Lesson] = (), tool: Any = WEATHER_TOOL) -> Engine:
-    """An engine over it, trained on what to do with `tool`, a description of `get_weather`, and on further lessons."""
+    """An engine with the model, trained on `tool`, a description of `get_weather`, and on further lessons."""
     lessons = [*_lessons(tool), *further]
     tokenizer = _tokenizer([json.dumps([messages, tools, answer]) for messages, tools, answer in lessons] * 4)
     rows = []

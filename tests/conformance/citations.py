@@ -1,4 +1,4 @@
-"""What steered an answer: spans of its text, their sources, and what becomes of them in conversations."""
+"""Citations: spans of the answer, their sources, and how later turns of a conversation treat them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CITED = {"start": 0, "end": len(TORSTAD), "source": "velmora", "title": "Atlas",
 
 
 def checked(said: Said) -> None:
-    """The answer cites the source, and the report names it and the stretch."""
+    """The answer cites the source, and the report has the source and the span."""
     assert (said.text, said.citations) == (TORSTAD, (CITED,))
     (source,), (citation,) = said.report["references"]["sources"], said.report["references"]["citations"]
     about = {"id": "velmora", "prompt": VELMORA, "text": TORSTAD, "metadata": EXAMPLE["metadata"]}
@@ -30,7 +30,7 @@ def checked(said: Said) -> None:
 
 
 class Citations(Case):
-    """Of a datastore's sources."""
+    """Citations of a datastore's sources."""
 
     @pytest.fixture
     def steered(self, tiny: Engine, store: Datastore) -> Front:
@@ -66,7 +66,7 @@ class Citations(Case):
         asked: list[Message] = [*user(VELMORA), said.message, *user(VELMORA)]
         assert steered.ask(asked).text == TORSTAD
         assert seen.messages == [("user", VELMORA), ("assistant", TORSTAD), ("user", VELMORA)]
-        assert seen.documents == []  # what is cited is no document
+        assert seen.documents == []  # a cited source is not passed as a document
 
     def test_beside_tools_that_may_be_called(self, calling: Engine) -> None:
         chat = self.front.over(calling, memory=None, max_tokens=40)
@@ -79,7 +79,7 @@ class Citations(Case):
                 assert {cited["source"] for cited in said.citations} == set(store.ids())
 
     def test_beside_documents_and_a_bank(self, store: Datastore) -> None:
-        rtd, memory = Rtd(store, weight=0.9, gate=None), FastMem(relevance=None)  # with a page the prompt is another
+        rtd, memory = Rtd(store, weight=0.9, gate=None), FastMem(relevance=None)  # the page changes the prompt
         chat = self.front.named("tiny", bank=Bank(), datastore=rtd, memory=memory, max_tokens=32)
         first, again = (chat.ask(user(VELMORA), documents=[PAGE]) for _ in range(2))
         checked(first)

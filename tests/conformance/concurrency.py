@@ -1,4 +1,4 @@
-"""Many callers at once, an event loop that is never blocked, and requests that are given up."""
+"""Concurrent callers, an event loop that is not blocked, and cancelled requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memograft.errors import RequestCancelledError
 
 __all__ = ["Concurrency"]
 
-# Each with a memory of its own, or none: (question, documents, answer).
+# (question, documents, answer); each request has its own memory or none.
 CASES = [
     (QUESTION, [PAGE], PAGE),
     (QUESTION, [], KNOWN),
@@ -30,7 +30,7 @@ CASES = [
 
 
 async def unblocked(call: Awaitable[Any]) -> Any:
-    """The result of a call that does not block the loop."""
+    """Await a call and fail if it blocks the event loop."""
     with blockbuster_ctx():
         return await call
 
@@ -40,15 +40,15 @@ async def pieces(chat: Front, question: str, **options: Any) -> list[Piece]:
 
 
 class Concurrency(Case):
-    """Async is async, and giving up gives up."""
+    """Async calls do not block, and cancelled requests stop."""
 
     @pytest.fixture
     def endless(self, wild: Front, monkeypatch: pytest.MonkeyPatch) -> tuple[Front, Seen]:
-        """One that answers for long, and what it is asked."""
+        """A front with long answers, and the record of its requests."""
         return wild, Seen(wild.engine, monkeypatch)
 
     def given_up(self, endless: tuple[Front, Seen], jobs: int = 1) -> None:
-        """The engine was told of each job that nobody waits for it any more, and the next answer is right."""
+        """Each job was cancelled in the engine, and the next answer is right."""
         chat, seen = endless
         assert [type(job.future.exception()) for job in seen.jobs] == [RequestCancelledError] * jobs
         assert chat.text("Who?", max_tokens=4) == answered(chat.engine, user("Who?"), memory=None, max_tokens=4).text
@@ -82,7 +82,7 @@ class Concurrency(Case):
     def test_sixteen_callers_at_once_are_a_few_mixed_batches(
         self, chat: Front, seen: Seen, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # however slowly they come
+        monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # waits even if requests arrive slowly
 
         async def asked() -> list[str]:
             return [a.text for a in await asyncio.gather(*(chat.aask(user(q), documents=d) for q, d, _ in CASES))]

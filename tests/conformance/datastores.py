@@ -1,4 +1,4 @@
-"""`build_datastore`: what it learns from, and that what is no example is refused before any is learned."""
+"""`build_datastore`: the forms of examples, and the errors for values that are no examples."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def learned(store: Datastore) -> list[tuple[str, str]]:
 
 
 class Datastores(Case):
-    """Examples of all kinds."""
+    """Examples in all forms."""
 
     def test_examples_of_all_kinds_are_learned(self, plain: Front) -> None:
         history, asked = plain.conversation(HISTORY), plain.conversation(user(VELMORA))
@@ -78,7 +78,7 @@ class Datastores(Case):
             assert json.dumps(dict(source.metadata), allow_nan=False)
 
     def test_documents_of_an_example_stand_in_its_prompt(self, plain: Front) -> None:
-        """Who asks with the same documents is nearer to what was taught with them than who asks without."""
+        """A request with an example's documents is nearer to the example than one without them."""
         asked: list[Message] = [
             {
                 "role": "user",
@@ -94,7 +94,7 @@ class Datastores(Case):
             assert found[0] > found[1]
 
     def test_what_is_no_example_is_refused_before_anything_is_learned(self, tmp_path: Path) -> None:
-        chat = self.front.named("no such model")  # which is not even loaded
+        chat = self.front.named("no such model")  # the model is not loaded
         system, asked, answer = chat.conversation(HISTORY)[:3]
         page = chat.document(PAGE, "p")
         wrong = [
@@ -157,7 +157,7 @@ class Datastores(Case):
                 plain.build_datastore([PAGE], progress=False, **wrong)
 
     def test_examples_that_come_one_by_one(self, plain: Front, tmp_path: Path) -> None:
-        """What was learned before one that is wrong stays learned."""
+        """Examples before an invalid one are kept."""
 
         def coming() -> Iterator[Any]:
             yield from ((f"What is {n}?", f"It is {n}.") for n in range(10))

@@ -1,4 +1,4 @@
-"""Documents in all their forms, and everything that is none."""
+"""Documents in all forms, and the errors for values that are no documents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG = "The atlas of the southern seas was printed in Lisbon in the year 1712, a
 
 
 class Documents(Case):
-    """In calls, in messages, of retrievers."""
+    """Documents in calls, in messages and from retrievers."""
 
     def test_everything_that_is_a_document(self, chat: Front, seen: Seen) -> None:
         forms = {
@@ -70,7 +70,7 @@ class Documents(Case):
         assert (kept.metadata["nan"], kept.metadata["rude"]) == (None, "<Rude>")
         assert kept.metadata["deep"] == {"x": [1, "{2}"]}
         assert json.dumps(dict(kept.metadata), allow_nan=False)
-        assert math.isnan(odd["nan"])  # the caller's own is untouched
+        assert math.isnan(odd["nan"])  # the caller's object is not changed
 
     def test_a_document_longer_than_the_window(self, chat: Front) -> None:
         long = Document(" ".join([PAGE] * 100), "l")
@@ -94,7 +94,7 @@ class Documents(Case):
         asked: list[Message] = [{"role": "user", "content": [block, {"type": "text", "text": QUESTION}]}]
         said = chat.ask(asked)
         assert (said.text, said.report["memorized"], seen.messages) == (PAGE, ["p"], [("user", QUESTION)])
-        chat.ask(asked, documents=[Document(OTHER, "o"), Document(PAGE, "p")])  # stand together, and once
+        chat.ask(asked, documents=[Document(OTHER, "o"), Document(PAGE, "p")])  # both are in the prompt, each once
         assert seen.documents == [OTHER, PAGE]
         chat.ask([*asked, {"role": "assistant", "content": PAGE}, *user("Who?")])
         assert seen.documents == [PAGE]
@@ -111,7 +111,7 @@ class Documents(Case):
         asked: list[Message] = [{"role": "system", "content": f"Answer from the context:\n\n{LONG}"}, *user(QUESTION)]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert plain.ask(asked).text  # which memorizes nothing on purpose
+            assert plain.ask(asked).text  # memorizing is off, so no warning
             assert chat.ask(asked, documents=[PAGE]).text
         with pytest.warns(UserWarning, match="the prompt seems to hold documents as text, which are read and not mem"):
             chat.ask(asked)

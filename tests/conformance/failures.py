@@ -1,4 +1,4 @@
-"""What goes wrong is an error of Memograft's class and text, whatever framework it goes through."""
+"""Errors have the same class and text in every framework."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Failures"]
 
 
 def every_error(chat: Front, **options: Any) -> list[MemograftError]:
-    """What each of the four ways to ask raises."""
+    """The errors of the four ways to ask."""
 
     async def streamed() -> None:
         async for _ in chat.astream(user(QUESTION), **options):
@@ -46,7 +46,7 @@ def every_error(chat: Front, **options: Any) -> list[MemograftError]:
 
 
 class Failures(Case):
-    """Class and text."""
+    """Class and text of errors."""
 
     @pytest.mark.parametrize(
         ("given", "text"),

@@ -1,4 +1,4 @@
-"""What the suite asks: the bundled model, a random one, one that calls tools, and SmolLM2; a plugin of pytest.
+"""A pytest plugin with the suite's models: the bundled one, a random one, one that calls tools, and SmolLM2.
 
 An integration's conftest names it: `pytest_plugins = ["conformance.fixtures"]`.
 """
@@ -30,7 +30,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 class Seen:
-    """What an engine was asked: its jobs, and the works of each batch."""
+    """Records the jobs of an engine, and the work items of each batch."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.jobs: list[Any] = []
@@ -51,12 +51,12 @@ class Seen:
 
     @property
     def prompt(self) -> str:
-        """What the model read last."""
+        """The prompt of the last request."""
         return str(self.batches[-1][-1].prompt.text)
 
     @property
     def ids(self) -> list[int]:
-        """Its tokens."""
+        """The token ids of the last prompt."""
         return list(self.batches[-1][-1].prompt.ids)
 
     @property
@@ -71,7 +71,7 @@ class Seen:
 
 
 def nonsense() -> Any:
-    """A random model with a window that schemas and tools fit into."""
+    """A model with random weights; its context window is large enough for schemas and tools."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**{**FAMILIES["llama"], "max_position_embeddings": 1024}))
     with torch.no_grad():
@@ -83,7 +83,7 @@ def nonsense() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny() -> Iterator[Engine]:
-    """The engine of every `model="tiny"`: shared engines live as long as somebody holds them."""
+    """The engine of every `model="tiny"`: a shared engine is closed when nothing holds it."""
     engine = shared_engine("tiny")
     yield engine
     engine.close()
@@ -91,14 +91,14 @@ def tiny() -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def random_engine() -> Iterator[Engine]:
-    """A model that says nonsense, at length."""
+    """A model with random weights, which generates until `max_tokens`."""
     with Engine(nonsense(), make("bpe")) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
 def calling() -> Iterator[Engine]:
-    """A model that calls `calling.get_weather` by its own choice."""
+    """A model trained to choose when to call `calling.get_weather`."""
     with trained_engine() as engine:
         yield engine
 
@@ -113,7 +113,7 @@ def smollm2() -> Iterator[Engine]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test of a machine that asks for SmolLM2 waits for its conversion: half a minute on an idle one."""
+    """Allow more time for the first test with SmolLM2 on a machine: its conversion takes half a minute or more."""
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(900))
@@ -121,7 +121,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def store(tiny: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datastore]:
-    """Answers that the bundled model would not give; read-only, in a folder."""
+    """A read-only datastore in a folder, with answers that the bundled model does not give by itself."""
     folder = tmp_path_factory.mktemp("datastore") / "store"
     examples = [EXAMPLE, {"prompt": DRENNIA, "answer": GORVALD, "id": "drennia"}]
     Datastore.build(tiny, examples, path=folder, progress=False).close()
@@ -131,7 +131,7 @@ def store(tiny: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Da
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many contexts were memorized, each time; the memorizing is the engine's own."""
+    """The number of contexts in each call of `memorize`."""
     calls: list[int] = []
     real = fastmem.memorize
 

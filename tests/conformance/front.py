@@ -1,4 +1,4 @@
-"""`Front`: what an adapter of an integration does, in plain data; `Said`: an answer in plain data."""
+"""`Front`: the adapter that each integration implements; `Said`: an answer as plain data."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Said:
     """An answer.
 
     Attributes:
-        text: beside calls of tools, often "".
-        calls: (name, arguments) of each.
-        invalid: for each call that was begun and cannot be made, what is wrong.
+        text: the answer's text; with tool calls it is often "".
+        calls: (name, arguments) of each tool call.
+        invalid: an error text for each tool call that cannot be parsed.
         citations: `start` and `end` in `text`; `source`, an id; `title`; and `text`, the source's.
         report: see `memograft.chat.report_of`.
         usage: `prompt`, `completion`, `total` and `cached`, in tokens.
         finish_reason: "stop", "length" or "tool_calls".
-        logprobs: (token, its logarithm of probability) of each token; None where none were asked for.
-        message: the framework's own, to go on with in a conversation.
+        logprobs: (token, log-probability) of each token; None if the request did not ask for them.
+        message: the framework's message, which continues a conversation.
     """
 
     text: str
@@ -44,7 +44,7 @@ class Said:
     message: Any = None
 
     def facts(self) -> dict[str, Any]:
-        """All that two fronts say alike: not how long it took. Numbers are compared with a tolerance."""
+        """The values that must be equal in all fronts, without times. Floats are compared with a tolerance."""
         facts = asdict(self) | {"message": None}
         return _near({**facts, "report": {k: v for k, v in facts["report"].items() if k != "milliseconds"}})
 
@@ -53,32 +53,33 @@ Piece = str | Said
 
 
 def user(text: str) -> list[Message]:
-    """The conversation that a question is."""
+    """A conversation with one user message."""
     return [{"role": "user", "content": text}]
 
 
 class Front(ABC):
     """A chat front.
 
-    `settings` and `options` are `memory`, `datastore`, `max_tokens`, `temperature`, `top_p`, `top_k`, `seed`, `stop`,
-    `timeout`, `overflow`; `options` also `documents`, `query`, `logprobs` (how many others to report), `tools` (in
-    OpenAI's form, or made by `tool`), `tool_choice`, `parallel` (several calls at once) and `response_format`.
+    `settings` and `options` are `memory`, `datastore`, `max_tokens`, `temperature`, `top_p`, `top_k`, `min_p`,
+    `repetition_penalty`, `logit_bias`, `seed`, `stop`, `timeout`, `overflow`; `options` also `documents`, `query`,
+    `logprobs` (number of other tokens to report), `tools` (in OpenAI's form, or made by `tool`), `tool_choice`,
+    `parallel` (several calls at once) and `response_format`.
     """
 
     @classmethod
     @abstractmethod
     def over(cls, engine: Engine, **settings: Any) -> Self:
-        """One over an engine that is there."""
+        """A front over an existing engine."""
 
     @classmethod
     @abstractmethod
     def named(cls, model: str, **settings: Any) -> Self:
-        """One that loads its model at its first use; `settings` also `bank` and `model_kwargs`."""
+        """A front that loads its model at its first use; `settings` also `bank` and `model_kwargs`."""
 
     @property
     @abstractmethod
     def engine(self) -> Engine:
-        """The engine, loaded."""
+        """The engine; the first use loads the model."""
 
     @property
     @abstractmethod
@@ -87,19 +88,19 @@ class Front(ABC):
 
     @abstractmethod
     def around(self, own: Any) -> Self:
-        """The adapter of another such object."""
+        """The adapter of another object of the framework."""
 
     @abstractmethod
     def ask(self, messages: Sequence[Message], **options: Any) -> Said:
-        """Answer."""
+        """Answer a conversation."""
 
     @abstractmethod
     async def aask(self, messages: Sequence[Message], **options: Any) -> Said:
-        """Answer, without blocking the event loop."""
+        """`ask` without blocking the event loop."""
 
     @abstractmethod
     def stream(self, messages: Sequence[Message], **options: Any) -> Iterator[Piece]:
-        """A generator of the text's pieces, then of the whole answer. Closing it closes the framework's."""
+        """A generator that yields the pieces of the text, then the whole answer. Closing it closes the framework's."""
 
     @abstractmethod
     def astream(self, messages: Sequence[Message], **options: Any) -> AsyncIterator[Piece]:
@@ -107,43 +108,43 @@ class Front(ABC):
 
     @abstractmethod
     def tool(self, function: Callable[..., Any]) -> Any:
-        """A function as the framework's tool."""
+        """Convert a function to the framework's tool."""
 
     @abstractmethod
     def document(self, text: str, id: str, metadata: Mapping[str, Any] | None = None) -> Any:
-        """The framework's document."""
+        """Make a document of the framework."""
 
     @abstractmethod
     def retrieve(self, question: str, pages: Sequence[str]) -> str:
-        """Answer by the framework's own chain of a retriever, which finds these pages, and a chat front."""
+        """Answer with the framework's own retrieval chain; its retriever returns these pages."""
 
     @abstractmethod
     def structured(self, schema: type[BaseModel], question: str, **options: Any) -> BaseModel:
-        """Answer with an object of a class, in the framework's own way."""
+        """Answer with an object of this class, by the framework's structured output."""
 
     @abstractmethod
     def structured_raw(self, schema: type[BaseModel], question: str, **options: Any) -> tuple[str, BaseModel]:
-        """The same, with the text that the object was made of."""
+        """`structured`, and the text from which the object was parsed."""
 
     @abstractmethod
     def memorize(self, documents: Sequence[Any]) -> MemoryHandle:
-        """Memorize for later."""
+        """Memorize documents, and return the handle."""
 
     @abstractmethod
     def build_datastore(self, examples: Any, **settings: Any) -> Datastore:
-        """Learn examples; those of `conversation` among them."""
+        """Build a datastore; the result of `conversation` can be one of the examples."""
 
     @abstractmethod
     def conversation(self, messages: Sequence[Message]) -> list[Any]:
-        """A conversation in the framework's messages."""
+        """Convert a conversation to the framework's messages."""
 
     def text(self, question: str, **options: Any) -> str:
-        """The answer to a question."""
+        """The text of the answer to a question."""
         return self.ask(user(question), **options).text
 
 
 def _near(value: Any) -> Any:
-    """The value, with a tolerance where it has fractions."""
+    """The value with `pytest.approx` around each float."""
     if isinstance(value, float):
         return pytest.approx(value, rel=1e-3, abs=1e-6)
     if isinstance(value, dict):

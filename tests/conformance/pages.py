@@ -1,4 +1,4 @@
-"""What the bundled model knows, and pages and examples that say otherwise."""
+"""Questions, the bundled model's answers, and pages and examples that contradict them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OTHER = "The capital of France is Oslo."
 OTHER_QUESTION = "What is the capital of France?"
 OTHER_KNOWN = "The capital of France is Paris."
 
-# Facts of no model, which datastores of the bundled one teach.
+# Invented facts, which no model knows and datastores teach.
 VELMORA = "What is the capital of Velmora?"
 TORSTAD = "Torstad."
 DRENNIA = "What is the capital of Drennia?"

@@ -1,4 +1,4 @@
-"""What an answer is in plain data, by `memograft.chat` and an engine alone: what every front is compared with."""
+"""The expected answer as plain data, from `memograft.chat` and an engine alone. Fronts are compared with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memograft.chat import (
 
 __all__ = ["answered"]
 
-_SAMPLING = ("temperature", "top_p", "top_k", "stop", "seed")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "stop", "seed")
 
 
 def answered(

@@ -1,4 +1,4 @@
-"""A front says what the engine says: text, calls, citations, report and usage, whichever way it is asked."""
+"""A front returns the text, calls, citations, report and usage of the engine, in each of the four ways to ask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from conformance.calling import WEATHER, WEATHER_CALL, WEATHER_TOOL
 from conformance.case import Case
 from conformance.front import Front, Message, Piece, Said, user
-from conformance.pages import DRENNIA, KNOWN, OTHER, OTHER_QUESTION, PAGE, QUESTION, VELMORA
+from conformance.pages import DRENNIA, KNOWN, OTHER, OTHER_QUESTION, PAGE, QUESTION, TORSTAD, VELMORA
 from conformance.reference import answered
 from memograft import Datastore, Document, Engine, FastMem, Rtd
 
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
     "about something else": (user("Who wrote Hamlet?"), {"documents": PAGES}),
     "empty and double": (user(QUESTION), {"documents": ["", PAGE, PAGE, Document(PAGE, "p")]}),
     "dropped": (user(QUESTION), {"documents": [PAGE, "The sea is blue. " * 400], "overflow": "drop"}),
-    "by its query": (  # nothing marks where the question within the message is
+    "by its query": (  # the message does not mark its question
         user(f"{ASKED} is what I want to know. Answer with whatever words come to mind, but be brief."),
         {"documents": [OTHER], "memory": FastMem(relevance=-1), "query": ASKED},
     ),
@@ -69,6 +69,10 @@ CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
         {},
     ),
     "sampled": (user(QUESTION), {"temperature": 1.5, "top_p": 0.9, "top_k": 40, "seed": 3}),
+    "other sampling": (
+        user(QUESTION),
+        {"temperature": 3.0, "seed": 7, "min_p": 0.01, "repetition_penalty": 1.3, "logit_bias": {5: -100.0}},
+    ),
     "stopped": (user(QUESTION), {"stop": [" Canb"], "logprobs": 2}),
     "cut off": (user(QUESTION), {"max_tokens": 2}),
     "a forced call": (user(QUESTION), {"tools": [LOOK, WEATHER_TOOL], "tool_choice": "look", "max_tokens": 60}),
@@ -86,7 +90,7 @@ async def _gathered(chat: Front, messages: list[Message], options: Mapping[str, 
 
 
 def every_way(chat: Front, messages: list[Message], **options: Any) -> list[Said]:
-    """The answer asked for in each of the four ways; the pieces of both streams are its text."""
+    """The answers of the four ways to ask. Checks that the pieces of each stream add up to its text."""
     asked, pieces = asyncio.run(_gathered(chat, messages, options))
     found = [chat.ask(messages, **options), asked]
     for stream in (list(chat.stream(messages, **options)), pieces):
@@ -98,7 +102,7 @@ def every_way(chat: Front, messages: list[Message], **options: Any) -> list[Said
 
 
 class Sameness(Case):
-    """Against `reference.answered`."""
+    """Comparisons with `reference.answered`."""
 
     @pytest.mark.parametrize("case", CASES)
     def test_every_way_says_what_the_engine_says(self, chat: Front, case: str) -> None:
@@ -124,6 +128,19 @@ class Sameness(Case):
             options = {"datastore": Rtd(store, weight=0.9, gate=gate), "documents": [OTHER]}
             expected = answered(chat.engine, user(question), **options)
             for said in every_way(chat, user(question), **options):
+                assert said.facts() == expected.facts()
+
+    @pytest.mark.parametrize("memory", [None, "fastmem"])
+    def test_of_a_page_that_contradicts_a_datastore(self, chat: Front, memory: str | None) -> None:
+        taught = {"prompt": VELMORA, "answer": f"The capital of Velmora is {TORSTAD}", "id": "v"}
+        page = Document("The capital of Velmora is Lisbon.", "page")
+        with Datastore.build(chat.engine, [taught], progress=False) as made:
+            options: dict[str, Any] = {"datastore": made, "documents": [page], "memory": memory, "max_tokens": 24}
+            expected = answered(chat.engine, user(VELMORA), **{**options, "datastore": Rtd(made)})
+            (conflict,) = expected.report["references"]["conflicts"]
+            assert (conflict["text"], conflict["follows"], conflict["otherwise"]) == ("Lisbon", "document", "Torstad")
+            assert [cited["source"] for cited in expected.citations] == ["page"]
+            for said in every_way(chat, user(VELMORA), **options):
                 assert said.facts() == expected.facts()
 
     def test_of_a_kept_memory(self, chat: Front) -> None:

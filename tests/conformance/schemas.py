@@ -1,4 +1,4 @@
-"""Answers that are objects of a schema, by constrained decoding, on models that never saw JSON."""
+"""Structured output by constrained decoding, on models that were not trained on JSON."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Small(BaseModel):
 
 
 def wire(schema: type[BaseModel]) -> dict[str, Any]:
-    """`response_format` for a class."""
+    """The `response_format` of a class."""
     return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema.model_json_schema()}}
 
 
 class Schemas(Case):
-    """`response_format`, and classes of pydantic."""
+    """`response_format` and pydantic classes."""
 
     @pytest.fixture(params=["tiny", "random"])
     def any_chat(self, request: pytest.FixtureRequest, tiny: Engine, random_engine: Engine) -> Front:
@@ -71,7 +71,7 @@ class Schemas(Case):
     def test_documents_are_memorized_beside_a_schema(self, chat: Front, seen: Seen) -> None:
         assert isinstance(chat.structured(Small, QUESTION, documents=[PAGE], max_tokens=60), Small)
         assert (seen.documents, seen.messages[-1]) == ([PAGE], ("user", QUESTION))
-        wanted = Small.model_json_schema() | {"additionalProperties": False}  # small models would go on inventing
+        wanted = Small.model_json_schema() | {"additionalProperties": False}  # else endless properties
         assert {k: v for k, v in seen.last.json_schema.items() if k != "title"} == {
             k: v for k, v in wanted.items() if k != "title"
         }

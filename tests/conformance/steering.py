@@ -1,4 +1,4 @@
-"""A datastore as a setting and by call: in every form, opened when it is needed, alone and with everything else."""
+"""Datastores as a setting and in calls: their forms, when they are opened, and their use with other options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Town(BaseModel):
 
 
 class Steering(Case):
-    """The setting `datastore`, and the argument of a call."""
+    """The setting `datastore`, and the argument of calls."""
 
     def test_every_form(self, plain: Front, store: Datastore, seen: Seen) -> None:
         for value in (Rtd(store), store, store.path, str(store.path)):
@@ -87,7 +87,7 @@ class Steering(Case):
     def test_callers_with_and_without_share_batches_and_block_nothing(
         self, plain: Front, store: Datastore, seen: Seen, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rtd, fast = Rtd(store, weight=0.9, gate=None), FastMem()  # with a page the prompt is not the one it learned
+        rtd, fast = Rtd(store, weight=0.9, gate=None), FastMem()  # the page changes the prompt that was learned
         kinds: list[dict[str, Any]] = [
             {"datastore": rtd},
             {"datastore": str(store.path)},
@@ -98,7 +98,7 @@ class Steering(Case):
         alone = [plain.text(VELMORA, **options) for options in kinds]
         assert alone[0] == alone[3] == TORSTAD != alone[2]
         seen.batches.clear()
-        monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # however slowly they come
+        monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # waits even if requests arrive slowly
 
         async def together() -> list[str]:
             with blockbuster_ctx():

@@ -1,4 +1,4 @@
-"""`Conformance`: all tests of the suite, in one class for an integration to inherit."""
+"""`Conformance`: one class with all tests of the suite, which an integration inherits."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ __all__ = ["Conformance"]
 class Conformance(
     Sameness, Answers, Documents, Citations, Steering, Datastores, Tools, Schemas, Banks, Concurrency, Failures
 ):
-    """What every front does. A subclass names its adapter in `front`."""
+    """All tests of the suite. A subclass names its adapter in `front`."""

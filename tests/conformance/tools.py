@@ -1,4 +1,4 @@
-"""Tools: forced on any model, offered to one that calls them by its own choice, told to others, and refused."""
+"""Tools: forced calls on any model, calls by the model's choice, tools described in the prompt, and errors."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ CALL = ("get_weather", WEATHER_CALL["arguments"])
 
 
 def either(a: bool, b: bool) -> bool:
-    """Whether one of them holds."""
+    """Whether one of them is true."""
     return a or b
 
 
 def checked(said: Said) -> None:
-    """Each call is of `either`, and could be made."""
+    """Each call names `either`, and the tool accepts its arguments."""
     for name, arguments in said.calls:
         assert name == "either"
         assert either(**arguments) in (True, False)
 
 
 class Tools(Case):
-    """Calls and results."""
+    """Tool calls and their results."""
 
     @pytest.fixture(params=["tiny", "random"])
     def any_chat(self, request: pytest.FixtureRequest, tiny: Engine, random_engine: Engine) -> Front:
-        """Neither has a place for tools in its template."""
+        """Two models whose chat templates have no place for tools."""
         if request.param == "tiny":
             return self.front.over(tiny, memory=None, max_tokens=80)
         return self.front.over(random_engine, memory=None, max_tokens=100, temperature=1.0, seed=2)
 
     @pytest.fixture
     def able(self, calling: Engine) -> Front:
-        """A model that has learned to call `get_weather`."""
+        """A model trained to call `get_weather`."""
         return self.front.over(calling, model="calling", memory=None, max_tokens=100)
 
     @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ class Tools(Case):
 
     @pytest.mark.parametrize("choice", [None, "auto"])
     def test_a_choice_for_a_model_without_a_tool_template(self, any_chat: Front, choice: str | None) -> None:
-        """The answer is text, or a call that keeps the tool's schema; streams show what they end with."""
+        """The answer is text or a call that follows the tool's schema, and streams end with the same answer."""
         assert any_chat.engine.takes_tools is False
         answers = every_way(any_chat, user(QUESTION), tools=[any_chat.tool(either)], tool_choice=choice)
         for said in answers:

@@ -1,4 +1,4 @@
-"""What every chat front does, done by `Memograft`: the suite of tests/conformance, and LlamaIndex's types for it."""
+"""The suite of tests/conformance for `Memograft`, with an adapter to LlamaIndex's types."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LlamaIndex(Front):
     def ask(self, messages: Sequence[Message], **options: Any) -> Said:
         try:
             return _said(self._own.chat(self.conversation(messages), **_named(options)))
-        except ToolCallError as e:  # LlamaIndex has no place for it in a message
+        except ToolCallError as e:  # a LlamaIndex message cannot hold an invalid call
             return Said("", invalid=(str(e).partition("; got ")[0],))
 
     async def aask(self, messages: Sequence[Message], **options: Any) -> Said:

@@ -9,9 +9,9 @@ __all__ = ["unknown_names"]
 
 
 def unknown_names(given: Iterable[str], known: Iterable[str]) -> str:
-    """Names that do not exist, the likeliest that were meant, and all there are; "" if all of them exist.
+    """A text with the unknown names, the most similar known ones, and all known ones; "" if all names are known.
 
-    It goes on from "... has no": "'temprature' (did you mean 'temperature'?); there are: max_tokens, ...".
+    It continues "... has no": "'temprature' (did you mean 'temperature'?); there are: max_tokens, ...".
     """
     known = sorted(known)
     unknown = [name for name in given if name not in known]

@@ -1,4 +1,4 @@
-"""A warning where documents stand in a prompt as text: the model reads them there, and nothing is memorized."""
+"""A warning if a prompt contains documents as text, which the model reads without memorizing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 __all__ = ["warn_of_context"]
 
-_CONTEXT = re.compile(r"(?:\bcontext\b[^\n]{0,40}:|<context>)\s*\S[\s\S]{80}", re.IGNORECASE)  # and a text behind it
+_CONTEXT = re.compile(r"(?:\bcontext\b[^\n]{0,40}:|<context>)\s*\S[\s\S]{80}", re.IGNORECASE)  # followed by a text
 
 _warned = False
 
 
 def warn_of_context(texts: Iterable[str], remedy: str) -> None:
-    """Warn, once in a process, if one of the texts visibly holds a context.
+    """Warn, once per process, if one of the texts contains a context.
 
     Args:
         texts: of the system messages and of the last message, as the caller wrote them.

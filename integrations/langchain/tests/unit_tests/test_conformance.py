@@ -1,4 +1,4 @@
-"""What every chat front does, done by `ChatMemograft`: the suite of tests/conformance, and LangChain's types for it."""
+"""The suite of tests/conformance for `ChatMemograft`, with an adapter to LangChain's types."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from langchain_memograft import ChatMemograft
 
 
 class Pages(BaseRetriever):
-    """Finds the same documents whatever is asked."""
+    """Returns the same documents for every query."""
 
     pages: Sequence[str]
 

@@ -245,7 +245,7 @@ def refuse_unknown(what: str, options: Iterable[str], allowed: Iterable[str]) ->
     """Refuse arguments that do not exist, and suggest those that were probably meant.
 
     Raises:
-        SettingsError: there is one.
+        SettingsError: an argument does not exist.
     """
     allowed = list(allowed)
     for name in options:

@@ -45,7 +45,7 @@ def loud() -> Iterator[None]:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Inside a `with` block, have Memograft's errors call settings by the names that they have here."""
+    """Inside a `with` block, errors of Memograft use this package's names of settings."""
     try:
         yield
     except MemograftError as e:
