@@ -124,7 +124,7 @@ def test_what_stands_for_a_datastore(tiny: Engine, tmp_path: Path) -> None:
         assert opened is not None
         assert opened.datastore.ids()
         assert opened.datastore is shared_datastore(folder)
-    with pytest.raises(SettingsError, match=r"must be a Datastore, .*, its folder, or None, got int"):
+    with pytest.raises(SettingsError, match=r"must be a Datastore, .*, the folder of one, or None, got 3"):
         as_rtd(3)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="holds no datastore"):
         as_rtd(tmp_path / "nowhere")
