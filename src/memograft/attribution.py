@@ -1,4 +1,4 @@
-"""Where an answer and a text say the same, and where they part: compared word by word, within one sentence."""
+"""Compare an answer with a text, word by word within one sentence: where they agree, and where they first differ."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Words:
     places: tuple[tuple[int, int], ...]
 
     def within(self, start: int, end: int) -> range:
-        """The numbers of the words that stand wholly in text[start:end]."""
+        """Indices of the words that are entirely in text[start:end]."""
         inside = [n for n, (first, last) in enumerate(self.places) if start <= first and last <= end]
         return range(inside[0], inside[-1] + 1) if inside else range(0)
 
 
 @dataclass(frozen=True)
 class Parting:
-    """Where a sentence goes on in other words than a text.
+    """The point at which a sentence and a text differ.
 
     Attributes:
-        at: number of the sentence's first word that differs.
-        otherwise: what the text says instead, to the end of its sentence.
+        at: index of the first differing word of the sentence.
+        otherwise: the words of the text from there to the end of its sentence.
     """
 
     at: int
@@ -55,10 +55,10 @@ def sentences(text: str) -> Iterator[Words]:
 
 
 def parting(sentence: Words, first: int, text: str) -> Parting | None:
-    """Where `sentence`, from its word number `first` on, and the text part; both must go on.
+    """Compare `sentence`, from its word with index `first` on, with a text, and return where they differ.
 
-    The text may hold the beginning several times: what counts is where it follows the sentence longest. None where it
-    follows to the end of one of the two, or does not hold the first word.
+    If the text has the beginning in several places, the one with the longest agreement counts. None if the two agree to
+    the end of one of them, or if the text does not have the first word.
     """
     wanted = sentence.words[first:]
     longest, otherwise = 0, ""
@@ -77,6 +77,6 @@ def parting(sentence: Words, first: int, text: str) -> Parting | None:
 
 
 def contains(text: str, words: tuple[str, ...]) -> bool:
-    """Whether a sentence of the text has these words, one after the other."""
+    """Whether a sentence of the text contains these words in sequence."""
     size = len(words)
     return any(own.words[n : n + size] == words for own in sentences(text) for n in range(len(own.words) - size + 1))

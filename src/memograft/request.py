@@ -324,8 +324,9 @@ class Answer:
         the same beginning, of three words or more, has other words. The differing words have none in common.
         """
         found: dict[tuple[int, str], Conflict] = {}
-        for own in sentences(self.text) if self.documents and self.references else ():
-            for cited in self._cited():
+        parts = self._cited() if self.documents else []
+        for own in sentences(self.text) if parts else ():
+            for cited in parts:
                 if covered := own.within(cited.start, cited.end):
                     conflict = self._conflict(own, covered, cited.source)
                     if conflict is not None:

@@ -39,12 +39,12 @@ def ask(
         Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
     ] = None,
     datastore: Annotated[
-        Path | None, typer.Option(help="Steer the answers with this folder of `memograft datastore build`.")
+        Path | None, typer.Option(help="Use this datastore, a folder of `memograft datastore build`.")
     ] = None,
     weight: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Of the datastore against the model; left out, 0.3, which decides close calls."
+            min=0, max=1, help="Weight of the datastore against the model; left out, 0.3, which decides close calls."
         ),
     ] = None,
     relevance: RelevanceOption = None,
@@ -56,18 +56,20 @@ def ask(
     rank: RankOption = None,
     settings: SettingsOption = None,
     device: DeviceOption = None,
-    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Temperature of sampling; 0 is greedy.")] = 0.0,
     min_p: Annotated[
-        float, typer.Option(min=0, max=1, help="Sample no token below this share of the likeliest one's probability.")
+        float,
+        typer.Option(min=0, max=1, help="Least probability of a sampled token, as a share of the likeliest one's."),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1, words said before become less likely; left out, the model's own.")
+        float | None,
+        typer.Option(help="Above 1, tokens that occurred before become less likely; left out, the model's own."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer at most.")] = 128,
-    stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it comes.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print each answer as it is generated.")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page that shows what each answer came from, and what was memorized.")
+        Path | None, typer.Option(help="Write an HTML page with each answer's sources, and what was memorized.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -78,6 +78,8 @@ def _accepts(backbone: Backbone) -> bool:
     mask = attention(torch.ones(1, first + end, before), owner, backbone.model.dtype)
     try:
         packed = of_second(mask, _FIRST, _SECOND)
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the model
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
         return False
     alone = of_second(torch.ones(1, before + end, dtype=torch.long), _SECOND)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memograft.memory.fastmem.rows import Blocks
 from memograft.model.backbone import Backbone
@@ -54,7 +54,7 @@ class Shortlist:
         self._beyond = self._candidates == vocabulary
         self._weight = blocks.spread(weight[known].to(device))  # (C, S, D)
         self._bias = None if bias is None else blocks.spread(bias)  # (C, 1, S)
-        others = mass.scatter(1, best.clamp_max(vocabulary - 1), 0.0)
+        others = nn.functional.pad(mass, (0, 1)).scatter(1, best, 0.0)[:, :vocabulary]  # the padding is V
         others = others / others.sum(1, keepdim=True).clamp_min(1e-9)
         mean = (others.to(weight) @ weight).to(device)  # (B, D)
         self._mean = blocks.spread(mean)[:, :, None]  # (C, D, 1)

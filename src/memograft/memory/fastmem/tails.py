@@ -74,11 +74,11 @@ class Tails:
         self._starts = [max(end for _, end in (*p.spans, *p.history)) for p in prompts]
         self._columns = [filled.columns(row, range(len(p.ids))).cpu() for row, p in zip(rows, prompts, strict=True)]
         # These tensors stay on the CPU until a pass runs, because a device map may spread the cache over devices.
-        self._seen = filled.mask.cpu()[self._rows, :-1]  # over the cache; True only before the documents, see below
+        self._seen = filled.mask.cpu()[self._rows, :-1].bool()  # over the cache; True only before the documents
         for seen, columns, prompt in zip(self._seen, self._columns, prompts, strict=True):
             # Text between documents is masked as well: its keys and values were computed with documents visible.
             for first, end in ((before_documents(prompt), len(prompt.ids) - 1), *prompt.history):
-                seen[columns[first:end]] = 0
+                seen[columns[first:end]] = False
 
     @torch.no_grad()
     def losses(self, sights: Sequence[Sight]) -> list[Tensor]:
@@ -135,7 +135,7 @@ class Tails:
             positions.append(torch.cat([sights[n].end + torch.arange(len(t)) for n, t in zip(row, tails, strict=True)]))
             seen = self._seen[number].repeat(len(row), 1)
             for own, n in zip(seen, row, strict=True):
-                own[self._columns[number][slice(*sights[n].span)]] = 1
+                own[self._columns[number][slice(*sights[n].span)]] = True
             cached.append(seen[owner[-1]])
         device, text = self._filled.ids.device, pad_sequence([torch.ones_like(own) for own in owner], True)
         if all(len(row) == 1 for row in rows):
