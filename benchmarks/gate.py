@@ -29,7 +29,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from memograft import Sampling
 from memograft.decoding.contrast import Contrast
-from memograft.decoding.loop import Row, decode
+from memograft.decoding.loop import decode
+from memograft.decoding.row import Row
 from memograft.decoding.rule import Rule
 from memograft.decoding.support import SupportGate
 from memograft.evaluation.provenance import provenance

@@ -50,7 +50,8 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from memograft import Datastore, Engine, Rtd, Sampling
-from memograft.decoding.loop import Row, decode
+from memograft.decoding.loop import decode
+from memograft.decoding.row import Row
 from memograft.evaluation.provenance import provenance
 from memograft.model.prefill import prefill
 from memograft.request import Source

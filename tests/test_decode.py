@@ -12,7 +12,9 @@ import torch
 from transformers import LogitsProcessor
 
 from memograft import Engine, FastMem, Request, Sampling
-from memograft.decoding.loop import Row, _Gumbel, _sampler, decode
+from memograft.decoding.chain import Gumbel, sampler
+from memograft.decoding.loop import decode
+from memograft.decoding.row import Row
 from memograft.model.prefill import prefill
 from test_engine import FACTS, ask, generated, prompt_ids
 
@@ -25,7 +27,7 @@ RULED = [GATED, replace(GATED, gate=None, contrast=0.5)]
 def draw(sampling: Sampling, logits: torch.Tensor, n: int) -> torch.Tensor:
     """How often each token is drawn in n draws."""
     scores = logits.expand(n, -1)
-    for processor in _sampler(sampling):
+    for processor in sampler(sampling):
         scores = processor(None, scores)
     return torch.bincount(scores.argmax(-1), minlength=logits.numel()).double()
 
@@ -48,9 +50,9 @@ def test_top_k_and_top_p() -> None:
 
 
 def test_greedy_needs_no_sampler_and_unseeded_noise_differs() -> None:
-    assert _sampler(Sampling()) == []
+    assert sampler(Sampling()) == []
     scores = torch.zeros(1, 50)
-    assert not torch.equal(_Gumbel(None)(None, scores), _Gumbel(None)(None, scores))
+    assert not torch.equal(Gumbel(None)(None, scores), Gumbel(None)(None, scores))
 
 
 @pytest.mark.parametrize("temperature", [1e-7, 1e-38, 5e-324])

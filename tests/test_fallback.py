@@ -11,7 +11,7 @@ import torch
 from families import FAMILIES, ROUTED
 from memograft import Cad, Datastore, Engine, FastMem, Request, Rtd, Sampling
 from memograft.decoding.fallback import base_answer
-from memograft.decoding.loop import Row
+from memograft.decoding.row import Row
 from memograft.decoding.repetition import repeats
 from memograft.errors import SettingsError
 from memograft.model.adapter import Adapter

@@ -12,7 +12,8 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 from families import FAMILIES, build
-from memograft.decoding.loop import Row, decode
+from memograft.decoding.loop import decode
+from memograft.decoding.row import Row
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.model import prefill as module
 from memograft.model.backbone import Backbone, cache_name

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from memograft import Datastore, Engine
-from memograft.decoding.loop import end_tokens
+from memograft.decoding.ends import end_tokens
 from memograft.model.prefill import prefill, prefill_segment
 from memograft.prompt.continuation import continuation
 from memograft.request import Source

@@ -19,7 +19,9 @@ from typing import Any, Literal, TypeVar, overload
 from torch import Tensor
 
 from memograft.decoding.fallback import base_answer
-from memograft.decoding.loop import Row, decode, end_tokens
+from memograft.decoding.ends import end_tokens
+from memograft.decoding.loop import decode
+from memograft.decoding.row import Row
 from memograft.decoding.tap import Tap
 from memograft.documents import as_documents
 from memograft.errors import SettingsError
@@ -358,7 +360,6 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,
-            said=work.said,
             on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
             given_up=job.given_up,
         )

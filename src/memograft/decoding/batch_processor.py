@@ -6,15 +6,15 @@ after a memory's rules and before all other logits processors.
 
     x ──> last FFN ──> ... ──> h ──> head ──> logits (B, V) ──> [rows of processor 1] [rows of 2] ... ──> logits
 
-Hidden states are recorded by hooks, which exist only inside `BatchProcessors.caught` and act only in the thread that
-entered it. The batch may have extra rows after the first B (`model/base_logits.py`), which are ignored.
+Hidden states are recorded by hooks, which exist only inside `caught` and act only in the thread that entered it. The
+batch may have extra rows after the first B (`model/base_logits.py`), which are ignored.
 """
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from memograft.documents import Source
 from memograft.model.backbone import Backbone
 
-__all__ = ["BatchProcessor", "BatchProcessors", "Moved", "nothing"]
+__all__ = ["BatchProcessor", "Moved", "Steps", "caught", "entries", "nothing", "process"]
 
 
 class Moved(NamedTuple):
@@ -72,75 +72,74 @@ class BatchProcessor(ABC):
             raise TypeError(f"a batch processor must be hashable, and {cls.__name__} is not; define __hash__")
 
 
-class BatchProcessors:
-    """The batch processors of B rows.
+class States:
+    """The hidden states (N, D) of the last pass of this thread, by place; see `caught`."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._owner = rows, threading.get_ident()
+        self.at: dict[str, Tensor] = {}
+
+    def catch(self, place: str) -> Callable[..., None]:
+        """A hook before the module of `place`."""
+
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            if threading.get_ident() == self._owner:
+                x = args[0] if args else next(iter(kwargs.values()))
+                self.at[place] = x.reshape(self._rows, -1, x.shape[-1])[:, 0]  # OPT flattens B and T
+
+        return hook
+
+
+@contextmanager
+def caught(backbone: Backbone, places: Iterable[str], rows: int) -> Iterator[States]:
+    """Inside, each pass of this thread over `rows` rows records the states of its first tokens at `places`."""
+    states, modules = States(rows), {"ffn_input": backbone.ffn[0], "head_input": backbone.head}
+    handles = [
+        modules[place].register_forward_pre_hook(states.catch(place), with_kwargs=True) for place in set(places)
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+Steps = list[tuple[list[int], Callable[[NDArray[np.int64]], Moved]]]
+
+
+def process(
+    logits: Tensor, states: Mapping[str, Tensor], processors: Mapping[int, BatchProcessor]
+) -> tuple[dict[int, Exception], Steps]:
+    """Change the logits (B, V) of rows that have a processor, in place.
 
     Args:
-        processors: one for each row, or None.
-        extra: number of rows after these B that pass through the FFN and the head with them.
+        logits: of all rows.
+        states: hidden states of all rows (B, D), by place.
+        processors: by row.
+
+    Returns:
+        Errors by row, because a processor's error concerns its rows only. And for each group its rows, with the
+        function from their chosen tokens (G,) to the entries that contributed.
     """
-
-    def __init__(self, processors: Sequence[BatchProcessor | None], extra: int) -> None:
-        self._rows = len(processors) + extra
-        self._groups: dict[BatchProcessor, list[int]] = {}
-        for row, processor in enumerate(processors):
-            if processor is not None:
-                self._groups.setdefault(processor, []).append(row)
-        self._states: dict[str, Tensor] = {}
-        self._steps: list[tuple[list[int], Callable[..., Moved]]] = []  # of the current token
-        self._moved: list[list[tuple[list[int], Moved]]] = []  # for each token
-
-    @contextmanager
-    def caught(self, backbone: Backbone) -> Iterator[None]:
-        """Inside, each forward pass of this thread records the rows' hidden states that a processor needs."""
-        owner, places = threading.get_ident(), {processor.place for processor in self._groups}
-        modules = {"ffn_input": backbone.ffn[0], "head_input": backbone.head}
-
-        def catch(place: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-                if threading.get_ident() == owner:
-                    x = args[0] if args else next(iter(kwargs.values()))
-                    self._states[place] = x.reshape(self._rows, -1, x.shape[-1])[:, -1]  # OPT flattens B and T
-
-            return hook
-
-        handles = [modules[place].register_forward_pre_hook(catch(place), with_kwargs=True) for place in places]
+    groups: dict[BatchProcessor, list[int]] = {}
+    for row, processor in processors.items():
+        groups.setdefault(processor, []).append(row)
+    errors: dict[int, Exception] = {}
+    steps = []
+    for processor, rows in groups.items():
         try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            own, moved = processor(states[processor.place][rows], logits[rows])
+            logits[rows] = own
+            steps.append((rows, moved))
+        except Exception as error:
+            errors |= dict.fromkeys(rows, error)
+    return errors, steps
 
-    def apply(self, logits: Tensor, done: Sequence[bool]) -> dict[int, Exception]:
-        """Change the logits (B, V) in place. Returns errors by row: a processor's error concerns its rows only."""
-        errors: dict[int, Exception] = {}
-        self._steps = []
-        for processor, members in self._groups.items():
-            rows = [row for row in members if not done[row]]
-            if not rows:
-                continue
-            try:
-                own, moved = processor(self._states[processor.place][rows], logits[rows])
-                logits[rows] = own
-                self._steps.append((rows, moved))
-            except Exception as error:
-                errors |= dict.fromkeys(rows, error)
-        return errors
 
-    def choose(self, tokens: Tensor) -> None:
-        """Record the entries that contributed to the chosen tokens (B,)."""
-        chosen = tokens.cpu().numpy()
-        self._moved.append([(rows, moved(chosen[rows])) for rows, moved in self._steps])
-        self._steps = []
-
-    def of(self, row: int) -> list[list[tuple[int, int, float]]]:
-        """For each token of a row, the (source, position, probability) of the entries that contributed."""
-        tokens = []
-        for steps in self._moved:
-            found: dict[tuple[int, int], float] = {}
-            for rows, moved in steps:
-                for n in np.flatnonzero(moved.rows == rows.index(row)) if row in rows else ():
-                    entry = int(moved.sources[n]), int(moved.positions[n])  # several heads may find the same entry
-                    found[entry] = found.get(entry, 0.0) + float(moved.probabilities[n])
-            tokens.append([(*entry, p) for entry, p in sorted(found.items(), key=lambda item: -item[1])])
-        return tokens
+def entries(row: int, moved: Moved) -> list[tuple[int, int, float]]:
+    """The (source, position, probability) of what contributed to a row's token, most first."""
+    found: dict[tuple[int, int], float] = {}
+    for n in np.flatnonzero(moved.rows == row):
+        entry = int(moved.sources[n]), int(moved.positions[n])  # several heads may find the same entry
+        found[entry] = found.get(entry, 0.0) + float(moved.probabilities[n])
+    return [(*entry, p) for entry, p in sorted(found.items(), key=lambda item: -item[1])]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from memograft.decoding.loop import Row
+from memograft.decoding.row import Row
 from memograft.decoding.repetition import repeats
 
 __all__ = ["base_answer"]
@@ -30,7 +30,7 @@ def base_answer(row: Row, decode: Decode, finish: Finish) -> Row:
         decode: token ids -> text.
         finish: called once, with the chosen row, and with the reason if that is the base model's.
     """
-    plain = replace(row, adapter=None, rules=(), on_tokens=None, said=[], tokens=[], chances=[])
+    plain = replace(row, adapter=None, rules=(), on_tokens=None, tokens=[], chances=[], moved=[])
     settled = False
 
     def settle(chosen: Row, reason: str | None = None) -> None:

@@ -1,376 +1,254 @@
-"""Generation over a prefilled cache with transformers' `generate`; each row has its own adapter, rules and end.
+"""The decoding loop: rows join and leave between any two tokens; each has its own adapter, rules, sampling and end.
 
-Sampling uses transformers' warpers and then the Gumbel-max trick with the row's own generator, so a row's tokens do not
-depend on the other rows.
+    add ──> [row] ──┐                                     ┌──> on_tokens
+    add ──> [row] ──┼──> pass ──> rules ──> processors ──> tokens ──> row done? ──> on_end
+    add ──> [row] ──┘    (N, V)             of each row      (N,)
+
+Transformers' `generate` decodes a batch until its last row ends. Here only the chosen tokens are read back from a GPU,
+once for each pass. An error ends the row that causes it: a pass that fails is repeated with half of the rows each.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, StoppingCriteria
-from transformers.generation import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from memograft.decoding.batch_processor import BatchProcessor, BatchProcessors
-from memograft.decoding.processor import Processor
-from memograft.decoding.rule import Rule
-from memograft.decoding.sampling import Sampling
+from memograft.decoding.batch_processor import Steps, caught, process
+from memograft.decoding.chain import Chain
+from memograft.decoding.ends import Ends, end_tokens
+from memograft.decoding.row import Row
 from memograft.errors import RequestCancelledError
-from memograft.model.adapter import Adapter, applied, stack
+from memograft.model.adapter import applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
+from memograft.model.columns import Columns, columns_of
 from memograft.model.kv import Prefill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from transformers.modeling_outputs import CausalLMOutput
 
-__all__ = ["Row", "decode", "end_tokens"]
-
-_GREEDY = 1e-6  # lower temperatures would overflow
+__all__ = ["Loop", "decode"]
 
 
 @dataclass
-class Row:
-    """One row of a decoding batch: its request, and its state and results.
+class _Slot:
+    """A row of the cache: a request's row, or its echo, which is given the same tokens behind a shorter prompt."""
 
-    Attributes:
-        sampling: how its tokens are chosen.
-        max_new_tokens: limit, already reduced to what fits the window.
-        adapter: its memory, or None for the base model.
-        rules: how its logits with and without the memory are combined; not used without a memory.
-        cad: alpha of context-aware decoding, or None.
-        batch: its batch processor, which acts after the rules and `cad`; rows with equal ones share a call.
-        processors: its own logits processors, called with (1, T) ids without padding and (1, V).
-        on_tokens: called after each token, with all new tokens so far.
-        on_end: called with the row when it is done, while other rows may continue.
-        given_up: called after each token; True cancels the row.
-        logprobs: number of most likely tokens to report for each new token; None reports nothing.
-        said: tokens of an earlier attempt, which are repeated first. New tokens are appended, for the next attempt.
-        tokens: new tokens, without an end token.
-        chances: for each of `tokens`, its log-probability, and those of the most likely tokens by id.
-        moved: returns for each new token the entries of its batch processor that contributed; see `BatchProcessors.of`.
-        finish_reason: "" while it runs.
-        error: what ended it early.
+    row: Row
+    chain: Chain
+    echo: bool = False
+
+
+@dataclass
+class _Out:
+    """The result of a pass over the slots `first` and following."""
+
+    first: int
+    logits: Tensor  # (N, Q, V)
+    base: dict[int, Tensor]  # (V,) by slot
+    states: dict[str, Tensor]  # (N, D) by place
+
+
+class Loop:
+    """Decodes rows until they are done.
+
+    Args:
+        backbone: the model.
+        tokenizer: its tokenizer, for stop strings.
     """
 
-    sampling: Sampling
-    max_new_tokens: int
-    adapter: Adapter | None = None
-    rules: Sequence[Rule] = ()
-    cad: float | None = None
-    batch: BatchProcessor | None = None
-    processors: Sequence[Processor] = ()
-    on_tokens: Callable[[Sequence[int]], None] | None = None
-    on_end: Callable[[Row], None] = lambda _: None
-    given_up: Callable[[], bool] = lambda: False
-    logprobs: int | None = None
-    said: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    chances: list[tuple[float, dict[int, float]]] = field(default_factory=list)
-    moved: Callable[[], list[list[tuple[int, int, float]]]] = list
-    finish_reason: Literal["", "stop", "length"] = ""
-    error: BaseException | None = None
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._backbone, self._ends = backbone, Ends(backbone, tokenizer)
+        self._config = copy.deepcopy(backbone.model.generation_config)
+        self._eos = end_tokens(backbone, tokenizer)
+        self._batches: list[_Batch] = []
 
     @property
-    def done(self) -> bool:
-        """Whether it has ended."""
-        return bool(self.finish_reason) or self.error is not None
+    def rows(self) -> list[Row]:
+        """The rows that are not done."""
+        return [slot.row for batch in self._batches for slot in batch.slots if not (slot.echo or slot.row.done)]
+
+    @torch.inference_mode()
+    def add(self, filled: Prefill, rows: Sequence[Row]) -> None:
+        """Add rows, which take part from the next step on.
+
+        After the rows, `filled` has an echo for each row with `cad`, in their order: its prompt without documents.
+        """
+        echoed = [row for row in rows if row.cad is not None]
+        slots = []
+        for n, row in enumerate([*rows, *echoed]):
+            chain = Chain(row, filled.ids[n][filled.text[n].bool()], self._config, self._eos)
+            slots.append(_Slot(row, chain, echo=n >= len(rows)))
+        for batch in self._batches:
+            if batch.join(filled, slots):
+                return
+        self._batches.append(_Batch(self._backbone, filled, slots))
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One token for each row, or more if drafts are right. Rows that are done leave."""
+        for batch in list(self._batches):
+            batch.step(self._ends)
+            if not batch.slots:
+                self._batches.remove(batch)
 
 
-def decode(backbone: Backbone, prefill: Prefill, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Generate until every row is done, and set `tokens`, `finish_reason` and `error` of each.
-
-    After the rows, `prefill` has an echo for each row with `cad`, in their order: its prompt without documents. An echo
-    uses its row's adapter and is given its row's tokens.
-    """
-    config = _config(backbone, tokenizer, max(row.max_new_tokens for row in rows))
-    echoed = [n for n, row in enumerate(rows) if row.cad is not None]
-    penalty, config.repetition_penalty = config.repetition_penalty, 1.0  # applied per row below
-    per_row = _PerRow(rows, prefill.text, echoed, penalty)
-    # generate's own processors also read the padding, so it is replaced by a token that the row has anyway.
-    ruled = [n for n, row in enumerate(rows) if row.rules and row.adapter is not None]
-    shared = None
-    if any(row.batch for row in rows):
-        shared = BatchProcessors([*(row.batch for row in rows), *(None for _ in echoed)], len(ruled))
-    if shared is not None:
-        for n, row in enumerate(rows):
-            row.moved = partial(shared.of, n)
-    ends = _Ends(rows, config, tokenizer, shared)
-    # By default `generate` derives positions from the number of columns.
-    placed = {"position_ids": prefill.positions} if any(prefill.shifts) else {}
-    first = prefill.ids.gather(1, prefill.text.argmax(1, keepdim=True))
-    with torch.inference_mode(), _memories(backbone, rows, ruled, echoed, shared):
-        backbone.model.generate(
-            input_ids=torch.where(prefill.text.bool(), prefill.ids, first),
-            attention_mask=prefill.mask,
-            **placed,
-            **{cache_name(GenerationMixin.prepare_inputs_for_generation): prefill.kv_cache},
-            generation_config=config,
-            logits_processor=[per_row] if per_row.needed else [],
-            stopping_criteria=[ends],
-            tokenizer=tokenizer if config.stop_strings else None,
-        )
-    ends.deliver()
+def decode(backbone: Backbone, filled: Prefill, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Decode until every row is done; see `Loop.add`."""
+    loop = Loop(backbone, tokenizer)
+    loop.add(filled, rows)
+    while loop.rows:
+        loop.step()
 
 
-def end_tokens(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of the tokens that end an answer: the model's, or else the tokenizer's; empty if neither has any."""
-    config: GenerationConfig = backbone.model.generation_config
-    eos = config.eos_token_id
-    eos = eos if eos is not None else tokenizer.eos_token_id
-    return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [int(eos)]
+class _Batch:
+    """Rows that share a cache and a pass."""
 
+    def __init__(self, backbone: Backbone, filled: Prefill, slots: Sequence[_Slot]) -> None:
+        self._backbone, self.slots = backbone, list(slots)
+        self._columns = columns_of(backbone, filled)
+        self._tokens, self._positions = filled.ids[:, -1], filled.positions[:, -1]  # (N,) of the next pass
+        self._stacked: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._places = "position_ids" in inspect.signature(backbone.model.forward).parameters
 
-def _config(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """The model's generation settings (suppressed tokens, repeated n-grams, ...) with greedy decoding."""
-    config: GenerationConfig = copy.deepcopy(backbone.model.generation_config)
-    eos = end_tokens(backbone, tokenizer)
-    pad = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
-    config.update(  # None falls back to the model's settings in generate
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=1,
-        num_return_sequences=1,
-        return_dict_in_generate=False,
-        penalty_alpha=0.0,
-        max_time=math.inf,
-        max_length=None,
-        cache_implementation="hybrid",  # the value that generate treats as unset
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        eos_token_id=eos or None,
-        pad_token_id=pad if pad is not None else (eos or [0])[0],
-    )
-    return config
-
-
-@contextmanager
-def _memories(
-    backbone: Backbone, rows: Sequence[Row], ruled: Sequence[int], echoed: Sequence[int], shared: BatchProcessors | None
-) -> Iterator[None]:
-    """Inside, in this thread, every row runs through its adapter, and its logits are changed by its rules.
-
-    Rules and then batch processors change the model's output, so that everything later (repetition penalty, the row's
-    processors, sampling) sees one distribution.
-    """
-    adapters, owner = [*(row.adapter for row in rows), *(rows[n].adapter for n in echoed)], threading.get_ident()
-
-    def speak(_module: object, _args: object, output: CausalLMOutput) -> None:
-        if threading.get_ident() != owner:
-            return
-        logits = output.logits[:, -1].to(torch.float32, copy=True)
-        for n, base in zip(ruled, seen.logits[:, -1].to(logits.device) if ruled else (), strict=True):
-            for rule in () if rows[n].done else rows[n].rules:
-                logits[n] = rule(logits[n], base, rows[n].tokens)
-        for echo, n in enumerate(echoed, start=len(rows)):
-            logits[n] += (rows[n].cad or 0.0) * (logits[n] - logits[echo])  # decoding/cad.py
-        if shared is not None:
-            for n, error in shared.apply(logits, [row.done for row in rows]).items():
-                rows[n].error = error
-        output.logits = logits[:, None]
-
-    with ExitStack() as scope:
-        if any(adapter is not None for adapter in adapters):
-            scope.enter_context(applied(backbone, stack(adapters, backbone), bare=len(ruled)))
-        if ruled:
-            seen = scope.enter_context(base_logits(backbone, len(adapters), ruled))
-        if shared is not None:
-            scope.enter_context(shared.caught(backbone))
-        if ruled or echoed or shared is not None:
-            scope.callback(backbone.model.register_forward_hook(speak).remove)
-        yield
-
-
-class _PerRow(LogitsProcessor):  # type: ignore[misc]
-    """Applies each row's bias, penalty, processors and sampling. An error ends only the row in which it occurs.
-
-    `penalty` is the repetition penalty of the model's generation_config, for rows whose sampling has none. Echoes (see
-    `decode`) get their rows' scores, so that they get the same tokens.
-    """
-
-    supports_continuous_batching = False  # it depends on the order of the rows
-
-    def __init__(
-        self, rows: Sequence[Row], mask: Tensor, echoed: Sequence[int] = (), penalty: float | None = None
-    ) -> None:
-        self._count, self._echoed = len(rows), list(echoed)
-        chains = [
-            (n, row, _shifts(row.sampling, penalty), [*row.processors, *_sampler(row.sampling)])
-            for n, row in enumerate(rows)
-        ]
-        self._chains = [c for c in chains if c[2] or c[3] or c[1].logprobs is not None or c[1].said]
-        self._mask = mask.bool()
-
-    @property
-    def needed(self) -> bool:
-        """Whether any row needs it."""
-        return bool(self._chains or self._echoed)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, T), (B, V) -> (B, V)."""
-        scores = scores.clone()
-        prompts, new = input_ids[:, : self._mask.shape[1]], input_ids[:, self._mask.shape[1] :]
-        for n, row, shifts, processors in self._chains:
-            if row.done:
-                continue
-            try:
-                ids, own = torch.cat([prompts[n, self._mask[n]], new[n]])[None], scores[n : n + 1]
-                for shift in shifts:
-                    own = shift(ids, own)
-                likely = None if row.logprobs is None else own[0].float().log_softmax(-1)
-                for processor in processors:
-                    own = processor(ids, own)
-                if len(row.tokens) < len(row.said):  # repeat the earlier attempt: rounding may differ now
-                    own = torch.full_like(own, -math.inf)
-                    own[0, row.said[len(row.tokens)]] = 0.0
-                if likely is not None:
-                    _note(row, likely, int(own[0].argmax()))
-                scores[n] = own[0]
-            except Exception as e:
-                row.error = e
-        scores[self._count :] = scores[self._echoed]
-        return scores
-
-
-def _note(row: Row, logprobs: Tensor, choice: int) -> None:
-    """Record the log-probability of the row's next token and of the most likely ones."""
-    top = logprobs.topk(min(row.logprobs or 0, len(logprobs)))
-    likeliest = dict(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-    row.chances.append((float(logprobs[choice]), likeliest))
-
-
-def _shifts(sampling: Sampling, penalty: float | None) -> list[Processor]:
-    """Processors for a row's logit bias and its repetition penalty, in `generate`'s order."""
-    own = sampling.repetition_penalty if sampling.repetition_penalty is not None else penalty
-    chain: list[Processor] = [_Bias(sampling.logit_bias)] if sampling.logit_bias else []
-    if own is not None and own != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(own)))
-    return chain
-
-
-class _Bias(LogitsProcessor):  # type: ignore[misc]
-    """Adds constants to the logits of some tokens."""
-
-    def __init__(self, bias: Mapping[int, float]) -> None:
-        self._ids, self._values = torch.tensor([*bias.keys()]), torch.tensor([*bias.values()])
-
-    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.index_add(1, self._ids.to(scores.device), self._values[None].to(scores.device, scores.dtype))
-
-
-def _sampler(sampling: Sampling) -> list[Processor]:
-    if sampling.temperature < _GREEDY:
-        return []
-    chain: list[Processor] = [TemperatureLogitsWarper(float(sampling.temperature))]
-    if sampling.top_k is not None:
-        chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        chain.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.min_p > 0:
-        chain.append(MinPLogitsWarper(sampling.min_p))
-    return [*chain, _Gumbel(sampling.seed)]
-
-
-class _Gumbel(LogitsProcessor):  # type: ignore[misc]
-    """Adds Gumbel noise to log-probabilities; the argmax is then a sample of the distribution (Gumbel, 1954)."""
-
-    def __init__(self, seed: int | None) -> None:
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
-
-    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        uniform = torch.rand(scores.shape, generator=self._generator, dtype=torch.float64)
-        noise = -(-uniform.clamp_min(1e-300).log()).log()
-        return scores + noise.to(scores.device, scores.dtype)
-
-
-class _Ends(StoppingCriteria):  # type: ignore[misc]
-    """Collects each row's tokens and determines which rows are done.
-
-    Stop strings are searched for in the decoded text. transformers' own criterion processes the whole vocabulary for
-    each request, and misses strings whose characters are split over tokens.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        config: GenerationConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        shared: BatchProcessors | None = None,
-    ) -> None:
-        self._rows, self._open, self._tokenizer, self._shared = rows, list(rows), tokenizer, shared
-        eos, stops = config.eos_token_id, config.stop_strings or ()
-        self._eos = set(eos or ())
-        self._echoed = [n for n, row in enumerate(rows) if row.cad is not None]
-        self._own_stops = (stops,) if isinstance(stops, str) else tuple(stops)
-
-    def __call__(self, input_ids: Tensor, _scores: object, **_: object) -> Tensor:
-        """(B, T) -> (B,) bool."""
-        if self._shared is not None:
-            self._shared.choose(input_ids[:, -1])
-        for row, token in zip(self._rows, input_ids[: len(self._rows), -1].tolist(), strict=True):
-            if not row.done:
-                self._take(row, token)
-        if not all(row.done for row in self._open):
-            self.deliver()
-        done = [row.done for row in self._rows]
-        return torch.tensor(done + [done[n] for n in self._echoed], device=input_ids.device)
-
-    def deliver(self) -> None:
-        """Call `on_end` of finished rows. For the last ones this happens only after the hooks are removed."""
-        ended = [row for row in self._open if row.done]
-        self._open = [row for row in self._open if not row.done]
-        for row in ended:
-            row.on_end(row)
-
-    def _take(self, row: Row, token: int) -> None:
-        if row.given_up():
-            row.error = RequestCancelledError("the request was given up while it was being answered")
-            return
-        if token in self._eos:
-            row.finish_reason = "stop"
-            del row.chances[len(row.tokens) :]
-        else:
-            row.tokens.append(token)
-            if len(row.said) < len(row.tokens):
-                row.said.append(token)
-            if self._stops(row):
-                row.finish_reason = "stop"
-            elif len(row.tokens) >= row.max_new_tokens:
-                row.finish_reason = "length"
-        if row.on_tokens is not None and not row.finish_reason:
-            try:
-                row.on_tokens(row.tokens)
-            except Exception as e:  # an error in the callback ends only this row
-                row.error = e
-
-    def _stops(self, row: Row) -> bool:
-        stops = (*row.sampling.stop, *self._own_stops)
-        if not stops:
+    def join(self, filled: Prefill, slots: Sequence[_Slot]) -> bool:
+        """Add rows; False if the cache does not allow it."""
+        if not isinstance(self._columns, Columns):
             return False
-        # A stop string of n bytes that ends in the last token is within the last n tokens, special tokens not counted.
-        tail = row.tokens[-8 - 2 * max(len(s.encode("utf-8", "replace")) for s in stops) :]
-        decode = self._tokenizer.decode
-        texts = [decode(tail, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)]
-        return any(stop in text for stop in stops for text in texts)
+        self._columns.join(filled)
+        self.slots += slots
+        self._tokens = torch.cat([self._tokens, filled.ids[:, -1]])
+        self._positions = torch.cat([self._positions, filled.positions[:, -1]])
+        self._stacked = None
+        return True
+
+    def step(self, ends: Ends) -> None:
+        """One token for each row."""
+        for slot in self.slots:
+            if not slot.row.done and slot.row.given_up():
+                slot.row.error = RequestCancelledError("the request was given up while it was being answered")
+        self._leave()
+        if not self.slots:
+            return
+        outs = self._passes(0, len(self.slots))
+        if not outs:
+            self._leave()
+            return
+        chosen = self._choose(outs)
+        self._columns.advance([1] * len(self.slots))
+        self._tokens, self._positions = chosen, self._positions + 1
+        for slot, token in zip(self.slots, chosen.tolist(), strict=True):  # the only read from a GPU
+            if not (slot.echo or slot.row.done):
+                ends.take(slot.row, token)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Remove the slots of rows that are done, and then call `on_end` of these rows."""
+        done = [slot for slot in self.slots if slot.row.done]
+        if isinstance(self._columns, Columns):
+            order = list(range(len(self.slots)))
+            for n in [n for n, slot in enumerate(self.slots) if slot.row.done][::-1]:
+                self._columns.leave(n)
+                order[n] = order[-1]
+                order.pop()
+            if done:
+                self.slots = [self.slots[n] for n in order]
+                index = torch.tensor(order, dtype=torch.long, device=self._tokens.device)
+                self._tokens, self._positions, self._stacked = self._tokens[index], self._positions[index], None
+        elif len(done) == len(self.slots):
+            self.slots = []
+        for slot in done:
+            if not slot.echo:
+                on_end, slot.row.on_end = slot.row.on_end, lambda _: None
+                on_end(slot.row)
+
+    def _passes(self, first: int, last: int) -> list[_Out]:
+        """The passes over some slots: one, or two over half of them each if it fails."""
+        try:
+            return [self._pass(first, last)]
+        except Exception as error:
+            if last - first == 1 or not isinstance(self._columns, Columns):
+                for slot in self.slots[first:last]:
+                    slot.row.error = slot.row.error or error
+                return []
+            traceback.clear_frames(error.__traceback__)  # frees the memory of the failed pass
+        half = (first + last) // 2
+        return self._passes(first, half) + self._passes(half, last)
+
+    def _pass(self, first: int, last: int) -> _Out:
+        slots, part, model = self.slots[first:last], slice(first, last), self._backbone.model
+        ruled = [n for n, slot in enumerate(slots) if slot.row.ruled and not (slot.echo or slot.row.done)]
+        places = [slot.row.batch.place for slot in slots if slot.row.batch is not None]
+        if self._stacked is None:
+            self._stacked = stack([slot.row.adapter for slot in self.slots], self._backbone)
+        self._columns.part = part
+        extra: dict[str, Any] = {cache_name(model.forward): self._columns.cache}
+        if self._places:
+            extra["position_ids"] = self._positions[part, None]
+        with ExitStack() as scope:
+            if any(slot.row.adapter is not None for slot in slots):
+                own = {name: (a[part], b[part]) for name, (a, b) in self._stacked.items()}
+                scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
+            seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
+            states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
+            mask = self._columns.mask(1)
+            out = model(input_ids=self._tokens[part, None], attention_mask=mask, use_cache=True, **extra)
+        base = {} if seen is None else {first + n: seen.logits[g, 0] for g, n in enumerate(ruled)}
+        return _Out(first, out.logits, base, states.at if states is not None else {})
+
+    def _choose(self, outs: Sequence[_Out]) -> Tensor:
+        """The next token of each slot (N,), from its logits, rules and processors."""
+        first = outs[0]
+        logits = first.logits.new_zeros(len(self.slots), first.logits.shape[-1], dtype=torch.float32)
+        for out in outs:
+            logits[out.first : out.first + len(out.logits)] = out.logits[:, 0]
+            for n, base in out.base.items():
+                for rule in self.slots[n].row.rules:
+                    logits[n] = rule(logits[n], base, self.slots[n].row.tokens)
+        echoes = {slot.row: n for n, slot in enumerate(self.slots) if slot.echo}
+        own = {n: slot for n, slot in enumerate(self.slots) if not (slot.echo or slot.row.done)}
+        for n, slot in own.items():
+            if slot.row in echoes:
+                logits[n] += (slot.row.cad or 0.0) * (logits[n] - logits[echoes[slot.row]])  # decoding/cad.py
+        steps = self._process(logits, outs, own)
+        for n, slot in own.items():
+            if slot.chain.needed and not slot.row.done:
+                try:
+                    logits[n] = slot.chain(logits[n])
+                except Exception as error:
+                    slot.row.error = error
+        chosen = logits.argmax(-1)
+        for n, slot in own.items():
+            slot.chain.take(chosen[n])
+            if slot.row in echoes:
+                chosen[echoes[slot.row]] = chosen[n]
+        for rows, moved in steps:
+            found = moved(chosen[rows].cpu().numpy())
+            for g, n in enumerate(rows):
+                self.slots[n].row.moved.append((g, found))
+        return chosen
+
+    def _process(self, logits: Tensor, outs: Sequence[_Out], own: Mapping[int, _Slot]) -> Steps:
+        """Apply the batch processors to the logits (N, V)."""
+        processors = {n: slot.row.batch for n, slot in own.items() if slot.row.batch is not None and not slot.row.done}
+        if not processors:
+            return []
+        states = {}
+        for place in {processor.place for processor in processors.values()}:
+            (like, *_) = [out.states[place] for out in outs if place in out.states]
+            states[place] = like.new_zeros(len(self.slots), like.shape[-1])
+            for out in outs:
+                if place in out.states:
+                    states[place][out.first : out.first + len(out.logits)] = out.states[place][: len(out.logits)]
+        errors, steps = process(logits, states, processors)
+        for n, error in errors.items():
+            self.slots[n].row.error = error
+        return steps

@@ -23,14 +23,17 @@ class Tap:
 
     Attributes:
         first: (V,) float32 log-probabilities of the first new token; None until they are read.
-        chances: log-probability of each forced token.
     """
 
     def __init__(self, forced: Sequence[int] = ()) -> None:
         self.first: Tensor | None = None
-        self.chances: list[float] = []
         self._forced = tuple(forced)
-        self._start: int | None = None
+        self._chances: list[Tensor] = []
+
+    @property
+    def chances(self) -> list[float]:
+        """Log-probability of each forced token."""
+        return [float(chance) for chance in self._chances]
 
     def length(self, room: int) -> int:
         """Number of tokens that the row must generate; `room` is how many fit.
@@ -47,14 +50,13 @@ class Tap:
             )
         return wanted
 
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
         """(1, T), (1, V) -> (1, V)."""
-        logp = scores[0].float().log_softmax(-1)
-        length = int(ids.shape[1])
-        if self._start is None or length <= self._start + len(self.chances) - 1:  # a batch that is repeated
-            self._start, self.first, self.chances = length, logp.cpu(), []
+        logp, step = scores[0].float().log_softmax(-1), len(self._chances)
+        if self.first is None:
+            self.first = logp.cpu()
         if not self._forced:
             return scores
-        token = self._forced[min(length - self._start, len(self._forced) - 1)]
-        self.chances.append(float(logp[token]))
+        token = self._forced[min(step, len(self._forced) - 1)]
+        self._chances.append(logp[token])
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token], device=scores.device), 0.0)

@@ -34,6 +34,7 @@ __all__ = [
     "chain",
     "close",
     "cut",
+    "empty",
     "join",
     "newest",
     "nothing",
@@ -171,7 +172,7 @@ def window(cache: Cache) -> int | None:
 
 def reach(backbone: Backbone) -> int | None:
     """`window` of the model's caches. Also None if they have more than keys and values."""
-    cache = _empty(backbone)
+    cache = empty(backbone)
     return window(cache) if all(type(layer) in _KNOWN for layer in cache.layers) else None
 
 
@@ -223,7 +224,7 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
     if bool((order.diff() > 0).all()):
         return filled
     columns = order.shape[1]
-    cache = _empty(backbone)
+    cache = empty(backbone)
     for n, (old, now) in enumerate(zip(before, pairs(filled.kv_cache), strict=True)):
         whole = [torch.cat([a, b[:, :, -new:]], 2) for a, b in zip(old, now, strict=True)]
         padded = [functional.pad(t, (0, 0, columns - t.shape[2], 0)) for t in whole]
@@ -278,7 +279,7 @@ def whole(pieces: Sequence[Piece]) -> Piece:
 
 def chain(backbone: Backbone, ids: Sequence[int], pieces: Sequence[Piece], read: int = 0) -> Segment:
     """Make a segment of a prompt's first pieces; `ids` are their tokens, `read` is the segment's."""
-    cache, piece = _empty(backbone), whole(pieces)
+    cache, piece = empty(backbone), whole(pieces)
     for n, (keys, values) in enumerate(piece.layers):
         cache.update(keys, values, n)  # sliding windows keep only their last columns
     return Segment(tuple(ids), cache, piece.x, piece.residual, read=read)
@@ -325,7 +326,7 @@ def _side_by_side(
 ) -> Cache:
     """One cache of `length` columns with the rows of several caches, padded on the left."""
     count = sum(len(places) for _, places in caches) if count is None else count
-    joined = _empty(backbone)
+    joined = empty(backbone)
     for n, layer in enumerate(caches[0][0].layers):
         pair = []
         for name in ("keys", "values"):
@@ -340,7 +341,7 @@ def _side_by_side(
     return joined
 
 
-def _empty(backbone: Backbone) -> DynamicCache:
+def empty(backbone: Backbone) -> DynamicCache:
     config: PretrainedConfig = backbone.model.config
     return DynamicCache(config=config.get_text_config(decoder=True))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from memograft.decoding.loop import end_tokens
+from memograft.decoding.ends import end_tokens
 from memograft.errors import SettingsError
 from memograft.model.backbone import Backbone
 from memograft.model.prefill import prefill

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from memograft.decoding.loop import Row
+from memograft.decoding.batch_processor import entries
+from memograft.decoding.row import Row
 from memograft.memory.report import MemoryReport
 from memograft.prompt.builder import PromptBuilder
 from memograft.request import Answer, Reference, Timings, TokenLogprob, TokenReferences, Usage
@@ -68,8 +69,13 @@ def logprobs(row: Row, pieces: Pieces) -> tuple[TokenLogprob, ...]:
         return pieces([token])[0]
 
     return tuple(
-        TokenLogprob(token, text(token), chance, tuple((t, text(t), p) for t, p in likeliest.items()))
-        for token, (chance, likeliest) in zip(row.tokens, row.chances, strict=False)
+        TokenLogprob(
+            token,
+            text(token),
+            float(chance),
+            tuple((t, text(t), p) for t, p in zip(likeliest.tolist(), values.tolist(), strict=True)),
+        )
+        for token, (chance, likeliest, values) in zip(row.tokens, row.chances, strict=False)
     )
 
 
@@ -84,12 +90,12 @@ def references(row: Row, pieces: Pieces, decode: Decode, text: str) -> tuple[Tok
     """
     if row.batch is None:
         return ()
-    moved = row.moved()[: len(row.tokens)]
-    sources = {number: row.batch.source(number) for number in {n for entries in moved for n, _, _ in entries}}
+    moved = [entries(number, step) for number, step in row.moved[: len(row.tokens)]]
+    sources = {number: row.batch.source(number) for number in {n for found in moved for n, _, _ in found}}
     ends = [min(end, len(text)) for end in _ends(row.tokens, decode)]
     return tuple(
-        TokenReferences(token, piece, tuple(Reference(sources[n], at, p) for n, at, p in entries), start, end)
-        for token, piece, entries, start, end in zip(
+        TokenReferences(token, piece, tuple(Reference(sources[n], at, p) for n, at, p in found), start, end)
+        for token, piece, found, start, end in zip(
             row.tokens, pieces(row.tokens), moved, [0, *ends], ends, strict=False
         )
     )
