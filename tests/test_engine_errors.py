@@ -56,33 +56,47 @@ def test_only_the_request_without_room_fails(engine: Engine) -> None:
     assert [first.token_ids, last.token_ids] == [generated(engine, requests[0]), generated(engine, requests[2])]
 
 
-def test_a_stream_goes_on_where_its_batch_broke_off(engine: Engine) -> None:
-    """Also if rounding makes the model choose differently without the other row."""
-    before, after = Say(engine, "Colours are red, green and blue."), Say(engine, "Numbers are one, two and three.")
+def test_a_stream_goes_on_without_room_for_its_batch(engine: Engine) -> None:
+    """From the token at which the room was gone, and no token is computed twice."""
+    said = Say(engine, "Colours are red, green and blue.")
     pieces: list[str] = []
-    broken: list[int] = []
+    calls = 0
 
-    def breaks_off(rows: int, tokens: int) -> bool:
-        if rows > 1 and tokens == 1 and len(pieces) > 2:
-            broken.append(len(pieces))
-        return rows > 1 and bool(broken)
-
-    def fickle(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return (after if broken else before)(ids, scores)
+    def count(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return said(ids, scores)
 
     hold = Gate()
     held = engine._submit([ask(n=1, processors=[hold])])[0]
-    with out_of_memory(engine, breaks_off):
-        streamed, other = engine._submit([ask(n=40, processors=[fickle]), ask(n=12)])
+    with out_of_memory(engine, lambda rows, tokens: rows > 1 and tokens == 1 and len(pieces) > 2) as shapes:
+        streamed, other = engine._submit([ask(n=40, processors=[count]), ask(n=30)])
         streamed.on_text = pieces.append
         hold.go.set()
         answer = streamed.future.result(20)
-        assert other.future.result(20).token_ids == generated(engine, ask(n=12))
+        assert other.future.result(20).token_ids == generated(engine, ask(n=30))
     assert held.future.result(20)
-    assert broken
-    assert "".join(pieces) == answer.text
-    assert answer.token_ids[: broken[0]] == tuple(before.script[: broken[0]])
-    assert answer.token_ids[broken[0] + 1 :] == tuple(after.script[broken[0] + 1 : -1])
+    assert (2, 1) in shapes
+    assert (1, 1) in shapes
+    assert "".join(pieces) == answer.text == "Colours are red, green and blue."
+    assert calls == len(said.script)
+
+
+def test_an_error_in_a_pass_ends_the_row_that_causes_it(engine: Engine) -> None:
+    """A module that cannot process one row, alone or with others."""
+    requests = [ask("Who?", n=12), ask(documents=FACTS, n=12), ask("Why?", n=12), ask("Which?", n=12)]
+    expected = [generated(engine, request) for request in requests]
+    bad = next(token for token in expected[1][1:] if not any(token in expected[n] for n in (0, 2, 3)))
+
+    def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] == 1 and bad in kwargs["input_ids"]:
+            raise ZeroDivisionError("in the model")
+
+    handle = engine.model.register_forward_pre_hook(hook, with_kwargs=True)
+    results = engine.answer_batch(requests, return_exceptions=True)
+    handle.remove()
+    assert isinstance(results.pop(1), ZeroDivisionError)
+    assert [a.token_ids for a in results] == [expected[n] for n in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("template", ["prompt", "assistant"])

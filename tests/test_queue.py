@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,20 +16,30 @@ from memograft.serving.queue import Job, Worker
 
 
 class Runner:
-    """A double of an engine that records its batches, and waits inside the first until `go` is set."""
+    """A double of an engine that records what begins together, and waits inside the first until `go` is set.
+
+    With a `room` it also takes jobs that arrive meanwhile.
+    """
 
     def __init__(self, max_batch: int = 4) -> None:
         self.batches: list[list[Any]] = []
+        self.room = 0
         self.inside, self.go = threading.Event(), threading.Event()
         self.worker = Worker(self.run, max_batch)
         weakref.finalize(self, self.worker.abandon)
 
-    def run(self, jobs: list[Job]) -> None:
+    def run(self, jobs: list[Job], more: Callable[[int], list[Job]]) -> None:
         self.batches.append([job.payload for job in jobs])
         self.inside.set()
         assert self.go.wait(10)
+        if self.room:
+            new = more(self.room)
+            self.batches.append([job.payload for job in new])
+            jobs += new
         for job in jobs:
-            if job.payload != "forgotten":
+            if job.call is not None:
+                job.succeed(job.call(job.given_up))
+            elif job.payload != "forgotten":
                 job.succeed(job.payload)
 
     def hold(self) -> Job:
@@ -94,11 +105,25 @@ def test_calls_run_alone_and_in_turn(runner: Runner) -> None:
     runner.worker.submit(jobs)
     runner.go.set()
     jobs[2].future.result(10)
-    assert runner.batches == [["first"], [0], [1]]
+    assert runner.batches == [["first"], [0], [None], [1]]
     assert order == ["call, given up: False"]
 
 
-def test_an_error_in_a_call_is_its_own(runner: Runner) -> None:
+def test_what_arrives_meanwhile_joins_if_there_is_room(runner: Runner) -> None:
+    first = runner.hold()
+    runner.room = 2
+    jobs = [Job(n) for n in range(3)]
+    for job in jobs:
+        runner.worker.submit([job])
+    jobs[0].cancel()
+    jobs.append(Job(3))
+    runner.worker.submit(jobs[3:])
+    runner.go.set()
+    assert [job.future.result(10) for job in (first, *jobs[1:])] == ["first", 1, 2, 3]
+    assert runner.batches[:3] == [["first"], [1, 2], [3]]
+
+
+def test_an_error_outside_of_any_job_fails_those_that_run(runner: Runner) -> None:
     def fails(_: Any) -> None:
         raise ZeroDivisionError("in the call")
 
@@ -172,6 +197,7 @@ def test_a_forgotten_job_does_not_hang(runner: Runner) -> None:
 
 def test_closing_finishes_what_runs_and_fails_what_waits(runner: Runner) -> None:
     first = runner.hold()
+    runner.room = 3
     waiting = Job("waiting")
     runner.worker.submit([waiting])
     closers = [threading.Thread(target=runner.worker.close) for _ in range(3)]

@@ -2,47 +2,39 @@
 
     prompt ──> prefill ──> memorize ──> decode ──> answer
 
-Requests of all threads and tasks run in mixed batches on one thread; each row of a batch has its own memory.
+Requests of all threads and tasks are decoded together; each has its own memory, and joins as soon as it is prepared
+(see `serving/session.py`).
 """
 
 from __future__ import annotations
 
-import time
-import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 
-from memograft.decoding.fallback import base_answer
 from memograft.decoding.ends import end_tokens
-from memograft.decoding.loop import decode
-from memograft.decoding.row import Row
 from memograft.decoding.tap import Tap
 from memograft.documents import as_documents
 from memograft.errors import SettingsError
 from memograft.memory.bank import Bank, as_bank
-from memograft.memory.base import Brought, Memory, Model, Task, Wanted, by_kind
+from memograft.memory.base import Memory, Model, Task
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.handle import MemoryHandle, fingerprint
-from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
-from memograft.model.kv import repeated
 from memograft.model.loading import BUNDLED, PACKAGED, load
-from memograft.model.prefill import prefill, prefill_behind
 from memograft.prompt.builder import PromptBuilder
 from memograft.request import Answer, Request, Sampling
 from memograft.serving import scoring
-from memograft.serving.answer import answer_of
 from memograft.serving.keeping import loaded, made
 from memograft.serving.queue import Job, Worker
 from memograft.serving.scoring import Choice
-from memograft.serving.stream import AsyncStream, Stream, TextSoFar, wait
+from memograft.serving.session import Session
+from memograft.serving.stream import AsyncStream, Stream, wait
 from memograft.serving.tokens import Tokens
 from memograft.serving.work import Documents, Work, as_request, check, check_fork, resolved
 from memograft.storage.process import OfOneProcess
@@ -59,7 +51,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         model: a causal LM of transformers, with any dtype, device map or quantisation. It is never changed.
         tokenizer: its (fast) tokenizer.
         max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
-        max_batch: maximum number of requests in a batch.
+        max_batch: maximum number of requests that are decoded together.
+        max_stall: seconds for which the preparation of new requests may keep others waiting for their next token.
         defaults: settings of FastMem that suit this model, used for settings that a request leaves at "auto".
         bank: keeps memories for later requests about the same documents: a folder, or a `Bank`.
 
@@ -80,11 +73,14 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         *,
         max_length: int | None = None,
         max_batch: int = 16,
+        max_stall: float = 0.1,
         defaults: Mapping[str, Any] | None = None,
         bank: Bank | str | Path | None = None,
     ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
+        if not max_stall > 0:
+            raise SettingsError(f"`max_stall` must be more than 0 seconds, got {max_stall}")
         if max_length is not None and max_length < 2:
             raise SettingsError(f"`max_length` must be None or at least 2 tokens, got {max_length}")
         self._own = dict(defaults or {})
@@ -97,6 +93,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._pad_id = int(pad or 0)
         self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, as_bank(bank))
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
+        self._session = Session(self._model, self._tokens, self._window, max_batch, max_stall)
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when the engine is garbage-collected, and at exit
 
@@ -107,6 +104,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         *,
         max_length: int | None = None,
         max_batch: int = 16,
+        max_stall: float = 0.1,
         bank: Bank | str | Path | None = None,
         device: str | None = None,
         **kwargs: Any,
@@ -118,7 +116,15 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """
         defaults = {} if str(name) in PACKAGED else of_model(name, BUNDLED, **kwargs)  # not a hub id
         model, tokenizer = load(name, device, **kwargs)
-        return cls(model, tokenizer, max_length=max_length, max_batch=max_batch, defaults=defaults, bank=bank)
+        return cls(
+            model,
+            tokenizer,
+            max_length=max_length,
+            max_batch=max_batch,
+            max_stall=max_stall,
+            defaults=defaults,
+            bank=bank,
+        )
 
     @property
     def max_length(self) -> int:
@@ -247,7 +253,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return self._worker.closed
 
     def close(self) -> None:
-        """Finish the running batch, fail waiting requests and end the thread. The model stays loaded and unchanged."""
+        """Finish what is being answered, fail waiting requests and end the thread. The model stays loaded and unchanged."""
         self._worker.close()
 
     def __enter__(self) -> Engine:
@@ -269,7 +275,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return jobs
 
     def _alone(self, call: Callable[[Callable[[], bool]], T]) -> T:
-        """Run a function on the model's thread, outside of batches, and wait for its result."""
+        """Run a function while no other work uses the model, and wait for its result."""
         job = Job(call=call)
         self._worker.submit([job])
         (result,) = wait([job])
@@ -278,7 +284,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return result  # type: ignore[no-any-return]
 
     def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
-        """Run a function with the model's parts on the model's thread, between batches. `Datastore` uses it."""
+        """Run a function with the model's parts, while no other work uses them. `Datastore` uses it."""
         return self._alone(lambda _: call(self._backbone, self._prompts))
 
     def tapped(self, requests: Sequence[Request], taps: Sequence[Tap]) -> list[Tap]:
@@ -288,92 +294,5 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
                 raise result
         return list(taps)
 
-    def _run(self, jobs: list[Job]) -> None:
-        """Answer a batch. If it fails as a whole, answer its requests one by one, so that only the faulty one fails."""
-        jobs = [job for job in jobs if self._fit(job)]
-        try:
-            if jobs:
-                self._answer(jobs)
-            return
-        except Exception as e:
-            error = e
-        if len(jobs) == 1 and not jobs[0].payload.spares(error):
-            jobs[0].fail(error)
-            return
-        traceback.clear_frames(error.__traceback__)  # frees the memory of the failed batch
-        for job in jobs:
-            self._run([job])
-
-    def _fit(self, job: Job) -> bool:
-        """1. Prompt: build a request's prompt. Returns False if the request has ended here."""
-        try:
-            job.payload.fit(self._prompts, self._tokens, self._window)
-        except Exception as e:
-            job.fail(e)
-        return not job.given_up()
-
-    def _answer(self, jobs: list[Job]) -> None:
-        works: list[Work] = [job.payload for job in jobs]
-        clock = [time.perf_counter()]
-
-        # 2. Prefill: these keys and values are valid with every memory.
-        wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
-        segments = [self._model.recalled(work.prompt) for work in works]
-        for kind, own in by_kind(wanted):
-            for want, segment in zip(own, kind.before(self._model, own), strict=True):
-                segments[want.row] = segment or segments[want.row]
-        filled = prefill(self._backbone, [w.prompt.ids for w in works], self._pad_id, segments)
-        self._model.remember([work.prompt for work in works], filled)
-        clock.append(time.perf_counter())
-
-        # 3. Memorize.
-        task = Task(lambda: all(job.given_up() for job in jobs))
-        memories = [Brought()] * len(works)
-        for kind, own in by_kind(wanted):
-            for want, brought in zip(own, kind.prepare(self._model, own, filled, task), strict=True):
-                memories[want.row] = brought
-        clock.append(time.perf_counter())
-
-        # 4. Decode, over the same cache. 5. Answer: each row as soon as it ends.
-        rows, beside = [], {}  # beside: rows of base model answers, by request
-        for n, (job, brought) in enumerate(zip(jobs, memories, strict=True)):
-            rows.append(row := self._row(job, brought))
-            row.on_end = finish = self._finish(job, brought.report, filled.cached[n], clock)
-            if works[n].falls_back(brought, streams=job.on_text is not None):
-                beside[n] = base_answer(row, self._prompts.decode, finish)
-        if beside:
-            filled = repeated(filled, list(beside))
-            works.extend(works[n] for n in beside)
-        if echoes := [work.echo.ids for work in works if work.echo is not None]:
-            filled = prefill_behind(self._backbone, filled, [w.prompt.ids for w in works], echoes, self._pad_id)
-        decode(self._backbone, filled, [*rows, *beside.values()], self._prompts.tokenizer)
-
-    def _row(self, job: Job, brought: Brought) -> Row:
-        work: Work = job.payload
-        text = TextSoFar(self._prompts.decode, work.sampling.stop)
-        return Row(
-            sampling=work.sampling,
-            max_new_tokens=work.max_new_tokens,
-            adapter=brought.adapter,
-            rules=brought.rules,
-            cad=work.cad,
-            batch=work.batch,
-            processors=work.processors,
-            logprobs=work.request.logprobs,
-            on_tokens=None if job.on_text is None else lambda tokens: job.emit(text(tokens)),
-            given_up=job.given_up,
-        )
-
-    def _finish(
-        self, job: Job, report: MemoryReport | None, cached: int, clock: Sequence[float]
-    ) -> Callable[..., None]:
-        """Make the callback that builds the job's answer; it gets the reason if the base model's row was chosen."""
-
-        def finish(row: Row, reason: str | None = None) -> None:
-            said = report if report is None or reason is None else replace(report, rolled_back=True, reason=reason)
-            try:
-                job.succeed(answer_of(job, row, self._prompts, said, cached, clock))
-            except Exception as e:
-                job.fail(e)
-
-        return finish
+    def _run(self, jobs: list[Job], more: Callable[[int], list[Job]]) -> None:
+        self._session.run(jobs, more)

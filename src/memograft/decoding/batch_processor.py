@@ -94,9 +94,7 @@ class States:
 def caught(backbone: Backbone, places: Iterable[str], rows: int) -> Iterator[States]:
     """Inside, each pass of this thread over `rows` rows records the states of its first tokens at `places`."""
     states, modules = States(rows), {"ffn_input": backbone.ffn[0], "head_input": backbone.head}
-    handles = [
-        modules[place].register_forward_pre_hook(states.catch(place), with_kwargs=True) for place in set(places)
-    ]
+    handles = [modules[place].register_forward_pre_hook(states.catch(place), with_kwargs=True) for place in set(places)]
     try:
         yield states
     finally:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from memograft.decoding.row import Row
 from memograft.decoding.repetition import repeats
+from memograft.decoding.row import Row
 
 __all__ = ["base_answer"]
 

@@ -241,7 +241,7 @@ class _Batch:
         processors = {n: slot.row.batch for n, slot in own.items() if slot.row.batch is not None and not slot.row.done}
         if not processors:
             return []
-        states = {}
+        states: dict[str, Tensor] = {}
         for place in {processor.place for processor in processors.values()}:
             (like, *_) = [out.states[place] for out in outs if place in out.states]
             states[place] = like.new_zeros(len(self.slots), like.shape[-1])

@@ -31,6 +31,7 @@ from memograft.prompt.builder import Prompt, PromptBuilder
 if TYPE_CHECKING:
     from memograft.memory.bank import Bank
     from memograft.memory.handle import MemoryHandle
+    from memograft.model.prefill import Pace
 
 __all__ = ["Brought", "Memory", "Model", "Task", "Wanted", "by_kind", "content_id"]
 
@@ -102,10 +103,17 @@ class Brought:
 
 @dataclass(frozen=True)
 class Task:
-    """Context of long work: whether it was cancelled, and whether it shows a progress bar."""
+    """Context of long work.
+
+    Attributes:
+        given_up: whether it was cancelled. Called between parts of the work; others may use the model meanwhile.
+        progress: whether to show a progress bar.
+        pace: limits how many tokens a pass may have; None if nobody waits.
+    """
 
     given_up: Callable[[], bool] = lambda: False
     progress: bool = False
+    pace: Pace | None = None
 
 
 class Memory(ABC):

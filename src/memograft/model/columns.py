@@ -42,7 +42,9 @@ class _Buffer:
         self.data = old.new_zeros(shape)  # zeros: a masked NaN would still be NaN
         first, last = max(start, self.base), min(end, self.base + columns)
         if first < last:
-            self.data[: len(old), ..., first - start : last - start, :] = old[..., first - self.base : last - self.base, :]
+            self.data[: len(old), ..., first - start : last - start, :] = old[
+                ..., first - self.base : last - self.base, :
+            ]
         self.base = start
 
     def clear(self) -> None:
@@ -126,7 +128,20 @@ class Columns:
         return Cache(layers=list(self._layers))
 
     def join(self, filled: Prefill) -> None:
-        """Add the rows of a prefill. Their last tokens are not in its cache."""
+        """Add the rows of a prefill. Their last tokens are not in its cache.
+
+        Raises:
+            OutOfMemoryError: then nothing was added.
+        """
+        before = self.rows, self.start, len(self._firsts)
+        try:
+            self._join(filled)
+        except BaseException:
+            self.rows, self.start = before[:2]
+            del self._firsts[before[2] :]
+            raise
+
+    def _join(self, filled: Prefill) -> None:
         count, columns = filled.mask.shape[0], filled.mask.shape[1] - 1
         self._firsts += [self.end - columns + n for n in filled.mask.argmax(1).tolist()]
         new = slice(self.rows, self.rows + count)

@@ -7,14 +7,15 @@ by the first decoding step.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.errors import RequestCancelledError, SettingsError, UnsupportedModelError
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
 from memograft.model.kv import (
     Piece,
@@ -33,7 +34,30 @@ from memograft.model.kv import (
     window,
 )
 
-__all__ = ["prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
+__all__ = ["Pace", "prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
+
+_FEWEST = 32  # tokens of a pass: shorter ones would take almost as long
+
+
+class Pace:
+    """How many tokens a pass may have so that it takes a given time, from the time that earlier passes took."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._rate = seconds, 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the next pass."""
+        return max(_FEWEST, int(self._rate * self._seconds))
+
+    def columns(self, rows: int) -> int:
+        """Tokens of each row in the next pass."""
+        return max(_FEWEST, self.tokens // rows)
+
+    def ran(self, tokens: int, seconds: float) -> None:
+        """Note the time of a pass."""
+        rate = tokens / max(seconds, 1e-9)
+        self._rate = rate if not self._rate else 0.5 * (self._rate + rate)
 
 
 @torch.no_grad()
@@ -42,14 +66,18 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     pad_id: int,
     segments: Sequence[Segment | None] | None = None,
+    pace: Pace | None = None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> Prefill:
     """Run the trunk over B lists of token ids. A row with a segment begins with its ids, which are not run again.
 
     Rows with a segment share one pass, and rows without one another, so that neither is padded to the other. If a row
     has more tokens to run than a sliding window is wide, rows are grouped by the number of tokens to run instead. The
-    result of a row does not depend on the others.
+    result of a row does not depend on the others. With a `pace`, a pass is split into parts along T, and `given_up` is
+    called after each.
 
     Raises:
+        RequestCancelledError: it was given up.
         SettingsError: a prompt does not begin with its segment's ids, or has no token after them.
         UnsupportedModelError: the model cannot be given the positions after a segment; or it caches more than keys and
             values, so that rows with different segments without tokens cannot share a batch.
@@ -71,7 +99,7 @@ def prefill(
     parts = []
     for rows in together.values():
         own = [segment for n in rows if (segment := segments[n]) is not None]
-        parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own), rows))
+        parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own, pace, given_up), rows))
     return parts[0][0] if len(parts) == 1 else join(backbone, parts)
 
 
@@ -109,7 +137,14 @@ def _common_pass(prompts: Sequence[Sequence[int]], segments: Sequence[Segment | 
     return max(left for _, left in behind) - 1 < reach and all(can_join(cache) for cache, _ in behind)
 
 
-def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, segments: Sequence[Segment]) -> Prefill:
+def _prefill(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    pad_id: int,
+    segments: Sequence[Segment],
+    pace: Pace | None,
+    given_up: Callable[[], bool],
+) -> Prefill:
     """One pass. Either all rows have a segment, or none has."""
     device, heads = backbone.device, [len(s.ids) for s in segments] or [0] * len(prompts)
     shifts = tuple(s.shift for s in segments) or (0,) * len(prompts)
@@ -134,8 +169,19 @@ def _prefill(backbone: Backbone, prompts: Sequence[Sequence[int]], pad_id: int, 
     held = pairs(cache) if cache is not None and slides else []
     if rest > 1:
         behind = positions(mask[:, :-1], shifts)[:, width:]
-        new_x, new_residual, cache = run(backbone, ids[:, width:-1], mask[:, :-1], cache, behind)
-        x, residual = (torch.cat([old.to(new), new], 1) for old, new in ((x, new_x), (residual, new_residual)))
+        step = rest - 1 if pace is None else pace.columns(len(prompts))
+        found = [(x, residual)]
+        for first in range(width, width + rest - 1, step):
+            last, begun = min(first + step, width + rest - 1), time.monotonic()
+            new_x, new_residual, cache = run(
+                backbone, ids[:, first:last], mask[:, :last], cache, behind[:, first - width : last - width]
+            )
+            found.append((new_x, new_residual))
+            if pace is not None:
+                pace.ran(len(prompts) * (last - first), time.monotonic() - begun)
+                if given_up():
+                    raise RequestCancelledError("the request was given up while its prompt was read")
+        x, residual = (torch.cat([part.to(states[-1]) for part in states], 1) for states in zip(*found, strict=True))
     spared = tuple(len(s.ids) - s.read for s in segments) or (0,) * len(prompts)
     filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts)
     return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """Owns a model and the one thread that uses it."""
+    """Owns a model and decides who uses it at what time."""
 
     @property
     def fingerprint(self) -> str:
@@ -29,7 +29,7 @@ class Host(Protocol):
         ...
 
     def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
-        """Call a function with the model's parts on the model's thread, between batches, and return its result.
+        """Call a function with the model's parts, while no other work uses them, and return its result.
 
         Raises:
             EngineClosedError, and whatever `call` raises.

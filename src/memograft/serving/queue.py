@@ -1,6 +1,7 @@
-"""The one thread that uses the model, and the queue of jobs from many threads and tasks.
+"""The thread that uses the model, and the queue of jobs from many threads and tasks.
 
-All jobs that are waiting when the thread becomes free form one batch, including those that arrive within a short time.
+Jobs begin in the order in which they came. All that wait when the thread becomes free begin together, including those
+that arrive within a short time. Later ones begin while these run, as soon as there is room.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ _GATHER = 0.002  # seconds to wait for further jobs: the threads of one `.batch(
 
 
 class Job:
-    """Work for the model's thread: a call of its own (`call`), or part of a batch (`payload`).
+    """Work for the model's thread: a function (`call`), or a request (`payload`).
 
     Attributes:
-        payload: input of a batch job.
-        call: function of a job that runs alone; it receives `given_up`.
+        payload: a request's work.
+        call: a function that uses the model alone; it receives `given_up`, and should call it between parts of its
+            work.
         on_text: called with pieces of text as they are generated.
         deadline: `time.monotonic()` at which the job is cancelled; None: never.
         future: its result. The first of result, cancellation and timeout counts, and waiters are notified at once.
@@ -100,16 +102,19 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in batches, one after the other, in a thread that the first job starts.
+    """Runs jobs in a thread that the first job starts.
 
     Args:
-        run: processes a batch.
-        max_batch: maximum number of jobs in a batch.
+        run: runs jobs, and further ones that it gets from its second argument, which is given how many may begin.
+        max_batch: maximum number of jobs that run together.
         in_fork: called before the first job in a forked process; `submit` raises its exceptions.
     """
 
     def __init__(
-        self, run: Callable[[list[Job]], None], max_batch: int, in_fork: Callable[[], None] = lambda: None
+        self,
+        run: Callable[[list[Job], Callable[[int], list[Job]]], None],
+        max_batch: int,
+        in_fork: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = weakref.WeakMethod(run)  # the thread must not keep the engine alive
         self._max_batch, self._in_fork = max_batch, in_fork
@@ -121,7 +126,8 @@ class Worker:
         self._queue: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._running: Sequence[Job] = ()
+        self._pending: list[Job] = []  # taken from the queue; only the thread uses it
+        self._running: list[Job] = []
 
     def begin_anew(self) -> None:
         """Reset a forked child: thread and waiting jobs belong to the parent, and the lock may be locked for ever."""
@@ -150,13 +156,13 @@ class Worker:
         return self._closed
 
     def close(self) -> None:
-        """Finish the running batch, fail the waiting jobs, and end the thread."""
+        """Finish what runs, fail the waiting jobs, and end the thread."""
         thread = self._end()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def abandon(self) -> None:
-        """Cancel the running batch, then `close`. For unreferenced engines and for the interpreter's exit."""
+        """Cancel what runs, then `close`. For unreferenced engines and for the interpreter's exit."""
         for job in self._running:
             job.cancel()
         try:
@@ -175,47 +181,56 @@ class Worker:
             return self._thread
 
     def _loop(self) -> None:
-        pending: list[Job] = []
-        while self._wait(pending):
-            self._step(pending)
-        for job in pending:
+        while self._wait():
+            self._serve()
+        for job in self._pending:
             job.fail(EngineClosedError("the engine was closed before this request was answered"))
 
-    def _wait(self, pending: list[Job]) -> bool:
-        """Move all queued jobs to `pending`, waiting for the first; False if the worker was closed."""
-        while len(pending) < self._max_batch or not self._queue.empty():
+    def _wait(self) -> bool:
+        """Wait for the first job, and shortly for those that come with it; False if the worker was closed."""
+        while len(self._pending) < self._max_batch or not self._queue.empty():
             try:
-                jobs = self._queue.get(timeout=_GATHER if pending else None)
+                jobs = self._queue.get(timeout=_GATHER if self._pending else None)
             except queue.Empty:
                 return True
             if jobs is None:
                 return False
-            pending.extend(jobs)
+            self._pending.extend(jobs)
         return True
 
-    def _step(self, pending: list[Job]) -> None:
-        """Run the first job, together with the following ones that can share its batch."""
-        count = 1
-        if pending[0].call is None:
-            calls = (n for n, job in enumerate(pending) if job.call is not None)
-            count = min(next(calls, len(pending)), self._max_batch)
-        batch = [job for job in pending[:count] if not job.given_up()]
-        del pending[:count]
-        if not batch:
-            return
-        self._running = batch
+    def _serve(self) -> None:
+        """Run the waiting jobs, and those that arrive while they run."""
+        self._running = []
         try:
-            if batch[0].call is not None:
-                batch[0].succeed(batch[0].call(batch[0].given_up))
-            elif (run := self._run()) is not None:
-                run(batch)
+            if (jobs := self._next(self._max_batch)) and (run := self._run()) is not None:
+                run(jobs, self._more)
         except BaseException as e:  # errors must not end the thread
-            for job in batch:
+            for job in self._running:
                 job.fail(e)
         finally:
-            self._running = ()
-        for job in batch:
+            ended, self._running = self._running, []
+        for job in ended:
             job.fail(EngineClosedError("the engine ended before this request was answered; hold on to it meanwhile"))
+
+    def _more(self, room: int) -> list[Job]:
+        """The next jobs, without waiting; none once the worker is closed."""
+        with suppress(queue.Empty):
+            while not self._closed:
+                if (jobs := self._queue.get_nowait()) is None:
+                    self._queue.put(None)  # for `_wait`
+                    break
+                self._pending.extend(jobs)
+        return [] if self._closed else self._next(room)
+
+    def _next(self, room: int) -> list[Job]:
+        """Take up to `room` jobs of a batch, or one that runs alone, from the front of those that wait."""
+        self._pending = [job for job in self._pending if not job.given_up()]
+        calls = (n for n, job in enumerate(self._pending) if job.call is not None)
+        alone = next(calls, len(self._pending))
+        count = min(alone, room) if alone else min(1, len(self._pending))
+        taken, self._pending = self._pending[:count], self._pending[count:]
+        self._running = [*(job for job in self._running if not job.done), *taken]
+        return taken
 
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()

@@ -35,7 +35,7 @@ class Work:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        # Drawn now, so that a repeated batch samples the same tokens.
+        # Drawn now, so that the base model's answer beside it samples with the same noise.
         seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
         self.sampling = replace(request.sampling, seed=seed)
         self.max_new_tokens = request.sampling.max_new_tokens
@@ -53,7 +53,6 @@ class Work:
         self.tap: Tap | None = None
         self.has_fallback = False  # whether the base model's answer is decoded too
         self._spared = False  # whether the fallback was given up after an out-of-memory error
-        self.said: list[int] = []  # tokens so far; a repeated batch continues after them
 
     def fit(self, builder: PromptBuilder, tokens: Tokens, window: int) -> None:
         """Build the prompt, if that is not done yet, and check that there is room for the answer.
