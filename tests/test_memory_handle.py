@@ -97,8 +97,8 @@ def test_many_memories_are_one_batch(make_engine: Any, family: str, monkeypatch:
     assert passes == [len(requests)]
     requests += [replace(requests[0], processors=[Cad()]), ask(documents=FACTS), ask()]
     alone = [engine.answer(request) for request in requests]
-    runs, real = [], engine._answer
-    engine._answer = lambda jobs: (runs.append(len(jobs)), real(jobs))[1]
+    runs, real = [], engine._session._memorized
+    monkeypatch.setattr(engine._session, "_memorized", lambda jobs, *a: (runs.append(len(jobs)), real(jobs, *a))[1])
     passes.clear()
     together = engine.answer_batch(requests)
     assert runs == [len(requests)]

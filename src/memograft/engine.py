@@ -53,6 +53,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
         max_batch: maximum number of requests that are decoded together.
         max_stall: seconds for which the preparation of new requests may keep others waiting for their next token.
+        prompt_lookup: maximum number of tokens that are drafted from the prompt and then verified in one pass; 0 turns
+            it off. Answers do not depend on it, except for rounding. See `memograft.decoding.lookup`.
         defaults: settings of FastMem that suit this model, used for settings that a request leaves at "auto".
         bank: keeps memories for later requests about the same documents: a folder, or a `Bank`.
 
@@ -74,11 +76,14 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         max_stall: float = 0.1,
+        prompt_lookup: int = 8,
         defaults: Mapping[str, Any] | None = None,
         bank: Bank | str | Path | None = None,
     ) -> None:
         if max_batch < 1:
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
+        if prompt_lookup < 0:
+            raise SettingsError(f"`prompt_lookup` must be at least 0 tokens, got {prompt_lookup}")
         if not max_stall > 0:
             raise SettingsError(f"`max_stall` must be more than 0 seconds, got {max_stall}")
         if max_length is not None and max_length < 2:
@@ -93,7 +98,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._pad_id = int(pad or 0)
         self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, as_bank(bank))
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
-        self._session = Session(self._model, self._tokens, self._window, max_batch, max_stall)
+        self._session = Session(self._model, self._tokens, self._window, max_batch, max_stall, prompt_lookup)
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when the engine is garbage-collected, and at exit
 
@@ -105,6 +110,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: int | None = None,
         max_batch: int = 16,
         max_stall: float = 0.1,
+        prompt_lookup: int = 8,
         bank: Bank | str | Path | None = None,
         device: str | None = None,
         **kwargs: Any,
@@ -122,6 +128,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             max_length=max_length,
             max_batch=max_batch,
             max_stall=max_stall,
+            prompt_lookup=prompt_lookup,
             defaults=defaults,
             bank=bank,
         )
@@ -253,7 +260,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return self._worker.closed
 
     def close(self) -> None:
-        """Finish what is being answered, fail waiting requests and end the thread. The model stays loaded and unchanged."""
+        """Finish what is being answered, fail waiting requests and end the thread. The model stays as it is."""
         self._worker.close()
 
     def __enter__(self) -> Engine:

@@ -52,6 +52,8 @@ def base_answer(row: Row, decode: Decode, finish: Finish) -> Row:
             settle(row)
 
     def row_ended(_: Row) -> None:
+        if settled:
+            return
         if row.error is not None or fault(row) is None:
             settle(row)
         elif plain.done:
@@ -60,8 +62,8 @@ def base_answer(row: Row, decode: Decode, finish: Finish) -> Row:
     def plain_ended(_: Row) -> None:
         if settled:
             return
-        if row.done:
-            decide()
+        if row.done:  # perhaps in the same step, and its `on_end` follows
+            row_ended(row)
         elif plain.error is None and fault(plain) is None:
             row.max_new_tokens = min(row.max_new_tokens, _TIMES * len(plain.tokens) + _MORE)
 

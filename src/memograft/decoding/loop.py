@@ -24,6 +24,7 @@ from torch import Tensor
 from memograft.decoding.batch_processor import Steps, caught, process
 from memograft.decoding.chain import Chain
 from memograft.decoding.ends import Ends, end_tokens
+from memograft.decoding.lookup import Lookup
 from memograft.decoding.row import Row
 from memograft.errors import RequestCancelledError
 from memograft.model.adapter import applied, stack
@@ -44,7 +45,14 @@ class _Slot:
 
     row: Row
     chain: Chain
+    lookup: Lookup | None
     echo: bool = False
+
+    def draft(self, rows: int) -> list[int]:
+        """What may follow the row's tokens."""
+        if self.lookup is None or self.row.done:
+            return []
+        return self.lookup.draft(self.row.tokens, rows, self.row.max_new_tokens - len(self.row.tokens) - 1)
 
 
 @dataclass
@@ -63,10 +71,11 @@ class Loop:
     Args:
         backbone: the model.
         tokenizer: its tokenizer, for stop strings.
+        prompt_lookup: maximum length of a draft from the prompt; 0 drafts nothing.
     """
 
-    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._backbone, self._ends = backbone, Ends(backbone, tokenizer)
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, prompt_lookup: int = 0) -> None:
+        self._backbone, self._ends, self._most = backbone, Ends(backbone, tokenizer), prompt_lookup
         self._config = copy.deepcopy(backbone.model.generation_config)
         self._eos = end_tokens(backbone, tokenizer)
         self._batches: list[_Batch] = []
@@ -85,8 +94,10 @@ class Loop:
         echoed = [row for row in rows if row.cad is not None]
         slots = []
         for n, row in enumerate([*rows, *echoed]):
-            chain = Chain(row, filled.ids[n][filled.text[n].bool()], self._config, self._eos)
-            slots.append(_Slot(row, chain, echo=n >= len(rows)))
+            prompt = filled.ids[n][filled.text[n].bool()]
+            chain = Chain(row, prompt, self._config, self._eos)
+            drafts = self._most and chain.greedy and n < len(rows)
+            slots.append(_Slot(row, chain, Lookup(prompt.tolist(), self._most) if drafts else None, n >= len(rows)))
         for batch in self._batches:
             if batch.join(filled, slots):
                 return
@@ -131,24 +142,45 @@ class _Batch:
         return True
 
     def step(self, ends: Ends) -> None:
-        """One token for each row."""
+        """One token for each row, or more where a draft is right."""
         for slot in self.slots:
             if not slot.row.done and slot.row.given_up():
                 slot.row.error = RequestCancelledError("the request was given up while it was being answered")
         self._leave()
         if not self.slots:
             return
-        outs = self._passes(0, len(self.slots))
+        drafts = self._drafts()
+        tokens = self._tokens[:, None]
+        if width := max(map(len, drafts)):
+            padded = [[*draft, *[0] * (width - len(draft))] for draft in drafts]
+            tokens = torch.cat([tokens, torch.tensor(padded, device=tokens.device)], 1)
+        outs = self._passes(tokens, 0, len(self.slots))
         if not outs:
             self._leave()
             return
-        chosen = self._choose(outs)
-        self._columns.advance([1] * len(self.slots))
-        self._tokens, self._positions = chosen, self._positions + 1
-        for slot, token in zip(self.slots, chosen.tolist(), strict=True):  # the only read from a GPU
-            if not (slot.echo or slot.row.done):
-                ends.take(slot.row, token)
+        chosen = self._choose(outs)[:, None]
+        if width:
+            chosen = torch.cat([chosen, torch.cat([out.logits[:, 1:].argmax(-1) for out in outs])], 1)
+        read = chosen.tolist()  # the only read from a GPU
+        right = [_agreeing(draft, found) for draft, found in zip(drafts, read, strict=True)]
+        self._columns.advance([1 + count for count in right])
+        self._tokens, self._positions = chosen[:, 0], self._positions + 1
+        if width:
+            at = torch.tensor(right, device=tokens.device)
+            self._tokens, self._positions = chosen.gather(1, at[:, None])[:, 0], self._positions + at
+        for slot, draft, found, count in zip(self.slots, drafts, read, right, strict=True):
+            if slot.lookup is not None and draft:
+                slot.lookup.verified(len(draft), count)
+            for token in found[: 1 + count]:
+                if not (slot.echo or slot.row.done):
+                    ends.take(slot.row, token)
         self._leave()
+
+    def _drafts(self) -> list[list[int]]:
+        """A draft for each slot. Sliding windows count columns, so with them no row may have a rejected one inside."""
+        if self._columns.slides and len(self.slots) > 1:
+            return [[]] * len(self.slots)
+        return [slot.draft(len(self.slots)) for slot in self.slots]
 
     def _leave(self) -> None:
         """Remove the slots of rows that are done, and then call `on_end` of these rows."""
@@ -170,10 +202,10 @@ class _Batch:
                 on_end, slot.row.on_end = slot.row.on_end, lambda _: None
                 on_end(slot.row)
 
-    def _passes(self, first: int, last: int) -> list[_Out]:
+    def _passes(self, tokens: Tensor, first: int, last: int) -> list[_Out]:
         """The passes over some slots: one, or two over half of them each if it fails."""
         try:
-            return [self._pass(first, last)]
+            return [self._pass(tokens[first:last], first, last)]
         except Exception as error:
             if last - first == 1 or not isinstance(self._columns, Columns):
                 for slot in self.slots[first:last]:
@@ -181,9 +213,10 @@ class _Batch:
                 return []
             traceback.clear_frames(error.__traceback__)  # frees the memory of the failed pass
         half = (first + last) // 2
-        return self._passes(first, half) + self._passes(half, last)
+        return self._passes(tokens, first, half) + self._passes(tokens, half, last)
 
-    def _pass(self, first: int, last: int) -> _Out:
+    def _pass(self, tokens: Tensor, first: int, last: int) -> _Out:
+        """A pass over tokens (N, Q) of some slots."""
         slots, part, model = self.slots[first:last], slice(first, last), self._backbone.model
         ruled = [n for n, slot in enumerate(slots) if slot.row.ruled and not (slot.echo or slot.row.done)]
         places = [slot.row.batch.place for slot in slots if slot.row.batch is not None]
@@ -192,15 +225,15 @@ class _Batch:
         self._columns.part = part
         extra: dict[str, Any] = {cache_name(model.forward): self._columns.cache}
         if self._places:
-            extra["position_ids"] = self._positions[part, None]
+            extra["position_ids"] = self._positions[part, None] + torch.arange(tokens.shape[1], device=tokens.device)
         with ExitStack() as scope:
             if any(slot.row.adapter is not None for slot in slots):
                 own = {name: (a[part], b[part]) for name, (a, b) in self._stacked.items()}
                 scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
             seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
             states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
-            mask = self._columns.mask(1)
-            out = model(input_ids=self._tokens[part, None], attention_mask=mask, use_cache=True, **extra)
+            mask = self._columns.mask(tokens.shape[1])
+            out = model(input_ids=tokens, attention_mask=mask, use_cache=True, **extra)
         base = {} if seen is None else {first + n: seen.logits[g, 0] for g, n in enumerate(ruled)}
         return _Out(first, out.logits, base, states.at if states is not None else {})
 
@@ -252,3 +285,9 @@ class _Batch:
         for n, error in errors.items():
             self.slots[n].row.error = error
         return steps
+
+
+def _agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:
+    """How many tokens of a draft the model chose too."""
+    pairs = zip(draft, chosen, strict=False)
+    return next((n for n, (drafted, token) in enumerate(pairs) if drafted != token), len(draft))

@@ -342,6 +342,7 @@ def _side_by_side(
 
 
 def empty(backbone: Backbone) -> DynamicCache:
+    """A cache of the model's layers, without columns."""
     config: PretrainedConfig = backbone.model.config
     return DynamicCache(config=config.get_text_config(decoder=True))
 

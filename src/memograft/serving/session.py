@@ -48,15 +48,19 @@ class Session:
         window: maximum number of tokens of prompt and answer together.
         max_batch: maximum number of requests that are decoded together.
         max_stall: seconds for which preparing requests may keep others waiting for their next token.
+        prompt_lookup: maximum length of a draft from the prompt; 0 drafts nothing.
     """
 
-    def __init__(self, model: Model, tokens: Tokens, window: int, max_batch: int, max_stall: float) -> None:
+    def __init__(
+        self, model: Model, tokens: Tokens, window: int, max_batch: int, max_stall: float, prompt_lookup: int
+    ) -> None:
         self._model, self._tokens, self._window = model, tokens, window
         self._max_batch, self._max_stall, self._pace = max_batch, max_stall, Pace(max_stall)
+        self._prompt_lookup = prompt_lookup
 
     def run(self, jobs: list[Job], more: Callable[[int], list[Job]]) -> None:
         """Answer `jobs`, and those that `more` returns meanwhile; it is given how many may join."""
-        loop = Loop(self._model.backbone, self._model.prompts.tokenizer)
+        loop = Loop(self._model.backbone, self._model.prompts.tokenizer, self._prompt_lookup)
         decoded: list[Job] = []
         ready: list[Ready] = []
         while True:
