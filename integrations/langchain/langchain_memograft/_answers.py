@@ -74,5 +74,6 @@ def _about(answer: Answer, reading: Reading, model: str) -> dict[str, Any]:
 
 def _call_chunks(reading: Reading) -> list[ToolCallChunk]:
     calls = [(call.name, json.dumps(call.arguments), call.id) for call in reading.calls]
-    calls += [(call.name or "", call.text, call.id) for call in reading.invalid]
+    # As a JSON string, because LangChain completes the JSON object of a call that was cut off, and would execute it.
+    calls += [(call.name or "", json.dumps(call.text, ensure_ascii=False), call.id) for call in reading.invalid]
     return [tool_call_chunk(name=n, args=a, id=i, index=index) for index, (n, a, i) in enumerate(calls)]

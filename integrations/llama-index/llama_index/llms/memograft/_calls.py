@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
@@ -12,7 +12,7 @@ from llama_index.llms.memograft import _datastores, _react
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._messages import described, to_openai
-from llama_index.llms.memograft._responses import chat_response, said
+from llama_index.llms.memograft._responses import chat_response, refuse_invalid, said
 from memograft import Request, Sampling
 from memograft.chat import Plan, plan, read_conversation, unknown_names, warn_of_context
 from memograft.errors import RequestTimeoutError, SettingsError
@@ -99,12 +99,22 @@ class Call:
             return await self.engine.aanswer(self.request)
 
     def response(self, answer: Answer, shown: str | None = None) -> ChatResponse:
-        """The whole answer; `shown`: what of it was streamed."""
+        """The whole answer; `shown`: what of it was streamed.
+
+        Raises:
+            ToolCallError: a ReActAgent's model wrote a call that cannot be executed, which the agent would take for its
+                final answer.
+        """
         reading = self.plan.read(self.engine, answer)
+        if reading.invalid and not (reading.content or reading.calls):
+            reading = replace(reading, content=answer.text)
         if self.react:
             reading = _react.written(reading)
         delta = None if shown is None else reading.rest(shown)
-        return chat_response(answer, reading, self.model, delta)
+        response = chat_response(answer, reading, self.model, delta)
+        if self.react:
+            refuse_invalid(response)
+        return response
 
     def chat(self) -> Generator[ChatResponse, None, None]:
         """Responses as they grow; the last has the facts. Closing it gives the request up."""

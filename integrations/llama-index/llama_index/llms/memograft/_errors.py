@@ -31,7 +31,7 @@ class StructuredOutputError(MemograftError, ValueError):
 
 
 class ToolCallError(MemograftError, ValueError):
-    """A response holds no call of a tool, or one of a tool that there is not."""
+    """A response has no tool call, or one that cannot be executed, such as a call that was cut off."""
 
 
 @contextmanager

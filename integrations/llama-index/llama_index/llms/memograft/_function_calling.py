@@ -16,6 +16,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.llms.memograft._errors import ToolCallError, loud
+from llama_index.llms.memograft._responses import refuse_invalid
 from llama_index.llms.memograft._structured import MemograftStructuredLLM, Partial, object_of, schema_of, with_schema
 from llama_index_instrumentation import get_dispatcher
 from memograft.chat import arguments_of
@@ -53,11 +54,13 @@ class FunctionCalling(FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls of tools in a response.
+        """The tool calls of a response.
 
         Raises:
-            ToolCallError: there are none.
+            ToolCallError: there are none, or one cannot be executed. The latter is raised for any
+                `error_on_no_tool_call`, because an agent would take the message for its final answer.
         """
+        refuse_invalid(response)
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
             raise ToolCallError(

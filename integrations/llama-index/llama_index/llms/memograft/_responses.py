@@ -20,20 +20,15 @@ from llama_index.core.base.llms.types import (
 from llama_index.llms.memograft._citations import citation_blocks
 from llama_index.llms.memograft._errors import ToolCallError
 from memograft import Answer, TokenLogprob
-from memograft.chat import Reading, finish_reason_of, report_of, usage_of
+from memograft.chat import InvalidCall, Reading, finish_reason_of, report_of, usage_of
 
-__all__ = ["as_completion", "chat_response", "completion_response", "said"]
+__all__ = ["as_completion", "chat_response", "completion_response", "refuse_invalid", "said"]
+
+_INVALID = "invalid_tool_calls"
 
 
 def chat_response(answer: Answer, reading: Reading, model: str, delta: str | None = None) -> ChatResponse:
-    """The whole answer. Calls and citations stand behind its text.
-
-    Raises:
-        ToolCallError: the model began a call that cannot be made.
-    """
-    if reading.invalid:
-        call = reading.invalid[0]
-        raise ToolCallError(f"{call.error.replace('max_new_tokens', 'max_tokens')}; got {call.text!r:.200}")
+    """The response with the whole answer. In its message, calls and citations follow the text."""
     blocks: list[ContentBlock] = [ThinkingBlock(content=reading.reasoning)] if reading.reasoning else []
     if reading.content or not reading.calls:
         blocks.append(TextBlock(text=reading.content))
@@ -65,19 +60,35 @@ def as_completion(response: ChatResponse) -> CompletionResponse:
     )
 
 
+def refuse_invalid(response: ChatResponse) -> None:
+    """Refuse a response with a tool call that cannot be executed.
+
+    Raises:
+        ToolCallError: there is one, such as a call that was cut off.
+    """
+    for call in response.additional_kwargs.get(_INVALID, ()):
+        raise ToolCallError(f"{call['error']}; got {call['args']!r:.200}")
+
+
 def said(text: str, delta: str) -> ChatResponse:
     """What was said so far, and its newest piece."""
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
 
 
 def _facts(answer: Answer, reading: Reading, model: str) -> dict[str, Any]:
-    usage, finish, report = usage_of(answer), finish_reason_of(answer, reading), report_of(answer)
+    usage = usage_of(answer)
     counts = {name: count for name, count in usage.items() if isinstance(count, int)}
     counts["cached_tokens"] = answer.usage.cached_tokens
-    return {
-        "raw": {"model": model, "finish_reason": finish, "usage": usage, "memograft": report},
-        "additional_kwargs": {**counts, "finish_reason": finish, "memograft": report},
-    }
+    about: dict[str, Any] = {"finish_reason": finish_reason_of(answer, reading), "memograft": report_of(answer)}
+    if reading.invalid:
+        about[_INVALID] = [_invalid(call) for call in reading.invalid]
+    return {"raw": {"model": model, "usage": usage, **about}, "additional_kwargs": {**counts, **about}}
+
+
+def _invalid(call: InvalidCall) -> dict[str, str | None]:
+    """A call that cannot be executed, with the keys of LangChain's InvalidToolCall."""
+    error = call.error.replace("`max_new_tokens`", "`max_tokens`")
+    return {"id": call.id, "name": call.name, "args": call.text, "error": error}
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
