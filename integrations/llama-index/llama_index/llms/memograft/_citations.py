@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import CitationBlock, TextBlock
 from memograft import Answer
-from memograft.chat import citations_of, title_of
+from memograft.chat import citations_of, excerpt, title_of
 
 __all__ = ["citation_blocks", "is_ours"]
 
@@ -18,14 +18,17 @@ _START, _END = "answer_start", "answer_end"
 
 
 def citation_blocks(answer: Answer, content: str) -> list[CitationBlock]:
-    """A block for each citation within `content`, which is all of the answer's text or a part of it."""
+    """A block for each citation in `content`, which is all of the answer's text or a part of it.
+
+    As in LangChain, `cited_content` is the source's text, or of a long one the part around the cited words.
+    """
     blocks = []
     found: list[dict[str, Any]] = citations_of(answer, content)
     for cited in found:
         source = cited["source"]
         blocks.append(
             CitationBlock(
-                cited_content=TextBlock(text=source["text"]),
+                cited_content=TextBlock(text=excerpt(source["text"], cited["text"])),
                 source=source["id"],
                 title=title_of(source),
                 additional_location_info={_START: cited["start"], _END: cited["end"]},
