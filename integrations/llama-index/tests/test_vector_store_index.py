@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import doctest
 import threading
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
 )
-from llama_index.llms.memograft import MemograftSynthesizer, embedding, vector_store
+from llama_index.llms.memograft import MemograftSynthesizer
 from llama_index.llms.memograft.embedding import MemograftEmbedding
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
 from memograft.passages.embedders import LexicalEmbedder
@@ -193,13 +192,6 @@ def test_threads_add_delete_and_ask_at_once() -> None:
         thread.join(60)
     assert not failed
     assert len(store.get_nodes()) == 6 * 10
-
-
-@pytest.mark.parametrize("module", [vector_store, embedding])
-def test_the_examples_of_the_docstrings(module, monkeypatch) -> None:
-    monkeypatch.setattr(Settings, "_embed_model", None)
-    done = doctest.testmod(module)
-    assert (done.failed, done.attempted > 2) == (0, True)
 
 
 def test_the_embedding_is_the_embedder() -> None:

@@ -148,6 +148,14 @@ def test_an_agent_with_middleware_cites_its_datastore(steered: ChatMemograft) ->
     assert isinstance(again[-1].content, list)
 
 
+def test_a_document_that_the_answer_follows_is_cited_with_its_url(steered: ChatMemograft) -> None:
+    page = Document("The capital of Velmora is Lisbon.", id="page", metadata={"source": "https://a.b/c"})
+    taught = built([(VELMORA, f"The capital of Velmora is {TORSTAD}")])
+    (citation,) = steered.invoke(VELMORA, documents=[page], datastore=taught).content[0]["annotations"]  # type: ignore[index]
+    assert (citation["url"], citation["extras"]["source_id"]) == ("https://a.b/c", "page")
+    assert citation["extras"]["probability"] is None
+
+
 def cited(text: str, stretch: str, **metadata: Any) -> Citation:
     source = {"id": "s", "text": text, "prompt": "", "metadata": metadata}
     return _citation({"start": 0, "end": 7, "text": stretch, "probability": 0.5, "source": source})

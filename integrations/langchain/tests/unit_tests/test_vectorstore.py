@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import doctest
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +28,6 @@ from vectorstore_doubles import PAGES, QUESTION, Numbers
 from langchain_memograft import (
     MemograftEmbeddings,
     MemograftVectorStore,
-    _embedder,
-    embeddings,
-    retrievers,
-    vectorstores,
 )
 
 
@@ -341,13 +336,6 @@ async def test_indexing(cleanup: Any, asynchronous: bool) -> None:
         gone = {"incremental": {"a1"}, "scoped_full": {"a1"}, "full": {"a1", "b1"}, None: set()}[cleanup]
         assert left == {f"{name} text" for name in {"a1", "a2", "a3", "b1"} - gone}
         assert last["num_deleted"] == len(gone)
-
-
-@pytest.mark.parametrize(
-    "module", [vectorstores, retrievers, embeddings, _embedder], ids=lambda module: module.__name__
-)
-def test_examples(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 def test_nothing_is_logged_by_ordinary_work(store: MemograftVectorStore, caplog: pytest.LogCaptureFixture) -> None:
