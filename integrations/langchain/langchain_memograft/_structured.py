@@ -98,7 +98,8 @@ def called_arguments(schema: Any) -> Runnable[AIMessage, Any]:
 
     def read(message: AIMessage) -> Any:
         if not message.tool_calls:
-            wrong = message.invalid_tool_calls[0]["error"] if message.invalid_tool_calls else "it called nothing"
+            wrong = message.invalid_tool_calls[0]["error"] if message.invalid_tool_calls else "there is only text"
+            wrong = wrong or "the call is not whole; allow more `max_tokens`"  # LangChain's streams drop the reason
             raise OutputParserException(f"the answer holds no call: {wrong}", llm_output=message.text)
         arguments = message.tool_calls[0]["args"]
         try:

@@ -82,6 +82,8 @@ def test_a_cut_answer_surfaces_in_each_method(chat: ChatMemograft) -> None:
         llm = stopped.with_structured_output(Capital, method=method, max_tokens=80)  # type: ignore[attr-defined]
         with pytest.raises(OutputParserException, match="not whole"):
             llm.invoke(QUESTION, stop=['"'])
+        with pytest.raises(OutputParserException, match=r"not whole.*; allow more `max_tokens`"):
+            list(llm.stream(QUESTION, stop=['"']))
 
 
 def test_what_cannot_be_done_is_refused(chat: ChatMemograft) -> None:
