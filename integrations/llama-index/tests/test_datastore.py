@@ -57,7 +57,7 @@ def test_somebody_elses_datastore_is_not_held(plain: Memograft) -> None:
 
 
 def test_settings_of_a_folder_that_can_never_work(plain: Memograft, taught: Datastore) -> None:
-    with pytest.raises(ValidationError, match=r"`datastore` must hold settings of Rtd, got \['wait'\]; leave them out"):
+    with pytest.raises(ValidationError, match=r"`datastore` must have settings of Rtd, got \['wait'\]; leave them out"):
         Memograft(datastore={"datastore": "store", "wait": 0.9})
     with pytest.raises(SettingsError, match="`weight` must be between 0 and 1, got 9"):
         plain.complete(ASKED, datastore={"datastore": str(taught.path), "weight": 9})

@@ -40,7 +40,7 @@ def test_a_folder_opens_again(tmp_path: Path) -> None:
     with MemograftVectorStore(str(tmp_path / "s"), index="hnsw") as store:
         assert store.get_nodes() == before
         assert nearest(store, 4) == "n4"
-        with pytest.raises(SettingsError, match="must have an embedding of 2 numbers, as the others in the store"):
+        with pytest.raises(SettingsError, match="must have an embedding of 2 numbers, as the other nodes in the store"):
             store.add([TextNode(text="x", embedding=[1.0] * 3)])
         store.delete_nodes(["n4"])
     with MemograftVectorStore(tmp_path / "s", read_only=True) as store:

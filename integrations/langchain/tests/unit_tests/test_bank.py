@@ -45,7 +45,9 @@ async def test_memorizing_the_same_documents_again_trains_nothing(tmp_path: Path
         ]
         assert chat.invoke(QUESTION, memory_id="again").text == chat.with_memory("atlas").invoke(QUESTION).text == PAGE
         assert reused(chat.invoke(QUESTION, documents=[PAGE]))
-        with pytest.raises(ModelInvalidRequestError, match=r"`memory_id` must name a memory of memorize_documents"):
+        with pytest.raises(
+            ModelInvalidRequestError, match=r"`memory_id` must be the name of a memory of memorize_documents"
+        ):
             other.invoke(QUESTION, memory_id="atlas")
         chat._engine_for().close()
     assert trained == [1]

@@ -330,7 +330,7 @@ def test_documents_given_twice(llm: ChatMemograft) -> None:
 
 def test_a_model_that_takes_no_documents() -> None:
     agent = create_agent(FakeListChatModel(responses=["Canberra"]), middleware=[MemograftMiddleware(retriever=Pages())])
-    with pytest.raises(ModelInvalidRequestError, match=r"got FakeListChatModel, which would not see them; leave"):
+    with pytest.raises(ModelInvalidRequestError, match=r"got FakeListChatModel, which does not take them; remove"):
         agent.invoke(ask())
 
 
@@ -341,7 +341,7 @@ def test_a_model_that_takes_no_documents() -> None:
         ({"retriever": Pages(), "k": 0}, r"`k` must be a whole number of at least 1.*got 0"),
         ({"retriever": Pages(), "k": True}, r"`k` must be a whole number of at least 1.*got True"),
         ({"retriever": Pages(), "k": "3"}, r"`k` must be a whole number of at least 1.*got '3'"),
-        ({"k": 3}, r"`k` is how many documents the retriever returns, got 3 without one; pass `retriever`"),
+        ({"k": 3}, r"`k` is the number of documents from the retriever, got 3 without one; pass `retriever`"),
         ({"tool_choice": ""}, r"`tool_choice` must be the name of a tool, \"any\" or None, got ''"),
         ({"tool_choice": ["search"]}, r"`tool_choice` must be the name of a tool, \"any\" or None, got \['search'\]"),
     ],
@@ -363,6 +363,6 @@ except ImportError as e:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == (
-        "MissingExtraError MemograftMiddleware is for the agents of langchain, which is not installed; "
+        "MissingExtraError MemograftMiddleware needs the agents of langchain, which is not installed; "
         "pip install 'langchain-memograft[agents]'"
     )

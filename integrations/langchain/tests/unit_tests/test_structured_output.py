@@ -72,7 +72,7 @@ def test_an_answer_that_was_cut_off_is_an_error() -> None:
         StrictJsonParser().parse_result(cut)
     with pytest.raises(OutputParserException, match="the answer is not whole JSON"):
         list(StrictJsonParser().transform(iter(['{"city": ', '"Lis'])))
-    with pytest.raises(OutputParserException, match="the answer is not of the schema"):
+    with pytest.raises(OutputParserException, match="the answer does not match the schema"):
         StrictJsonParser(pydantic_object=Capital).parse_result([Generation(text='{"city": "Rome", "sure": true}')])
 
 

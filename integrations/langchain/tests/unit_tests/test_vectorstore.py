@@ -280,7 +280,7 @@ def test_the_folder_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmbedderMismatchError, match=r"\(D=8\), got .*one' \(D=9\)"):
         MemograftVectorStore(Named(size=9, model="one"), path=tmp_path)
     with pytest.raises(
-        SettingsError, match=r"built with embeddings that only its owner can make .*pass them as `embedding=`"
+        SettingsError, match=r"built with embeddings that cannot be created from its files .*pass them as `embedding=`"
     ):
         MemograftVectorStore(path=tmp_path)
     MemograftVectorStore(Named(size=8, model="one"), path=tmp_path).close()

@@ -1,7 +1,7 @@
-"""Citation blocks: which stretches of an answer's text go back to which sources of a datastore.
+"""Citation blocks for the parts of an answer's text that come from sources of a datastore.
 
-Such a block holds the place of its stretch in the message's text. That marks it when the message comes back in a
-conversation, where it is passed over: other citation blocks are documents.
+Such a block has the place of its part in the message's text. By that it is recognized when the message is in a later
+conversation, where it is ignored. Other citation blocks are documents.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def citation_blocks(answer: Answer, content: str) -> list[CitationBlock]:
 
 
 def is_ours(block: CitationBlock) -> bool:
-    """Whether the block belongs to an answer's own text, and holds no document to be read."""
+    """Whether the block was made by `citation_blocks`, and so is not a document."""
     return block.additional_location_info.keys() == {_START, _END}

@@ -1,4 +1,4 @@
-"""`Answer` -> LlamaIndex's responses, with token counts where its TokenCountingHandler looks for them."""
+"""Convert `Answer`s to LlamaIndex's responses, with token counts in the form for its TokenCountingHandler."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def chat_response(answer: Answer, reading: Reading, model: str, delta: str | Non
 
 
 def completion_response(answer: Answer, model: str, delta: str | None = None) -> CompletionResponse:
-    """The whole answer."""
+    """The response with the whole answer."""
     return CompletionResponse(
         text=answer.text,
         delta=delta,
@@ -50,7 +50,7 @@ def completion_response(answer: Answer, model: str, delta: str | None = None) ->
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
-    """A response of a stream, as one of a stream of completions."""
+    """Convert a response of a chat stream to one of a completion stream."""
     return CompletionResponse(
         text=response.message.content or "",
         delta=response.delta,
@@ -71,7 +71,7 @@ def refuse_invalid(response: ChatResponse) -> None:
 
 
 def said(text: str, delta: str) -> ChatResponse:
-    """What was said so far, and its newest piece."""
+    """The response in a stream with the text so far and its last piece."""
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
 
 
@@ -92,7 +92,7 @@ def _invalid(call: InvalidCall) -> dict[str, str | None]:
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
-    """For each token itself, then the likeliest others at its place."""
+    """For each token, its log-probability and those of the most likely other tokens at its position."""
 
     def places(t: TokenLogprob) -> list[LogProb]:
         return [_logprob(t.text, t.logprob), *(_logprob(text, p) for id, text, p in t.top if id != t.token_id)]
