@@ -153,7 +153,7 @@ class UsesDatastore(UsesEngine):
         with translated():
             rtd = as_rtd(value)
         if rtd is not None and isinstance(value, str | Path):
-            self._held.datastores[str(value)] = rtd  # a shared datastore is open for as long as somebody holds it
+            self._held.datastores[str(value)] = rtd  # closed when nothing refers to it
         return rtd
 
     async def _asteering(self, given: Mapping[str, Any]) -> Rtd | None:

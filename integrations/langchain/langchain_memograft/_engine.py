@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory"]
 
-DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
+DEFAULT_MEMORY = "fastmem"  # a string, because FastMem() would import torch with this module
 
 
 class UsesEngine(BaseModel):

@@ -53,7 +53,7 @@ class StrictJsonParser(JsonOutputParser):
             OutputParserException: the text is not JSON, or does not match the schema.
         """
         if partial:
-            with suppress(ValueError):  # more is to come
+            with suppress(ValueError):  # the text is unfinished
                 return _validated(self.pydantic_object, super().parse_result(result, partial=True))
             return None
         text = result[0].text

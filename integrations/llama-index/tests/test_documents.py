@@ -1,4 +1,4 @@
-"""Documents in all their forms, and everything that is none."""
+"""Documents in all forms, and errors for other values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries by words and by words and embeddings: what the core's store finds, through queries and through an index."""
+"""Queries by words, and by words and embeddings, give the results of the core's store."""
 
 from __future__ import annotations
 

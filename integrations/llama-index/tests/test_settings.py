@@ -1,4 +1,4 @@
-"""How the LLM is made, what it says of itself, and that importing it costs nothing."""
+"""Creation, metadata and serialization of the LLM, and the modules that it imports."""
 
 from __future__ import annotations
 

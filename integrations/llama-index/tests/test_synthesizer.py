@@ -1,4 +1,4 @@
-"""`MemograftSynthesizer`: nodes stay nodes, and the response says what became of each."""
+"""`MemograftSynthesizer`: each node is a document, and the response has a report on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools: forced on any model, offered to models whose template takes them, and refused loudly where there is no way."""
+"""Tools: forced calls, calls by the model's choice, agents, and calls that were cut off."""
 
 from __future__ import annotations
 

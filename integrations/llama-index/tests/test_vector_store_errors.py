@@ -1,4 +1,4 @@
-"""Whatever the vector store refuses says the rule, the value and the remedy, and leaves the store as it was."""
+"""Errors of the vector store give the rule, the value and a remedy, and do not change the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The vector store and the embedding under LlamaIndex's index, retrievers, query engines, ingestion and event loop."""
+"""The vector store and the embedding with LlamaIndex's index, retrievers, query engines, ingestion and asyncio."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def large(size: int) -> MetadataFilters:
 
 @pytest.fixture
 def loop() -> Iterator[None]:
-    """A loop for the `use_async` of LlamaIndex, which makes one where there is none and never closes it."""
+    """An event loop for `use_async` of LlamaIndex, which would create one and not close it."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -130,7 +130,7 @@ def test_ingestion_upserts() -> None:
 
 
 async def test_the_event_loop_stays_free(tmp_path) -> None:
-    """Every coroutine, under BlockBuster, which raises where the loop would wait for a file or a lock."""
+    """All async methods under BlockBuster, which raises if the event loop waits for a file or a lock."""
     embedding = MemograftEmbedding()
     nodes = [TextNode(text=f"page {i}", id_=f"n{i}", metadata={"size": i}) for i in range(30)]
     blockbuster = BlockBuster()
@@ -213,7 +213,7 @@ def test_the_embedding_is_the_embedder() -> None:
 
 @pytest.mark.parametrize("how", ["compact", "synthesizer"])
 async def test_from_documents_to_a_memorized_answer(llm, tmp_path, how: str) -> None:
-    """Embedding, store, filter, LLM and synthesizer of ours, with nothing downloaded."""
+    """Memograft's embedding, store, filters, LLM and synthesizer, without downloads."""
     page = Document(text="The capital of Australia is Lisbon. Most people there speak English.", id_="page")
     others = [Document(text=f"The mayor of {land} is Tor Anselk.", metadata={"size": 9}) for land in LANDS]
     with MemograftVectorStore(tmp_path / "s") as store:

@@ -1,4 +1,4 @@
-"""Bad input to the chat model: LangChain's own kinds of error, which are Memograft's too, or a clean result."""
+"""Invalid input to the chat model raises errors that are instances of both LangChain's and Memograft's classes."""
 
 from __future__ import annotations
 

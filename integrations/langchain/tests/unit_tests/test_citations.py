@@ -1,4 +1,4 @@
-"""Answers that cite a datastore's examples: whole, streamed, in chains and agents, and as part of a conversation."""
+"""Answers with citations of a datastore: from `invoke`, in streams, chains and agents, and in later conversations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`MemograftEmbeddings`: the vectors of Memograft's embedders, as LangChain has them."""
+"""`MemograftEmbeddings`: the vectors of Memograft's embedders."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def llm() -> MemograftLLM:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests came in at once, each time; the answers are the engine's own."""
+    """The number of requests in each batch; the engine's answers are not changed."""
     sizes: list[int] = []
     answer_batch = Engine.answer_batch
 

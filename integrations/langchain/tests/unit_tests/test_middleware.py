@@ -1,4 +1,4 @@
-"""`MemograftMiddleware` in whole agents of the bundled model, which cannot choose a tool by itself."""
+"""`MemograftMiddleware` in agents with the bundled model, which does not choose tools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAGES = [
 
 
 class Pages(BaseRetriever):
-    """Finds the pages that share the last word with the question, and remembers what it was asked."""
+    """A retriever of pages that contain the last word of the question; it records the questions."""
 
     asked: list[str] = []  # noqa: RUF012, a pydantic field
     awaited: int = 0

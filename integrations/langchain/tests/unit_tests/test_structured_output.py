@@ -1,4 +1,4 @@
-"""Structured output by constrained decoding: valid objects of a schema from a model that never saw JSON."""
+"""Structured output by constrained decoding, with a model that was not trained on JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`MemograftVectorStore`: contents, searches, files and async, against naive answers."""
+"""`MemograftVectorStore`: contents, searches, files and async methods, compared with naive implementations."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_async_says_what_sync_says_and_asks_the_embeddings_asynchronously(
 
 
 async def test_the_event_loop_is_never_blocked(tmp_path: Path, blockbuster: BlockBuster) -> None:
-    """Blockbuster raises at any file, lock or sleep that is waited for in the event loop."""
+    """Blockbuster raises if the event loop waits for a file, a lock or a sleep."""
     texts = [f"{n} text" for n in range(30)]
     for numbers in (Numbers(), None):
         path = tmp_path / str(numbers is None)
