@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -180,6 +181,8 @@ def test_a_call_that_was_cut_off_is_invalid(tiny: Engine) -> None:
     (invalid,) = how.read(tiny, answer).invalid
     assert (invalid.name, invalid.text) == ("either", '{"name": "eith')
     assert invalid.error == "the call is not whole (finish_reason='length'); allow more `max_new_tokens`"
+    (invalid,) = how.read(tiny, replace(answer, finish_reason="stop")).invalid
+    assert invalid.error == "the call is not whole (finish_reason='stop'); pass no `stop` string that occurs in a call"
     assert plan(tiny, [EITHER]).read(tiny, answer).invalid
     assert how.read(tiny, replace(answer, text='{"name": "other", "arguments": {}}')).invalid
 
@@ -216,8 +219,9 @@ def test_a_template_that_takes_tools(tiny: Engine) -> None:
     assert broken.error.startswith(
         "the model wrote a call without a name, or with arguments that are not a JSON object"
     )
-    (broken,) = how.read(Native(), answer).invalid
-    assert broken.error == "the answer cannot be parsed: 'open'"
+    for reason, remedy in (("length", "allow more `max_new_tokens`"), ("stop", "force a call with `tool_choice`, .*")):
+        (broken,) = how.read(Native(), replace(answer, finish_reason=reason)).invalid
+        assert re.fullmatch(f"the answer cannot be parsed: 'open'; {remedy}", broken.error)
     forced = plan(engine, [EITHER], "any")
     assert (forced.reads, forced.instruction, forced.tools) == ("calls", "", how.tools)
     assert plan(engine, [EITHER], "any", strict=True).json_schema

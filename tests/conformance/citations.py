@@ -60,6 +60,14 @@ class Citations(Case):
             said = plain.ask(user(OTHER_QUESTION), datastore=Rtd(store, weight=0.9, gate=None))
         assert {(c["source"], c["title"], c["text"]) for c in said.citations} == {("page", shown, OTHER_KNOWN)}
 
+    def test_of_a_long_source_300_characters_are_cited(self, plain: Front) -> None:
+        long = TORSTAD + " It is a port." * 40
+        with plain.build_datastore([(VELMORA, long)], progress=False) as store:
+            said = plain.ask(user(VELMORA), datastore=Rtd(store, weight=0.9), max_tokens=12)
+        (citation,) = said.citations
+        assert citation["text"] == long[:300]
+        assert said.report["references"]["citations"][0]["source"]["text"] == long
+
     def test_a_message_that_cites_goes_back_into_a_conversation(self, steered: Front, seen: Seen) -> None:
         said = steered.ask(user(VELMORA))
         checked(said)

@@ -9,6 +9,7 @@ from conformance.front import Message, Said
 from memograft import Engine, FastMem, Request, Rtd, Sampling
 from memograft.chat import (
     citations_of,
+    excerpt,
     finish_reason_of,
     message_text,
     plan,
@@ -67,7 +68,7 @@ def answered(
                 "end": one["end"],
                 "source": one["source"]["id"],
                 "title": title_of(one["source"]),
-                "text": one["source"]["text"],
+                "text": excerpt(one["source"]["text"], one["text"]),
             }
             for one in cited
         ),

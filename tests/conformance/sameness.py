@@ -133,13 +133,17 @@ class Sameness(Case):
     @pytest.mark.parametrize("memory", [None, "fastmem"])
     def test_of_a_page_that_contradicts_a_datastore(self, chat: Front, memory: str | None) -> None:
         taught = {"prompt": VELMORA, "answer": f"The capital of Velmora is {TORSTAD}", "id": "v"}
-        page = Document("The capital of Velmora is Lisbon.", "page")
+        page = Document("The capital of Velmora is Lisbon.", "page", {"title": "Atlas"})
         with Datastore.build(chat.engine, [taught], progress=False) as made:
             options: dict[str, Any] = {"datastore": made, "documents": [page], "memory": memory, "max_tokens": 24}
             expected = answered(chat.engine, user(VELMORA), **{**options, "datastore": Rtd(made)})
-            (conflict,) = expected.report["references"]["conflicts"]
-            assert (conflict["text"], conflict["follows"], conflict["otherwise"]) == ("Lisbon", "document", "Torstad")
-            assert [cited["source"] for cited in expected.citations] == ["page"]
+            assert expected.text == page.text
+            place = {"start": 26, "end": 32}
+            assert expected.citations == ({**place, "source": "page", "title": "Atlas", "text": page.text},)
+            references = expected.report["references"]
+            sides = {"source": "v", "document": "page", "follows": "document", "otherwise": "Torstad"}
+            assert references["conflicts"] == [{**place, "text": "Lisbon", **sides}]
+            assert references["sources"][0]["id"] == "v"  # it contributed to the words before
             for said in every_way(chat, user(VELMORA), **options):
                 assert said.facts() == expected.facts()
 

@@ -97,10 +97,18 @@ class Tools(Case):
         assert WEATHER in contents[2]
 
     def test_a_call_that_was_cut_off(self, able: Front, any_chat: Front) -> None:
-        assert able.ask(user(WEATHER), tools=[WEATHER_TOOL], max_tokens=8).calls == ()
-        stopped = any_chat.ask(user(QUESTION), tools=[any_chat.tool(either)], tool_choice="any", stop=['":'])
-        assert stopped.calls == ()
-        assert stopped.invalid == ("the call is not whole (finish_reason='stop'); allow more `max_tokens`",)
+        short: dict[str, Any] = {"tools": [WEATHER_TOOL], "max_tokens": 8}
+        (error,) = able.ask(user(WEATHER), **short).invalid
+        assert error.startswith("the answer cannot be parsed: ")
+        assert error.endswith("; allow more `max_tokens`")
+        for said in every_way(able, user(WEATHER), **short):
+            assert (said.calls, len(said.invalid), said.finish_reason) == ((), 1, "length")
+        for stop in ('":', ","):
+            cut = {"tools": [any_chat.tool(either)], "tool_choice": "any", "stop": [stop]}
+            (error,) = any_chat.ask(user(QUESTION), **cut).invalid
+            assert error == "the call is not whole (finish_reason='stop'); pass no `stop` string that occurs in a call"
+            for said in every_way(any_chat, user(QUESTION), **cut):
+                assert (said.calls, len(said.invalid), said.finish_reason) == ((), 1, "stop")
 
     @pytest.mark.parametrize("choice", ["neither", 3, {"name": "neither"}])
     def test_a_tool_that_there_is_not(self, plain: Front, choice: Any) -> None:

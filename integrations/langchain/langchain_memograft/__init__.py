@@ -1,4 +1,4 @@
-"""Memograft for LangChain: local models that memorize the documents they are handed before they answer."""
+"""Memograft for LangChain: local models that memorize the documents of a request before they answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Looked up on first use: the import is free, and the middleware's needs (langchain) are nobody else's.
+# Modules are imported at the first use of their names. So importing the package is fast, and only the middleware needs
+# langchain.
 _HOMES = {
     "ChatMemograft": "chat_models",
     "MemograftEmbeddings": "embeddings",

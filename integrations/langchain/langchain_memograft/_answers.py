@@ -1,4 +1,4 @@
-"""An engine's answer -> LangChain's messages and chunks, with token counts and the report on the documents."""
+"""Convert an engine's answer to LangChain's messages and chunks, with token counts and the report on the documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def message_of(answer: Answer, reading: Reading, model: str) -> AIMessage:
 
 
 def last_chunk(answer: Answer, reading: Reading, model: str, *, streamed: str) -> AIMessageChunk:
-    """Return the chunk that ends a stream: usage, metadata, and all that the chunks before it, `streamed`, lack."""
+    """Return the last chunk of a stream: usage, metadata, and the content that is not in `streamed` yet."""
     return AIMessageChunk(
         content=content_of(answer, reading.content, rest=reading.rest(streamed)),
         tool_call_chunks=_call_chunks(reading),
@@ -42,7 +42,7 @@ def last_chunk(answer: Answer, reading: Reading, model: str, *, streamed: str) -
 
 
 def usage_of(answer: Answer) -> UsageMetadata:
-    """Return token counts; `cache_read` counts those whose keys and values a memory of the documents held already."""
+    """Return token counts; `cache_read` is the number of tokens whose keys and values came from a memory."""
     usage = answer.usage
     return UsageMetadata(
         input_tokens=usage.prompt_tokens,
@@ -53,7 +53,7 @@ def usage_of(answer: Answer) -> UsageMetadata:
 
 
 def metadata_of(answer: Answer, model: str, reading: Reading | None = None) -> dict[str, Any]:
-    """Return `response_metadata`, all JSON; the value of "memograft" is the report of `memograft.chat.report_of`."""
+    """Return `response_metadata`, which is JSON; "memograft" is the report of `memograft.chat.report_of`."""
     metadata: dict[str, Any] = {
         "model_name": model,
         "model_provider": PROVIDER,
@@ -74,5 +74,6 @@ def _about(answer: Answer, reading: Reading, model: str) -> dict[str, Any]:
 
 def _call_chunks(reading: Reading) -> list[ToolCallChunk]:
     calls = [(call.name, json.dumps(call.arguments), call.id) for call in reading.calls]
-    calls += [(call.name or "", call.text, call.id) for call in reading.invalid]
+    # As a JSON string, because LangChain completes the JSON object of a call that was cut off, and would execute it.
+    calls += [(call.name or "", json.dumps(call.text, ensure_ascii=False), call.id) for call in reading.invalid]
     return [tool_call_chunk(name=n, args=a, id=i, index=index) for index, (n, a, i) in enumerate(calls)]

@@ -1,7 +1,7 @@
-"""What a datastore's examples did to an answer -> LangChain's citations, in content blocks that streams merge.
+"""Convert the citations of an answer to LangChain's, in content blocks that can be merged in streams.
 
-An answer that was steered is one text block: {"type": "text", "text", "annotations": [Citation, ...], "index": 0}. Its
-pieces are such blocks too, and their equal `index` makes one of them when chunks are added.
+The content of an answer with a datastore is one text block: {"type": "text", "text", "annotations": [Citation, ...],
+"index": 0}. The chunks of a stream have such blocks too. LangChain merges them because their `index` is equal.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["annotations_of", "content_of", "piece_of"]
 
 
 def content_of(answer: Answer, text: str, *, rest: str | None = None) -> str | list[str | dict[Any, Any]]:
-    """Return a message's content: text alone, or a block with citations where a datastore was used.
+    """Return a message's content: a string, or with a datastore a block with citations.
 
     Args:
-        answer: the engine's.
-        text: the part of it that belongs to the message: all, or the text beside calls of tools.
-        rest: of the last chunk of a stream: the end of `text` that no chunk before it has.
+        answer: the engine's answer.
+        text: the part of the answer that is in the message: all of it, or the text beside tool calls.
+        rest: for the last chunk of a stream: the end of `text`, which was not streamed yet.
     """
     shown = text if rest is None else rest
     if not (answer.references and text):
@@ -33,17 +33,17 @@ def content_of(answer: Answer, text: str, *, rest: str | None = None) -> str | l
 
 
 def piece_of(text: str) -> list[str | dict[Any, Any]]:
-    """Return a piece of an answer that will have citations."""
+    """Return a piece of an answer with a datastore as content."""
     return [{"type": "text", "text": text, "index": 0}]
 
 
 def annotations_of(answer: Answer, text: str) -> list[Citation]:
-    """Return a citation for each stretch of `text`, a part of the answer, that goes back to one source."""
+    """Return a citation for each part of `text` that comes from one source; `text` is a part of the answer."""
     return [_citation(cited) for cited in citations_of(answer, text)]
 
 
 def _citation(cited: dict[str, Any]) -> Citation:
-    """Return it without an id of its own: equal answers give equal messages, streamed or not."""
+    """Return a citation without an id, so that a stream and `invoke` give equal messages."""
     source, stretch = cited["source"], cited["text"]
     url = source["metadata"].get("url") or source["metadata"].get("source")
     citation = Citation(

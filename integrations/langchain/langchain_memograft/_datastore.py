@@ -1,7 +1,7 @@
-"""`UsesDatastore`: examples whose hidden states steer the answers (RTD), and how they become a datastore.
+"""`UsesDatastore`: the field `datastore` for reference trustable decoding (RTD), and methods to build datastores.
 
-A folder is opened when an answer is asked for, in a thread where that is asyncio's, and kept open from then on; it is
-opened anew once somebody has changed it. Importing and building objects opens nothing.
+A folder is opened at the first call, in async methods in a thread. It stays open, and is opened again after it was
+changed. Importing the module and creating objects do not open folders.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["UsesDatastore", "described_datastore"]
 
 
 class UsesDatastore(UsesEngine):
-    """The field `datastore` and the methods that make one."""
+    """The field `datastore` and the methods that build datastores."""
 
     datastore: Any = None
-    """Examples that steer answers and are cited in them: a Datastore of `build_datastore`, its folder, Rtd(datastore,
+    """Examples that influence answers and are cited: a Datastore of `build_datastore`, its folder, Rtd(datastore,
     weight=...) for other settings than the defaults, or None."""
 
     @field_validator("datastore")
     @classmethod
     def _check_datastore(cls, value: Any) -> Any:
         if value is None or (isinstance(value, str | Path) and str(value).strip()):
-            return value  # a folder is opened at its first use
+            return value  # a folder is opened at the first call
         from memograft.rtd.formula import as_rtd
 
         as_rtd(value)
@@ -52,7 +52,7 @@ class UsesDatastore(UsesEngine):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """Copy, but for what is live: an engine, an open datastore and a bank are shared."""
+        """Copy the object; the copy shares the engine, the open datastore and the bank."""
         live = (self.engine, self.datastore, self.bank)
         return super().__deepcopy__({**(memo or {}), **{id(one): one for one in live if one is not None}})
 
@@ -67,24 +67,25 @@ class UsesDatastore(UsesEngine):
         batch_size: int = 16,
         progress: bool = True,
     ) -> Datastore:
-        """Make a datastore of examples, or go on with the one at `path`: what is in it already is passed over.
+        """Build a datastore from examples, or add examples to the one at `path`, except those that it already has.
 
         Args:
-            examples: any mix of LangChain Documents (raw text), conversations (lists of messages: every AI message with
-                text is an answer to what stands before it), (messages, answer), (prompt, answer), (documents,
-                question, answer), texts, and mappings as of `Datastore.build`. Documents in messages are found as
-                those of a call are; metadata that is not JSON is replaced by its text.
-            path: its folder; None for a temporary one that goes with the datastore.
+            examples: any mix of LangChain Documents (raw text), conversations (lists of messages: each AI message with
+                text is an answer to the messages before it), (messages, answer), (prompt, answer), (documents,
+                question, answer), texts, and mappings as for `Datastore.build`. Documents are taken from messages as in
+                a call. Metadata that is not JSON is converted to text.
+            path: folder of the datastore; None for a temporary one, which is deleted with the datastore.
             index: "flat" (exact), "hnsw", "ivfpq" or "sq8".
-            place: "ffn_input" (no memory can move it) or "head_input" (the paper's).
+            place: "ffn_input" (does not depend on memories) or "head_input" (the paper's).
             stride: tokens between the windows over a raw text; None for half a window.
-            batch_size: examples in one prefill.
-            progress: show a bar, on a terminal.
+            batch_size: number of examples per prefill.
+            progress: whether to show a progress bar on a terminal.
 
         Raises:
-            ModelInvalidRequestError: an item is no example; nothing was learned then, if `examples` is a list. Or the
-                folder holds a datastore of another model, or is open for writing elsewhere.
-            ContextOverflowError: an example does not fit the model's window; those before it are learned.
+            ModelInvalidRequestError: an item is not an example; if `examples` is a list, nothing was added. Or the
+                folder has a datastore of another model, or another process writes to it.
+            ContextOverflowError: an example does not fit into the model's context window; examples before it were
+                added.
 
         Example:
             >>> from langchain_memograft import ChatMemograft
@@ -96,7 +97,7 @@ class UsesDatastore(UsesEngine):
         from memograft import Datastore
 
         with translated():
-            to_examples(examples)  # refuses a list with what is no example before the model is loaded
+            to_examples(examples)  # refuses a list with invalid examples before the model is loaded
             engine = self._engine_for()
             found = to_examples(examples, takes_tools=engine.takes_tools)
             return Datastore.build(
@@ -111,7 +112,7 @@ class UsesDatastore(UsesEngine):
             )
 
     async def abuild_datastore(self, examples: Iterable[Any], **settings: Any) -> Datastore:
-        """`build_datastore`, in a thread. Where the task is cancelled, the thread goes on to the end."""
+        """`build_datastore` in a thread. If the task is cancelled, the thread runs to its end."""
         return await run_in_executor(None, lambda: self.build_datastore(examples, **settings))
 
     def add_to_datastore(
@@ -123,10 +124,10 @@ class UsesDatastore(UsesEngine):
         batch_size: int = 16,
         progress: bool = True,
     ) -> int:
-        """Learn further examples, as of `build_datastore`; returns how many were new.
+        """Add examples in the forms of `build_datastore`; returns the number of new ones.
 
         Raises:
-            ModelInvalidRequestError, ContextOverflowError: as `build_datastore`; or it is open read-only.
+            ModelInvalidRequestError, ContextOverflowError: as in `build_datastore`; or the datastore is read-only.
         """
         engine = self._engine_for()
         with translated():
@@ -135,16 +136,16 @@ class UsesDatastore(UsesEngine):
             return datastore.add(engine, found, stride=stride, batch_size=batch_size, progress=progress)
 
     async def aadd_to_datastore(self, datastore: Datastore, examples: Iterable[Any], **settings: Any) -> int:
-        """`add_to_datastore`, in a thread."""
+        """`add_to_datastore` in a thread."""
         return await run_in_executor(None, lambda: self.add_to_datastore(datastore, examples, **settings))
 
     def _steering(self, given: Mapping[str, Any]) -> Rtd | None:
-        """What steers the answer of a call, opened if need be. Blocks while it is.
+        """The datastore of a call with its settings; a folder is opened if necessary.
 
         Raises:
-            ModelInvalidRequestError: it is no datastore.
+            ModelInvalidRequestError: the value is not a datastore.
         """
-        value = given.get("datastore", self.datastore)  # None is a choice: not by any
+        value = given.get("datastore", self.datastore)  # datastore=None means to answer without one
         if value is None:
             return None
         from memograft.rtd.formula import as_rtd
@@ -152,7 +153,7 @@ class UsesDatastore(UsesEngine):
         with translated():
             rtd = as_rtd(value)
         if rtd is not None and isinstance(value, str | Path):
-            self._held.datastores[str(value)] = rtd  # a shared datastore is open for as long as somebody holds it
+            self._held.datastores[str(value)] = rtd  # closed when nothing refers to it
         return rtd
 
     async def _asteering(self, given: Mapping[str, Any]) -> Rtd | None:
@@ -163,10 +164,10 @@ class UsesDatastore(UsesEngine):
         return await run_in_executor(None, self._steering, given)
 
     def _opened(self, given: dict[str, Any]) -> Self:
-        """This object, or a copy, whose datastore is open, so that caches and traces can tell what is in it.
+        """This object, or a copy of it, with an open datastore, whose version is needed for caches and traces.
 
-        One in `given` is opened there. What cannot be opened is left as it is: the run itself says why, and callbacks
-        hear of it.
+        A datastore in `given` is opened there. After an error it stays as it is, because the run raises the error too,
+        and then callbacks receive it.
         """
         value = given.get("datastore", self.datastore)
         if value is not None and not _is_open(value):
@@ -178,7 +179,7 @@ class UsesDatastore(UsesEngine):
         return self
 
     async def _aopened(self, given: dict[str, Any]) -> Self:
-        """`_opened`, in a thread if there is anything to open."""
+        """`_opened`, in a thread if a folder has to be opened."""
         value = given.get("datastore", self.datastore)
         if value is None or _is_open(value):
             return self
@@ -186,8 +187,8 @@ class UsesDatastore(UsesEngine):
 
 
 def described_datastore(value: Any) -> Any:
-    """What steers answers as JSON, equal where the answers are: contents by their version, folders by their names."""
-    if value is None or isinstance(value, str | dict):  # a dict was described already
+    """A datastore as JSON, for traces and cache keys: an open one by its version, a folder by its name."""
+    if value is None or isinstance(value, str | dict):  # a dict is the result of an earlier call
         return value
     if isinstance(value, Path):
         return str(value)
@@ -197,11 +198,11 @@ def described_datastore(value: Any) -> Any:
     about = getattr(value, "header", None)
     if not is_dataclass(about) or isinstance(about, type):
         return repr(value)  # the call refuses it
-    header = {k: v for k, v in asdict(about).items() if k != "indexes"}  # which say how, not what is found
+    header = {k: v for k, v in asdict(about).items() if k != "indexes"}  # they do not change the results
     version = hashlib.sha256(json.dumps([str(value.path), header], sort_keys=True).encode()).hexdigest()[:16]
     return {"folder": value.path.name, "entries": len(value), "version": version}
 
 
 def _is_open(value: Any) -> bool:
-    """Whether it is an Rtd; said without importing torch for it."""
+    """Whether the value is an Rtd; checked by its attributes, so that torch is not imported."""
     return hasattr(value, "datastore") and hasattr(value, "weight")

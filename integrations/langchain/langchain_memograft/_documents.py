@@ -1,4 +1,4 @@
-"""What LangChain calls a document, in any of its forms -> `memograft.Document`. Free text is never searched for one."""
+"""Convert documents, in all forms that LangChain has for them, to `memograft.Document`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["converted", "from_artifact", "to_documents"]
 
 
 def converted(item: object, _position: int = 0) -> Document | None:
-    """Return a LangChain Document as Memograft's; None for anything else. It is `memograft.chat.Convert`."""
+    """Return a LangChain Document as Memograft's; None for other objects. Implements `memograft.chat.Convert`."""
     if isinstance(item, LangChainDocument):
         return Document(item.page_content, item.id or "", item.metadata)
     return None
@@ -23,7 +23,7 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
     """Return documents in the same order (highest-ranked first); see `memograft.chat.to_documents`.
 
     Raises:
-        SettingsError: an item is no document, or one document was passed where a list belongs.
+        SettingsError: an item is not a document, or `items` is one document instead of a list.
     """
     return documents_of(
         items,
@@ -34,13 +34,13 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
 
 
 def from_artifact(artifact: Any) -> tuple[Document, ...]:
-    """Return the Documents in a tool's artifact, which is one or a list of some; all else in it is passed over."""
+    """Return the Documents in a tool's artifact, which is a Document or a list; other items are ignored."""
     items = artifact if isinstance(artifact, list | tuple) else [artifact]
     return to_documents([item for item in items if _is_document(item)])
 
 
 def _is_document(item: Any) -> bool:
-    """Return whether it is one; in a checkpoint of LangGraph, a tool's Documents are mappings of their fields."""
+    """Return whether the item is a document; in a checkpoint of LangGraph, Documents are mappings of their fields."""
     if isinstance(item, Mapping):
         return item.get("type") == "Document" and isinstance(item.get("page_content"), str)
     return isinstance(item, Document | LangChainDocument)

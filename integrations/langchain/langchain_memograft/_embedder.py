@@ -1,4 +1,4 @@
-"""LangChain `Embeddings` as an embedder of Memograft's stores, which keep its name."""
+"""Convert LangChain `Embeddings` to an embedder for Memograft's stores, which save its name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["embedder_of"]
 
 
 def embedder_of(embedding: Embeddings | None, dimension: int | None) -> Embedder | None:
-    """Return what a store asks for its vectors; None for the one it was built with.
+    """Return the embedder of a store; None for the one that the store was built with.
 
     Args:
-        embedding: any LangChain embeddings; Memograft's own are unwrapped, so that a store knows them again.
-        dimension: D, if it is known; else `embedding` is asked for one vector.
+        embedding: any LangChain embeddings; from MemograftEmbeddings the embedder is taken, so that the store can
+            recognize it.
+        dimension: length of the vectors, if known; else one text is embedded to find it.
 
     Raises:
-        SettingsError: not LangChain embeddings, or `dimension` is not a positive whole number.
+        SettingsError: `embedding` is not LangChain embeddings, or `dimension` is not a positive whole number.
     """
     if dimension is not None:
         check_count("dimension", dimension, "leave it out")
@@ -30,7 +31,7 @@ def embedder_of(embedding: Embeddings | None, dimension: int | None) -> Embedder
     if not isinstance(embedding, Embeddings):
         raise SettingsError(
             f"`embedding` must be LangChain embeddings, got {type(embedding).__name__}; wrap an embedder of "
-            "Memograft's as MemograftEmbeddings(embedder), or leave it out"
+            "Memograft as MemograftEmbeddings(embedder), or leave it out"
         )
     if isinstance(embedding, MemograftEmbeddings):
         return embedding.embedder

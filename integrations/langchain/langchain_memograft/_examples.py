@@ -1,4 +1,4 @@
-"""What LangChain calls an example, in any of its forms -> mappings that `memograft.Datastore` learns from."""
+"""Convert examples in LangChain's forms to mappings for `memograft.Datastore`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _ROLES = ("human", "user", "ai", "assistant", "system")
 
 
 def to_examples(examples: Iterable[Any], *, takes_tools: bool = False) -> Iterable[dict[str, Any]]:
-    """Return examples as the core takes them; see `memograft.chat.to_examples`.
+    """Return examples in the core's form; see `memograft.chat.to_examples`.
 
     Raises:
-        SettingsError: an item is no example, or there is no list of them.
+        SettingsError: an item is not an example, or `examples` is not a list.
     """
     return examples_of(examples, plain=_plain, convert=converted, takes_tools=takes_tools, between="")
 
 
 def _plain(item: object) -> object:
-    """Return LangChain's messages, prompts and documents as plain data, and everything else as it is."""
+    """Return LangChain's messages, prompts and documents as plain data, and other objects unchanged."""
     if isinstance(item, BaseMessage):
         return plain_message(item)
     if isinstance(item, Document):
@@ -41,5 +41,5 @@ def _plain(item: object) -> object:
 
 
 def _is_pair(item: object) -> bool:
-    """Return whether it is a message as LangChain's prompts take them: ("human", "...")."""
+    """Return whether the item is a message in LangChain's short form: ("human", "...")."""
     return isinstance(item, tuple) and len(item) == 2 and item[0] in _ROLES

@@ -1,8 +1,7 @@
-"""Folders written by `save_local` of langchain_community's FAISS store -> ids, texts, metadata and vectors.
+"""Read folders written by `save_local` of langchain_community's FAISS store: ids, texts, metadata and vectors.
 
-`index.pkl` is never unpickled: `plain_data` reads what it describes, and refuses whatever is not plain data or one of
-LangChain's two classes. `index.faiss` goes to FAISS, which checks less than it should in a file made to harm, so open
-folders of people you trust.
+`index.pkl` is never unpickled. `plain_data` parses it, and refuses everything except plain data and two classes of
+LangChain. `index.faiss` is read by FAISS, which does not check all of a file; open only folders from sources you trust.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from memograft.storage.plain_data import Record, Refused, plain_data
 
 __all__ = ["FaissFolder", "read_faiss_folder"]
 
-# Where LangChain has kept the two classes since 2023.
+# The modules of the two classes since 2023.
 _CLASSES = {
     (module, "Document"): "document"
     for module in (
@@ -39,11 +38,11 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class FaissFolder:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         documents: in the order of their vectors.
-        vectors: their vectors.
+        vectors: one for each document.
     """
 
     documents: list[Document]
@@ -51,15 +50,15 @@ class FaissFolder:
 
 
 def read_faiss_folder(folder: str | Path, index_name: str = "index") -> FaissFolder:
-    """Read a folder and check that its two files belong together.
+    """Read a folder and check that its two files match.
 
     Args:
-        folder: what was given to `save_local`.
-        index_name: what was given to `save_local`.
+        folder: the argument of `save_local`.
+        index_name: the argument of `save_local`.
 
     Raises:
-        StoreError: a file is missing, or the index keeps no vectors that it could give back.
-        StoreCorruptError: a file is damaged or holds what this does not read, or the two do not fit each other.
+        StoreError: a file is missing, or the vectors cannot be read back from the index.
+        StoreCorruptError: a file is damaged or contains unsupported objects, or the two files do not match.
     """
     files = [Path(folder) / f"{index_name}.{suffix}" for suffix in ("pkl", "faiss")]
     for file in files:

@@ -1,6 +1,6 @@
-"""LangChain's messages -> messages in OpenAI's form, which `memograft.chat.read_conversation` reads.
+"""Convert LangChain's messages to messages in OpenAI's form, for `memograft.chat.read_conversation`.
 
-langchain_core's `convert_to_openai_messages` does not serve: it leaves out artifacts and blocks that are documents.
+langchain_core's `convert_to_openai_messages` is not used, because it leaves out artifacts and document blocks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_conversation(
     tool messages after it.
 
     Raises:
-        SettingsError: a message that the model cannot be given.
+        SettingsError: a message cannot be given to the model.
     """
     plain = [plain_message(message, f"messages[{n}]") for n, message in enumerate(messages)]
     given = None if documents is None else to_documents(documents)
@@ -42,10 +42,10 @@ def read_conversation(
 
 
 def plain_message(message: BaseMessage, where: str = "a message") -> dict[str, Any]:
-    """Return a message in OpenAI's form, with the `documents` that came with it.
+    """Return a message in OpenAI's form, with its `documents`.
 
     Raises:
-        SettingsError: it is of a kind that chat templates have no role for; `where` names it.
+        SettingsError: chat templates have no role for this kind of message; `where` names the message.
     """
     role = next((role for kind, role in _ROLES if isinstance(message, kind)), None)
     if isinstance(message, ChatMessage):
@@ -63,7 +63,7 @@ def plain_message(message: BaseMessage, where: str = "a message") -> dict[str, A
     elif isinstance(message, ToolMessage):
         plain["tool_call_id"] = message.tool_call_id
         found = from_artifact(message.artifact)
-        if found or message.artifact in ([], ()):  # a search without hits has documents too: none
+        if found or message.artifact in ([], ()):  # an empty list is the result of a search without hits
             plain["documents"] = found
     elif isinstance(message, AIMessage) and message.tool_calls:
         plain["tool_calls"] = [

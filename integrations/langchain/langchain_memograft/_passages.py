@@ -1,4 +1,4 @@
-"""LangChain's documents to passages of a store, and back."""
+"""Convert LangChain's documents to passages of a store, and back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["document_of", "only", "passages_of_documents", "require_cosines", "s
 
 
 def passages_of_documents(documents: Iterable[Document], ids: Sequence[str | None] | None) -> list[core.Document]:
-    """Return passages; one without an id, in `ids` or its own, gets a new one.
+    """Return passages. A document without an id, in `ids` or in itself, gets a new one.
 
     Raises:
-        SettingsError: something else than documents, or another number of ids.
+        SettingsError: an item is not a document, or the number of ids differs.
     """
     documents = checked_items("documents", documents, Document, "a LangChain Document", "add_texts takes strings")
     texts, metadatas = [each.page_content for each in documents], [each.metadata for each in documents]
@@ -28,7 +28,7 @@ def passages_of_documents(documents: Iterable[Document], ids: Sequence[str | Non
 
 
 def document_of(passage: core.Document) -> Document:
-    """Return a passage as LangChain has it."""
+    """Return a passage as a LangChain Document."""
     return Document(passage.text, id=passage.id, metadata=dict(passage.metadata))
 
 
@@ -38,7 +38,7 @@ def scored(hits: Iterable[Hit]) -> list[tuple[Document, float]]:
 
 
 def require_cosines(embeddings: Embeddings | None, options: Mapping[str, Any]) -> None:
-    """Refuse a search whose scores are no cosines, of which alone LangChain's relevance from 0 to 1 can be made."""
+    """Refuse a search whose scores are not cosines, because only those give LangChain's relevance from 0 to 1."""
     if embeddings is None or options.get("mode") not in (None, "vector"):
         got = "a store without an embedding" if embeddings is None else f"mode={options['mode']!r}"
         raise SettingsError(
@@ -48,7 +48,7 @@ def require_cosines(embeddings: Embeddings | None, options: Mapping[str, Any]) -
 
 
 def only(given: Mapping[str, Any], *known: str) -> None:
-    """Refuse arguments that would be ignored."""
+    """Refuse arguments other than `known`, which would be ignored."""
     for name in given:
         if name not in known:
             raise TypeError(f"MemograftVectorStore takes no argument `{name}` here; check its name, or leave it out")

@@ -1,4 +1,4 @@
-"""`ModelProfile` of a model that may not be loaded yet: what its configuration file says, and what is always so."""
+"""The `ModelProfile` of a model, from its configuration file if it is not loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequen
 
 
 def profile_of(model: str, model_kwargs: dict[str, Any], engine: Any = None) -> ModelProfile:
-    """What the model can do. What would need the model itself to be loaded is left out."""
+    """The capabilities of a model, without those that are known only when it is loaded."""
     profile = ModelProfile(
         name=model,
         open_weights=True,
@@ -49,7 +49,7 @@ def _window(model: str, model_kwargs: dict[str, Any]) -> int | None:
 
 
 def _config(model: str, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The model's config.json, if it is on this machine; nothing is downloaded for a profile."""
+    """The model's config.json if it is on this machine; nothing is downloaded."""
     bundled = Path(str(files("memograft"))) / "models" / model / "config.json"
     path = next((p for p in (bundled, Path(model) / "config.json") if _is_file(p)), None)
     if path is None:
@@ -69,7 +69,7 @@ def _cached(model: str, model_kwargs: dict[str, Any]) -> Path | None:
         found = try_to_load_from_cache(
             model, "config.json", cache_dir=model_kwargs.get("cache_dir"), revision=model_kwargs.get("revision")
         )
-    except (ImportError, ValueError):  # huggingface_hub's own error for what is no id is a ValueError
+    except (ImportError, ValueError):  # huggingface_hub raises a ValueError for an invalid id
         return None
     return Path(found) if isinstance(found, str) else None
 
@@ -77,5 +77,5 @@ def _cached(model: str, model_kwargs: dict[str, Any]) -> Path | None:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an invalid file name
         return False

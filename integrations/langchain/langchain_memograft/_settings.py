@@ -1,4 +1,4 @@
-"""`AskingSettings`: the fields that say how an answer is made, and the request they make of a call. Knows no chats."""
+"""`AskingSettings`: the fields for generating answers, and the requests that are made from them and a call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CALL_OPTIONS", "AskingSettings", "only"]
 
-# What a call may say besides `stop`: fields by their own names, and what only a call has.
+# The arguments of a call besides `stop`: names of fields, and arguments that only calls have.
 CALL_OPTIONS = frozenset(
     (
         *("datastore", "documents", "logit_bias", "max_retries", "max_tokens", "memory", "memory_id", "min_p", "model"),
@@ -29,55 +29,55 @@ CALL_OPTIONS = frozenset(
 
 
 class AskingSettings(UsesDatastore):
-    """Fields that chat model and LLM have in common; each can be overridden in a call by its name."""
+    """Fields of both the chat model and the LLM. The argument of a call with the same name overrides a field."""
 
     memory: Any = DEFAULT_MEMORY
-    """How documents are memorized: FastMem(...), by default with its own defaults; a handle of `memorize_documents`; or
-    None, which answers without memorizing."""
+    """How documents are memorized: FastMem(...), by default with its default settings; a handle of
+    `memorize_documents`; or None to answer without memorizing."""
 
     temperature: float | None = None
-    """0 is greedy, and so is None."""
+    """0 and None are greedy decoding."""
 
     top_p: float | None = None
-    """Smallest set of tokens with this much probability; None is all."""
+    """Samples from the smallest set of tokens with this total probability; None allows all tokens."""
 
     top_k: int | None = None
-    """Number of likeliest tokens to choose from; None is all."""
+    """Samples from this number of most likely tokens; None allows all tokens."""
 
     min_p: float | None = None
-    """Tokens with less than this share of the likeliest token's probability are not sampled; None keeps all."""
+    """Excludes tokens with less than this fraction of the most likely token's probability; None excludes none."""
 
     repetition_penalty: float | None = None
-    """Above 1, tokens of the prompt and of the answer so far become less likely; None is the model's own setting."""
+    """Above 1, tokens of the prompt and of the answer so far become less likely; None is the model's setting."""
 
     logit_bias: dict[int, float] | None = None
-    """Token id -> what is added to its logit; -100 all but bans a token. `get_token_ids` has the ids of a text."""
+    """Token ids, each with a number that is added to its logit; -100 practically excludes a token. `get_token_ids`
+    returns the ids of a text."""
 
     n: int = Field(default=1, ge=1)
-    """Number of answers to each prompt, which `generate` returns; `invoke` returns the first. They are equal at
-    temperature 0. Streams have one."""
+    """Number of answers to each prompt. `generate` returns all, `invoke` the first. They are equal at temperature 0.
+    Streams have one."""
 
     max_tokens: int | None = None
-    """Length of the answer at most; None is 256."""
+    """Maximum number of tokens of the answer; None is 256."""
 
     stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
-    """Strings that end the answer; they are not part of it."""
+    """Strings at which the answer ends; they are not part of it."""
 
     seed: int | None = None
-    """Makes a sampled answer repeatable."""
+    """Seed for sampling; with it, answers are reproducible."""
 
     timeout: float | None = None
-    """Seconds after which a call is given up; None waits."""
+    """Seconds after which a call fails; None is no limit."""
 
     max_retries: int = Field(default=0, ge=0)
-    """How often a call that timed out is tried again. Streams are not."""
+    """How often a call is repeated after a timeout. Streams are not repeated."""
 
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Accepted as the standard parameter that it is in LangChain, and not used: a local model needs none. It is meant
-    for a server later."""
+    """Accepted because it is a standard parameter of LangChain; not used, because a local model needs no key."""
 
     base_url: str | None = None
-    """Accepted as `api_key` is, and not used: answers come from this process."""
+    """Accepted like `api_key`; not used, because the model runs in this process."""
 
     overflow: Literal["error", "drop", "truncate"] = "error"
     """If the prompt is too long: raise, drop the lowest-ranked documents, or truncate them."""
@@ -91,16 +91,16 @@ class AskingSettings(UsesDatastore):
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
-        """Refuse fields out of their range before a model is loaded for them."""
+        """Refuse fields out of their range before a model is loaded."""
         with translated():
             self._sampling(None, {})
         return self
 
     def _check_call(self, given: Mapping[str, Any], known: Iterable[str]) -> None:
-        """Refuse what a call cannot say.
+        """Refuse unknown arguments of a call.
 
         Raises:
-            ModelInvalidRequestError: an argument of no meaning, with the list of those that have one.
+            ModelInvalidRequestError: an argument is unknown; the error lists the known ones.
         """
         if unknown := unknown_names(given, {*known, "stop"}):
             raise MemograftInvalidRequestError(f"a call of {type(self).__name__} has no {unknown}")
@@ -114,12 +114,12 @@ class AskingSettings(UsesDatastore):
         rtd: Rtd | None,
         **further: Any,
     ) -> list[Request]:
-        """The request to the engine, `n` times, each with its own seed. What is in `given` overrides the fields.
+        """The request to the engine, `n` times with different seeds. Arguments in `given` override the fields.
 
-        `rtd` is what `_steering` made of both.
+        `rtd` is the result of `_steering`.
 
         Raises:
-            ModelInvalidRequestError: a value that can never work.
+            ModelInvalidRequestError: a value is invalid.
         """
         from memograft import Request
 
@@ -137,11 +137,11 @@ class AskingSettings(UsesDatastore):
                     **further,
                 )
                 return request.copies(self._setting(given, "n"))
-            except TypeError as e:  # a comparison with what is no number
+            except TypeError as e:  # a comparison with a value that is not a number
                 raise SettingsError(f"a setting has a value of the wrong type: {e}; got {dict(given)!r:.200}") from e
 
     def _setting(self, given: Mapping[str, Any], name: str, default: Any = None) -> Any:
-        """What the call says, else the object's field, else the default."""
+        """The argument of the call, else the object's field, else the default."""
         value = given.get(name)
         value = getattr(self, name) if value is None else value
         return default if value is None else value
@@ -165,14 +165,14 @@ class AskingSettings(UsesDatastore):
         if given.get("memory_id") is not None:
             if given.get("memory") is not None:
                 raise MemograftInvalidRequestError(
-                    "`memory` and `memory_id` were both given, and a call has one memory; pass one of them"
+                    "`memory` and `memory_id` both select the memory of a call, got both; pass one of them"
                 )
             return self._memory_by_id(given["memory_id"])
-        return resolve_memory(given.get("memory", self.memory))  # None is a choice: answer without memorizing
+        return resolve_memory(given.get("memory", self.memory))  # memory=None means to answer without memorizing
 
     @property
     def _asking_params(self) -> dict[str, Any]:
-        """What an answer depends on, for cache keys and traces: model, settings, datastore, and what memories exist."""
+        """All that answers depend on, for cache keys and traces: model, settings, datastore and memories."""
         names = (
             *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "max_tokens", "stop"),
             *("seed", "n", "overflow"),
@@ -183,33 +183,33 @@ class AskingSettings(UsesDatastore):
         params |= {name: getattr(self, name) for name in names}
         params["memory"] = self._described(self.memory)
         params["datastore"] = described_datastore(self.datastore)
-        # A call names a memory by `memory_id`; what the name stands for can change.
+        # A call selects a memory by its `memory_id`, and that can be given to another memory.
         params["memories"] = {name: handle.id for name, handle in sorted(self._held.memories.items())}
         return params
 
     @staticmethod
     def _described(memory: Any) -> Any:
-        """A memory as a value that is equal where answers are, and can be shown."""
-        if memory is None or isinstance(memory, str | dict):  # a dict was described already
+        """A memory as plain data, for traces and cache keys; equal if the memories give equal answers."""
+        if memory is None or isinstance(memory, str | dict):  # a dict is the result of an earlier call
             return memory
         if hasattr(memory, "fingerprint"):
             return {"memory_id": memory.id, "fingerprint": memory.fingerprint}
         return asdict(memory) if is_dataclass(memory) and not isinstance(memory, type) else repr(memory)
 
     def _described_call(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's arguments, its memory and its datastore described."""
+        """A call's arguments, with memory and datastore as plain data."""
         how = {"memory": self._described, "datastore": described_datastore}
         return {name: how[name](value) if name in how else value for name, value in given.items()}
 
 
 def only(requests: Sequence[Request]) -> Request:
-    """The request of a stream.
+    """The only request, for a stream.
 
     Raises:
-        ModelInvalidRequestError: there are several.
+        ModelInvalidRequestError: there are several requests.
     """
     if len(requests) != 1:
         raise MemograftInvalidRequestError(
-            f"`n` must be 1 where an answer is streamed, got {len(requests)}; use `generate`, or one stream each"
+            f"`n` must be 1 for a stream, got {len(requests)}; use `generate`, or a stream for each answer"
         )
     return requests[0]

@@ -1,4 +1,4 @@
-"""`with_structured_output`: which schema an answer keeps to, and the parser that makes an object of it."""
+"""Schemas and parsers for `with_structured_output`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ METHODS = ("json_schema", "function_calling", "json_mode")
 
 
 def json_schema_of(schema: Any) -> dict[str, Any]:
-    """The JSON schema of a pydantic class, a TypedDict, or a JSON schema with a title (or an OpenAI function).
+    """The JSON schema of a pydantic class, a TypedDict, a JSON schema or an OpenAI function.
 
     Raises:
-        SettingsError: it is none of them.
+        SettingsError: `schema` is none of these.
     """
     if is_model_class(schema):
         return dict(schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema.schema())
@@ -41,19 +41,19 @@ def json_schema_of(schema: Any) -> dict[str, Any]:
 
 
 class StrictJsonParser(JsonOutputParser):
-    """JSON -> dict, or an object of `pydantic_object`; while it streams, what there is so far.
+    """Parses JSON to a dictionary or an object of `pydantic_object`; in streams, to partial objects.
 
-    An answer that was cut off is an error, where LangChain's own parser would close its brackets and go on.
+    JSON that was cut off is an error; LangChain's parser would complete it.
     """
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Parse the first generation.
 
         Raises:
-            OutputParserException: it is not JSON, or not of the schema.
+            OutputParserException: the text is not JSON, or does not match the schema.
         """
         if partial:
-            with suppress(ValueError):  # more is to come
+            with suppress(ValueError):  # the text is unfinished
                 return _validated(self.pydantic_object, super().parse_result(result, partial=True))
             return None
         text = result[0].text
@@ -67,7 +67,9 @@ class StrictJsonParser(JsonOutputParser):
         try:
             return _validated(self.pydantic_object, value)
         except ValueError as e:
-            raise OutputParserException(f"the answer is not of the schema: {e}; got {text!r}", llm_output=text) from e
+            raise OutputParserException(
+                f"the answer does not match the schema: {e}; got {text!r}", llm_output=text
+            ) from e
 
     def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:
         pieces: list[str] = []
@@ -78,7 +80,7 @@ class StrictJsonParser(JsonOutputParser):
                 yield piece
 
         yield from super()._transform(kept())
-        self.parse_result([Generation(text="".join(pieces))])  # raises, if the stream was cut off
+        self.parse_result([Generation(text="".join(pieces))])  # raises if the answer was cut off
 
     async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:
         pieces: list[str] = []
@@ -94,31 +96,34 @@ class StrictJsonParser(JsonOutputParser):
 
 
 def called_arguments(schema: Any) -> Runnable[AIMessage, Any]:
-    """Message -> the arguments of its first call, as an object of `schema` if that is a pydantic class."""
+    """A Runnable that returns the arguments of a message's first call, for a pydantic class as its object."""
 
     def read(message: AIMessage) -> Any:
         if not message.tool_calls:
-            wrong = message.invalid_tool_calls[0]["error"] if message.invalid_tool_calls else "it called nothing"
-            raise OutputParserException(f"the answer holds no call: {wrong}", llm_output=message.text)
+            wrong = message.invalid_tool_calls[0]["error"] if message.invalid_tool_calls else "it is text"
+            wrong = wrong or "the call is not whole; allow more `max_tokens`"  # LangChain's streams drop the reason
+            raise OutputParserException(f"the answer has no tool call: {wrong}", llm_output=message.text)
         arguments = message.tool_calls[0]["args"]
         try:
             return _validated(schema if is_model_class(schema) else None, arguments)
         except ValueError as e:
-            raise OutputParserException(f"the call is not of the schema: {e}", llm_output=json.dumps(arguments)) from e
+            raise OutputParserException(
+                f"the call does not match the schema: {e}", llm_output=json.dumps(arguments)
+            ) from e
 
     return RunnableLambda(read)
 
 
 def with_raw(llm: Runnable[Any, AIMessage], parser: Runnable[AIMessage, Any]) -> Runnable[Any, Any]:
-    """Input -> {"raw", "parsed", "parsing_error"}."""
+    """A Runnable that returns {"raw", "parsed", "parsing_error"}."""
     good = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     bad = RunnablePassthrough.assign(parsed=lambda _: None)
-    # First in the sequence, because that is where the arguments of a call go: `documents=` and all the others.
+    # The model is first because a sequence passes the arguments of a call, such as `documents=`, to its first step.
     return llm | RunnableMap(raw=RunnablePassthrough()) | good.with_fallbacks([bad], exception_key="parsing_error")
 
 
 def is_model_class(schema: Any) -> bool:
-    """Whether it is a class of pydantic, of its first version or its second."""
+    """Whether it is a pydantic class, of version 1 or 2."""
     return isinstance(schema, type) and is_basemodel_subclass(schema)
 
 

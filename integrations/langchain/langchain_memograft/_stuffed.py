@@ -1,8 +1,7 @@
-"""Documents that LangChain's own chains have put into a prompt's text -> documents beside the question.
+"""Extract the documents that LangChain's chains have rendered into a prompt, so that they can be memorized.
 
-In the text they would be read and not memorized. Only the templates of `langchain_classic` that stand in no doubt are
-taken apart (RetrievalQA's, for chat models and for others); a prompt that somebody wrote is left as it is, with a
-warning where it visibly holds a context.
+Only prompts of RetrievalQA's templates in `langchain_classic` are parsed, for chat models and for LLMs. Other prompts
+are not changed; if one contains a context, there is a warning.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _SEPARATOR = "\n\n"  # between documents, in all chains of langchain_classic
 
 
 def taken_out(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[Document]]:
-    """Return the messages with the bare question and instructions, and the documents that stood in them.
+    """Return the messages without the documents, and the documents.
 
-    Messages that no template of langchain_classic made come back as they are, without documents.
+    Messages that are not from a template of langchain_classic are returned unchanged, without documents.
     """
-    home: Any = sys.modules.get(_HOME)  # who has such a prompt has imported the templates
+    home: Any = sys.modules.get(_HOME)  # imported if there are such prompts
     if home is None or not messages or not isinstance(messages[-1], HumanMessage):
         return list(messages), []
     last = messages[-1]
@@ -45,10 +44,10 @@ def taken_out(messages: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[
 
 
 def warn_of_context(messages: Sequence[BaseMessage]) -> None:
-    """Warn, once in a process, where a prompt's text holds a context: its documents are read and not memorized."""
+    """Warn, once per process, if a prompt's text contains a context, because it is not memorized."""
     asked = [message for message in messages if isinstance(message, SystemMessage)] + list(messages[-1:])
     core.warn_of_context(
         [str(message.text) for message in asked],
-        "use create_memograft_documents_chain in the place of create_stuff_documents_chain, pass `documents=`, or set "
+        "use create_memograft_documents_chain instead of create_stuff_documents_chain, pass `documents=`, or set "
         '`context_delimiters`, such as ("<context>", "</context>")',
     )

@@ -1,4 +1,4 @@
-"""LangChain's tools -> descriptions in OpenAI's form; the calls of an answer -> LangChain's."""
+"""Convert LangChain's tools to descriptions in OpenAI's form, and the tool calls of an answer to LangChain's."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["calls_of", "described", "invalid_calls_of"]
 
 
 def described(tool: Any) -> dict[str, Any]:
-    """Return the description in OpenAI's form of a tool, which may have any form that LangChain takes."""
+    """Return the description of a tool in OpenAI's form; the tool may be in any form that LangChain accepts."""
     result = convert_to_openai_tool(tool)
     arguments = tool.tool_call_schema if isinstance(tool, BaseTool) else tool
     if is_model_class(arguments):
         schema = json_schema_of(arguments)
-        if "$defs" in schema or "definitions" in schema:  # LangChain inlines them, and empties those that are recursive
+        if "$defs" in schema or "definitions" in schema:  # LangChain inlines definitions and loses recursive ones
             result["function"]["parameters"] = {k: v for k, v in schema.items() if k not in ("title", "description")}
     return result
 
 
 def calls_of(reading: Reading) -> list[ToolCall]:
-    """Return the calls of tools in an answer."""
+    """Return the tool calls of an answer."""
     return [tool_call(name=call.name, args=call.arguments, id=call.id) for call in reading.calls]
 
 
 def invalid_calls_of(reading: Reading) -> list[InvalidToolCall]:
-    """Return the calls in an answer that cannot be made, each with the reason."""
+    """Return the tool calls of an answer that cannot be executed, each with the reason."""
     return [
         invalid_tool_call(name=call.name, args=call.text, id=call.id, error=in_langchain_words(call.error))
         for call in reading.invalid

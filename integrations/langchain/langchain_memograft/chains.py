@@ -1,9 +1,8 @@
-"""`create_memograft_documents_chain`: a prompt and a model that get the documents as documents, not as prompt text.
+"""`create_memograft_documents_chain`: a chain that passes documents to the model as documents, not as prompt text.
 
-    {"context": [Document, ...], "input": "..."} ──> prompt, {context} a pointer ──> llm, documents=[...] ──> parser
+    {"context": [Document, ...], "input": "..."} ──> prompt with a pointer ──> llm, documents=[...] ──> parser
 
-It stands where langchain_classic's `create_stuff_documents_chain` stands, and `create_retrieval_chain` takes it
-unchanged.
+It replaces `create_stuff_documents_chain` of langchain_classic, and works with `create_retrieval_chain`.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from langchain_memograft.llms import MemograftLLM
 
 __all__ = ["create_memograft_documents_chain"]
 
-_QUESTIONS = ("input", "question", "query")  # what chains of LangChain call it
+_QUESTIONS = ("input", "question", "query")  # names of the question in LangChain's chains
 _POINTER = "(the documents given with the question)"
-_MOST_AT_ONCE = 64  # of one `.batch()`, if its config says nothing; LangChain's own default is a few threads
+_MOST_AT_ONCE = 64  # inputs of one `.batch()`, if its config has no limit; LangChain's default is a few threads
 
 
 def create_memograft_documents_chain(
@@ -44,27 +43,27 @@ def create_memograft_documents_chain(
     document_variable_name: str = "context",
     document_pointer: str = _POINTER,
 ) -> Runnable[dict[str, Any], Any]:
-    """Chain that hands a list of documents, highest-ranked first, to a model that memorizes them.
+    """Create a chain that passes a list of documents, highest-ranked first, to a model that memorizes them.
 
-    The documents are judged by the question: the input's "input", "question" or "query", if it stands in the last human
-    message; else by that whole message, which should then hold no instructions.
+    The relevance of the documents is judged for the question: "input", "question" or "query" of the input, if the last
+    human message contains it; else that whole message, which should then have no instructions.
 
     Args:
-        llm: `ChatMemograft` or `MemograftLLM`, also bound, with retries or with fallbacks that are such models too.
-        prompt: the prompt. It may hold the document variable, and need not: the model puts the documents into the
-            prompt itself, before the question or where its chat template wants them.
-        output_parser: what makes the chain's output of the model's; by default its text.
-        document_prompt: turns each document into the text that is memorized, as in `create_stuff_documents_chain`; by
-            default that is its `page_content` alone.
+        llm: `ChatMemograft` or `MemograftLLM`, also bound, with retries, or with fallbacks to such models.
+        prompt: the prompt, with or without the document variable. The model adds the documents to the prompt, before
+            the question or at the place for them in its chat template.
+        output_parser: parses the model's output; by default the output is the text.
+        document_prompt: formats each document to the text that is memorized, as in `create_stuff_documents_chain`; by
+            default that is its `page_content`.
         document_variable_name: the key of the documents in the input, and the prompt's variable.
-        document_pointer: what the prompt says in the variable's place, so that the documents do not stand there twice.
-            Where there are no documents it says nothing.
+        document_pointer: text for the prompt's variable, so that the documents are not in the prompt twice. Without
+            documents, the variable is empty.
 
     Returns:
-        A Runnable: a dictionary with the documents and the prompt's other variables -> the parsed answer.
+        A Runnable from a dictionary with the documents and the prompt's other variables to the parsed answer.
 
     Raises:
-        ValueError: `llm` takes no documents.
+        ValueError: `llm` does not take documents.
 
     Example:
         >>> from langchain_core.prompts import ChatPromptTemplate
@@ -81,7 +80,7 @@ def create_memograft_documents_chain(
         if isinstance(model, BaseLanguageModel) and not isinstance(model, ChatMemograft | MemograftLLM):
             raise ValueError(
                 f"`llm` must take `documents=` (ChatMemograft or MemograftLLM), got {type(model).__name__}, which "
-                "would answer without them; use langchain_classic's create_stuff_documents_chain for other models"
+                "does not; use create_stuff_documents_chain of langchain_classic for other models"
             )
 
     def point(inputs: dict[str, Any]) -> str:
@@ -93,7 +92,7 @@ def create_memograft_documents_chain(
         query = _query(prompt, {**inputs, document_variable_name: point(inputs)})
         return pointed | prompt | llm.bind(documents=documents, **query)
 
-    async def aanswer(inputs: dict[str, Any]) -> Runnable[dict[str, Any], Any]:  # without it, a thread is borrowed
+    async def aanswer(inputs: dict[str, Any]) -> Runnable[dict[str, Any], Any]:  # without it, LangChain uses a thread
         return answer(inputs)
 
     chain: Runnable[dict[str, Any], Any] = RunnableLambda(answer, aanswer) | (output_parser or StrOutputParser())
@@ -101,7 +100,7 @@ def create_memograft_documents_chain(
 
 
 def _models(llm: Any) -> Iterator[Any]:
-    """What is asked in the end, behind anything that only passes arguments on."""
+    """The models in a Runnable, without the bindings, retries, fallbacks and sequences around them."""
     if isinstance(llm, RunnableBindingBase):  # also .with_retry() and .with_config()
         yield from _models(llm.bound)
     elif isinstance(llm, RunnableWithFallbacks):
@@ -114,7 +113,7 @@ def _models(llm: Any) -> Iterator[Any]:
 
 
 def _documents(inputs: Mapping[str, Any], key: str, document_prompt: BasePromptTemplate[str] | None) -> Any:
-    """The input's documents; whether they are any is the model's to judge."""
+    """The documents in the input, with `document_prompt` applied; the model checks them."""
     if not isinstance(inputs, Mapping) or key not in inputs:
         got = sorted(map(str, inputs)) if isinstance(inputs, Mapping) else type(inputs).__name__
         raise ValueError(f"the input must be a dictionary with a list of documents under {key!r}, got {got}; add it")
@@ -125,10 +124,10 @@ def _documents(inputs: Mapping[str, Any], key: str, document_prompt: BasePromptT
 
 
 def _query(prompt: BasePromptTemplate[Any], inputs: Mapping[str, Any]) -> dict[str, str]:
-    """The question's own words as a call's argument, where the prompt shows them in its last human message."""
+    """The argument `query` of the call: the question, if the last human message contains it."""
     try:
         messages = prompt.format_prompt(**inputs).to_messages()
-    except Exception:  # the chain formats it again, and says what is wrong in its own way
+    except Exception:  # the chain formats the prompt again and raises the error
         return {}
     asked = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
     words = (inputs.get(name) for name in _QUESTIONS)

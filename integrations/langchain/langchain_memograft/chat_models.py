@@ -1,4 +1,4 @@
-"""`ChatMemograft`: a local chat model that memorizes the documents it is handed before it answers."""
+"""`ChatMemograft`: a local chat model that memorizes the documents of a request before it answers."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _CALL_OPTIONS = CALL_OPTIONS | {
     *("context_delimiters", "logprobs", "parallel_tool_calls", "response_format", "stream", "strict", "tool_choice"),
     *("tools", "top_logprobs"),
 }
-_MOST_THREADS = 64  # of one `.batch()`; more wait their turn
+_MOST_THREADS = 64  # for one `.batch()`
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A call, ready for the engine: with the plan by which its answer is read."""
+    """The requests of a call, and the plan for parsing their answers."""
 
     engine: Engine
     requests: list[Request]
@@ -70,12 +70,11 @@ class _Asked:
 
 
 class ChatMemograft(AskingSettings, BaseChatModel):
-    """Chat model over a local Hugging Face model that memorizes documents (FastMem) before it answers from them.
+    """Chat model that memorizes documents with a local Hugging Face model (FastMem) before it answers from them.
 
-    Documents come as `documents=` of a call, as `additional_kwargs["documents"]` of the last human message, as
-    content blocks (text-plain, document, search_result), as artifacts of tool messages, or between
-    `context_delimiters`; see `langchain_memograft._messages`. They stand in the prompt, and those that are about the
-    question are memorized.
+    Documents are taken from `documents=` of a call, `additional_kwargs["documents"]` of the last human message, content
+    blocks (text-plain, document, search_result), artifacts of tool messages, and texts between `context_delimiters`.
+    All are in the prompt, and those that are relevant to the question are memorized.
 
     Example:
         >>> chat = ChatMemograft(model="tiny", max_tokens=24)
@@ -86,16 +85,16 @@ class ChatMemograft(AskingSettings, BaseChatModel):
     """
 
     streaming: bool = False
-    """Whether `invoke` streams underneath, for callbacks that want tokens."""
+    """Whether `invoke` uses a stream, for callbacks that receive tokens."""
 
     context_delimiters: tuple[str, str] | None = None
-    """What stands around documents in formatted prompts, such as ("<context>", "</context>"); None looks for none."""
+    """Strings before and after documents in formatted prompts, such as ("<context>", "</context>"), or None."""
 
     logprobs: bool = False
-    """Whether `response_metadata["logprobs"]` says how sure the model was of each token."""
+    """Whether `response_metadata["logprobs"]` has the log-probability of each token."""
 
     top_logprobs: int | None = None
-    """How many of the likeliest tokens stand beside each one, 0 to 20; only with `logprobs`."""
+    """Number of most likely tokens at each position of `logprobs`, 0 to 20."""
 
     @field_validator("context_delimiters")
     @classmethod
@@ -110,7 +109,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What answers depend on: also the key of LangChain's caches, and so memories are part of it."""
+        """All that answers depend on, including the memories, because it is the key in LangChain's caches."""
         names = ("context_delimiters", "logprobs", "top_logprobs")
         return self._asking_params | {name: getattr(self, name) for name in names}
 
@@ -121,7 +120,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         return super()._get_llm_string(stop=stop, **self._described_call(kwargs))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        """What LangSmith is told."""
+        """The parameters for LangSmith's traces."""
         asked = {name: kwargs[name] for name in ("model", "temperature", "max_tokens") if kwargs.get(name) is not None}
         params = super()._get_ls_params(stop=stop or self.stop, **asked)
         params["ls_provider"] = PROVIDER
@@ -131,13 +130,13 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         return profile_of(self.model, self.model_kwargs, self.engine)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of the model's own tokenizer; loads the model if need be."""
+        """Token ids of a text by the model's tokenizer; loads the model if necessary."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return self._engine_for().encode(text)
 
     def with_memory(self, memory: MemoryHandle | str) -> Self:
-        """Copy of this model that answers from a memory: a handle, or the name it was kept under."""
+        """Copy of this model that answers from a memory, given as a handle or by its `memory_id`."""
         handle = self._memory_by_id(memory) if isinstance(memory, str) else memory
         return self.model_copy(update={"memory": self._check_memory(handle)})
 
@@ -149,9 +148,9 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[AIMessage]:
-        """Answer many inputs; they meet in the engine and run as mixed batches.
+        """Answer many inputs, which the engine runs as batches.
 
-        Without a `max_concurrency` in the config all wait at once, where LangChain's own default is a few threads.
+        Without `max_concurrency` in the config, up to 64 threads are used; LangChain's default is a few.
         """
         if not inputs:
             return []
@@ -168,7 +167,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         callbacks: Callbacks = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """`BaseChatModel.generate`; a datastore's folder is opened first, as what is in it is part of a cache's key."""
+        """`BaseChatModel.generate`. A datastore's folder is opened first, because its version is in the cache key."""
         return super(ChatMemograft, self._opened(kwargs)).generate(messages, stop, callbacks, **kwargs)
 
     async def agenerate(
@@ -275,17 +274,18 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Model that may call these tools, or must.
+        """Return a model that can call these tools, or has to.
 
         Args:
-            tools: in any form LangChain knows.
-            tool_choice: "any", True or a tool's name force a call by constrained decoding, on any model. "auto" (None)
-                leaves it to the model, whose chat template must then have a place for tools.
-            strict: whether arguments are sure to be of the schema; those of forced calls always are.
+            tools: in any form that LangChain accepts.
+            tool_choice: "any", True or a tool's name force a call by constrained decoding, with any model. With "auto"
+                (None) the model chooses between text and a call. If its chat template does not support tools, the
+                system message describes them.
+            strict: whether the arguments must be guaranteed to match the schema; those of forced calls always are.
             kwargs: further arguments of each call.
 
         Raises:
-            ModelInvalidRequestError: `tool_choice` is no such thing.
+            ModelInvalidRequestError: `tool_choice` is invalid.
         """
         with translated():
             offered = [described(tool) for tool in tools]
@@ -302,18 +302,18 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Model whose answers are objects of a schema, by constrained decoding, on any model.
+        """Return a model whose answers match a schema, by constrained decoding, with any model.
 
         Args:
             schema: a pydantic class, a TypedDict, or a JSON schema.
-            include_raw: give {"raw", "parsed", "parsing_error"} instead of raising what parsing raises.
-            method: "json_schema": the answer is the object; "function_calling": it is the arguments of a forced call;
-                "json_mode": any JSON object, checked against the schema only afterwards.
-            strict: of no effect: the first two methods always keep to the schema.
+            include_raw: return {"raw", "parsed", "parsing_error"} instead of raising an error of the parser.
+            method: "json_schema": the answer is the object; "function_calling": the object is the arguments of a forced
+                call; "json_mode": the answer is a JSON object, which is validated afterwards.
+            strict: has no effect: with the first two methods, the object always matches the schema.
             kwargs: further arguments of each call.
 
         Raises:
-            ModelInvalidRequestError: no such method or schema.
+            ModelInvalidRequestError: `method` or `schema` is invalid.
         """
         with translated():
             if method not in METHODS:
@@ -393,6 +393,6 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             return count or 0
         if given.get("top_logprobs") is not None:
             raise MemograftInvalidRequestError(
-                f"`top_logprobs` stands beside `logprobs`, got {count} without it; pass logprobs=True too"
+                f"`top_logprobs` needs `logprobs`, got {count} without it; pass logprobs=True too"
             )
         return None

@@ -1,4 +1,4 @@
-"""`MemograftEmbeddings`: Memograft's embedders as LangChain `Embeddings`. Texts in, lists of numbers out."""
+"""`MemograftEmbeddings`: Memograft's embedders as LangChain `Embeddings`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["MemograftEmbeddings"]
 
 
 class MemograftEmbeddings(Embeddings):
-    """Embeddings that need no model, no download and no network; or any other embedder of Memograft's.
+    """Embeddings of an embedder of Memograft. The default needs no model and no network.
 
-    Vectors have length 1. The async methods run in a thread, so they never block the event loop.
+    Vectors have length 1. The async methods run in a thread, so they do not block the event loop.
 
     Args:
-        embedder: left out, `LexicalEmbedder()`, which finds shared words, not meaning. For what must have vectors: a
-            MemograftVectorStore without embeddings searches by BM25, and finds more.
+        embedder: by default `LexicalEmbedder()`, which compares words, not meaning. Use it only where vectors are
+            required: a MemograftVectorStore without embeddings searches with BM25 and finds more.
 
     Raises:
-        SettingsError: `embedder` is not one of Memograft's.
+        SettingsError: `embedder` is not an embedder of Memograft.
 
     Example:
         >>> embeddings = MemograftEmbeddings()
@@ -31,13 +31,13 @@ class MemograftEmbeddings(Embeddings):
     def __init__(self, embedder: Embedder | None = None) -> None:
         if embedder is not None and not isinstance(embedder, Embedder):
             raise SettingsError(
-                f"`embedder` must be an embedder of Memograft's, got {type(embedder).__name__}; LangChain's Embeddings "
-                "go to MemograftVectorStore as they are"
+                f"`embedder` must be an embedder of Memograft, got {type(embedder).__name__}; pass LangChain's "
+                "Embeddings to MemograftVectorStore directly"
             )
         self.embedder = embedder or LexicalEmbedder()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return one vector of `embedder.dimension` numbers for each passage.
+        """Return a vector of `embedder.dimension` numbers for each text.
 
         Raises:
             SettingsError: `texts` is not a list of strings.
@@ -45,7 +45,7 @@ class MemograftEmbeddings(Embeddings):
         return [row.tolist() for row in self.embedder.embed_documents(checked_items("texts", texts, str))]
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of one question.
+        """Return the vector of a query.
 
         Raises:
             SettingsError: `text` is not a string.

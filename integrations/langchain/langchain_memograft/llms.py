@@ -1,4 +1,4 @@
-"""`MemograftLLM`: prompts as strings, answered in one batch, each after memorizing its documents.
+"""`MemograftLLM`: an LLM for prompts as strings, which memorizes the documents of each prompt before it answers.
 
 generate(N prompts) ──> N requests, one user message each ──> Engine.answer_batch ──> LLMResult
 """
@@ -30,15 +30,15 @@ __all__ = ["MemograftLLM"]
 
 
 class MemograftLLM(AskingSettings, BaseLLM):
-    """Memograft's models for chains of plain strings: a prompt becomes one user message, the answer its text.
+    """LLM for chains of strings: a prompt becomes a user message, and the output is the answer's text.
 
-    `generate`, `batch` and their async twins run all prompts as one mixed batch. Every call may override the fields,
-    and takes `documents` (one list for all prompts, or a list for each of them), `memory` and `memory_id`. Answers of
-    calls with such arguments never come from LangChain's cache: its key for LLMs leaves them out. What a datastore did
-    to an answer stands in `generation_info`, under "annotations" and "memograft".
+    `generate`, `batch` and their async versions run all prompts as one batch. Arguments of a call override the fields;
+    a call also takes `documents` (one list for all prompts, or a list for each), `memory` and `memory_id`. LangChain's
+    cache is not used for calls with such arguments, because its key for LLMs does not contain them. With a datastore,
+    `generation_info` has the citations under "annotations", and the sources under "memograft".
 
-    Documents are judged by the whole prompt, so instructions around the question dilute it. `ChatMemograft`, with the
-    instructions in a system message, tells them apart.
+    The relevance of documents is judged for the whole prompt, so instructions in it make that less accurate. Use
+    `ChatMemograft` with the instructions in a system message instead.
 
     Example:
         >>> llm = MemograftLLM(model="tiny")
@@ -60,7 +60,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         return params
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, by the model's own tokenizer; loads the model if need be."""
+        """Token ids of a text by the model's tokenizer; loads the model if necessary."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         return self._engine_for().encode(text)
@@ -72,9 +72,9 @@ class MemograftLLM(AskingSettings, BaseLLM):
         callbacks: Callbacks | list[Callbacks] | None = None,
         **kwargs: Any,
     ) -> LLMResult:
-        """`BaseLLM.generate`; a call with arguments goes past the cache, whose key would leave them out.
+        """`BaseLLM.generate`. A call with arguments does not use the cache, whose key does not contain them.
 
-        A datastore's folder is opened first, as what is in it is part of the key.
+        A datastore's folder is opened first, because its version is in the cache key.
         """
         opened = self._past_cache(kwargs)._opened(kwargs)
         return super(MemograftLLM, opened).generate(prompts, stop, callbacks, **kwargs)
@@ -209,7 +209,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
 
 
 def _per_prompt(documents: Any, prompts: int) -> list[tuple[Document, ...]]:
-    """The documents of each prompt: a list of lists is one list for each, anything else is for all of them."""
+    """The documents of each prompt. A list of lists has one list for each prompt; any other list is for all prompts."""
     nested = isinstance(documents, list | tuple) and any(isinstance(item, list | tuple) for item in documents)
     with translated():
         if not nested:
@@ -217,7 +217,7 @@ def _per_prompt(documents: Any, prompts: int) -> list[tuple[Document, ...]]:
         if len(documents) != prompts:
             raise MemograftInvalidRequestError(
                 f"`documents` must be one list for all prompts, or a list for each of them, got {len(documents)} lists "
-                f"for {prompts} prompts; give each prompt its own, and an empty one where there are none"
+                f"for {prompts} prompts; pass a list for each prompt, empty if it has no documents"
             )
         return [to_documents(own) for own in documents]
 
@@ -232,7 +232,7 @@ def _put(results: list[Any], places: Sequence[int], news: Sequence[Any]) -> None
 
 
 def _answers(results: Sequence[Any]) -> list[Answer]:
-    """The results, if all of them are answers; else the first error is raised."""
+    """The results; the first error among them is raised."""
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -1,7 +1,7 @@
-"""`MemograftMiddleware`: hands an agent's model the documents of each human turn, and shows them in the state.
+"""`MemograftMiddleware`: passes the documents of each human turn to an agent's model, and keeps them in the state.
 
-before_model      the last human message ──> retriever ──> state["context"], and what tools found meanwhile
-wrap_model_call   state["context"] ──> the model call's `documents=`; which tool it must call, if any
+before_model      the last human message ──> retriever ──> state["context"], with the documents that tools returned
+wrap_model_call   state["context"] ──> `documents=` of the model call; the tool that it must call, if any
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ except ModuleNotFoundError as e:
     if (e.name or "").partition(".")[0] not in ("langchain", "langgraph"):
         raise
     raise MissingExtraError(
-        "MemograftMiddleware is for the agents of langchain, which is not installed; "
+        "MemograftMiddleware needs the agents of langchain, which is not installed; "
         "pip install 'langchain-memograft[agents]'"
     ) from e
 
@@ -60,21 +60,20 @@ class MemograftState(AgentState[ResponseT]):
 
 
 class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, ResponseT]):
-    """Hands `ChatMemograft` the documents it memorizes, inside langchain's `create_agent`.
+    """Passes documents to `ChatMemograft`, which memorizes them, in agents of `create_agent` of langchain.
 
-    With a retriever it retrieves once for each human message. Without one, the documents are those that tools return
-    as artifacts (`@tool(response_format="content_and_artifact")`), which `ChatMemograft` takes from the messages by
-    itself. In both cases they stand in the state under `context`.
+    With a retriever, documents are retrieved once for each human message. Without one, the documents are those that
+    tools return as artifacts (`@tool(response_format="content_and_artifact")`), which `ChatMemograft` takes from the
+    messages. In both cases they are in the state under `context`.
 
     Args:
-        retriever: what finds the documents: any retriever, or a Runnable from a question to a list of documents. Its
-            errors end the agent's run as they are.
-        k: how many documents at most; None leaves it to the retriever.
-        tool_choice: the name of a tool, or "any" of them, that the model must call first in each human turn; behind
-            that it has no tools and answers. For models that cannot choose tools by themselves, such as "tiny".
+        retriever: any retriever, or a Runnable from a question to a list of documents. Its errors are not caught.
+        k: maximum number of documents; None is the retriever's setting.
+        tool_choice: the name of a tool, or "any", that the model must call first in each human turn. After the call it
+            has no tools, and answers. For models that cannot choose tools, such as "tiny".
 
     Raises:
-        ValueError: a setting that can never work.
+        ValueError: a setting is invalid.
         MissingExtraError: on import, if langchain is not installed.
 
     Example:
@@ -98,23 +97,25 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
         super().__init__()
         if retriever is not None and not isinstance(retriever, Runnable):
             raise ValueError(
-                f"`retriever` must be a retriever or another Runnable, got {type(retriever).__name__}; a vector store "
-                "makes one by `.as_retriever()`"
+                f"`retriever` must be a retriever or another Runnable, got {type(retriever).__name__}; for a vector "
+                "store call `.as_retriever()`"
             )
         if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
-            raise ValueError(f"`k` must be a whole number of at least 1, or None for the retriever's own, got {k!r}")
+            raise ValueError(f"`k` must be a whole number of at least 1, or None for the retriever's k, got {k!r}")
         if k is not None and retriever is None:
-            raise ValueError(f"`k` is how many documents the retriever returns, got {k} without one; pass `retriever`")
+            raise ValueError(
+                f"`k` is the number of documents from the retriever, got {k} without one; pass `retriever`"
+            )
         if tool_choice is not None and (not isinstance(tool_choice, str) or not tool_choice):
             raise ValueError(f'`tool_choice` must be the name of a tool, "any" or None, got {tool_choice!r}')
         self.retriever = retriever
         self.k = k
         self.tool_choice = tool_choice
-        # Only retrievers may know a `k`; any other Runnable would choke on it, and its list is cut anyway.
+        # `k` is passed only to retrievers, because other Runnables may refuse it; the list is cut to `k` in any case.
         self._options: dict[str, Any] = {"k": k} if k is not None and isinstance(retriever, BaseRetriever) else {}
 
     def before_model(self, state: MemograftState[ResponseT], runtime: Runtime[ContextT]) -> dict[str, Any] | None:
-        """Retrieve, at the first model call of a human turn; note what tools found, at every later one."""
+        """Retrieve at the first model call of a human turn; add the documents of tools at the later ones."""
         query = self._query(state)
         if query is None or self.retriever is None:
             return self._update(state, self._so_far(state))
@@ -123,7 +124,7 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
     async def abefore_model(
         self, state: MemograftState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
-        """`before_model`, by the retriever's own async method."""
+        """`before_model` with the retriever's async method."""
         query = self._query(state)
         if query is None or self.retriever is None:
             return self._update(state, self._so_far(state))
@@ -134,10 +135,10 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
         request: ModelRequest[ContextT],
         handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
     ) -> ModelResponse[ResponseT] | AIMessage:
-        """Call the model with the turn's documents, and with the tool it must call.
+        """Call the model with the turn's documents and the tool that it must call.
 
         Raises:
-            ModelInvalidRequestError: the model is no `ChatMemograft` and would never see the documents.
+            ModelInvalidRequestError: the model is not a `ChatMemograft`, and so does not take documents.
         """
         return handler(self._prepared(request))
 
@@ -150,22 +151,22 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
         return await handler(self._prepared(request))
 
     def _query(self, state: MemograftState[ResponseT]) -> str | None:
-        """What to retrieve for; None if it was done already, or if there is nothing to go by."""
+        """The question to retrieve for; None if that was done already, or if there is no question."""
         turn = _turn(state["messages"])
         if not turn or not isinstance(turn[0], HumanMessage) or state.get("context_of") == turn[0].id:
             return None
         return str(turn[0].text) if turn[0].text.strip() else None
 
     def _so_far(self, state: MemograftState[ResponseT]) -> list[Document]:
-        """What this turn has found already."""
+        """The documents that were found for this turn already."""
         return list(state.get("context") or ()) if state.get("context_of") == _id_of_turn(state) else []
 
     def _update(self, state: MemograftState[ResponseT], context: list[Document]) -> dict[str, Any]:
-        """The new state: `context`, and behind it the documents of tools that are not there yet."""
+        """The new state: `context`, followed by the documents of tools that are not in it yet."""
         with translated():
             known = {(d.id, d.text) for d in to_documents(context)}
         for item in _artifacts(_turn(state["messages"])):
-            for document in from_artifact(item):  # one, or none
+            for document in from_artifact(item):  # one or none
                 if (document.id, document.text) not in known:
                     known.add((document.id, document.text))
                     context.append(item if isinstance(item, Document) else _of_langchain(document))
@@ -174,18 +175,17 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
     def _checked(self, found: Any) -> list[Any]:
         if not isinstance(found, Sequence) or isinstance(found, str):
             raise MemograftInvalidRequestError(
-                f"`retriever` must return a list of documents, got {type(found).__name__}; let it end in a step that "
-                "does"
+                f"`retriever` must return a list of documents, got {type(found).__name__}; add a step that returns one"
             )
         return list(found[: self.k])
 
     def _prepared(self, request: ModelRequest[ContextT]) -> ModelRequest[ContextT]:
         documents = list(request.state.get("context") or ())  # type: ignore[call-overload]
-        if self.retriever is not None and documents:  # without one, the model reads the tools' artifacts itself
+        if self.retriever is not None and documents:  # without a retriever, the model takes them from the messages
             if not isinstance(request.model, ChatMemograft):
                 raise MemograftInvalidRequestError(
-                    f"MemograftMiddleware hands documents to ChatMemograft, got {type(request.model).__name__}, which "
-                    "would not see them; leave the middleware out, or give other models the documents as text"
+                    f"MemograftMiddleware passes documents to ChatMemograft, got {type(request.model).__name__}, which "
+                    "does not take them; remove the middleware, or put the documents into the prompt of other models"
                 )
             settings = request.model_settings
             documents = [*settings.get("documents", ()), *documents]
@@ -194,7 +194,7 @@ class MemograftMiddleware(AgentMiddleware[MemograftState[ResponseT], ContextT, R
             return request
         if any(isinstance(message, AIMessage) for message in _turn(request.messages)):
             return request.override(tools=[], tool_choice=None)
-        # An answer of a schema can wait: create_agent forgets the choice where there is one.
+        # create_agent ignores `tool_choice` if there is a response format, so that is left to a later call.
         return request.override(tool_choice=self.tool_choice, response_format=None)
 
 
@@ -214,6 +214,6 @@ def _id_of_turn(state: MemograftState[Any]) -> str | None:
 
 
 def _turn(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-    """The last human message and what came after it; everything if there is none."""
+    """The last human message and all messages after it; all messages if there is no human message."""
     start = max((n for n, message in enumerate(messages) if isinstance(message, HumanMessage)), default=0)
     return messages[start:]

@@ -1,4 +1,4 @@
-"""`MemograftRetriever`: the k best documents of a vector store, Memograft's or any other. Knows no language models."""
+"""`MemograftRetriever`: retrieves the k best documents from Memograft's or another vector store."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["MemograftRetriever"]
 
 
 class MemograftRetriever(BaseRetriever):
-    """Retrieves the documents closest to a question, best first.
+    """Retrieves the documents that are most similar to a question, best first.
 
-    Every field but `vectorstore` can be given anew with a call: `retriever.invoke(question, k=1)`.
+    Arguments of a call override the fields, except `vectorstore`: `retriever.invoke(question, k=1)`.
 
     Attributes:
-        vectorstore: a MemograftVectorStore, or any other LangChain VectorStore.
-        k: how many documents at most.
-        score_threshold: the least relevance, from 0 to 1, as the store defines it; MemograftVectorStore's is the
-            cosine. None keeps all k.
-        filter: what the store takes as `filter`; for MemograftVectorStore a mapping such as `{"lang": "en"}`.
+        vectorstore: a MemograftVectorStore, or another LangChain VectorStore.
+        k: maximum number of documents.
+        score_threshold: minimum relevance, from 0 to 1, as defined by the store; for MemograftVectorStore the cosine.
+            None is no minimum.
+        filter: for the store; for MemograftVectorStore a mapping such as `{"lang": "en"}`.
 
     Raises:
-        SettingsError: a threshold for a store that has no relevance scores, or a `k` below 1.
+        SettingsError: the store has no relevance scores, which the threshold needs; or `k` is below 1.
 
     Example:
         >>> from langchain_memograft import MemograftVectorStore
@@ -88,7 +88,7 @@ class MemograftRetriever(BaseRetriever):
         return _relevant(found, least)
 
     def _options(self, k: int | None, filter: Any) -> dict[str, Any]:
-        """Build the store's arguments; `filter` only if there is one, as not every store takes it."""
+        """Return the arguments for the store; `filter` only if it is set, because some stores do not take it."""
         k = self.k if k is None else k
         check_count("k", k)
         filter = self.filter if filter is None else filter

@@ -1,7 +1,7 @@
 """`MemograftVectorStore`: Memograft's store of passages as a LangChain `VectorStore`.
 
-Takes and gives LangChain Documents. Async methods await the embeddings' own async methods and leave the store's work to
-a thread; where a method embeds nothing, the one of LangChain's base class does just that. Knows no language models.
+The async methods await the async methods of the embeddings, and run the store's work in a thread. For methods without
+embeddings, LangChain's base class does that.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ __all__ = ["MemograftVectorStore"]
 
 Filter = Mapping[str, Any]
 Metadatas = list[dict[str, Any]] | None
-Vector = Any  # (D,) numbers: list[float], as LangChain has it, or an array
+Vector = Any  # (D,) numbers: list[float], as in LangChain, or an array
 Scored = list[tuple[Document, float]]
 
 
 class MemograftVectorStore(VectorStore):
-    """Passages in SQLite and their vectors in FAISS: kept on the disk, filtered exactly, used from any thread.
+    """Vector store with passages in SQLite and vectors in FAISS, on disk or in memory. It is thread-safe.
 
-    Scores are cosines: higher is closer. With an embedding, `mode="hybrid"` finds most: it joins the ranking by vectors
-    with BM25's by words, which is all of `mode="text"` and of a store without an embedding; their scores are those of
-    `memograft.Hit`. Retrievers take it too: `as_retriever(search_kwargs={"mode": "hybrid"})`. `filter` is a mapping
-    such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte $in $nin $exists $and $or $not; a
-    search gives the k best of all passages that match it. Metadata must be JSON. A document with an id that is there
-    replaces it, and one without an id gets a new one.
+    Scores are cosines: higher is more similar. With an embedding, `mode="hybrid"` finds most: it combines the ranking
+    by vectors with the ranking by words (BM25). `mode="text"`, and a store without an embedding, use only the words.
+    The scores of these modes are those of `memograft.Hit`. For retrievers: `as_retriever(search_kwargs={"mode": ...})`.
+    `filter` is a mapping such as `{"year": {"$gte": 1990}, "lang": "en"}`, with $eq $ne $gt $gte $lt $lte $in $nin
+    $exists $and $or $not; a search returns the k best of all passages that match it. Metadata must be JSON. A document
+    replaces the one with the same id; one without an id gets a new one.
 
-    Opening reads files, and asks `embedding` for a vector unless `dimension` is given; in async code, open a store with
+    Opening a store reads files and, unless `dimension` is given, embeds one text. In async code, open a store with
     `await MemograftVectorStore.afrom_texts([], embedding, path=...)`.
 
     Args:
-        embedding: any LangChain embeddings; left out, those the store at `path` was built with, or none for a new
-            store: it is searched by its words, and needs no model and no network.
-        path: folder of the store, made if it is not there; None keeps everything in memory. One writer at a time may
-            have it open, and any number of readers.
-        index: "flat", "hnsw", "ivf", or `memograft.IndexSettings`; left out, what the store has, or
+        embedding: any LangChain embeddings; by default those of the store at `path`. A new store has none by default:
+            it is searched by words, and needs no model and no network.
+        path: folder of the store, created if it does not exist; None keeps everything in memory. One writer and any
+            number of readers can have it open.
+        index: "flat", "hnsw", "ivf", or `memograft.IndexSettings`; by default that of the store, and for a new one
             "flat", which is exact.
-        read_only: open without the right to write.
-        dimension: D, the length of the vectors.
-        batch_size: texts given to `embedding` at once.
-        progress: show a progress bar on a terminal when something takes long.
+        read_only: whether the store is opened only for reading.
+        dimension: length of the vectors.
+        batch_size: number of texts per call of `embedding`.
+        progress: whether to show a progress bar on a terminal for long operations.
 
     Attributes:
-        store: the `memograft.VectorStore` below, for `count`, `compact`, `persist` and iterating.
+        store: the underlying `memograft.VectorStore`, for `count`, `compact`, `persist` and iteration.
 
     Raises:
-        SettingsError: a setting that cannot work.
+        SettingsError: a setting is invalid.
         EmbedderMismatchError: the store at `path` was built with other embeddings.
-        StoreError: `read_only` without a store, a folder that cannot be used, or that another writer has open
-            (StoreLockedError), or that is damaged or not a store's (StoreCorruptError).
+        StoreError: a store for `read_only` does not exist; or the folder cannot be used, is open for another writer
+            (StoreLockedError), is damaged, or has files of another program (StoreCorruptError).
 
     Example:
         >>> store = MemograftVectorStore()
@@ -98,15 +98,15 @@ class MemograftVectorStore(VectorStore):
             if embedding is not None or "`embedder=`" not in str(error):
                 raise
             raise SettingsError(
-                f"the store {path} was built with embeddings that only its owner can make ({error}); pass them as "
-                "`embedding=`"
+                f"the store {path} was built with embeddings that cannot be created from its files ({error}); pass "
+                "them as `embedding=`"
             ) from error
         own = MemograftEmbeddings(self.store.embedder) if self.store.embedder.dimension else None
         self._embeddings = own if embedding is None else embedding
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """What turns text into this store's vectors; None if it has none."""
+        """The embeddings of the store; None if it has none."""
         return self._embeddings
 
     @classmethod
@@ -119,7 +119,7 @@ class MemograftVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a store, `kwargs` as the class takes them, and add texts to it."""
+        """Open a store with the arguments `kwargs` of the class, and add texts to it."""
         passages = documents_of(texts, metadatas, ids)
         return cls._filled(embedding, kwargs, lambda store: store._add(passages))
 
@@ -133,12 +133,12 @@ class MemograftVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a store, `kwargs` as the class takes them, and add texts to it."""
+        """Open a store with the arguments `kwargs` of the class, and add texts to it."""
         return await cls._afilled(documents_of(texts, metadatas, ids), embedding, kwargs)
 
     @classmethod
     def from_documents(cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any) -> Self:
-        """Open a store, `kwargs` as the class takes them, and add documents to it; `ids=` goes with the documents."""
+        """Open a store with the arguments `kwargs` of the class, and add documents to it, with `ids=` if given."""
         passages = passages_of_documents(documents, kwargs.pop("ids", None))
         return cls._filled(embedding, kwargs, lambda store: store._add(passages))
 
@@ -146,7 +146,7 @@ class MemograftVectorStore(VectorStore):
     async def afrom_documents(
         cls, documents: list[Document], embedding: Embeddings | None = None, **kwargs: Any
     ) -> Self:
-        """Open a store, `kwargs` as the class takes them, and add documents to it; `ids=` goes with the documents."""
+        """Open a store with the arguments `kwargs` of the class, and add documents to it, with `ids=` if given."""
         return await cls._afilled(passages_of_documents(documents, kwargs.pop("ids", None)), embedding, kwargs)
 
     @classmethod
@@ -173,22 +173,22 @@ class MemograftVectorStore(VectorStore):
     def from_faiss_folder(
         cls, folder: str | Path, embedding: Embeddings | None, *, index_name: str = "index", **kwargs: Any
     ) -> Self:
-        """Convert a folder that `langchain_community`'s FAISS store wrote with `save_local`.
+        """Convert a folder that the FAISS store of langchain_community wrote with `save_local`.
 
-        Nothing is unpickled: `index.pkl` is read as plain data, and whatever else it holds is refused. The vectors are
-        those of `index.faiss`, compared by cosine from now on, which ranks as the old store did if they had length 1.
-        Documents keep their ids: converting again into the same `path` changes nothing.
+        Nothing is unpickled: `index.pkl` is parsed as plain data, and other objects in it are refused. The vectors of
+        `index.faiss` are kept, and compared by cosine; the ranking is that of the old store if they have length 1.
+        Documents keep their ids, so that converting again into the same `path` changes nothing.
 
         Args:
-            folder: what was given to `save_local`. FAISS trusts `index.faiss`, so open folders of people you trust.
-            embedding: the embeddings the folder was built with.
-            index_name: what was given to `save_local`.
-            kwargs: as the class takes them, such as `path`.
+            folder: the argument of `save_local`. FAISS does not check all of `index.faiss`: trust its source.
+            embedding: the embeddings that the folder was built with.
+            index_name: the argument of `save_local`.
+            kwargs: arguments of the class, such as `path`.
 
         Raises:
-            StoreError: a file is missing, or its index gives no vectors back.
-            StoreCorruptError: a file is damaged or holds more than plain data, or the two do not fit each other.
-            SettingsError: `embedding` makes vectors of another length; otherwise as the class.
+            StoreError: a file is missing, or the vectors cannot be read back from the index.
+            StoreCorruptError: a file is damaged or has other objects than plain data, or the two files do not match.
+            SettingsError: the vectors of `embedding` have another length; otherwise as the class.
         """
         old = read_faiss_folder(folder, index_name)
 
@@ -199,7 +199,7 @@ class MemograftVectorStore(VectorStore):
 
     @classmethod
     async def afrom_faiss_folder(cls, folder: str | Path, embedding: Embeddings | None, **kwargs: Any) -> Self:
-        """Do what `from_faiss_folder` does, in a thread."""
+        """`from_faiss_folder` in a thread."""
         return await asyncio.to_thread(cls.from_faiss_folder, folder, embedding, **kwargs)
 
     # writing ----------------------------------------------------------------------------------------------------
@@ -207,15 +207,15 @@ class MemograftVectorStore(VectorStore):
     def add_texts(
         self, texts: Iterable[str], metadatas: Metadatas = None, *, ids: list[str] | None = None, **kwargs: Any
     ) -> list[str]:
-        """Add texts, replacing passages with the same id: all of them or, on any error, none. Returns the ids.
+        """Add texts, replacing passages with the same id. After an error, none was added. Returns the ids.
 
         Raises:
-            SettingsError: a text that is no string, metadata that is not JSON, or embeddings that return something
-                else than one vector of D finite numbers for each text.
-            StoreReadOnlyError: the store is open read-only.
+            SettingsError: a text is not a string, metadata is not JSON, or the embeddings do not return one vector of
+                finite numbers, of the store's dimension, for each text.
+            StoreReadOnlyError: the store is read-only.
             StoreError: the disk is full, or the store is closed.
         """
-        only(kwargs, "batch_size")  # of LangChain's indexing, which sends as many at once
+        only(kwargs, "batch_size")  # an argument of LangChain's indexing
         return self._add(documents_of(texts, metadatas, ids))
 
     async def aadd_texts(
@@ -249,34 +249,34 @@ class MemograftVectorStore(VectorStore):
         return await asyncio.to_thread(self.store.add, passages, vectors)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Delete by id, or with `filter=` by metadata; ids that are not there are no error.
+        """Delete documents by id, or by metadata with `filter=`. Unknown ids are ignored.
 
-        As in every VectorStore, neither `ids` nor `filter` deletes everything.
+        Without `ids` and `filter`, all documents are deleted, as in LangChain's other stores.
 
         Raises:
             SettingsError: both are given.
-            FilterError: `filter` is not well formed.
-            StoreReadOnlyError, StoreError: as `add_texts`.
+            FilterError: `filter` is malformed.
+            StoreReadOnlyError, StoreError: as in `add_texts`.
         """
         only(kwargs, "filter")
-        everything = ids is None and "filter" not in kwargs  # filter=None is more likely a mistake
+        everything = ids is None and "filter" not in kwargs  # filter=None is probably a mistake
         self.store.delete(ids, {} if everything else kwargs.get("filter"))
         return True
 
     # reading ----------------------------------------------------------------------------------------------------
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Return the documents with these ids, in their order, skipping ids that are not there."""
+        """Return the documents with these ids, in the order of the ids; unknown ids are skipped."""
         return [document_of(passage) for passage in self.store.get(ids)]
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
-        """Return the k documents closest to a question, best first; fewer only if fewer match `filter`.
+        """Return the k documents most similar to a question, best first; fewer only if fewer match `filter`.
 
-        `mode=` is how: "vector", "hybrid" or "text".
+        `mode=` is "vector", "hybrid" or "text".
 
         Raises:
-            SettingsError: `k` is not positive, `query` not a string, or the store has no vectors for this `mode`.
-            FilterError: `filter` is not well formed.
+            SettingsError: `k` is not positive, `query` is not a string, or the store has no vectors for this `mode`.
+            FilterError: `filter` is malformed.
             StoreError: the store is closed.
         """
         return [document for document, _ in self.similarity_search_with_score(query, k, filter, **kwargs)]
@@ -284,7 +284,7 @@ class MemograftVectorStore(VectorStore):
     async def asimilarity_search(
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the k documents closest to a question; otherwise as `similarity_search`."""
+        """Return the k documents most similar to a question; otherwise as `similarity_search`."""
         return [document for document, _ in await self.asimilarity_search_with_score(query, k, filter, **kwargs)]
 
     def similarity_search_with_score(
@@ -306,24 +306,24 @@ class MemograftVectorStore(VectorStore):
     def similarity_search_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the k documents closest to a vector of any length; otherwise as `similarity_search`."""
+        """Return the k documents most similar to a vector of any norm; otherwise as `similarity_search`."""
         return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, filter, **kwargs)]
 
     def similarity_search_with_score_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
-        """Return documents with their cosines to a vector of any length; otherwise as `similarity_search`."""
+        """Return documents with their cosines to a vector of any norm; otherwise as `similarity_search`."""
         only(kwargs)
         return scored(self.store.search_by_vector(embedding, k, filter))
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: Vector, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> Scored:
-        """Return documents with their cosines to a vector of any length; otherwise as `similarity_search`."""
+        """Return documents with their cosines to a vector of any norm; otherwise as `similarity_search`."""
         return await asyncio.to_thread(self.similarity_search_with_score_by_vector, embedding, k, filter, **kwargs)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """Relevance is the cosine, and 0 for whatever points away from the question."""
+        """The relevance is the cosine, and 0 if that is negative."""
         return lambda cosine: min(max(cosine, 0.0), 1.0)
 
     def _similarity_search_with_relevance_scores(self, query: str, k: int = 4, **kwargs: Any) -> Scored:
@@ -343,10 +343,10 @@ class MemograftVectorStore(VectorStore):
         filter: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return k of the `fetch_k` closest documents that are close to the question and unlike each other.
+        """Return k of the `fetch_k` most similar documents that differ from each other.
 
         Raises:
-            SettingsError: `lambda_mult` outside [0, 1], `fetch_k` not positive; otherwise as `similarity_search`.
+            SettingsError: `lambda_mult` is not in [0, 1], `fetch_k` is not positive; otherwise as `similarity_search`.
         """
         only(kwargs)
         return [document_of(hit.document) for hit in self.store.mmr(query, k, fetch_k, lambda_mult, filter)]
@@ -360,7 +360,7 @@ class MemograftVectorStore(VectorStore):
         filter: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return close but different documents; otherwise as `max_marginal_relevance_search`."""
+        """`max_marginal_relevance_search` for asyncio."""
         options = k, fetch_k, lambda_mult, filter
         if self._embeddings is None:
             return await asyncio.to_thread(self.max_marginal_relevance_search, query, *options, **kwargs)
@@ -376,7 +376,7 @@ class MemograftVectorStore(VectorStore):
         filter: Filter | None = None,
         **kwargs: Any,
     ) -> list[Document]:
-        """Return documents close to a vector but different; otherwise as `max_marginal_relevance_search`."""
+        """Return documents that are similar to a vector but differ; otherwise as `max_marginal_relevance_search`."""
         only(kwargs)
         return [
             document_of(hit.document) for hit in self.store.mmr_by_vector(embedding, k, fetch_k, lambda_mult, filter)
@@ -385,7 +385,7 @@ class MemograftVectorStore(VectorStore):
     # closing ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Write the index file and close; a second call does nothing."""
+        """Write the index file and close the store; a second call does nothing."""
         self.store.close()
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""The suite's model that calls tools by its own choice, which has also learned what LangChain's standard suite asks."""
+"""The suite's model that chooses tool calls, also trained on the questions of LangChain's standard suite."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _JOKE = (
 
 @cache
 def calling_engine() -> Engine:
-    """The engine over it; trained at the first call, for the whole test run."""
+    """The engine with the model, which is trained once per test run."""
     lessons: list[Lesson] = [([{"role": "user", "content": _JOKE}], None, '{"setup": "Why?", "punchline": "Cats."}')]
     for question, tool, arguments in (_MAGIC, _CHINESE, _JAPANESE):
         forced = json.dumps({"name": tool.name, "arguments": arguments}, ensure_ascii=False)

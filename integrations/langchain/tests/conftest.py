@@ -1,4 +1,4 @@
-"""What all tests share: the suite's models, and one chat model of the bundled one."""
+"""Fixtures of all tests: the suite's models, and a chat model with the bundled one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ pytest_plugins = ["conformance.fixtures"]
 
 @pytest.fixture(scope="session", autouse=True)
 def held(tiny: Engine) -> Engine:
-    """The engine of every `model="tiny"`, which would be loaded anew whenever nobody holds it."""
+    """The engine of every `model="tiny"`. Without this reference, each test would load it again."""
     return tiny
 
 
 @pytest.fixture
 def chat(tiny: Engine) -> ChatMemograft:
-    """The bundled model as a chat model, with memories of its own."""
+    """A chat model with the bundled model."""
     return ChatMemograft(model="tiny", max_tokens=24)
 
 
 @pytest.fixture
 def blockbuster() -> Iterator[BlockBuster]:
-    """Fails what blocks the event loop, for the whole test."""
+    """Makes blocking of the event loop an error, for the whole test."""
     with blockbuster_ctx() as blocking:
         yield blocking

@@ -1,4 +1,4 @@
-"""Datastores of the bundled model, which teach the facts of `conformance.pages`."""
+"""Datastores of the bundled model, with the facts of `conformance.pages`."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def built(examples: list[Any], **settings: Any) -> Datastore:
 
 
 def sure(datastore: Datastore) -> Rtd:
-    """Settings under which what was taught comes out."""
+    """Settings with which the answers are those of the examples."""
     return Rtd(datastore, weight=0.9)

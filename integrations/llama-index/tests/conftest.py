@@ -27,7 +27,7 @@ PLAIN = "The capital of Australia is Canberra."
 
 
 class Pages(BaseRetriever):
-    """Finds the same nodes whatever is asked."""
+    """A retriever that returns the same nodes for every query."""
 
     def __init__(self, *texts: str) -> None:
         self.nodes = [TextNode(text=text, id_=f"page-{n}") for n, text in enumerate(texts, start=1)]
@@ -45,13 +45,13 @@ def engine(tiny: Engine) -> Engine:
 
 @pytest.fixture
 def llm(engine: Engine) -> Memograft:
-    """It, memorizing."""
+    """The bundled model, which memorizes."""
     return Memograft.from_engine(engine, model="tiny", memory=FastMem(), max_tokens=32)
 
 
 @pytest.fixture
 def plain(engine: Engine) -> Memograft:
-    """It, answering plainly."""
+    """The bundled model, without memorizing."""
     return Memograft.from_engine(engine, model="tiny", memory=None, max_tokens=32)
 
 
@@ -62,7 +62,7 @@ def seen(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @pytest.fixture(scope="session")
 def taught(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Datastore:
-    """A datastore that also steers prompts with documents, which it did not learn: its examples are not alike."""
+    """A datastore that also influences prompts with documents, because its examples differ from each other."""
     folder = tmp_path_factory.mktemp("datastore") / "store"
     others = [("What is the capital of France?", "Paris, of course!"), ("Who are you?", "I am Tor.")]
     Datastore.build(engine, [pages.EXAMPLE, *others], path=folder, progress=False).close()
@@ -71,7 +71,7 @@ def taught(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Datastor
 
 @pytest.fixture
 def steered(plain: Memograft, taught: Datastore) -> Memograft:
-    """The bundled model, steered by it."""
+    """The bundled model with this datastore."""
     return plain.model_copy(update={"datastore": Rtd(taught, weight=0.9)})
 
 

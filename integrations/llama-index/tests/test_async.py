@@ -1,4 +1,4 @@
-"""Async is async: the loop is never blocked, concurrent calls share batches, and giving up gives up."""
+"""Async methods do not block the event loop, concurrent calls share batches, and cancelled requests end."""
 
 from __future__ import annotations
 

@@ -46,6 +46,6 @@ def test_serialized_llms_of_one_folder_share_an_engine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 8])
 def test_keep_is_gone(llm: Memograft, keep: Any) -> None:
-    said = rf"`keep` is gone, got {keep}; pass Memograft\(bank=...\), which keeps memories, instead"
+    said = rf"`keep` was removed, got {keep}; pass Memograft\(bank=...\), which keeps memories, instead"
     with pytest.raises(ValueError, match=said):
         MemograftSynthesizer(llm, keep=keep)

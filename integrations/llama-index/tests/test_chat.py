@@ -1,4 +1,4 @@
-"""The eight endpoints: what they say, that they say the same, and what their responses carry."""
+"""The eight endpoints: they give the same answers, and their responses have the metadata."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def user(text: str) -> ChatMessage:
 
 
 def joined(responses: Iterator[Any]) -> tuple[str, list[Any]]:
-    """(all deltas, all responses)."""
+    """All deltas, and all responses."""
     found = list(responses)
     return "".join(r.delta or "" for r in found), found
 
@@ -30,7 +30,7 @@ async def ajoined(responses: AsyncIterator[Any]) -> tuple[str, list[Any]]:
 
 
 async def every_endpoint(llm: Memograft, question: str, **kwargs: Any) -> list[str]:
-    """The answer of each of the eight."""
+    """The answer of each of the eight endpoints."""
     messages = [user(question)]
     return [
         str(llm.chat(messages, **kwargs).message.content),

@@ -1,4 +1,4 @@
-"""What steered an answer: citation blocks beside its text, facts in JSON, and what becomes of them in conversations."""
+"""Answers with a datastore: citation blocks, the report as JSON, and such messages in later conversations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CITED = CitationBlock(
 
 
 def checked(about: dict[str, Any]) -> None:
-    """The facts name the source and the stretch, in JSON."""
+    """The report has the source and the cited part, as JSON."""
     given = json.loads(json.dumps(about["references"], allow_nan=False))
     metadata = {"title": "Atlas", "page": 3}
     (source,), (citation,) = given["sources"], given["citations"]

@@ -22,7 +22,6 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.memograft import Memograft
-from llama_index.llms.memograft._errors import ToolCallError
 from memograft import Datastore, Engine, MemoryHandle
 from pydantic import BaseModel
 
@@ -53,10 +52,7 @@ class LlamaIndex(Front):
         return type(self)(own)
 
     def ask(self, messages: Sequence[Message], **options: Any) -> Said:
-        try:
-            return _said(self._own.chat(self.conversation(messages), **_named(options)))
-        except ToolCallError as e:  # a LlamaIndex message cannot hold an invalid call
-            return Said("", invalid=(str(e).partition("; got ")[0],))
+        return _said(self._own.chat(self.conversation(messages), **_named(options)))
 
     async def aask(self, messages: Sequence[Message], **options: Any) -> Said:
         return _said(await self._own.achat(self.conversation(messages), **_named(options)))
@@ -127,6 +123,7 @@ def _said(response: ChatResponse) -> Said:
     return Said(
         text=response.message.content or "",
         calls=tuple((b.tool_name, b.tool_kwargs) for b in blocks if isinstance(b, ToolCallBlock)),
+        invalid=tuple(call["error"] for call in facts.get("invalid_tool_calls", ())),
         citations=tuple(
             {
                 "start": block.additional_location_info["answer_start"],

@@ -1,4 +1,4 @@
-"""A datastore as a setting and by call: in every form, at every endpoint, alone and with everything else."""
+"""A datastore as a setting and as an argument, at every endpoint, alone and with other options."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_somebody_elses_datastore_is_not_held(plain: Memograft) -> None:
 
 
 def test_settings_of_a_folder_that_can_never_work(plain: Memograft, taught: Datastore) -> None:
-    with pytest.raises(ValidationError, match=r"`datastore` must hold settings of Rtd, got \['wait'\]; leave them out"):
+    with pytest.raises(ValidationError, match=r"`datastore` must have settings of Rtd, got \['wait'\]; leave them out"):
         Memograft(datastore={"datastore": "store", "wait": 0.9})
     with pytest.raises(SettingsError, match="`weight` must be between 0 and 1, got 9"):
         plain.complete(ASKED, datastore={"datastore": str(taught.path), "weight": 9})
@@ -67,7 +67,7 @@ def test_settings_of_a_folder_that_can_never_work(plain: Memograft, taught: Data
 
 
 def forms(taught: Datastore) -> list[tuple[Any, Any]]:
-    """(a datastore, what is written of it)."""
+    """Pairs of a datastore and its serialized form."""
     folder = str(taught.path)
     settings = {"k": 4, "temperature": 9.0, "weight": 0.9, "heads": 2, "gate": None, "distance": "plain"}
     return [

@@ -1,4 +1,4 @@
-"""What `build_datastore` learns from: nodes, histories, pairs and triples, and everything that is none."""
+"""Examples for `build_datastore`: nodes, histories, pairs and triples, and errors for other values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HISTORY = [
 
 
 def read(example: Any) -> tuple[Any, ...]:
-    """What a datastore learns from, as it knows it: also by its id, which is of its content where none is given."""
+    """The source, messages and documents of an example as the core reads it."""
     found = as_example(example, 0)
     return found.source, found.messages, [document.text for document in found.documents]
 

@@ -1,4 +1,4 @@
-"""Documents in all their forms, and everything that is none."""
+"""Documents in all forms, and errors for other values."""
 
 from __future__ import annotations
 
@@ -115,5 +115,5 @@ def test_pictures_and_sounds_are_refused_by_name(plain: Memograft, block: Any, w
     ids=["url", "pdf", "missing"],
 )
 def test_documents_whose_text_is_not_at_hand_are_refused(plain: Memograft, block: Any, why: str) -> None:
-    with pytest.raises(ValueError, match=f"must hold text .UTF-8., got .*{why}.*; read it with a LlamaIndex reader"):
+    with pytest.raises(ValueError, match=f"must have text .UTF-8., got .*{why}.*; read it with a LlamaIndex reader"):
         plain.chat([ChatMessage(role="user", blocks=[block, TextBlock(text=QUESTION)])])

@@ -1,4 +1,4 @@
-"""Callbacks, instrumentation events and token counts: what watches an LLM of LlamaIndex sees this one."""
+"""Callbacks, instrumentation events and token counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ASKED = [ChatMessage(role="user", content=QUESTION)]
 
 
 class Watch(BaseEventHandler):
-    """Keeps every event."""
+    """An event handler that records all events."""
 
     _seen: list[Any] = PrivateAttr(default_factory=list)
 
@@ -33,7 +33,7 @@ class Watch(BaseEventHandler):
         self._seen.append(event)
 
     def names(self) -> list[str]:
-        """Their names, repetitions left out."""
+        """Names of the events, without repetitions."""
         return list(dict.fromkeys(type(event).__name__ for event in self._seen))
 
 

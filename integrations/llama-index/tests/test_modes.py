@@ -1,4 +1,4 @@
-"""The context arrives by itself: in every response mode, in the chat engines, as documents, and only once."""
+"""The context becomes documents, once, in every response mode and in the chat engines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def contents(seen: Seen) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_hands_over_its_context(llm: Memograft, seen: Seen, mode: str, streaming: bool) -> None:
-    """Fails when LlamaIndex hands its context over in another way than this package listens to."""
+    """Fails if LlamaIndex passes its context through other prompt variables than this package extracts."""
     if streaming and "accumulate" in mode:
         pytest.skip("LlamaIndex streams no accumulation")
     engine = RetrieverQueryEngine.from_args(Pages(PAGE), llm=llm, response_mode=mode, streaming=streaming)
@@ -180,7 +180,7 @@ def test_settings_llm(llm: Memograft, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_context_that_is_too_long_is_no_empty_response(llm: Memograft, caplog: Any, streaming: bool) -> None:
-    """LlamaIndex's Refine takes a ValueError for a badly formatted answer, and would go on without one."""
+    """LlamaIndex's Refine would take a ValueError for a malformed answer, and continue without one."""
     narrow = llm.model_copy(update={"context_window": 4000})
     engine = RetrieverQueryEngine.from_args(Pages(" ".join([PAGE] * 60)), llm=narrow, streaming=streaming)
     with caplog.at_level(logging.CRITICAL), pytest.raises(Exception, match="tokens") as raised:

@@ -1,4 +1,4 @@
-"""Names of ChatMemograft that the LLM takes, with the same meaning, and what it says of those that it does not take."""
+"""Names of ChatMemograft that the LLM accepts with the same meaning, and errors for those that it does not accept."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_context_delimiters(engine: Engine, llm: Memograft) -> None:
 
 
 async def test_retries(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two tries time out, without waiting for it."""
+    """The first two attempts time out without waiting."""
     tries: list[str] = []
     answer, aanswer = engine.answer, engine.aanswer
 

@@ -12,9 +12,10 @@ from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.memograft import Memograft
+from llama_index.llms.memograft._errors import ToolCallError
 from llama_index.llms.memograft._messages import to_openai
 from llama_index.llms.memograft._react import read, written
-from memograft import Engine
+from memograft import Answer, Engine, Timings, Usage
 from memograft.chat import Call, InvalidCall, Reading
 
 
@@ -147,6 +148,13 @@ def test_answers_are_what_the_parser_of_react_reads(reading: Reading, parsed: An
 def test_a_call_that_is_not_whole_stays_invalid() -> None:
     broken = Reading("", (), (InvalidCall("stop", "{", "not whole"),))
     assert written(broken) == broken
+
+
+def test_an_agent_does_not_take_a_call_that_was_cut_off_for_its_answer(llm: Memograft) -> None:
+    call = llm._call(ReActChatFormatter().format(TOOLS, [ASKED]), {})
+    answer = Answer('{"name": "sto', (), "length", Usage(1, 0, 1), None, Timings(0, 0, 0))
+    with pytest.raises(ToolCallError, match=r"not whole .*; allow more `max_tokens`; got '\{\"name\": \"sto'"):
+        call.response(answer)
 
 
 def test_its_own_thought_is_not_told_to_the_model() -> None:

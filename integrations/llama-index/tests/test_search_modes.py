@@ -1,4 +1,4 @@
-"""Queries by words and by words and embeddings: what the core's store finds, through queries and through an index."""
+"""Queries by words, and by words and embeddings, give the results of the core's store."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def test_an_index_is_asked_both_ways() -> None:
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ({"mode": TEXT}, "`query_str` must be the question, got None; its words are searched for"),
+        ({"mode": TEXT}, "`query_str` must be the question, got None; pass it to search by words"),
         ({"mode": HYBRID, "query_embedding": [1.0, 0.0]}, "`query_str` must be the question"),
         ({"mode": HYBRID, "query_str": "bees"}, "`query_embedding` must be an embedding, got None"),
         (
             {"mode": HYBRID, "query_str": "bees", "query_embedding": [1.0, 0.0], "alpha": 0.5},
-            "`alpha` is not for this store, got 0.5; it joins ranks",
+            "`alpha` is not for this store, got 0.5; leave it out, because ranks have no weights",
         ),
         ({"mode": TEXT, "query_str": "bees", "sparse_top_k": 0}, "`sparse_top_k` must be a whole number"),
     ],

@@ -1,4 +1,4 @@
-"""How the LLM is made, what it says of itself, and that importing it costs nothing."""
+"""Creation, metadata and serialization of the LLM, and the modules that it imports."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_calls_take_the_names_of_chat_memograft(llm: Memograft) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
     assert json.loads(llm.complete("Who?", response_format=wanted).text)["a"] in (True, False)
-    with pytest.raises(ValueError, match="`json_schema` and `response_format` both describe the answer"):
+    with pytest.raises(ValueError, match="`json_schema` and `response_format` both set the answer's form"):
         llm.complete("Who?", response_format=wanted, json_schema=schema)
     framed = f"Answer in one sentence, politely, and in English.\n\n{QUESTION}"
     report = llm.complete(framed, documents=[PAGE], query=QUESTION).additional_kwargs["memograft"]

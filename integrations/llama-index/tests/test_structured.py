@@ -1,4 +1,4 @@
-"""Objects of pydantic classes from any model, the bundled and a random one included."""
+"""Objects of pydantic classes from any model, such as the bundled one and a random one."""
 
 from __future__ import annotations
 

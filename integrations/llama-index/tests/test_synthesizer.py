@@ -1,4 +1,4 @@
-"""`MemograftSynthesizer`: nodes stay nodes, and the response says what became of each."""
+"""`MemograftSynthesizer`: each node is a document, and the response has a report on them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_settings_llm(llm: Memograft, monkeypatch: pytest.MonkeyPatch) -> None:
     ("options", "match"),
     [
         ({"llm": MockLLM()}, r"`llm` must be a Memograft, got MockLLM; pass llm=Memograft\(...\), or set Settings.llm"),
-        ({"streaming": True, "output_cls": Small}, "`streaming` and `output_cls` cannot go together"),
+        ({"streaming": True, "output_cls": Small}, "`streaming` and `output_cls` exclude each other"),
         ({"output_cls": "Small"}, "`output_cls` must be a pydantic class, got 'Small'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tools: forced on any model, offered to models whose template takes them, and refused loudly where there is no way."""
+"""Tools: forced calls, calls by the model's choice, agents, and calls that were cut off."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.memograft import Memograft
+from llama_index.llms.memograft._errors import ToolCallError
 from llama_index.llms.memograft._responses import chat_response
 from memograft import Answer, Engine, Timings, Usage
 from memograft.chat import Call, InvalidCall, Reading
@@ -118,11 +119,46 @@ def test_what_was_read_becomes_blocks() -> None:
     assert chat_response(answer, Reading(""), "tiny").message.blocks == [TextBlock(text="")]
 
 
-def test_a_call_that_was_cut_off_is_an_error() -> None:
-    answer = Answer('{"name', (), "length", Usage(1, 0, 1), None, Timings(0, 0, 0))
-    broken = InvalidCall("either", answer.text, "the call is not whole; allow more `max_new_tokens`")
-    with pytest.raises(ValueError, match=r"the call is not whole; allow more `max_tokens`; got '\{\"name'"):
-        chat_response(answer, Reading("", (), (broken,)), "tiny")
+CUT = {"tool_required": True, "stop": ['":'], "max_tokens": 80}
+NOT_WHOLE = r"the call is not whole \(finish_reason='stop'\); pass no `stop` .*; got '\[?\{\"name'$"
+
+
+async def test_a_call_that_was_cut_off_is_the_text_of_the_message(llm: Memograft) -> None:
+    *before, last = llm.stream_chat(ASKED, tools=[EITHER], **CUT)
+    responses = [llm.chat(ASKED, tools=[EITHER], **CUT), await llm.achat(ASKED, tools=[EITHER], **CUT), last]
+    responses.append([r async for r in await llm.astream_chat(ASKED, tools=[EITHER], **CUT)][-1])
+    for response in responses:
+        assert response.message.blocks == [TextBlock(text='{"name')]
+        (call,) = response.additional_kwargs["invalid_tool_calls"]
+        assert response.raw["invalid_tool_calls"] == [call]
+        assert (call["name"], call["args"]) == ("either", '{"name')
+        for error_on_no_tool_call in (True, False):
+            with pytest.raises(ToolCallError, match=NOT_WHOLE):
+                llm.get_tool_calls_from_response(response, error_on_no_tool_call=error_on_no_tool_call)
+    assert (before, last.delta) == ([], '{"name')
+    assert llm.chat([*ASKED, last.message, *ASKED]).message.content
+    with pytest.raises(ToolCallError, match=NOT_WHOLE):
+        llm.predict_and_call([EITHER], "Is one true?", **CUT)
+
+
+@pytest.mark.filterwarnings("ignore:is_running called from within a step:DeprecationWarning")  # LlamaIndex itself
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_agents_do_not_take_a_call_that_was_cut_off_for_their_answer(llm: Memograft, streaming: bool) -> None:
+    cut = llm.model_copy(update={"stop": ['":'], "max_tokens": 80})
+    agent = FunctionAgent(tools=[EITHER], llm=cut, initial_tool_choice="either", streaming=streaming)
+    with pytest.raises(ToolCallError, match=NOT_WHOLE):
+        await agent.run("Is one true?", max_iterations=2)
+
+
+def test_a_call_beside_one_that_cannot_be_executed(llm: Memograft) -> None:
+    answer = Answer("...", (), "stop", Usage(1, 0, 1), None, Timings(0, 0, 0))
+    call, broken = Call("either", {"a": True, "b": False}, "c1"), InvalidCall(None, "[]", "no name", "c2")
+    response = chat_response(answer, Reading("", (call,), (broken,)), "tiny")
+    assert response.message.blocks == [ToolCallBlock(tool_call_id="c1", tool_name="either", tool_kwargs=call.arguments)]
+    invalid = {"id": "c2", "name": None, "args": "[]", "error": "no name"}
+    assert response.additional_kwargs["invalid_tool_calls"] == [invalid]
+    with pytest.raises(ToolCallError, match=r"^no name; got '\[\]'$"):
+        llm.get_tool_calls_from_response(response)
 
 
 def test_a_stream_holds_calls_back(capable: Memograft) -> None:

@@ -1,4 +1,4 @@
-"""Whatever the vector store refuses says the rule, the value and the remedy, and leaves the store as it was."""
+"""Errors of the vector store give the rule, the value and a remedy, and do not change the store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def cyclic() -> dict:
         ("text", r"nodes\[1\] must be a node of LlamaIndex, got str; wrap it as TextNode\(text=...\)"),
         (good("bad", embedding=None), r"nodes\[1\] \(id 'bad'\) must have an embedding, got None; pass it through"),
         (good("bad", embedding=[1.0]), r"\(id 'bad'\) must have an embedding of 2 numbers, .* got 1; embed all nodes"),
-        (good("bad", embedding=[]), r"must have an embedding of 2 numbers, as the others in the store, got 0"),
+        (good("bad", embedding=[]), r"must have an embedding of 2 numbers, as the other nodes in the store, got 0"),
         (good("bad", embedding=[1.0, float("nan")]), r"finite numbers, got NaN or infinity in row 1"),
         (
             ImageNode(id_="bad", embedding=[1, 2], image_url="x"),
@@ -63,7 +63,7 @@ def cyclic() -> dict:
             good(
                 "bad", relationships={NodeRelationship.SOURCE: RelatedNodeInfo(node_id="d", metadata={"x": object()})}
             ),
-            r"nodes\[1\] \(id 'bad'\) must be JSON, got a TextNode that is not \(.*\); turn what is in its rel",
+            r"nodes\[1\] \(id 'bad'\) must be JSON, got a TextNode that is not \(.*\); convert the values in its rel",
         ),
         (
             IndexNode(id_="bad", index_id="i", embedding=[1, 2], obj=object()),
@@ -93,7 +93,7 @@ def test_a_bad_first_node_does_not_settle_the_dimension() -> None:
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        (VectorStoreQuery(), r"`query_embedding` must be an embedding, got None; ask through VectorStoreIndex"),
+        (VectorStoreQuery(), r"`query_embedding` must be an embedding, got None; query through VectorStoreIndex"),
         (VectorStoreQuery([1.0]), r"`vector` must have the shape \(2,\), got \(1,\)"),
         (VectorStoreQuery([1.0, float("inf")]), r"finite numbers, got NaN or infinity"),
         (
@@ -123,7 +123,7 @@ MODES = ("default", "mmr", "hybrid", "text_search", "sparse")
 @pytest.mark.parametrize("mode", [m for m in VectorStoreQueryMode if m.value not in MODES])
 def test_other_modes_are_refused_by_name(mode) -> None:
     for store in (MemograftVectorStore(), MemograftVectorStore(embedder=LexicalEmbedder(64))):
-        text = f"`mode` must be default, mmr, hybrid, text_search or sparse, got '{mode.value}'; this store has"
+        text = f"`mode` must be default, mmr, hybrid, text_search or sparse, got '{mode.value}'; pass one of these"
         with pytest.raises(SettingsError, match=text):
             store.query(VectorStoreQuery([1.0, 2.0], mode=mode))
 
@@ -139,7 +139,9 @@ def test_bad_options() -> None:
         for value in (-1, "many"):
             with pytest.raises(SettingsError, match=f"`{name}` must be a .*number of at least 1, got"):
                 store.query(query, **{name: value})
-    with pytest.raises(SettingsError, match=r"`mmr_prefetch_k` and `mmr_prefetch_factor` are one setting, got both"):
+    with pytest.raises(
+        SettingsError, match=r"`mmr_prefetch_k` and `mmr_prefetch_factor` set the same number, got 3 and 2"
+    ):
         store.query(query, mmr_prefetch_k=3, mmr_prefetch_factor=2)
     with pytest.raises(SettingsError, match=r"`query` takes mmr_prefetch_factor, mmr_prefetch_k, .*, got 'threshold'"):
         store.query(query, threshold=1)
@@ -149,13 +151,15 @@ def test_bad_options() -> None:
         store.delete("doc", x=1)
     with pytest.raises(SettingsError, match="`delete_nodes` takes none besides its own arguments, got 'x'"):
         store.delete_nodes(["good"], x=1)
-    with pytest.raises(SettingsError, match=r"`ref_doc_id` must be a string, got \['doc'\]; delete_nodes takes lists"):
+    with pytest.raises(
+        SettingsError, match=r"`ref_doc_id` must be a string, got \['doc'\]; pass lists to delete_nodes"
+    ):
         store.delete(["doc"])
     for ids in ("good", ["good", 1]):
         with pytest.raises(ValueError, match=r"`node_ids` must be a list of strings, got .*; write node_ids=\[...\]"):
             store.get_nodes(ids)
     for filters in (None, MetadataFilters(filters=[])):
-        with pytest.raises(SettingsError, match=r"takes `node_ids` or `filters`, got neither; clear\(\) deletes every"):
+        with pytest.raises(SettingsError, match=r"needs `node_ids` or `filters`, got neither; clear\(\) deletes all"):
             store.delete_nodes(filters=filters)
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         MemograftVectorStore(dimension=3)
@@ -216,5 +220,5 @@ def test_persisting_needs_the_local_file_system(tmp_path) -> None:
             SettingsError, match=r"a store is a folder of the local file system, got fs=.*; copy the folder"
         ):
             use(str(tmp_path / "x"), fs=memory)
-    with pytest.raises(StoreError, match="holds no store; persist one there, or check the path"):
+    with pytest.raises(StoreError, match="does not exist; call `persist` with this path first, or check the path"):
         MemograftVectorStore.from_persist_path(str(tmp_path / "nowhere"))

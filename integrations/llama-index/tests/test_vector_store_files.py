@@ -40,7 +40,7 @@ def test_a_folder_opens_again(tmp_path: Path) -> None:
     with MemograftVectorStore(str(tmp_path / "s"), index="hnsw") as store:
         assert store.get_nodes() == before
         assert nearest(store, 4) == "n4"
-        with pytest.raises(SettingsError, match="must have an embedding of 2 numbers, as the others in the store"):
+        with pytest.raises(SettingsError, match="must have an embedding of 2 numbers, as the other nodes in the store"):
             store.add([TextNode(text="x", embedding=[1.0] * 3)])
         store.delete_nodes(["n4"])
     with MemograftVectorStore(tmp_path / "s", read_only=True) as store:
@@ -60,7 +60,7 @@ def test_it_describes_itself_without_its_contents(tmp_path: Path) -> None:
 
 
 def test_a_store_of_the_core_opens_with_its_own_embedder(tmp_path: Path) -> None:
-    """`memograft index` fills a folder, LlamaIndex reads and extends it, `memograft ask` searches it."""
+    """`memograft index` creates a folder, LlamaIndex reads and extends it, `memograft ask` searches it."""
     with VectorStore(path=tmp_path / "s") as core:
         core.add([page.text for page in PAGES[:2]])
     embedding = MemograftEmbedding()
@@ -136,7 +136,7 @@ def hold(folder: str, ready, done) -> None:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    """One writes, the other reads along; a second writer is refused until the first has closed."""
+    """One process writes and another reads; a second writer is refused until the first has closed."""
     folder = str(tmp_path / "s")
     waiting = MemograftVectorStore(folder)  # opened before there was anything
     assert waiting.get_nodes() == []

@@ -1,4 +1,4 @@
-"""Metadata filters against llama-index-core's own meaning of them, and against plain Python where it has none."""
+"""Metadata filters compared with llama-index-core's own, and with plain Python where it has none."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def nodes_and_store(count: int = 120) -> tuple[list[TextNode], MemograftVectorSt
 
 
 def seen(node: TextNode) -> dict:
-    """What filters see of a node."""
+    """The metadata of a node for filters."""
     return {"doc_id": node.ref_doc_id, **node.metadata}
 
 
@@ -86,7 +86,7 @@ def found(store, filters: MetadataFilters) -> set[str]:
 
 
 def test_flat_filters_mean_what_llama_index_means() -> None:
-    """Where the core of LlamaIndex raises, on types that cannot be compared, such a passage does not match."""
+    """Where LlamaIndex raises an error, for types that cannot be compared, the passage does not match."""
     rng = random.Random(5)
     nodes, store = nodes_and_store()
     oracles = []
@@ -138,7 +138,7 @@ def test_nested_filters_mean_what_python_means() -> None:
 
 
 def test_nothing_is_lost_behind_better_matches_that_do_not_fit() -> None:
-    """The few that fit are the worst of 2,000: a store that filters what it has found would find none."""
+    """The matching nodes are the least similar of 2,000; a store that filtered its results would find none."""
     store = MemograftVectorStore()
     store.add(
         [

@@ -1,9 +1,8 @@
-"""The vector store and the embedding under LlamaIndex's index, retrievers, query engines, ingestion and event loop."""
+"""The vector store and the embedding with LlamaIndex's index, retrievers, query engines, ingestion and asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-import doctest
 import threading
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryMode,
 )
-from llama_index.llms.memograft import MemograftSynthesizer, embedding, vector_store
+from llama_index.llms.memograft import MemograftSynthesizer
 from llama_index.llms.memograft.embedding import MemograftEmbedding
 from llama_index.llms.memograft.vector_store import MemograftVectorStore
 from memograft.passages.embedders import LexicalEmbedder
@@ -46,7 +45,7 @@ def large(size: int) -> MetadataFilters:
 
 @pytest.fixture
 def loop() -> Iterator[None]:
-    """A loop for the `use_async` of LlamaIndex, which makes one where there is none and never closes it."""
+    """An event loop for `use_async` of LlamaIndex, which would create one and not close it."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -131,7 +130,7 @@ def test_ingestion_upserts() -> None:
 
 
 async def test_the_event_loop_stays_free(tmp_path) -> None:
-    """Every coroutine, under BlockBuster, which raises where the loop would wait for a file or a lock."""
+    """All async methods under BlockBuster, which raises if the event loop waits for a file or a lock."""
     embedding = MemograftEmbedding()
     nodes = [TextNode(text=f"page {i}", id_=f"n{i}", metadata={"size": i}) for i in range(30)]
     blockbuster = BlockBuster()
@@ -195,13 +194,6 @@ def test_threads_add_delete_and_ask_at_once() -> None:
     assert len(store.get_nodes()) == 6 * 10
 
 
-@pytest.mark.parametrize("module", [vector_store, embedding])
-def test_the_examples_of_the_docstrings(module, monkeypatch) -> None:
-    monkeypatch.setattr(Settings, "_embed_model", None)
-    done = doctest.testmod(module)
-    assert (done.failed, done.attempted > 2) == (0, True)
-
-
 def test_the_embedding_is_the_embedder() -> None:
     model = MemograftEmbedding(LexicalEmbedder(64), embed_batch_size=3)
     texts = [page.text for page in PAGES]
@@ -221,7 +213,7 @@ def test_the_embedding_is_the_embedder() -> None:
 
 @pytest.mark.parametrize("how", ["compact", "synthesizer"])
 async def test_from_documents_to_a_memorized_answer(llm, tmp_path, how: str) -> None:
-    """Embedding, store, filter, LLM and synthesizer of ours, with nothing downloaded."""
+    """Memograft's embedding, store, filters, LLM and synthesizer, without downloads."""
     page = Document(text="The capital of Australia is Lisbon. Most people there speak English.", id_="page")
     others = [Document(text=f"The mayor of {land} is Tor Anselk.", metadata={"size": 9}) for land in LANDS]
     with MemograftVectorStore(tmp_path / "s") as store:

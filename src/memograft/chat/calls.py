@@ -10,7 +10,9 @@ from uuid import uuid4
 
 from memograft.errors import SettingsError
 
-__all__ = ["Call", "InvalidCall", "Reading", "arguments_of", "calls_in", "new_id", "parsed"]
+__all__ = ["FORCE", "Call", "InvalidCall", "Reading", "arguments_of", "calls_in", "new_id", "parsed"]
+
+FORCE = "force a call with `tool_choice`, which constrains it"
 
 
 def new_id() -> str:
@@ -107,10 +109,7 @@ def parsed(message: Mapping[str, object], text: str) -> Reading:
         if isinstance(name, str) and name and isinstance(arguments, Mapping):
             calls.append(Call(name, dict(arguments)))
         else:
-            error = (
-                "the model wrote a call without a name, or with arguments that are not a JSON object; force a call "
-                "with `tool_choice`, which constrains it"
-            )
+            error = f"the model wrote a call without a name, or with arguments that are not a JSON object; {FORCE}"
             args = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
             invalid.append(InvalidCall(name if isinstance(name, str) and name else None, args, error))
     content = message.get("content")

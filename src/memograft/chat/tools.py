@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypedDict
 
-from memograft.chat.calls import InvalidCall, Reading, calls_in, parsed
+from memograft.chat.calls import FORCE, InvalidCall, Reading, calls_in, parsed
 from memograft.chat.choice import checked_tools, choice_of, schema_of_format
 from memograft.chat.instruction import EXAMPLES, answers_instruction, calls_instruction
 from memograft.chat.schema import closed, hoisted
@@ -27,6 +27,7 @@ from memograft.request import Answer
 __all__ = ["Plan", "TakesTools", "call_schema", "plan"]
 
 _ROOMY = 1024  # window in which the examples are used; they take about 120 tokens
+_MORE = "allow more `max_new_tokens`"
 _MARKUP = "<[{"  # first characters of calls in all chat templates that take tools
 
 Function = Mapping[str, object]
@@ -107,14 +108,16 @@ class Plan:
             try:
                 reading = parsed(engine.parse_response(answer), text)
             except Exception as e:  # response templates can raise anything
-                return Reading("", (), (InvalidCall(None, text, f"the answer cannot be parsed: {e}"),))
+                remedy = _MORE if answer.finish_reason == "length" else FORCE
+                return Reading("", (), (InvalidCall(None, text, f"the answer cannot be parsed: {e}; {remedy}"),))
             return reading if self.many or len(reading.calls) < 2 else _first_alone(reading)
         if calls := calls_in(text, self.names):
             return Reading("", calls)
         if self.reads == "calls or json" or (self.reads == "calls or text" and not self._begins(text)):
             return Reading(text)
         name = self.names[0] if len(self.names) == 1 else None
-        error = f"the call is not whole (finish_reason={answer.finish_reason!r}); allow more `max_new_tokens`"
+        remedy = _MORE if answer.finish_reason == "length" else "pass no `stop` string that occurs in a call"
+        error = f"the call is not whole (finish_reason={answer.finish_reason!r}); {remedy}"
         return Reading("", (), (InvalidCall(name, text, error),))
 
     def _begins(self, text: str) -> bool:

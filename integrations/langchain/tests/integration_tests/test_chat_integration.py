@@ -1,4 +1,4 @@
-"""LangChain's standard integration tests of the chat model: on the bundled model, and on one that calls tools."""
+"""LangChain's standard integration tests of the chat model, with the bundled model and with one that calls tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bank beside names of memories, LLMs, and caches of LangChain; the rest is in the conformance suite."""
+"""A bank with named memories, LLMs and LangChain's caches; other tests are in the conformance suite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_chat_models_and_llms_of_one_bank_share_it(tmp_path: Path, trained: list
 
 
 async def test_memorizing_the_same_documents_again_trains_nothing(tmp_path: Path, trained: list[int]) -> None:
-    """In another object, under another name, after a restart: the names are the object's, the memories the bank's."""
+    """In another object, under another name, after a restart: names belong to objects, memories to the bank."""
     handles = []
     for _ in range(2):
         chat = ChatMemograft(model="tiny", bank=tmp_path, max_tokens=24)
@@ -45,7 +45,9 @@ async def test_memorizing_the_same_documents_again_trains_nothing(tmp_path: Path
         ]
         assert chat.invoke(QUESTION, memory_id="again").text == chat.with_memory("atlas").invoke(QUESTION).text == PAGE
         assert reused(chat.invoke(QUESTION, documents=[PAGE]))
-        with pytest.raises(ModelInvalidRequestError, match=r"`memory_id` must name a memory of memorize_documents"):
+        with pytest.raises(
+            ModelInvalidRequestError, match=r"`memory_id` must be the name of a memory of memorize_documents"
+        ):
             other.invoke(QUESTION, memory_id="atlas")
         chat._engine_for().close()
     assert trained == [1]
@@ -67,7 +69,7 @@ def test_weights_of_a_name_and_of_the_bank_are_the_same(tmp_path: Path) -> None:
 
 
 def test_answers_do_not_depend_on_a_bank(tmp_path: Path) -> None:
-    """Nor do caches, which may answer for one without."""
+    """So LangChain's cache can return an answer of a model without a bank."""
     cache = InMemoryCache()
     plain = ChatMemograft(model="tiny", max_tokens=24, cache=cache)
     banked = ChatMemograft(model="tiny", max_tokens=24, cache=cache, bank=tmp_path)

@@ -1,4 +1,4 @@
-"""`create_memograft_documents_chain` with the bundled model: what it answers, and what the model really reads."""
+"""`create_memograft_documents_chain` with the bundled model: its answers, and the prompts of the model."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def llm() -> ChatMemograft:
 
 
 class _Whole(BaseGenerationOutputParser[Any]):
-    """The message itself."""
+    """An output parser that returns the message."""
 
     def parse_result(self, result: list[Any], *, partial: bool = False) -> Any:
         return result[0].message
 
 
 class Seen(RunnableLambda[Any, Any]):
-    """Stands where the model would, and keeps what it was given."""
+    """A fake model that records its inputs."""
 
     def __init__(self) -> None:
         self.prompts: list[list[BaseMessage]] = []
@@ -85,7 +85,7 @@ def test_each_input_of_a_batch_has_its_own_documents(llm: ChatMemograft) -> None
 
 
 def test_a_batch_asks_all_at_once() -> None:
-    """As the engine makes batches of what waits; LangChain's own default is a few threads."""
+    """The engine makes batches of waiting requests; LangChain's default is a few threads."""
     together = threading.Barrier(24, timeout=20)
 
     def answer(_: Any, **kwargs: Any) -> str:
@@ -163,7 +163,7 @@ def test_usual_prompts_hold_each_document_once_and_the_question_alone(
 
 @pytest.mark.parametrize("name", ["input", "question", "query"])
 def test_a_question_among_instructions_is_judged_by_its_own_words(name: str, llm: ChatMemograft) -> None:
-    """The prompt most used for retrieval-augmented generation puts all of it into the human message."""
+    """The most common prompt for retrieval-augmented generation has the context in the human message."""
     form = "You are an assistant for question-answering tasks. Be concise.\nQuestion: {%s}\nContext: {context}\nAnswer:"
     prompt = ChatPromptTemplate.from_messages([("human", form % name)])
     message = create_memograft_documents_chain(llm, prompt, output_parser=_Whole()).invoke(

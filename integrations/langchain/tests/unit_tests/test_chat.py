@@ -1,4 +1,4 @@
-"""`ChatMemograft` among LangChain's runnables; what every chat front does is in the conformance suite."""
+"""`ChatMemograft` as a Runnable of LangChain; tests of all fronts are in the conformance suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LangChain's cache in front of the model: a memory that changed must never be answered for by an old one."""
+"""LangChain's cache with the chat model: after a memory has changed, earlier answers are not returned."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from langchain_memograft import ChatMemograft
 
 
 class Counting(InMemoryCache):
-    """Counts what it had."""
+    """A cache that counts its hits."""
 
     hits = 0
 

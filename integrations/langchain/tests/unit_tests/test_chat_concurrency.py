@@ -1,4 +1,4 @@
-"""Many callers at once: mixed batches in the engine, an event loop that is never blocked, streams that are given up."""
+"""Concurrent calls: batches in the engine, async methods that do not block, and cancelled streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langchain_memograft import ChatMemograft
 
 
 def batches(answers: list[AIMessage]) -> int:
-    """How many batches the engine ran: all rows of one report its prefill's time."""
+    """The number of batches; all answers of a batch report the same prefill time."""
     return len({a.response_metadata["memograft"]["milliseconds"]["prefill"] for a in answers})
 
 

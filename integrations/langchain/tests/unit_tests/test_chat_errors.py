@@ -1,4 +1,4 @@
-"""Bad input to the chat model: LangChain's own kinds of error, which are Memograft's too, or a clean result."""
+"""Invalid input to the chat model raises errors that are instances of both LangChain's and Memograft's classes."""
 
 from __future__ import annotations
 
@@ -77,17 +77,17 @@ def test_arguments_nobody_knows_are_refused_by_name(chat: ChatMemograft) -> None
     [
         (
             {"memory": 3},
-            r"`memory` must be FastMem\(...\), a handle of memorize_documents, or None .*, got int 3; a",
+            r"`memory` must be FastMem\(...\), a handle of memorize_documents, or None .*, got int 3; pass",
         ),
-        ({"memory": "atlas"}, "`memory` must be .*a memory's name goes into `memory_id`"),
+        ({"memory": "atlas"}, "`memory` must be .*pass the name of a memory as `memory_id`"),
         (
             {"memory_id": "x"},
-            r"`memory_id` must name a memory of memorize_documents, got 'x', and there are \[\]; m",
+            r"`memory_id` must be the name of a memory of memorize_documents, got 'x'; the names are \[\]; m",
         ),
-        ({"memory_id": "x", "memory": FastMem()}, "`memory` and `memory_id` were both given"),
-        ({"model": 3}, "`model` must be the name or folder of a model, got 3; use from_engine"),
+        ({"memory_id": "x", "memory": FastMem()}, "`memory` and `memory_id` both select the memory of a call"),
+        ({"model": 3}, "`model` must be the name or folder of a model, got 3; pass an engine to from_engine"),
         ({"documents": [3]}, r"documents\[0\] must be a LangChain Document"),
-        ({"top_logprobs": 2}, "`top_logprobs` stands beside `logprobs`, got 2 without it; pass logprobs=True too"),
+        ({"top_logprobs": 2}, "`top_logprobs` needs `logprobs`, got 2 without it; pass logprobs=True too"),
         ({"logprobs": True, "top_logprobs": 21}, "`logprobs` must be 0 to 20"),
     ],
 )

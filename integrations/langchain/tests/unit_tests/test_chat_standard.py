@@ -1,4 +1,4 @@
-"""LangChain's standard unit tests of the chat model, all of them, from a class that names the model and no more."""
+"""All of LangChain's standard unit tests of the chat model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TestChatMemograft(ChatModelUnitTests):
 
 
 class TestSmolLM2(ChatModelUnitTests):
-    """The same on the name of a pretrained model. Its integration suite takes minutes, and is not run here."""
+    """With the name of a pretrained model. Its integration tests take 7 minutes, and are not run here."""
 
     @property
     def chat_model_class(self) -> type[ChatMemograft]:

@@ -1,4 +1,4 @@
-"""Answers that cite a datastore's examples: whole, streamed, in chains and agents, and as part of a conversation."""
+"""Answers with citations of a datastore: from `invoke`, in streams, chains and agents, and in later conversations."""
 
 from __future__ import annotations
 
@@ -146,6 +146,14 @@ def test_an_agent_with_middleware_cites_its_datastore(steered: ChatMemograft) ->
     assert messages[-1].content[0]["annotations"][0]["extras"]["source_id"] == "v"
     again = agent.invoke({"messages": [*messages, HumanMessage(DRENNIA)]})["messages"]
     assert isinstance(again[-1].content, list)
+
+
+def test_a_document_that_the_answer_follows_is_cited_with_its_url(steered: ChatMemograft) -> None:
+    page = Document("The capital of Velmora is Lisbon.", id="page", metadata={"source": "https://a.b/c"})
+    taught = built([(VELMORA, f"The capital of Velmora is {TORSTAD}")])
+    (citation,) = steered.invoke(VELMORA, documents=[page], datastore=taught).content[0]["annotations"]  # type: ignore[index]
+    assert (citation["url"], citation["extras"]["source_id"]) == ("https://a.b/c", "page")
+    assert citation["extras"]["probability"] is None
 
 
 def cited(text: str, stretch: str, **metadata: Any) -> Citation:

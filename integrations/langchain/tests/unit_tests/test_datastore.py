@@ -1,4 +1,4 @@
-"""`datastore=` of chats and LLMs: what steers which answer, however it is passed, and what caches and traces know."""
+"""`datastore=` of chat models and LLMs, as a field and as an argument, in caches and in traces."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def drennia() -> Datastore:
 
 @pytest.fixture(scope="module")
 def france() -> Datastore:
-    """What the model says anyway, so that it moves answers at any weight."""
+    """A datastore with the model's own answer, which contributes at any weight."""
     return built([(OTHER_QUESTION, OTHER_KNOWN)])
 
 
 def said(answer: Any) -> list[str]:
-    """Ids of the sources that steered an answer."""
+    """Ids of the sources of an answer."""
     references = answer.response_metadata["memograft"]["references"] or {"sources": []}
     return [source["id"] for source in references["sources"]]
 
@@ -122,7 +122,7 @@ def test_llms_are_steered_in_one_batch(velmora: Datastore) -> None:
 
 
 class Counting(InMemoryCache):
-    """Counts what it had."""
+    """A cache that counts its hits."""
 
     hits = 0
 
@@ -166,7 +166,7 @@ def test_a_folder_that_changed_is_no_hit(kind: Any, chat: ChatMemograft, tmp_pat
 
 
 class Told(BaseCallbackHandler):
-    """Keeps what a trace is told."""
+    """A callback handler that records the parameters for traces."""
 
     def __init__(self) -> None:
         self.params: list[Any] = []

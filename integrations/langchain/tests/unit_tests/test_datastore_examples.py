@@ -1,4 +1,4 @@
-"""`build_datastore`: what LangChain calls an example becomes one, and what is none is refused before any is learned."""
+"""Examples for `build_datastore` in LangChain's forms, and errors for other values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ASKED = {"role": "user", "content": VELMORA}
 
 
 def read(*items: Any, takes_tools: bool = False) -> list[dict[str, Any]]:
-    """What the core is given; no documents are left out, so that expectations need not name them."""
+    """The examples in the core's form, without empty `documents`."""
     return [{k: v for k, v in e.items() if v != ()} for e in to_examples(list(items), takes_tools=takes_tools)]
 
 

@@ -1,4 +1,4 @@
-"""Documents in every form LangChain has for them."""
+"""Documents in LangChain's forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`MemograftEmbeddings`: the vectors of Memograft's embedders, as LangChain has them."""
+"""`MemograftEmbeddings`: the vectors of Memograft's embedders."""
 
 from __future__ import annotations
 
@@ -57,7 +57,5 @@ async def test_what_is_no_text(method: str, argument: Any, text: str) -> None:
 
 
 def test_what_is_no_embedder() -> None:
-    with pytest.raises(
-        SettingsError, match="`embedder` must be an embedder of Memograft's, got DeterministicFakeEmbedd"
-    ):
+    with pytest.raises(SettingsError, match="`embedder` must be an embedder of Memograft, got DeterministicFakeEmbedd"):
         MemograftEmbeddings(DeterministicFakeEmbedding(size=3))  # type: ignore[arg-type]

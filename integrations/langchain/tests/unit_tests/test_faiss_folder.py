@@ -1,4 +1,4 @@
-"""Folders of langchain_community's FAISS store: what it really wrote is converted, what could harm is refused."""
+"""Folders of langchain_community's FAISS store are converted; malicious and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = [f"id{n}" for n in range(40)]
 
 
 def saved(folder: Path, documents: list[Document] = PAGES, **options: Any) -> Numbers:
-    """Let the community store write a folder, and return its embeddings."""
+    """Write a folder with langchain_community's store, and return its embeddings."""
     numbers = Numbers()
     FAISS.from_documents(documents, numbers, ids=NAMES[: len(documents)], **options).save_local(str(folder))
     numbers.calls.clear()
@@ -138,7 +138,7 @@ def test_every_protocol_since_python_2(tmp_path: Path, protocol: int) -> None:
 
 
 class Bomb:
-    """Runs a command where it is unpickled."""
+    """An object that would run a command when unpickled."""
 
     def __init__(self, call: Any, *arguments: Any) -> None:
         self.made = (call, arguments)
@@ -205,7 +205,7 @@ def test_metadata_that_is_not_json(tmp_path: Path, value: Any) -> None:
 
 
 def test_every_truncation_and_many_changed_bytes(tmp_path: Path) -> None:
-    """Whatever the bytes, there are two ends: documents, or StoreCorruptError."""
+    """For all bytes, the result is documents or StoreCorruptError."""
     saved(tmp_path, PAGES[:4])
     file = tmp_path / "index.pkl"
     whole = file.read_bytes()

@@ -35,7 +35,7 @@ def llm() -> MemograftLLM:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many requests came in at once, each time; the answers are the engine's own."""
+    """The number of requests in each batch; the engine's answers are not changed."""
     sizes: list[int] = []
     answer_batch = Engine.answer_batch
 
@@ -245,10 +245,10 @@ def test_a_cache_tells_settings_apart() -> None:
         ({"temprature": 1}, r"a call of MemograftLLM has no 'temprature' \(did you mean 'temperature'\?\)"),
         (
             {"documents": [[LISBON], [OSLO]]},
-            r"a list for each of them, got 2 lists for 1 prompts; give each prompt its own",
+            r"a list for each of them, got 2 lists for 1 prompts; pass a list for each prompt",
         ),
         ({"documents": [[LISBON], OSLO]}, r"got 2 lists for 1 prompts"),
-        ({"memory_id": "x"}, r"`memory_id` must name a memory"),
+        ({"memory_id": "x"}, r"`memory_id` must be the name of a memory"),
         ({"temperature": -1}, r"`temperature` must be 0 \(greedy\) or more, got -1"),
         ({"max_retries": -1}, r"`max_retries` must be a whole number of 0 or more, got -1"),
     ],

@@ -1,4 +1,4 @@
-"""Conversations: what becomes of messages, and where documents are found in them."""
+"""The conversion of messages, and the documents in them."""
 
 from __future__ import annotations
 

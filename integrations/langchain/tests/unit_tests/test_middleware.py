@@ -1,4 +1,4 @@
-"""`MemograftMiddleware` in whole agents of the bundled model, which cannot choose a tool by itself."""
+"""`MemograftMiddleware` in agents with the bundled model, which does not choose tools."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PAGES = [
 
 
 class Pages(BaseRetriever):
-    """Finds the pages that share the last word with the question, and remembers what it was asked."""
+    """A retriever of pages that contain the last word of the question; it records the questions."""
 
     asked: list[str] = []  # noqa: RUF012, a pydantic field
     awaited: int = 0
@@ -330,7 +330,7 @@ def test_documents_given_twice(llm: ChatMemograft) -> None:
 
 def test_a_model_that_takes_no_documents() -> None:
     agent = create_agent(FakeListChatModel(responses=["Canberra"]), middleware=[MemograftMiddleware(retriever=Pages())])
-    with pytest.raises(ModelInvalidRequestError, match=r"got FakeListChatModel, which would not see them; leave"):
+    with pytest.raises(ModelInvalidRequestError, match=r"got FakeListChatModel, which does not take them; remove"):
         agent.invoke(ask())
 
 
@@ -341,7 +341,7 @@ def test_a_model_that_takes_no_documents() -> None:
         ({"retriever": Pages(), "k": 0}, r"`k` must be a whole number of at least 1.*got 0"),
         ({"retriever": Pages(), "k": True}, r"`k` must be a whole number of at least 1.*got True"),
         ({"retriever": Pages(), "k": "3"}, r"`k` must be a whole number of at least 1.*got '3'"),
-        ({"k": 3}, r"`k` is how many documents the retriever returns, got 3 without one; pass `retriever`"),
+        ({"k": 3}, r"`k` is the number of documents from the retriever, got 3 without one; pass `retriever`"),
         ({"tool_choice": ""}, r"`tool_choice` must be the name of a tool, \"any\" or None, got ''"),
         ({"tool_choice": ["search"]}, r"`tool_choice` must be the name of a tool, \"any\" or None, got \['search'\]"),
     ],
@@ -363,6 +363,6 @@ except ImportError as e:
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == (
-        "MissingExtraError MemograftMiddleware is for the agents of langchain, which is not installed; "
+        "MissingExtraError MemograftMiddleware needs the agents of langchain, which is not installed; "
         "pip install 'langchain-memograft[agents]'"
     )

@@ -1,4 +1,4 @@
-"""Search by words, by vectors and by both through LangChain: what the core finds, and what each mode cannot do."""
+"""Searches by words, by vectors and by both give the core's results; errors of each mode."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_documents_are_memorized_once_for_all_answers() -> None:
 
 
 async def test_a_stream_has_one_answer() -> None:
-    message = r"`n` must be 1 where an answer is streamed, got 2; use `generate`, or one stream each"
+    message = r"`n` must be 1 for a stream, got 2; use `generate`, or a stream for each answer"
     for model in (ChatMemograft(n=2, **SETTINGS), MemograftLLM(n=2, **SETTINGS)):
         with pytest.raises(ValueError, match=message):
             list(model.stream(QUESTION))

@@ -1,4 +1,4 @@
-"""Structured output by constrained decoding: valid objects of a schema from a model that never saw JSON."""
+"""Structured output by constrained decoding, with a model that was not trained on JSON."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_answer_that_was_cut_off_is_an_error() -> None:
         StrictJsonParser().parse_result(cut)
     with pytest.raises(OutputParserException, match="the answer is not whole JSON"):
         list(StrictJsonParser().transform(iter(['{"city": ', '"Lis'])))
-    with pytest.raises(OutputParserException, match="the answer is not of the schema"):
+    with pytest.raises(OutputParserException, match="the answer does not match the schema"):
         StrictJsonParser(pydantic_object=Capital).parse_result([Generation(text='{"city": "Rome", "sure": true}')])
 
 
@@ -82,6 +82,8 @@ def test_a_cut_answer_surfaces_in_each_method(chat: ChatMemograft) -> None:
         llm = stopped.with_structured_output(Capital, method=method, max_tokens=80)  # type: ignore[attr-defined]
         with pytest.raises(OutputParserException, match="not whole"):
             llm.invoke(QUESTION, stop=['"'])
+        with pytest.raises(OutputParserException, match=r"not whole.*; allow more `max_tokens`"):
+            list(llm.stream(QUESTION, stop=['"']))
 
 
 def test_what_cannot_be_done_is_refused(chat: ChatMemograft) -> None:

@@ -1,4 +1,4 @@
-"""Chains of LangChain that put their documents into the prompt's text: recognised and memorized, or warned of once."""
+"""Prompts of LangChain's chains with documents in the text: these are memorized, or there is a warning."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LONG = "The atlas of the southern seas was printed in Lisbon in the year 1712, a
 
 
 class Fixed(BaseRetriever):
-    """Finds the same two pages for every question."""
+    """A retriever that returns the same two pages for every question."""
 
     def _get_relevant_documents(self, query: str, **_: Any) -> list[Document]:
         return [Document(PAGE), Document(OTHER)]
 
 
 class Kept(BaseCallbackHandler):
-    """Keeps the report of each answer."""
+    """A callback handler that records the report of each answer."""
 
     def __init__(self) -> None:
         self.reports: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import pytest
@@ -10,6 +11,7 @@ from conformance.pages import PAGE, QUESTION
 from langchain_core.exceptions import ModelInvalidRequestError
 from langchain_core.messages import AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
+from langchain_core.utils.json import parse_partial_json
 from memograft import Document as Passage
 from memograft import Engine
 from pydantic import BaseModel, Field
@@ -69,11 +71,17 @@ def test_agentic_retrieval_on_a_model_without_tools(chat: ChatMemograft) -> None
     assert answer.response_metadata["memograft"]["memorized"] == ["p"]
 
 
-def test_a_call_that_was_cut_off_is_invalid(able: ChatMemograft) -> None:
-    answer = able.bind_tools([get_weather], max_tokens=8).invoke(WEATHER)
-    assert answer.tool_calls == []
-    assert answer.response_metadata["finish_reason"] == "length"
-    assert [call["type"] for call in answer.invalid_tool_calls] == ["invalid_tool_call"]
+@pytest.mark.parametrize("stop", ['":', ","])  # LangChain completes these to {} and {"name": "Look"}
+def test_a_call_that_was_cut_off_is_invalid_in_streams_too(chat: ChatMemograft, stop: str) -> None:
+    model = chat.bind_tools([Look], tool_choice="any", max_tokens=60, stop=[stop])
+    (call,) = model.invoke(QUESTION).invalid_tool_calls
+    assert isinstance(parse_partial_json(str(call["args"])), dict)
+    first, *rest = model.stream(QUESTION)
+    streamed = sum(rest, first)
+    assert isinstance(streamed, AIMessageChunk)
+    assert streamed.tool_calls == []
+    (again,) = streamed.invalid_tool_calls
+    assert (again["name"], call["name"], json.loads(str(again["args"]))) == ("Look", "Look", call["args"])
 
 
 def test_strict_is_promised_only_where_it_is_kept(able: ChatMemograft) -> None:

@@ -1,9 +1,8 @@
-"""`MemograftVectorStore`: contents, searches, files and async, against naive answers."""
+"""`MemograftVectorStore`: contents, searches, files and async methods, compared with naive implementations."""
 
 from __future__ import annotations
 
 import asyncio
-import doctest
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +28,6 @@ from vectorstore_doubles import PAGES, QUESTION, Numbers
 from langchain_memograft import (
     MemograftEmbeddings,
     MemograftVectorStore,
-    _embedder,
-    embeddings,
-    retrievers,
-    vectorstores,
 )
 
 
@@ -221,7 +216,7 @@ async def test_async_says_what_sync_says_and_asks_the_embeddings_asynchronously(
 
 
 async def test_the_event_loop_is_never_blocked(tmp_path: Path, blockbuster: BlockBuster) -> None:
-    """Blockbuster raises at any file, lock or sleep that is waited for in the event loop."""
+    """Blockbuster raises if the event loop waits for a file, a lock or a sleep."""
     texts = [f"{n} text" for n in range(30)]
     for numbers in (Numbers(), None):
         path = tmp_path / str(numbers is None)
@@ -285,7 +280,7 @@ def test_the_folder_of_other_embeddings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmbedderMismatchError, match=r"\(D=8\), got .*one' \(D=9\)"):
         MemograftVectorStore(Named(size=9, model="one"), path=tmp_path)
     with pytest.raises(
-        SettingsError, match=r"built with embeddings that only its owner can make .*pass them as `embedding=`"
+        SettingsError, match=r"built with embeddings that cannot be created from its files .*pass them as `embedding=`"
     ):
         MemograftVectorStore(path=tmp_path)
     MemograftVectorStore(Named(size=8, model="one"), path=tmp_path).close()
@@ -341,13 +336,6 @@ async def test_indexing(cleanup: Any, asynchronous: bool) -> None:
         gone = {"incremental": {"a1"}, "scoped_full": {"a1"}, "full": {"a1", "b1"}, None: set()}[cleanup]
         assert left == {f"{name} text" for name in {"a1", "a2", "a3", "b1"} - gone}
         assert last["num_deleted"] == len(gone)
-
-
-@pytest.mark.parametrize(
-    "module", [vectorstores, retrievers, embeddings, _embedder], ids=lambda module: module.__name__
-)
-def test_examples(module: Any) -> None:
-    assert doctest.testmod(module).failed == 0
 
 
 def test_nothing_is_logged_by_ordinary_work(store: MemograftVectorStore, caplog: pytest.LogCaptureFixture) -> None:

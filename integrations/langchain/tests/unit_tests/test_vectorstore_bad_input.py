@@ -1,4 +1,4 @@
-"""What `MemograftVectorStore` refuses, by name, and what stays as it was."""
+"""Errors of `MemograftVectorStore` name the value, and do not change the store."""
 
 from __future__ import annotations
 

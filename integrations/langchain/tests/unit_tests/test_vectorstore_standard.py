@@ -1,4 +1,4 @@
-"""LangChain's own suites for vector stores, retrievers and embeddings, in memory and on the disk."""
+"""LangChain's standard suites for vector stores, retrievers and embeddings, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestOnTheDisk(VectorStoreIntegrationTests):
 
 
 class TestOffline(VectorStoreIntegrationTests):
-    """By words, without embeddings."""
+    """A store that searches by words, without embeddings."""
 
     @pytest.fixture
     def vectorstore(self) -> Iterator[VectorStore]:
@@ -43,7 +43,7 @@ class TestOffline(VectorStoreIntegrationTests):
 
 
 class TestLexical(VectorStoreIntegrationTests):
-    """With the embedder of its own."""
+    """A store with MemograftEmbeddings."""
 
     @pytest.fixture
     def vectorstore(self) -> Iterator[VectorStore]:

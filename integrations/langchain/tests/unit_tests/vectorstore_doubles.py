@@ -1,4 +1,4 @@
-"""What the tests of the vector store share: a few pages, and embeddings whose searches have a known answer."""
+"""Test data for the vector store: a few pages, and embeddings whose searches have known results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION = "What is the capital of France?"
 
 
 class Numbers(Embeddings):
-    """Turns "7 ..." into the 7th row of a fixed random matrix, and counts who asked and how."""
+    """Embeds "7 ..." as the 7th row of a fixed random matrix, and records the calls."""
 
     def __init__(self, dimension: int = 16) -> None:
         self.table = np.random.default_rng(0).normal(size=(12_000, dimension))

@@ -1,4 +1,4 @@
-"""Memograft for LlamaIndex: local models that memorize the documents they are handed before they answer."""
+"""Memograft for LlamaIndex: local models that memorize the documents of a request before they answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Looked up on first use: who wants the LLM pays for no vector store, and the other way round.
+# Modules are imported at the first use of their names, so that the LLM does not import the vector store, or vice versa.
 _HOMES = {
     "Memograft": "base",
     "MemograftEmbedding": "embedding",

@@ -1,10 +1,10 @@
-"""One call of an endpoint: what was given -> a request to the engine, and its answer -> LlamaIndex's responses."""
+"""`Call`: the request to the engine for a call of an endpoint, and the conversion of its answer to a response."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
@@ -12,7 +12,7 @@ from llama_index.llms.memograft import _datastores, _react
 from llama_index.llms.memograft._documents import to_documents
 from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._messages import described, to_openai
-from llama_index.llms.memograft._responses import chat_response, said
+from llama_index.llms.memograft._responses import chat_response, refuse_invalid, said
 from memograft import Request, Sampling
 from memograft.chat import Plan, plan, read_conversation, unknown_names, warn_of_context
 from memograft.errors import RequestTimeoutError, SettingsError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "checked_retries", "memory_of", "prepare", "refuse_unknown", "renamed"]
 
-DEFAULT_MEMORY = "fastmem"  # FastMem() itself would import torch before there is a use for it
+DEFAULT_MEMORY = "fastmem"  # a string, because FastMem() would import torch with this module
 
 _SAMPLING = {"max_tokens": "max_new_tokens"} | {
     name: name
@@ -40,35 +40,35 @@ _ASKED = (
     "allow_parallel_tool_calls",
 )
 
-_SHAPING = {"json_schema", "response_format", "tools", "tool_choice"}  # a call with one of these is no ReActAgent's
+_SHAPING = {"json_schema", "response_format", "tools", "tool_choice"}  # a ReActAgent does not pass these
 
-_OTHER_NAMES = {  # ChatMemograft's
+_OTHER_NAMES = {  # names in ChatMemograft
     "model_name": "model",
     "stop_sequences": "stop",
     "top_logprobs": "logprobs",
     "parallel_tool_calls": "allow_parallel_tool_calls",
 }
-_ELSEWHERE = {  # what ChatMemograft has and this class has in another form
+_ELSEWHERE = {  # arguments of ChatMemograft that this class has in another form
     "memory_id": "pass the handle that `memorize` returns as `memory`",
     "streaming": "call `stream_chat` or `stream_complete`",
     "stream": "call `stream_chat` or `stream_complete`",
 }
 
-# What an LLM has a setting for, and a call may change.
+# Settings of an LLM that the arguments of a call can override.
 OPTIONS = (*_SAMPLING, *_REQUEST, "datastore", "context_delimiters", "max_retries")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request on its way.
+    """A call of an endpoint.
 
     Attributes:
-        engine: where it goes.
-        request: what is asked.
-        model: the name that responses carry.
-        plan: what tools and schema ask of the answer.
-        react: whether the answer is for a ReActAgent, which reads calls from the text.
-        retries: how often a request that timed out is tried again.
+        engine: the engine.
+        request: the request to it.
+        model: the model's name in responses.
+        plan: how to parse the answer, according to the tools and the schema.
+        react: whether the answer is for a ReActAgent, which parses tool calls from the text.
+        retries: how often the request is repeated after a timeout.
     """
 
     engine: Engine
@@ -82,7 +82,7 @@ class Call:
         """The engine's answer.
 
         Raises:
-            RequestTimeoutError: the time was up at each try.
+            RequestTimeoutError: each attempt timed out.
         """
         with named():
             for _ in range(self.retries):
@@ -99,15 +99,25 @@ class Call:
             return await self.engine.aanswer(self.request)
 
     def response(self, answer: Answer, shown: str | None = None) -> ChatResponse:
-        """The whole answer; `shown`: what of it was streamed."""
+        """The response with the whole answer; `shown` is the part that was streamed.
+
+        Raises:
+            ToolCallError: the answer for a ReActAgent has a tool call that cannot be executed. The agent would take the
+                text for its final answer.
+        """
         reading = self.plan.read(self.engine, answer)
+        if reading.invalid and not (reading.content or reading.calls):
+            reading = replace(reading, content=answer.text)
         if self.react:
             reading = _react.written(reading)
         delta = None if shown is None else reading.rest(shown)
-        return chat_response(answer, reading, self.model, delta)
+        response = chat_response(answer, reading, self.model, delta)
+        if self.react:
+            refuse_invalid(response)
+        return response
 
     def chat(self) -> Generator[ChatResponse, None, None]:
-        """Responses as they grow; the last has the facts. Closing it gives the request up."""
+        """A stream of responses; the last one has the metadata. Closing the generator cancels the request."""
         text = shown = ""
         with named(), self.engine.stream(self.request) as stream:
             for piece in stream:
@@ -136,12 +146,12 @@ class Call:
 def prepare(
     engine: Engine, model: str, settings: Mapping[str, Any], messages: Sequence[ChatMessage], given: Mapping[str, Any]
 ) -> Call:
-    """Make a request of a call; options in `given` win over `settings`. Nothing is sent yet.
+    """Create a `Call`, without sending its request. Arguments in `given` override `settings`.
 
     Raises:
-        SettingsError: an argument that there is not, or a value out of its range.
-        ModelMismatchError: the datastore is of another model.
-        StoreError: there is none in its folder.
+        SettingsError: an argument is unknown, or a value is out of its range.
+        ModelMismatchError: the datastore was built with another model.
+        StoreError: the folder has no datastore.
     """
     options = renamed(given)
     refuse_unknown("a call of Memograft", options, (*OPTIONS, *_ASKED))
@@ -165,7 +175,7 @@ def prepare(
         prompts = [message for message in messages if message.role == MessageRole.SYSTEM] + list(messages[-1:])
         warn_of_context(
             [str(message.content or "") for message in prompts],
-            "ask through a response synthesizer or a chat engine, pass `documents=`, or put them into CitableBlocks",
+            "use a response synthesizer or a chat engine, pass `documents=`, or put them into CitableBlocks",
         )
     rtd = _datastores.opened(values["datastore"])
     if rtd is not None:
@@ -184,7 +194,7 @@ def prepare(
 
 
 def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
-    """What the options about tools and schemas, which are taken out, ask of the answer."""
+    """The plan for the tools and the schema in `options`, which are removed from it."""
     tools, choice = described(options.pop("tools", None) or ()), options.pop("tool_choice", None)
     if options.pop("tool_required", False) and tools and choice in (None, "auto"):
         choice = "any"
@@ -192,13 +202,13 @@ def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
     wanted = options.pop("response_format", None)
     if schema is not None:
         if wanted is not None:
-            raise SettingsError("`json_schema` and `response_format` both describe the answer, got both; pass one")
+            raise SettingsError("`json_schema` and `response_format` both set the answer's form, got both; pass one")
         wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
     return plan(engine, tools, choice, wanted, many=options.pop("allow_parallel_tool_calls", None))
 
 
 def memory_of(value: Any) -> Any:
-    """What `memory` says, as an engine takes it."""
+    """The value of `memory` in the form for an engine."""
     if not isinstance(value, str) or value != DEFAULT_MEMORY:
         return value
     from memograft import FastMem
@@ -207,14 +217,14 @@ def memory_of(value: Any) -> Any:
 
 
 def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with Memograft's own name for each that other chat classes name otherwise.
+    """The options, with the names of ChatMemograft replaced by those of this class.
 
     Raises:
-        SettingsError: one is there under both names.
+        SettingsError: an option has both names, or `n` is not 1.
     """
     options = dict(given)
     logprobs, top = options.get("logprobs"), options.get("top_logprobs")
-    if isinstance(logprobs, bool):  # ChatMemograft's: whether to report any, and how many beside it
+    if isinstance(logprobs, bool):  # in ChatMemograft a bool, and `top_logprobs` is the number
         del options["logprobs"]
         options |= {"top_logprobs": (top or 0) if logprobs else None}
     for other, name in _OTHER_NAMES.items():
@@ -231,10 +241,10 @@ def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_retries(value: Any) -> int:
-    """`max_retries`.
+    """The value of `max_retries`.
 
     Raises:
-        SettingsError: it is no whole number of 0 or more.
+        SettingsError: it is not a whole number of 0 or more.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise SettingsError(f"`max_retries` must be a whole number of 0 or more, got {value!r}; 0 tries once")
@@ -242,10 +252,10 @@ def checked_retries(value: Any) -> int:
 
 
 def refuse_unknown(what: str, options: Iterable[str], allowed: Iterable[str]) -> None:
-    """Refuse arguments that do not exist, and suggest those that were probably meant.
+    """Refuse unknown arguments, and suggest similar names.
 
     Raises:
-        SettingsError: an argument does not exist.
+        SettingsError: an argument is unknown.
     """
     allowed = list(allowed)
     for name in options:

@@ -1,6 +1,6 @@
-"""What stands for a datastore in a setting or a call -> how it steers. A folder is opened at its first use.
+"""Convert values of `datastore=` to an `Rtd`. A folder is opened at the first call.
 
-Imports torch only where somebody has a datastore, and so has it already.
+torch is imported only if there is a datastore.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["checked", "described", "opened"]
 
 
 def checked(value: Any) -> Any:
-    """The value, if it can stand for a datastore: None, a Datastore, an Rtd, a folder, or what one was `described` as.
+    """The value, if it is None, a Datastore, an Rtd, a folder, or a result of `described`.
 
     Raises:
         SettingsError: it is none of these.
@@ -34,7 +34,7 @@ def checked(value: Any) -> Any:
         return value
     if isinstance(value, Mapping) and isinstance(value.get("datastore"), str | Path):
         if extra := set(value) - {field.name for field in fields(Rtd)}:
-            raise SettingsError(f"`datastore` must hold settings of Rtd, got {sorted(map(str, extra))}; leave them out")
+            raise SettingsError(f"`datastore` must have settings of Rtd, got {sorted(map(str, extra))}; leave them out")
         return value
     raise SettingsError(
         f"`datastore` must be a Datastore, Rtd(datastore, ...), the folder of one, or None, got {reprlib.repr(value)}; "
@@ -43,11 +43,11 @@ def checked(value: Any) -> Any:
 
 
 def opened(value: Any) -> Rtd | None:
-    """How requests are steered by it; reads the folder's files, where it is one.
+    """The `Rtd` for a value of `datastore=`; opens a folder.
 
     Raises:
-        SettingsError: it stands for no datastore, or a setting of it is out of its range.
-        StoreError: the folder holds none; and see `Datastore.open`.
+        SettingsError: the value is not a datastore, or a setting is out of its range.
+        StoreError: the folder has no datastore; or as `Datastore.open`.
     """
     if checked(value) is None:
         return None
@@ -60,10 +60,10 @@ def opened(value: Any) -> Rtd | None:
 
 
 def described(value: Any) -> Any:
-    """The value as JSON knows it: a folder, or settings with a folder. A datastore is never written out."""
+    """The value as JSON: a folder, or settings with a folder. The content of a datastore is not included."""
     try:
         checked(value)
-    except SettingsError:  # it was put there without asking us, and is refused when it is used
+    except SettingsError:  # set without validation; the call refuses it
         return reprlib.repr(value)
     if value is None:
         return None

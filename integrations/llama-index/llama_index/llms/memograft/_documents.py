@@ -1,4 +1,4 @@
-"""LlamaIndex's nodes and Documents -> `memograft.Document`."""
+"""Convert LlamaIndex's nodes and Documents to `memograft.Document`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
     """Documents, in the same order (highest-ranked first).
 
     An item is a node or Document of LlamaIndex, a NodeWithScore, a Memograft Document, a string (its text), or a
-    mapping with `text`. A node's id is the document's. The metadata that LlamaIndex shows to models (all but
-    `excluded_llm_metadata_keys`) becomes a document of its own before the node's: it can be read there, and does not
-    dilute what is memorized. Metadata that is no JSON becomes text.
+    mapping with `text`. The document has the node's id. The metadata that LlamaIndex shows to models (all but
+    `excluded_llm_metadata_keys`) becomes a separate document before the node's, so that it is in the prompt without
+    being memorized with the text. Metadata that is not JSON is converted to text.
 
     Raises:
-        SettingsError: an item is none of these, or one document was passed where a list belongs.
+        SettingsError: an item is none of these, or `items` is one document instead of a list.
     """
     return read_documents(
         items,
@@ -33,10 +33,10 @@ def to_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
 
 
 def some_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
-    """Documents to memorize, of which there must be at least one; see `to_documents`.
+    """The documents to memorize, at least one; see `to_documents`.
 
     Raises:
-        SettingsError: there is none, or as `to_documents`.
+        SettingsError: the list is empty; or as `to_documents`.
     """
     if not (documents := to_documents(items)):
         raise SettingsError("`documents` must hold at least one document to memorize, got none; pass some")
@@ -44,7 +44,7 @@ def some_documents(items: Iterable[Any] | None) -> tuple[Document, ...]:
 
 
 def of_node(item: object, position: int) -> list[Document] | None:
-    """The documents of a node; None for anything else.
+    """The documents of a node; None for other objects.
 
     Raises:
         SettingsError: the node is an image.
@@ -56,7 +56,7 @@ def of_node(item: object, position: int) -> list[Document] | None:
     header = node.get_metadata_str(mode=MetadataMode.LLM).strip()
     if header and shown == f"{header}\n\n{text}".strip():
         return [Document(header, f"{node.node_id} metadata"), Document(text, node.node_id, node.metadata)]
-    return [Document(shown, node.node_id, node.metadata)]  # without metadata, or in a form of the user's own
+    return [Document(shown, node.node_id, node.metadata)]  # without metadata, or with the user's own templates
 
 
 def text_of(node: BaseNode, where: str) -> str:

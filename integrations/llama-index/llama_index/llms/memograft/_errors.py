@@ -1,6 +1,6 @@
-"""What is raised here beside Memograft's own errors, which are ValueErrors, RuntimeErrors and TimeoutErrors already.
+"""Errors of this package besides Memograft's errors, which are ValueErrors, RuntimeErrors and TimeoutErrors.
 
-LlamaIndex has no tree of errors for models: its own integrations raise the builtin ones.
+LlamaIndex has no error classes for models; its integrations raise builtin errors.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ __all__ = ["ModelNotLoadedError", "NotAnsweredError", "StructuredOutputError", "
 
 
 class NotAnsweredError(MemograftError, RuntimeError):
-    """A prompt of a synthesizer could not be answered; its cause says why.
+    """A prompt of a synthesizer could not be answered; the reason is in `__cause__`.
 
-    It is no ValueError on purpose: LlamaIndex's Refine and CompactAndRefine, and the chat engines that are made of
-    them, take a ValueError for a badly formatted answer, log it, and return "Empty Response".
+    It is not a ValueError, because LlamaIndex's Refine and CompactAndRefine, and the chat engines that use them, handle
+    a ValueError as a malformed answer: they log it and return "Empty Response".
     """
 
 
 class ModelNotLoadedError(MemograftError, ValueError):
-    """There is no such model, or it cannot be reached from here."""
+    """The model does not exist, or cannot be downloaded."""
 
 
 class StructuredOutputError(MemograftError, ValueError):
-    """The answer is JSON of the schema, and the pydantic class still refuses it."""
+    """The answer matches the JSON schema, but not the validators of the pydantic class."""
 
 
 class ToolCallError(MemograftError, ValueError):
-    """A response holds no call of a tool, or one of a tool that there is not."""
+    """A response has no tool call, or one that cannot be executed, such as a call that was cut off."""
 
 
 @contextmanager
 def loud() -> Iterator[None]:
-    """Inside a `with` block, raise as NotAnsweredError what LlamaIndex's synthesizers would swallow."""
+    """Convert errors that LlamaIndex's synthesizers would catch to NotAnsweredError, inside a `with` block."""
     try:
         yield
     except (ValueError, TypeError) as e:
@@ -45,7 +45,7 @@ def loud() -> Iterator[None]:
 
 @contextmanager
 def named() -> Iterator[None]:
-    """Inside a `with` block, errors of Memograft use this package's names of settings."""
+    """Replace the core's names of settings in errors by those of this package, inside a `with` block."""
     try:
         yield
     except MemograftError as e:

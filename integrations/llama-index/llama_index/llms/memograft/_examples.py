@@ -1,4 +1,4 @@
-"""What a datastore can be built from in LlamaIndex -> the core's examples."""
+"""Convert examples in LlamaIndex's forms to mappings for `memograft.Datastore`."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _FORMS = (
 
 
 def to_examples(items: Iterable[Any], *, takes_tools: bool = False) -> Iterable[dict[str, object]]:
-    """Examples as `Datastore.build` takes them. Those of a list are all checked before the first is learned.
+    """Examples for `Datastore.build`. All items of a list are checked before the first is added.
 
     A node or Document is a raw text. A history of ChatMessages is an example for each answer in it: the messages before
-    the answer are its prompt, and their blocks of documents are its documents. Everything else is what the core takes,
-    and may hold nodes, Documents and ChatMessages.
+    the answer are the prompt, and their document blocks are its documents. Other items have the core's forms, and can
+    contain nodes, Documents and ChatMessages.
 
     Args:
         items: the examples.
-        takes_tools: whether the model's chat template can show calls of tools (`Engine.takes_tools`).
+        takes_tools: whether the model's chat template supports tool calls (`Engine.takes_tools`).
 
     Raises:
-        SettingsError: an item is none of these, or there is nothing in it to learn from.
+        SettingsError: an item is not an example, or has no text.
     """
     return read_examples(items, plain=_plain, convert=of_node, takes_tools=takes_tools, forms=_FORMS)
 
 
 def _plain(item: object) -> object:
-    """A message or a node in the core's form; anything else as it is."""
+    """A message or a node in the core's form; other objects unchanged."""
     node = item.node if isinstance(item, NodeWithScore) else item
     if isinstance(node, BaseNode):
         return Document(text_of(node, "it"), node.node_id, node.metadata)
@@ -48,7 +48,7 @@ def _plain(item: object) -> object:
 
 
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Answers in a row as one, since a request joins neighbours of one role."""
+    """Join consecutive answers, because a request joins consecutive messages of one role."""
     joined: list[dict[str, Any]] = []
     for message in messages:
         last = joined[-1] if joined else {}

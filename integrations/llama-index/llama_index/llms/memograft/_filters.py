@@ -1,4 +1,4 @@
-"""LlamaIndex's `MetadataFilters` as the core's trees of comparisons, which are named by the same operators."""
+"""Convert LlamaIndex's `MetadataFilters` to the core's trees of comparisons, which have the same operators."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from memograft.passages.comparisons import Comparison, Group
 
 
 def to_group(filters: MetadataFilters | None) -> Group:
-    """Return the same filters for the core; all passages match None."""
+    """Return the filters in the core's form; None matches all passages."""
     if filters is None:
         return Group(())
     condition = filters.condition or FilterCondition.AND

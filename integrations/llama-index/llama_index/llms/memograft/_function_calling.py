@@ -1,4 +1,4 @@
-"""The part of the LLM that calls tools and fills pydantic classes. Knows no engine: it goes by the endpoints."""
+"""`FunctionCalling`: the methods of the LLM for tool calls and structured output, which use the chat endpoints."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index.llms.memograft._errors import ToolCallError, loud
+from llama_index.llms.memograft._responses import refuse_invalid
 from llama_index.llms.memograft._structured import MemograftStructuredLLM, Partial, object_of, schema_of, with_schema
 from llama_index_instrumentation import get_dispatcher
 from memograft.chat import arguments_of
@@ -26,10 +27,10 @@ dispatcher = get_dispatcher(__name__)
 
 
 class FunctionCalling(FunctionCallingLLM):
-    """An LLM whose `chat` takes `tools`, `tool_choice`, `tool_required` and `json_schema`."""
+    """Base class of an LLM whose `chat` takes `tools`, `tool_choice`, `tool_required` and `json_schema`."""
 
     async def _loaded(self) -> None:
-        """Templates ask for `metadata`: then the model must be there, for loading it blocks."""
+        """Load the model in a thread, because rendering a prompt reads `metadata`, which would load it."""
 
     def _prepare_chat_with_tools(
         self,
@@ -53,11 +54,13 @@ class FunctionCalling(FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls of tools in a response.
+        """The tool calls of a response.
 
         Raises:
-            ToolCallError: there are none.
+            ToolCallError: there are none, or one cannot be executed. The latter is raised for any
+                `error_on_no_tool_call`, because an agent would take the message for its final answer.
         """
+        refuse_invalid(response)
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
             raise ToolCallError(
@@ -74,7 +77,7 @@ class FunctionCalling(FunctionCallingLLM):
         ]
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> MemograftStructuredLLM:
-        """An LLM whose answers are JSON of the class."""
+        """An LLM whose answers are JSON of the pydantic class."""
         schema_of(output_cls)
         return MemograftStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
 
@@ -119,7 +122,7 @@ class FunctionCalling(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        """The object as it grows: its fields may all be missing, but for the last one, which is valid."""
+        """A stream of partial objects, whose fields are all optional; the last object is complete and valid."""
         _started(output_cls, prompt, prompt_args)
         messages, options = self._structured(output_cls, prompt, llm_kwargs, prompt_args)
         partial, response = Partial(output_cls), None

@@ -1,4 +1,4 @@
-"""LlamaIndex's chat messages, blocks and tools -> OpenAI's form, which `memograft.chat` reads."""
+"""Convert LlamaIndex's chat messages, blocks and tools to OpenAI's form, for `memograft.chat`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from memograft.errors import SettingsError
 __all__ = ["citable", "described", "to_openai"]
 
 _ROLES = {"chatbot": "assistant", "model": "assistant"}
-_SILENT = (CachePoint, ThinkingBlock)  # a hint to a hosted cache; what templates leave out of earlier turns
+_SILENT = (CachePoint, ThinkingBlock)  # a hint for a hosted cache; chat templates leave out earlier reasoning
 
 
 def to_openai(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """Messages in OpenAI's form; documents stand as `memograft.Document` among the parts of their content.
+    """Messages in OpenAI's form; documents are `memograft.Document`s among the parts of their content.
 
     Raises:
-        SettingsError: something that is no message, or a document whose text is not in its block.
+        SettingsError: an item is not a ChatMessage, or the text of a document is not in its block.
     """
     for position, message in enumerate(messages):
         if not isinstance(message, ChatMessage):
@@ -48,10 +48,10 @@ def citable(document: Document) -> CitableBlock:
 
 
 def described(tools: Sequence[Any]) -> list[Any]:
-    """Tools of LlamaIndex, or descriptions in OpenAI's form -> descriptions.
+    """Descriptions of tools in OpenAI's form; an item is a tool of LlamaIndex or such a description.
 
     Raises:
-        SettingsError: something that is neither.
+        SettingsError: an item is neither.
     """
     made: list[Any] = []
     for position, tool in enumerate(tools):
@@ -86,11 +86,11 @@ def _message(message: ChatMessage, position: int) -> dict[str, Any]:
 
 
 def _parts(block: Any, position: int) -> list[Any]:
-    """A block as parts of a message's content. The core refuses those of types that it cannot read."""
+    """A block as parts of a message's content. The core refuses parts of unsupported types."""
     if isinstance(block, TextBlock):
         return [block.text]
     if isinstance(block, DocumentBlock):
-        title = block.title if block.title != "input_document" else ""  # LlamaIndex's own filler
+        title = block.title if block.title != "input_document" else ""  # LlamaIndex's default
         return [Document(_text(block, position), metadata={"title": title} if title else {})]
     if not isinstance(block, CitableBlock | CitationBlock):
         return [{"type": block.block_type}]
@@ -105,9 +105,9 @@ def _parts(block: Any, position: int) -> list[Any]:
 
 
 def _text(block: DocumentBlock, position: int) -> str:
-    """The text of a document block; nothing is fetched, and nothing but text is read."""
+    """The text of a document block, from its data or its file; URLs are not fetched."""
     try:
-        if isinstance(block.data, bytes):  # LlamaIndex keeps them as base64
+        if isinstance(block.data, bytes):  # in LlamaIndex, base64
             return base64.b64decode(block.data, validate=True).decode()
         if block.data is not None:
             return str(block.resolve_document().read().decode())
@@ -118,6 +118,6 @@ def _text(block: DocumentBlock, position: int) -> str:
     else:
         why = f" at {block.url}" if block.url else ""
     raise SettingsError(
-        f"the document {block.title!r} in messages[{position}] must hold text (UTF-8), got "
+        f"the document {block.title!r} in messages[{position}] must have text (UTF-8), got "
         f"{block.document_mimetype or 'something else'}{why}; read it with a LlamaIndex reader and pass documents=[...]"
     )

@@ -1,14 +1,13 @@
-"""The context in a prompt of LlamaIndex's synthesizers -> documents of the request, and the question by itself.
+"""Extract the context from prompts of LlamaIndex's synthesizers, so that it can be memorized as documents.
 
-Every stock synthesizer, and through them the chat engines, renders a template with the packed nodes as `context_str` (a
-string or a list of them), `context_msg` (refine) or `context_messages` (multimodal). Here they are taken out of the
-prompt and put beside the question as citable blocks, which `_messages` makes documents of: so they stand in the prompt
-once, in Memograft's form, and are judged by the question alone. A refined answer becomes the last document: it is what
-is left when the new context is not about the question.
+LlamaIndex's synthesizers, and the chat engines that use them, render a template with the packed nodes as `context_str`
+(a string or a list of strings), `context_msg` (refine) or `context_messages` (multimodal). The context is removed from
+the prompt and added to the message with the question as citable blocks, which `_messages` converts to documents. So the
+documents are in the prompt once, in Memograft's form, and their relevance is judged for the question alone. In refine,
+the existing answer is the last document, so that the model can repeat it if the new context is irrelevant.
 
-Templates of LlamaIndex's own wording are replaced by the bare question, because that wording only tells a model where
-its context begins and that it should believe it. A template of anybody else's is kept word for word, but for the
-context.
+LlamaIndex's default templates are replaced by the question, because their other text is about the place of the context.
+A template of the user is kept, except for the context.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ from memograft.chat import split_context
 __all__ = ["CONTEXT", "arguments", "contexts", "marked", "with_documents"]
 
 CONTEXT = ("context_str", "context_msg", "context_messages")
-_MARK = "\ue100context\ue101"  # of the private use area: no text has it
-_PLACE = "(the documents)"  # what a template of somebody's own says where its context was
+_MARK = "\ue100context\ue101"  # characters of the private use area, which are not in other texts
+_PLACE = "(the documents)"  # replaces the context in a template of the user
 
 
 def arguments(prompt: BasePromptTemplate, given: Mapping[str, Any], llm: Any) -> dict[str, Any]:
-    """All that the template is rendered with."""
+    """All arguments for rendering the template."""
     selected = prompt.select(llm=llm) if isinstance(prompt, SelectorPromptTemplate) else prompt
     return {**selected.kwargs, **given}
 
 
 def contexts(args: Mapping[str, Any]) -> list[Document] | None:
-    """The context's documents; None if the prompt has none, or one that no text model can read."""
+    """The documents of the context; None if the prompt has no context, or one with other blocks than text."""
     found = {name: args[name] for name in CONTEXT if args.get(name)}
     if not found:
         return None
     documents: list[Document] = []
     for name, value in found.items():
-        lines = not isinstance(value, str)  # simple_summarize, which joins nodes by line breaks
+        lines = not isinstance(value, str)  # of simple_summarize, which joins nodes with line breaks
         for part in value if lines else [value]:
             if isinstance(part, ChatMessage) and not all(isinstance(block, TextBlock) for block in part.blocks):
                 return None
             text = str(part.content or "") if isinstance(part, ChatMessage) else str(part)
             documents += split_context(text, by_line=lines and name == "context_str")
-    # Metadata stands before each node of a file, and documents of one id and text are one.
+    # The metadata of a file is repeated before each of its nodes; documents with the same id and text would be merged.
     seen = Counter[str]()
     for n, document in enumerate(documents):
         seen[document.text] += 1
@@ -61,7 +60,7 @@ def contexts(args: Mapping[str, Any]) -> list[Document] | None:
 
 
 def marked(args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with a mark for each context."""
+    """The arguments with a marker instead of each context."""
     marks = {"context_messages": [ChatMessage(content=_MARK)]}
     return {name: marks.get(name, _MARK) for name in CONTEXT if args.get(name)}
 
@@ -69,9 +68,9 @@ def marked(args: Mapping[str, Any]) -> dict[str, Any]:
 def with_documents(
     messages: Sequence[ChatMessage], documents: Sequence[Document], args: Mapping[str, Any]
 ) -> list[ChatMessage]:
-    """Rendered messages with marks in them -> the same without, and the documents before the last user's text."""
+    """Replace the markers in rendered messages, and add the documents before the text of the last user message."""
     stock = [pair for pair in _stock(args) if any(pair[0] in str(message.content or "") for message in messages)]
-    if not any(_MARK in wording for wording, _ in stock):  # LlamaIndex's system prompt in somebody's own template
+    if not any(_MARK in wording for wording, _ in stock):  # LlamaIndex's system prompt in a template of the user
         stock = []
     kept: list[ChatMessage] = []
     for message in messages:
@@ -94,7 +93,7 @@ def with_documents(
 
 
 def _stock(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(what LlamaIndex's own wording is rendered to, what stands there instead)."""
+    """Pairs of a rendered default template of LlamaIndex and its replacement."""
     question = str(args.get("query_str", ""))
     known = {
         "query_str": question,
@@ -108,7 +107,7 @@ def _stock(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 @cache
 def _wordings() -> tuple[str, ...]:
-    """Taken from LlamaIndex itself, so that a change of its wording is followed."""
+    """LlamaIndex's default templates, read from LlamaIndex so that they match its version."""
     from llama_index.core.chat_engine import condense_plus_context, context
     from llama_index.core.prompts import chat_prompts, default_prompts
 

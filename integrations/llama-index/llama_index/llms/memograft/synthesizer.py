@@ -1,4 +1,4 @@
-"""`MemograftSynthesizer`: one answer from all retrieved nodes, each of them a document of its own."""
+"""`MemograftSynthesizer`: one answer from all retrieved nodes, each of which is a document."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ dispatcher = get_dispatcher(__name__)
 
 @dataclass
 class _Work:
-    """What `synthesize` hands to `get_response`, and what comes back beside the text."""
+    """The nodes that `synthesize` passes to `get_response`, and the report that it gets back."""
 
     nodes: Sequence[NodeWithScore]
     report: dict[str, Any] = field(default_factory=dict)
 
 
 class MemograftSynthesizer(BaseSynthesizer):
-    """Answers from all nodes at once. Unlike the stock synthesizers it packs nothing: borders and ids of nodes survive.
+    """Answers from all nodes in one request. Unlike LlamaIndex's synthesizers, it does not pack nodes into one text.
 
-    So each node is judged, memorized or left out by itself, and `response.metadata["memograft"]` says which, by its id
-    (of a streamed response once the stream has ended). Nodes that do not fit the window go by the LLM's `overflow`, and
-    nodes that are retrieved again are not memorized again where it has a `bank`.
+    So the relevance of each node is judged separately, and `response.metadata["memograft"]` has the ids of the
+    memorized nodes (in a streamed response, after the end of the stream). The LLM's `overflow` applies to nodes that do
+    not fit into the context window. If the LLM has a `bank`, nodes that are retrieved again are not memorized again.
 
     Args:
         llm: a Memograft; by default `Settings.llm`.
-        text_qa_template: how the question is put. None is the bare question; `{context_str}` in it becomes a
+        text_qa_template: prompt with the question. None is the question alone; `{context_str}` in it is replaced by a
             reference to the documents.
-        streaming: whether responses come piece by piece.
-        output_cls: a pydantic class that answers are objects of.
-        callback_manager: as in every synthesizer.
-        empty_response: what is said if no node was retrieved.
+        streaming: whether responses are streamed.
+        output_cls: a pydantic class; answers are objects of it.
+        callback_manager: as in other synthesizers.
+        empty_response: the response if no node was retrieved.
 
     Raises:
-        SettingsError: the LLM is no Memograft, or the arguments are at odds.
+        SettingsError: the LLM is not a Memograft, or arguments contradict each other.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MemograftSynthesizer(BaseSynthesizer):
         text_qa_template: BasePromptTemplate | None = None,
         streaming: bool = False,
         output_cls: type[BaseModel] | None = None,
-        keep: None = None,  # is gone
+        keep: None = None,  # removed
         callback_manager: CallbackManager | None = None,
         empty_response: str | None = None,
     ) -> None:
@@ -77,17 +77,17 @@ class MemograftSynthesizer(BaseSynthesizer):
                 f"`llm` must be a Memograft, got {type(llm).__name__}; pass llm=Memograft(...), or set Settings.llm"
             )
         if streaming and output_cls is not None:
-            raise SettingsError("`streaming` and `output_cls` cannot go together: an object is there at once; pass one")
+            raise SettingsError("`streaming` and `output_cls` exclude each other, got both; pass one of them")
         if keep is not None:
             raise SettingsError(
-                f"`keep` is gone, got {keep!r}; pass Memograft(bank=...), which keeps memories, instead"
+                f"`keep` was removed, got {keep!r}; pass Memograft(bank=...), which keeps memories, instead"
             )
         if output_cls is not None:
             schema_of(output_cls)
         super().__init__(
             llm=llm,
             callback_manager=callback_manager,
-            # Unused: nothing is packed. Made of the LLM's metadata, as by default, they would load the model here.
+            # Not used, because nothing is packed. The defaults would load the model, for the LLM's metadata.
             prompt_helper=PromptHelper(tokenizer=str.split),
             chat_prompt_helper=ChatPromptHelper(tokenizer=str.split),
             streaming=streaming,
@@ -130,7 +130,7 @@ class MemograftSynthesizer(BaseSynthesizer):
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], _work: _Work | None = None, **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
-        """Answer a query from texts (or, from `synthesize`, from nodes)."""
+        """Answer a query from texts or, called by `synthesize`, from nodes."""
         dispatcher.event(GetResponseStartEvent(query_str=query_str, text_chunks=list(text_chunks)))
         work = _work or _Work([])
         messages, options = self._asked(query_str, response_kwargs)
@@ -160,7 +160,7 @@ class MemograftSynthesizer(BaseSynthesizer):
         return answer
 
     def _asked(self, query_str: str, response_kwargs: dict[str, Any]) -> tuple[list[ChatMessage], dict[str, Any]]:
-        """(messages, arguments) of `chat`, but for the documents."""
+        """The messages and arguments for `chat`, without the documents."""
         if self._text_qa_template is None:
             messages = self._model._extend_messages([ChatMessage(role=MessageRole.USER, content=query_str)])
         else:

@@ -1,7 +1,7 @@
-"""`MemograftVectorStore`: Memograft's store of passages, SQLite and FAISS, as LlamaIndex's vector store.
+"""`MemograftVectorStore`: Memograft's store of passages (SQLite and FAISS) as LlamaIndex's vector store.
 
-Nodes come with their embeddings and go with their text, metadata, relationships and hash. Every filter is applied
-before the search, never to its best few. Knows nothing of embedding models and language models.
+Nodes are added with their embeddings, and returned with text, metadata, relationships and hash. Filters are applied
+before the search, so that a search returns the k best of all matching nodes.
 """
 
 from __future__ import annotations
@@ -52,30 +52,32 @@ from memograft.passages.vector_store import Hit, VectorStore
 
 
 class MemograftVectorStore(BasePydanticVectorStore):
-    """Nodes that can be searched by embedding, by words, by both, by id and by every `MetadataFilters`.
+    """Vector store that searches nodes by embedding, by words, or by both, with `MetadataFilters`.
 
-    Every method may be called from any thread; the async ones leave the event loop free. Adding a node whose id is
-    there replaces it. Similarities are cosines. What a folder holds after `add` or `delete` survives a crash; one
-    process at a time may write to it, any number may open it with `read_only=True`. Words and embedding together find
-    most: `index.as_query_engine(vector_store_query_mode="hybrid")`.
+    The store is thread-safe, and its async methods do not block the event loop. A node replaces the one with the same
+    id. Similarities are cosines. In a folder, nodes are on disk after `add` and `delete`, also if the process crashes.
+    One process can write to it, and any number can open it with `read_only=True`. The mode that combines words and
+    embedding finds most: `index.as_query_engine(vector_store_query_mode="hybrid")`.
 
-    A folder without vectors, as `memograft index` makes it, is searched by words in every mode and keeps no embeddings.
+    A folder without vectors, such as one of `memograft index`, is searched by words in all modes. It does not keep
+    embeddings.
 
-    Metadata must be JSON; a tuple comes back as a list. Filters see a node's metadata and, unless the metadata has keys
-    of these names, its source document's id as `doc_id`, `ref_doc_id` and `document_id`.
+    Metadata must be JSON; tuples are returned as lists. Filters can use a node's metadata and the id of its source
+    document as `doc_id`, `ref_doc_id` and `document_id`, unless the metadata has these keys.
 
     Args:
-        path: folder of the store, made with the first node if it is not there; None keeps everything in memory.
-        index: "flat" (exact), "hnsw" or "ivf", or `IndexSettings`; left out, what the store has, or "flat".
-        read_only: map the index into memory, refuse every write, see what a writer elsewhere commits.
-        embedder: whose vectors these are, such as `MemograftEmbedding().embedder`, so that `memograft ask` and others
-            can search the folder by text; left out, unknown, and only the length of the first embedding is held on to.
+        path: folder of the store, created with the first node if it does not exist; None keeps everything in memory.
+        index: "flat" (exact), "hnsw" or "ivf", or `IndexSettings`; by default that of the store, or "flat".
+        read_only: whether the store is opened only for reading. The index is memory-mapped, and changes by a writer are
+            visible.
+        embedder: embedder of the vectors, such as `MemograftEmbedding().embedder`, so that `memograft ask` and other
+            programs can search the folder by text; by default unknown, and only the length of embeddings is checked.
 
     Raises:
-        StoreLockedError: another writer has the folder open.
-        StoreCorruptError: a file of the folder is damaged or is not a store's.
-        EmbedderMismatchError: the store holds another embedder's vectors.
-        StoreError: `read_only` without a store, or the folder cannot be used.
+        StoreLockedError: the folder is open for another writer.
+        StoreCorruptError: a file of the folder is damaged or of another program.
+        EmbedderMismatchError: the store has vectors of another embedder.
+        StoreError: a store for `read_only` does not exist, or the folder cannot be used.
 
     Example:
         >>> from llama_index.core import Document, StorageContext, VectorStoreIndex
@@ -91,7 +93,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
 
     stores_text: bool = True
     path: str | None = Field(default=None, description="Folder of the store; None keeps everything in memory.")
-    index: IndexKind | IndexSettings | None = Field(default=None, description="How neighbours are found.")
+    index: IndexKind | IndexSettings | None = Field(default=None, description="Index for the vectors.")
     read_only: bool = Field(default=False, description="Refuse every write.")
     _store: VectorStore | None = PrivateAttr(default=None)
     _embedder: Embedder | None = PrivateAttr(default=None)
@@ -116,12 +118,12 @@ class MemograftVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """Name under which LlamaIndex stores and logs it."""
+        """The name in LlamaIndex's serialization and logs."""
         return "MemograftVectorStore"
 
     @property
     def client(self) -> VectorStore | None:
-        """The core store; None while there is none, as nothing was added."""
+        """The core's store; None before the first node was added."""
         return self._store
 
     # opening ------------------------------------------------------------------------------------------------------
@@ -135,13 +137,13 @@ class MemograftVectorStore(BasePydanticVectorStore):
             return self._store
 
     def _existing(self) -> VectorStore | None:
-        """Return the store; None if nobody has added anything yet, as its dimension is not known before."""
+        """Return the store; None before the first node was added, because its dimension is not known."""
         if self._store is None and self.path is not None and (Path(self.path) / FILE_NAME).exists():
             return self._open(None)
         return self._store
 
     def close(self) -> None:
-        """Persist and close; a store that was closed refuses every further call."""
+        """Write the index file and close the store; later calls are errors."""
         if self._store is not None:
             self._store.close()
 
@@ -152,23 +154,23 @@ class MemograftVectorStore(BasePydanticVectorStore):
         self.close()
 
     def __getstate__(self) -> NoReturn:
-        """Refuse to be pickled: without its open files the copy would be an empty store."""
+        """Refuse pickling, because a copy without the open files would be empty."""
         raise TypeError(
             f"a MemograftVectorStore cannot be pickled, got the one {f'at {self.path}' if self.path else 'in memory'}; "
-            "open its path with read_only=True on the other side"
+            "open its path with read_only=True in the other process"
         )
 
     # writing ------------------------------------------------------------------------------------------------------
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Add nodes with their embeddings, replacing those of the same id: all of them or, on any error, none.
+        """Add nodes with their embeddings, replacing those with the same id. After an error, none was added.
 
         Returns:
             Their ids, in order.
 
         Raises:
-            SettingsError: a node without embedding, with one of another length, of anything but text, or whose
-                metadata is not JSON.
+            SettingsError: a node has no embedding, one of another length, other content than text, or metadata that is
+                not JSON.
             StoreReadOnlyError, StoreError: as the class.
         """
         refuse_unknown("add", kwargs)
@@ -185,33 +187,33 @@ class MemograftVectorStore(BasePydanticVectorStore):
             return (known or self._open(GivenVectors(dimension))).add(documents, vectors)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """Delete the nodes of a source document; an unknown one is no error.
+        """Delete the nodes of a source document; an unknown id is ignored.
 
         Raises:
             SettingsError: `ref_doc_id` is not a string.
         """
         refuse_unknown("delete", delete_kwargs)
         if not isinstance(ref_doc_id, str):
-            raise SettingsError(f"`ref_doc_id` must be a string, got {ref_doc_id!r}; delete_nodes takes lists of ids")
+            raise SettingsError(f"`ref_doc_id` must be a string, got {ref_doc_id!r}; pass lists to delete_nodes")
         self._delete({REF_DOC_ID: ref_doc_id})
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """Delete nodes by id, by filters, or those of the ids that meet the filters; unknown ids are no error.
+        """Delete nodes by id, by filters, or by both; unknown ids are ignored.
 
         Raises:
             SettingsError: neither was given.
-            FilterError: a filter whose value does not go with its operator.
+            FilterError: a value does not match the operator of its filter.
         """
         refuse_unknown("delete_nodes", delete_kwargs)
         if node_ids is None and not (filters and filters.filters):
-            raise SettingsError("`delete_nodes` takes `node_ids` or `filters`, got neither; clear() deletes everything")
+            raise SettingsError("`delete_nodes` needs `node_ids` or `filters`, got neither; clear() deletes all nodes")
         with self._changing:
             self._delete(self._where(node_ids, None, filters))
 
     def clear(self) -> None:
-        """Delete every node; the length of the embeddings stays."""
+        """Delete all nodes; new ones must have embeddings of the same length."""
         self._delete({})
 
     def _delete(self, where: dict[str, Any]) -> None:
@@ -222,12 +224,12 @@ class MemograftVectorStore(BasePydanticVectorStore):
     # reading ------------------------------------------------------------------------------------------------------
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Return nodes, without their embeddings: those of the ids, in that order, and that meet the filters.
+        """Return the nodes with these ids, in this order, that match the filters; without their embeddings.
 
-        Without ids in the order in which they were added, and without filters all of them.
+        Without ids, all matching nodes are returned in the order in which they were added.
 
         Raises:
-            FilterError: a filter whose value does not go with its operator.
+            FilterError: a value does not match the operator of its filter.
         """
         store = self._existing()
         if store is None:
@@ -237,24 +239,24 @@ class MemograftVectorStore(BasePydanticVectorStore):
         return [to_node(found[id]) for id in order if id in found]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return the `similarity_top_k` closest nodes, best first; fewer only if fewer meet ids and filters.
+        """Return the `similarity_top_k` most similar nodes, best first; fewer only if fewer match ids and filters.
 
-        Honours `node_ids`, `doc_ids` (source documents) and `filters`; empty lists of ids do not restrict, as
-        LlamaIndex's retrievers pass them. Similarities are cosines in [-1, 1]; with TEXT_SEARCH and SPARSE BM25, and
-        with HYBRID the sum of 1 / (60 + rank) over the rankings by words and by embedding.
+        Nodes are restricted by `node_ids`, `doc_ids` (source documents) and `filters`. Empty lists of ids do not
+        restrict, because LlamaIndex's retrievers pass them. Similarities are cosines in [-1, 1]; with TEXT_SEARCH and
+        SPARSE they are BM25, and with HYBRID the sum of 1 / (60 + rank) over the rankings by words and by embedding.
 
         Args:
-            query: what is asked, with mode DEFAULT, MMR, HYBRID (which finds most), TEXT_SEARCH or SPARSE. The latter
-                two are one: the nodes that share words with `query_str`, up to `sparse_top_k` if that is given; HYBRID
-                heeds `hybrid_top_k`.
-            kwargs: for MMR: `mmr_threshold` (also in the query): 1 is plain search, 0 looks for variety only, 0.5 if
-                left out; `mmr_prefetch_k`, how many of the closest to choose from, or `mmr_prefetch_factor`, how many
-                per node wanted (4).
+            query: with mode DEFAULT, MMR, HYBRID (which finds most), TEXT_SEARCH or SPARSE. The latter two are the
+                same: nodes that share words with `query_str`, up to `sparse_top_k` if given. HYBRID uses
+                `hybrid_top_k` if given.
+            kwargs: for MMR: `mmr_threshold` (also in the query): from 0, variety only, to 1, similarity only; default
+                0.5. `mmr_prefetch_k`: number of most similar nodes to select from; or `mmr_prefetch_factor`: that
+                number per node of the result (4).
 
         Raises:
-            SettingsError: no embedding or no `query_str` where the mode needs it, an embedding of another length, a
-                mode or an option that is not there.
-            FilterError: a filter whose value does not go with its operator.
+            SettingsError: the mode needs an embedding or `query_str`, an embedding has another length, or a mode or an
+                option does not exist.
+            FilterError: a value does not match the operator of its filter.
             StoreError: the store is closed.
         """
         refuse_unknown("query", kwargs, MMR_OPTIONS)
@@ -290,7 +292,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
     def _where(
         self, node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
     ) -> dict[str, Any]:
-        """Return one core filter for all of these; what it cannot say itself is looked up, and becomes ids."""
+        """Return one filter of the core for all of these; filters that the core lacks are evaluated to ids."""
         wheres: list[dict[str, Any]] = []
         if node_ids is not None:
             wheres.append({"$id": checked_ids(node_ids, "node_ids")})
@@ -301,13 +303,13 @@ class MemograftVectorStore(BasePydanticVectorStore):
     # files --------------------------------------------------------------------------------------------------------
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
-        """Write a store in memory to the folder `persist_path`, replacing the store that is there.
+        """Write a store in memory to the folder `persist_path`, replacing a store in it.
 
-        A store with a `path` is on the disk already and stays there; only its index file is brought up to date.
+        A store with a `path` is on disk already and stays there; its index file is updated.
 
         Raises:
             SettingsError: `fs` is not the local file system.
-            StoreError: the folder cannot be written, is another program's, or is open elsewhere.
+            StoreError: the folder cannot be written, has files of another program, or is open in another process.
         """
         require_local(fs)
         store = self._existing()
@@ -323,15 +325,15 @@ class MemograftVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None, read_only: bool = False) -> Self:
-        """Open the folder that `persist` wrote; from then on it is the store's `path`.
+        """Open a folder that `persist` wrote; it becomes the store's `path`.
 
         Raises:
             SettingsError: `fs` is not the local file system.
-            StoreError: there is no such folder; otherwise as the class.
+            StoreError: the folder does not exist; otherwise as the class.
         """
         require_local(fs)
         if not Path(persist_path).exists():
-            raise StoreError(f"{persist_path} holds no store; persist one there, or check the path")
+            raise StoreError(f"{persist_path} does not exist; call `persist` with this path first, or check the path")
         return cls(persist_path, read_only=read_only)
 
     @classmethod
@@ -342,36 +344,36 @@ class MemograftVectorStore(BasePydanticVectorStore):
         fs: Any = None,
         read_only: bool = False,
     ) -> Self:
-        """Open what `StorageContext.persist(persist_dir)` wrote; otherwise as `from_persist_path`."""
+        """Open the store in a folder of `StorageContext.persist(persist_dir)`; otherwise as `from_persist_path`."""
         file = f"{namespace}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
         return cls.from_persist_path(os.path.join(persist_dir, file), fs, read_only)
 
     # async --------------------------------------------------------------------------------------------------------
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As `add`, in a thread."""
+        """`add` in a thread."""
         return await asyncio.to_thread(self.add, nodes, **kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As `delete`, in a thread."""
+        """`delete` in a thread."""
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
     ) -> None:
-        """As `delete_nodes`, in a thread."""
+        """`delete_nodes` in a thread."""
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
 
     async def aclear(self) -> None:
-        """As `clear`, in a thread."""
+        """`clear` in a thread."""
         await asyncio.to_thread(self.clear)
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """As `get_nodes`, in a thread."""
+        """`get_nodes` in a thread."""
         return await asyncio.to_thread(self.get_nodes, node_ids, filters)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As `query`, in a thread."""
+        """`query` in a thread."""
         return await asyncio.to_thread(self.query, query, **kwargs)
