@@ -13,6 +13,7 @@ import torch
 from families import FAMILIES, build
 from memograft.documents import Document
 from memograft.memory.fastmem.rows import context_rows, gather, merge
+from memograft.model import prefill as module
 from memograft.model.backbone import Backbone, cache_name, cache_of
 from memograft.model.kv import Prefill, Segment, join, repeated
 from memograft.model.prefill import prefill, prefill_segment
@@ -241,3 +242,15 @@ def test_the_end_of_each_document_is_a_row_of_its_own() -> None:
     assert both.single(1).ends == (2,)
     cut = replace(prompt, ids=prompt.ids[: prompt.spans[-1][1]])  # decoding runs the last token
     assert context_rows(prefill(parts, [cut.ids], 0), 0, cut, 2).ends == (1,)
+
+
+def test_rows_of_very_different_lengths_are_not_padded_to_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Backbone.of(build("llama", changes={"max_position_embeddings": 2048}).requires_grad_(False))
+    many, shapes = prompts(900, 30, 880, 40, 33), []
+    real = module.run
+    monkeypatch.setattr(module, "run", lambda *a: (shapes.append(tuple(a[1].shape)), real(*a))[1])
+    together = prefill(parts, many, pad_id=0)
+    assert shapes == [(2, 899), (3, 39)]
+    assert together.text.sum(1).tolist() == [len(prompt) for prompt in many]
+    for row, prompt in enumerate(many):
+        close(next_logits(parts, together)[row], next_logits(parts, prefill(parts, [prompt], pad_id=0))[0])

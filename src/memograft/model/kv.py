@@ -36,6 +36,7 @@ __all__ = [
     "cut",
     "empty",
     "join",
+    "joins",
     "newest",
     "nothing",
     "pairs",
@@ -165,6 +166,11 @@ def can_join(cache: Cache | None) -> bool:
     return cache is None or all(type(layer) in _KNOWN and layer.is_initialized for layer in cache.layers)
 
 
+def joins(backbone: Backbone) -> bool:
+    """Whether the model's caches have only keys and values; see `can_join`."""
+    return all(type(layer) in _KNOWN for layer in empty(backbone).layers)
+
+
 def window(cache: Cache) -> int | None:
     """Width of the shortest sliding window in columns; None without a sliding window."""
     return min((layer.sliding_window for layer in cache.layers if getattr(layer, "is_sliding", False)), default=None)
@@ -172,8 +178,7 @@ def window(cache: Cache) -> int | None:
 
 def reach(backbone: Backbone) -> int | None:
     """`window` of the model's caches. Also None if they have more than keys and values."""
-    cache = empty(backbone)
-    return window(cache) if all(type(layer) in _KNOWN for layer in cache.layers) else None
+    return window(empty(backbone)) if joins(backbone) else None
 
 
 def pairs(cache: Cache) -> list[tuple[Tensor, Tensor]]:

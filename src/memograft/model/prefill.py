@@ -24,6 +24,7 @@ from memograft.model.kv import (
     can_join,
     close,
     join,
+    joins,
     newest,
     nothing,
     pairs,
@@ -36,6 +37,7 @@ from memograft.model.kv import (
 
 __all__ = ["Pace", "prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
 
+_PADDING = 256  # tokens of padding in a pass that are cheaper than a pass of their own
 _FEWEST = 32  # tokens of a pass: shorter ones would take almost as long
 
 
@@ -71,8 +73,8 @@ def prefill(
 ) -> Prefill:
     """Run the trunk over B lists of token ids. A row with a segment begins with its ids, which are not run again.
 
-    Rows with a segment share one pass, and rows without one another, so that neither is padded to the other. If a row
-    has more tokens to run than a sliding window is wide, rows are grouped by the number of tokens to run instead. The
+    Rows with a segment share one pass, and rows without one share others, so that no row has much padding. If a row has
+    more tokens to run than a sliding window is wide, rows are grouped by the number of tokens to run instead. The
     result of a row does not depend on the others. With a `pace`, a pass is split into parts along T, and `given_up` is
     called after each.
 
@@ -93,11 +95,14 @@ def prefill(
             raise _cannot_share(backbone)
         segments = [None] * len(prompts)  # other cache state cannot be padded, so all is run again
     together: dict[int, list[int]] = {}
+    whole = [n for n, segment in enumerate(segments) if segment is None]
+    for number, rows in enumerate(_of_similar_length(whole, prompts) if joins(backbone) else [whole]):
+        together[-1 - number] = rows
     for n, segment in enumerate(segments):
-        left = -1 if segment is None else 0 if alike else len(prompts[n]) - len(segment.ids)
-        together.setdefault(left, []).append(n)
+        if segment is not None:
+            together.setdefault(0 if alike else len(prompts[n]) - len(segment.ids), []).append(n)
     parts = []
-    for rows in together.values():
+    for rows in filter(None, together.values()):
         own = [segment for n in rows if (segment := segments[n]) is not None]
         parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own, pace, given_up), rows))
     return parts[0][0] if len(parts) == 1 else join(backbone, parts)
@@ -126,6 +131,18 @@ def _cannot_share(backbone: Backbone) -> UnsupportedModelError:
         "cannot be padded",
         "let only rows with the same segment share a batch",
     )
+
+
+def _of_similar_length(rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Group rows so that no pass has much padding: one more pass is cheaper."""
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda n: -len(prompts[n])):  # the first of a group is its longest
+        own = len(prompts[row])
+        padding = sum(len(prompts[groups[-1][0]]) - len(prompts[n]) for n in (*groups[-1], row)) if groups else 0
+        if not groups or (padding > _PADDING and padding > own):
+            groups.append([])
+        groups[-1].append(row)
+    return [sorted(group) for group in groups]
 
 
 def _common_pass(prompts: Sequence[Sequence[int]], segments: Sequence[Segment | None]) -> bool:
