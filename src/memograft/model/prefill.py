@@ -95,14 +95,13 @@ def prefill(
             raise _cannot_share(backbone)
         segments = [None] * len(prompts)  # other cache state cannot be padded, so all is run again
     together: dict[int, list[int]] = {}
-    whole = [n for n, segment in enumerate(segments) if segment is None]
-    for number, rows in enumerate(_of_similar_length(whole, prompts) if joins(backbone) else [whole]):
-        together[-1 - number] = rows
     for n, segment in enumerate(segments):
         if segment is not None:
             together.setdefault(0 if alike else len(prompts[n]) - len(segment.ids), []).append(n)
+    whole = [n for n, segment in enumerate(segments) if segment is None]
+    alone = _of_similar_length(whole, prompts) if joins(backbone) else [whole]
     parts = []
-    for rows in filter(None, together.values()):
+    for rows in filter(None, [*together.values(), *alone]):
         own = [segment for n in rows if (segment := segments[n]) is not None]
         parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own, pace, given_up), rows))
     return parts[0][0] if len(parts) == 1 else join(backbone, parts)
