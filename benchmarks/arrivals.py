@@ -56,7 +56,7 @@ def serve(wanted: list[dict[str, Any]], seconds: float, threads: int) -> dict[st
 
     torch.set_num_threads(threads)
     first, ends, tokens, errors = {}, {}, {}, []
-    with Engine.from_pretrained("smollm2") as engine:
+    with Engine.from_pretrained("smollm2", **json.loads(os.environ.get("ENGINE", "{}"))) as engine:
         engine.answer(Request("Hello?", documents=["A page."], memory=FastMem(), sampling=Sampling(2)))
 
         def ask(number: int, one: dict[str, Any], due: float) -> None:
