@@ -63,6 +63,7 @@ def memorize(
     if settings.adapter == "full" and len(rows.lengths) > 1:  # a batch would need one copy of the FFN per row
         singles = (rows.single(n) for n in range(len(rows.lengths)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
+    assert settings.steps != "auto"
     assert settings.learning_rate != "auto"
     assert settings.target_kl != "auto"
     assert settings.shortlist != "auto"
