@@ -117,8 +117,10 @@ class Backbone:
         return h
 
     def finish(self, raw: Tensor) -> Tensor:
-        """The head's output (..., V or S) -> logits in float32, scaled and capped as in the model."""
-        logits = raw.float() * self.logit_scale
+        """The head's output (..., V or S) -> logits in float32, scaled and capped as in the model. May share memory."""
+        logits = raw.float()
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
     def logits(self, x: Tensor, residual: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ whole vocabulary, once before the first step and once after the last.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.shortlist import Shortlist
-from memograft.memory.fastmem.vocabulary import base_losses, head, memorized_losses
-from memograft.model.backbone import Backbone, has_plain_weight
+from memograft.memory.fastmem.vocabulary import base_losses, has_plain_head, head, memorized_losses
+from memograft.model.backbone import Backbone
 
 __all__ = ["Objective"]
 
@@ -24,9 +24,11 @@ _HELD = 1 << 26  # logits of a step over the whole vocabulary that are held at o
 
 
 class Objective:
-    """The loss of B contexts of N rows. `before` is the base model's exact loss of every row, (N,).
+    """The loss of B contexts of N rows. Create it while no adapter is active: it computes p_0 with the model as it is.
 
-    Create it while no adapter is active: p_0 is computed from the model's current output.
+    Attributes:
+        before: the base model's exact loss of every row (N,).
+        x: what every pass gives to the last FFN, in blocks (C, M, D).
     """
 
     def __init__(self, backbone: Backbone, rows: TrainingRows, kl_weight: float, shortlist: int | None) -> None:
@@ -34,12 +36,12 @@ class Objective:
         device, self._blocks = rows.x.device, rows.blocks
         self._lengths = torch.tensor(rows.lengths, device=device)
         self._context = torch.arange(len(rows.lengths), device=device).repeat_interleave(self._lengths)  # (N,)
-        self._x, self._residual = rows.x[self._blocks.rows], rows.residual[self._blocks.rows]  # (C, M, D)
+        self.x, self._residual = rows.x[self._blocks.rows], rows.residual[self._blocks.rows]  # (C, M, D)
         self._shortlist: Shortlist | None = None
         self._base: Tensor | None = None
         with torch.no_grad():
             self._hidden = self._hidden_of(rows.x[None], rows.residual[None])[0]  # (N, D)
-            short = shortlist is not None and shortlist < backbone.vocabulary and _has_plain_head(backbone)
+            short = shortlist is not None and shortlist < backbone.vocabulary and has_plain_head(backbone)
             self._exact = base_losses(backbone, self._hidden, rows, mass=short)
             if self._exact.mass is not None and shortlist is not None:
                 self._exact.mass[self._context, rows.targets] = torch.inf
@@ -50,7 +52,7 @@ class Objective:
 
     def loss(self) -> tuple[Tensor, Tensor]:
         """With the active adapter: mean CE + beta * mean KL of each context (B,), and the KL alone (B,)."""
-        hidden = self._hidden_of(self._x, self._residual)
+        hidden = self._hidden_of(self.x, self._residual)
         if self._shortlist is None:
             ce, kl = self._full(hidden[self._blocks.real])
         else:
@@ -64,7 +66,7 @@ class Objective:
     @torch.no_grad()
     def exact(self) -> tuple[Tensor, Tensor]:
         """With the active adapter, over the whole vocabulary: loss and KL of each row, (N,) both."""
-        hidden = self._hidden_of(self._x, self._residual)[self._blocks.real]
+        hidden = self._hidden_of(self.x, self._residual)[self._blocks.real]
         return memorized_losses(self._backbone, self._hidden, hidden, self._exact, self._rows)
 
     def _full(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +111,3 @@ def _pick(logp: Tensor, targets: Tensor) -> Tensor:
 def _kl(base: Tensor, logp: Tensor) -> Tensor:
     """KL(p_0 || p_phi) of each row."""
     return torch.nn.functional.kl_div(logp, base, log_target=True, reduction="none").sum(-1)
-
-
-def _has_plain_head(backbone: Backbone) -> bool:
-    return isinstance(backbone.head, nn.Linear) and has_plain_weight(backbone.head)

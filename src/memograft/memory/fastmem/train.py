@@ -26,6 +26,7 @@ from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
+from memograft.model.repeated import Repeated
 
 __all__ = ["Made", "Weights", "judged", "memorize"]
 
@@ -67,9 +68,10 @@ def memorize(
     assert settings.learning_rate != "auto"
     assert settings.target_kl != "auto"
     assert settings.shortlist != "auto"
-    started, count, names = time.perf_counter(), len(rows.lengths), list(backbone.projections)
+    started, count = time.perf_counter(), len(rows.lengths)
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
-    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, rows)
+    lora = settings.adapter == "lora"
+    weights = _LoRA(backbone, settings, rows, objective.x) if lora else _Full(backbone)
     optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
     limit = math.inf if settings.target_kl is None else settings.target_kl
     losses: list[list[float]] = [[] for _ in range(count)]  # per row, before each step
@@ -148,8 +150,9 @@ def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> lis
 class _LoRA:
     """B adapters of rank R, trained together. Initialised as in PEFT (A random, B zero)."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: TrainingRows) -> None:
-        self._backbone, self._names, self._blocks, count = backbone, list(names), rows.blocks, len(rows.lengths)
+    def __init__(self, backbone: Backbone, settings: Training, rows: TrainingRows, x: Tensor) -> None:
+        names = list(backbone.projections)
+        self._backbone, self._names, self._blocks, count = backbone, names, rows.blocks, len(rows.lengths)
         generator = torch.Generator().manual_seed(settings.seed)
         self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
@@ -166,12 +169,12 @@ class _LoRA:
             for n in names
             if len(names) > 1 and (linear_shape(backbone.projections[n]) or (0, 0))[1] == backbone.width
         ]
-        self._stand_ins = stand_ins(backbone, behind)
+        self._stand_ins, self._repeated = stand_ins(backbone, behind), Repeated(backbone, x)
 
     @contextmanager
     def active(self) -> Iterator[None]:
         spread = {n: (self._blocks.spread(a), self._blocks.spread(b)) for n, (a, b) in self._stacked.items()}
-        with applied(self._backbone, spread, stand_ins=self._stand_ins):
+        with applied(self._backbone, spread, stand_ins=self._stand_ins, repeated=self._repeated):
             yield
 
     @contextmanager
@@ -206,9 +209,9 @@ class _LoRA:
 class _Full:
     """The FFN's weights in float32, for one context."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._base = dense_weights(backbone, names)
+        self._base = dense_weights(backbone, list(backbone.projections))
         self._weights = {name: w.clone().requires_grad_() for name, w in self._base.items()}
         self.leaves = list(self._weights.values())
 
