@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_weights_that_the_kernels_stand_for(engine: E
     found = []
     for one in (parts, dense(parts)):
         objective = Objective(one, data, 0.1, None)
-        lora = _LoRA(one, FastMem(), data, objective.x)
+        lora = _LoRA(one, FastMem(), data, [objective.x])
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for leaf in lora.leaves:

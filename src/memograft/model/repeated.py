@@ -1,4 +1,4 @@
-"""The frozen outputs of the last FFN's linear maps for an input that is given again and again, computed once.
+"""The frozen outputs of the last FFN's linear maps for inputs that are given again and again, computed once.
 
     x ──> W ──> y      first pass: y is kept
     x ──> 0 rows ──> W; y ──> + the adapter's part      every later pass with the same x
@@ -10,7 +10,7 @@ numbers at every step.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
@@ -24,17 +24,17 @@ Delta = Callable[[Tensor, Tensor], Tensor]  # (projection's input, its frozen ou
 
 
 class Repeated:
-    """An input of the FFN. Maps of other inputs (down), quantised maps and maps with other hooks run as usual.
+    """Inputs of the FFN. Maps of other inputs (down), quantised maps and maps with other hooks run as usual.
 
     Args:
         backbone: the model.
-        x: the input; it must not change.
+        inputs: they must not change.
     """
 
-    def __init__(self, backbone: Backbone, x: Tensor) -> None:
-        self._x, self._owner = x, threading.get_ident()
+    def __init__(self, backbone: Backbone, inputs: Sequence[Tensor]) -> None:
+        self._inputs, self._owner = {x.data_ptr(): x for x in inputs}, threading.get_ident()
         self._maps = {n: m for n, m in backbone.projections.items() if type(m) in (nn.Linear, Conv1D) and _is_bare(m)}
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, int], Tensor] = {}  # by the map and the input's address
         self._given: dict[str, Tensor] = {}  # the input of a map that is running on no rows
 
     @contextmanager
@@ -46,7 +46,7 @@ class Repeated:
                 if threading.get_ident() != self._owner:
                     return None
                 self._given.pop(name, None)  # of a pass that failed
-                if name not in self._kept or not self._is_same(args[0]):
+                if (name, args[0].data_ptr()) not in self._kept or not self._is_known(args[0]):
                     return None
                 self._given[name] = args[0]
                 return (args[0].reshape(-1, args[0].shape[-1])[:0], *args[1:])
@@ -64,16 +64,16 @@ class Repeated:
         def changed(x: Tensor, y: Tensor) -> Tensor:
             given = self._given.pop(name, None)
             if given is not None:
-                return delta(given, self._kept[name].view(*given.shape[:-1], y.shape[-1]))
-            if name in self._maps and self._is_same(x):
-                self._kept[name] = y.detach()
+                return delta(given, self._kept[name, given.data_ptr()].view(*given.shape[:-1], y.shape[-1]))
+            if name in self._maps and self._is_known(x):
+                self._kept[name, x.data_ptr()] = y.detach()
             return delta(x, y)
 
         return changed
 
-    def _is_same(self, x: Tensor) -> bool:
-        own = self._x
-        return x.data_ptr() == own.data_ptr() and x.numel() == own.numel() and x.dtype == own.dtype
+    def _is_known(self, x: Tensor) -> bool:
+        own = self._inputs.get(x.data_ptr())
+        return own is not None and x.numel() == own.numel() and x.dtype == own.dtype
 
 
 def _is_bare(module: nn.Module) -> bool:

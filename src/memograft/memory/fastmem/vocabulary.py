@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import linear
 
 from memograft.memory.fastmem.rows import TrainingRows
-from memograft.model.backbone import Backbone, first, has_plain_weight
+from memograft.model.backbone import Backbone, first
 
-__all__ = ["Base", "base_losses", "exact_losses", "has_plain_head", "head", "memorized_losses"]
+__all__ = ["Base", "base_losses", "exact_losses", "head", "memorized_losses"]
 
 # Numbers of logits: of one matrix product, and of one elementwise pass behind it.
 _PRODUCT, _PASS, _ON_GPU = 1 << 24, 1 << 19, 1 << 26
-_TILE = 4096  # tokens of the vocabulary in one product with all rows of a context
+_TILE = 4096  # tokens of the vocabulary in one product with all rows of a context; fewer for many rows
+_TILED = 1 << 21  # logits of such a product
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,6 @@ def head(backbone: Backbone, hidden: Tensor) -> Tensor:
     return first(backbone.head(hidden)).to(hidden.device)
 
 
-def has_plain_head(backbone: Backbone) -> bool:
-    """Whether the head is a linear map whose weights can be read, so that it can be applied to some tokens only."""
-    return isinstance(backbone.head, nn.Linear) and has_plain_weight(backbone.head)
-
-
 @torch.no_grad()
 def base_losses(backbone: Backbone, hidden: Tensor, rows: TrainingRows, *, mass: bool) -> Base:
     """One pass over the rows, from the base model's input to the head (N, D)."""
@@ -71,6 +68,7 @@ def base_losses(backbone: Backbone, hidden: Tensor, rows: TrainingRows, *, mass:
                 losses[few] = normaliser[few] - target
                 if summed is not None:
                     summed[context].addmv_(likely.T, total.reciprocal())
+            del raw  # before the next product, so that only one is held
     return Base(losses, normaliser, summed)
 
 
@@ -89,7 +87,7 @@ def memorized_losses(
     """
     losses, kl = torch.empty_like(base.losses), torch.empty_like(base.losses)
     for own in rows.slices:
-        for part in [own] if has_plain_head(backbone) else _evenly(own, _size(backbone, _PRODUCT)):
+        for part in [own] if backbone.has_plain_head else _evenly(own, _size(backbone, _PRODUCT)):
             running = _Running(backbone, base.normaliser[part], rows.targets[part])
             for start, old, new in _tiles(backbone, before[part], after[part]):
                 running.add(start, old, new)
@@ -135,18 +133,18 @@ class _Running:
 
 def _tiles(backbone: Backbone, before: Tensor, after: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """The head's output for both inputs (M, D), a part of the vocabulary at a time: its first token, (M, W) of both."""
-    if not has_plain_head(backbone):
+    if not backbone.has_plain_head:
         yield 0, head(backbone, before), head(backbone, after)
         return
-    linear: Any = backbone.head
-    weight, bias, device = linear.weight, linear.bias, before.device
+    module: Any = backbone.head
+    weight, bias, device = module.weight, module.bias, before.device
     old, new = before.to(weight.device), after.to(weight.device)
-    most = _PRODUCT if device.type == "cpu" else _ON_GPU
-    width = max(1, min(_TILE if device.type == "cpu" else backbone.vocabulary, most // len(before)))
+    fitting = (_TILED if device.type == "cpu" else _ON_GPU) // len(before)
+    width = min(_TILE, max(256, fitting)) if device.type == "cpu" else max(1, fitting)
     for start in range(0, len(weight), width):
         part = slice(start, start + width)
         own = None if bias is None else bias[part]
-        before, after = (nn.functional.linear(h, weight[part], own).to(device) for h in (old, new))
+        before, after = (linear(h, weight[part], own).to(device) for h in (old, new))
         yield start, before, after
 
 
