@@ -8,8 +8,8 @@ Qwen3-1.7B with random weights), peak, growth, kept and contrast (Qwen2.5-0.5B's
 turns within a repetition. A ratio is the median over the repetitions, with the least and the largest, of CPU time,
 because a shared machine's clock also counts its neighbours; the last but one column has the ratio by the clock. Where a
 target is missed, the ratio of the floating-point operations in matrix products is the limit for exact losses.
-Finished rows are kept in --out and not measured again at the same commit with the same options. Prints a table and,
-last, one JSON line.
+Finished rows are kept in --out and not measured again at the same commit with the same options (with --any-commit,
+whatever the commit). Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from costs.models import SHAPES
 from memograft import FastMem
 from memograft.evaluation.provenance import provenance
 
-LENGTHS = ((256, 5), (1024, 5), (4096, 3), (8192, 2))  # of growth: tokens, repetitions
+LENGTHS = ((256, 5), (1024, 5), (4096, 2), (8192, 1))  # of growth: tokens, repetitions
 
 
 def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
@@ -68,17 +68,20 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/speed.json"), help="keeps finished rows")
+    parser.add_argument("--any-commit", action="store_true", help="keep finished rows of other commits too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     chosen = args.row or [name for name in names if name != "smollm2" or args.nqswap]
     if "smollm2" in chosen and not args.nqswap:
         parser.error("the row smollm2 needs --nqswap FILE")
-    options = {"pages": args.pages, "repeat": args.repeat} | provenance(torch.device("cpu"))
+    origin = provenance(torch.device("cpu"))
+    options = {"pages": args.pages, "repeat": args.repeat, "threads": args.threads}
     kept = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in chosen:
-        if name not in kept or kept[name]["options"] != options:
-            lines, load = [asdict(line) for line in rows(args)[name]()], os.getloadavg()
-            kept[name] = {"options": options, "load": round(load[1], 2), "lines": lines}
+        old = kept.get(name)
+        if old is None or old["options"] != options or (old["commit"] != origin["commit"] and not args.any_commit):
+            lines, load = [asdict(line) for line in rows(args)[name]()], round(os.getloadavg()[1], 2)
+            kept[name] = {"commit": origin["commit"], "options": options, "load": load, "lines": lines}
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(kept, indent=1) + "\n")
     show([line for name in chosen for line in kept[name]["lines"]])
@@ -90,8 +93,10 @@ def main() -> None:
         "memory": {"smollm2": FastMem().resolved().to_json(), "shapes": memorizing.RANDOM.resolved().to_json()},
         "ordinary_steps": memorizing.ORDINARY_STEPS,
         "results": {name: kept[name]["lines"] for name in chosen},
-        "load": {name: kept[name]["load"] for name in chosen},
+        "load": {name: kept[name]["load"] for name in chosen},  # of the last five minutes
+        "commits": {name: kept[name]["commit"] for name in chosen},
         **options,
+        **origin,
     }
     print(json.dumps(record))
 

@@ -58,7 +58,7 @@ def contrast(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
 
 def _streamed(engine: Engine, request: Request) -> None:
     stream = engine.stream(request)
-    assert list(stream)
+    list(stream)  # the text of a random token may be empty
     assert stream.answer is not None
     assert stream.answer.usage.cached_tokens > 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from costs.clock import Line, Times, flops, of_ratio, spent, turns
 from costs.models import document, random_engine
@@ -73,7 +74,9 @@ def growth(name: str, lengths: Sequence[tuple[int, int]], target: float) -> list
         for tokens, repeat in lengths:
             one = Memorizing(engine._model, RANDOM.resolved(), [(QUESTION, (document(tokens),))])
             one.prefill()
-            cpu = [own.cpu for own in turns({"": one.memorize}, repeat, f"{name}, T {tokens}")[""]]
+            if not medians:
+                one.memorize()  # warms up
+            cpu = [spent(one.memorize).cpu for _ in tqdm(range(repeat), desc=f"{name}, T {tokens}")]
             medians.append((math.log(tokens), math.log(statistics.median(cpu))))
             ends.append((min(cpu), max(cpu)))
     slope = statistics.linear_regression(*zip(*medians, strict=True)).slope
