@@ -67,8 +67,9 @@ docs: $(DOCS)
 soak: $(READY)
 	$(BIN)/python benchmarks/soak.py
 
+# What memorizing costs; NQSWAP=nqswap-dev.jsonl adds SmolLM2's rows. An interrupted run continues, see --help.
 bench: $(READY)
-	$(BIN)/memograft eval world
+	$(BIN)/python benchmarks/speed.py $(if $(NQSWAP),--nqswap "$(NQSWAP)") $(BENCH)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

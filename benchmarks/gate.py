@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from speed import SHAPES, word_tokenizer
+from costs.models import SHAPES, word_tokenizer
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

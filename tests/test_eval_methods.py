@@ -189,7 +189,7 @@ def test_settings_from_a_string() -> None:
         ("steps=", "settings must be written as name=value, got 'steps='"),
         ("stepz=4", "`stepz` is not a setting of FastMem, whose settings are steps, learning_rate,"),
         ("steps=4,steps=5", "`steps` must be set once, got it twice in 'steps=4,steps=5'; leave one out"),
-        ("steps=4.5", "`steps` must be a whole number of at least 1, got 4.5"),
+        ("steps=4.5", '`steps` must be a whole number of at least 1 or "auto", got 4.5'),
         ("gate=nonsense", "`gate` must be one of"),
     ],
 )

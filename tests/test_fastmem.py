@@ -303,9 +303,11 @@ def test_routed_experts_are_refused_and_quantised_weights_for_the_full_adapter()
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"steps": 0}, "`steps` must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, '`steps` must be a whole number of at least 1 or "auto", got 0'),
         ({"steps": 2.5}, "`steps` must be a whole number"),
         ({"steps": True}, "`steps` must be a whole number"),
+        ({"steps": "4"}, "`steps` must be a whole number of at least 1 or \"auto\", got '4'"),
+        ({"rank": "auto"}, "`rank` must be a whole number of at least 1, got 'auto'"),
         ({"rank": -1}, "`rank` must be a whole number of at least 1, got -1"),
         ({"learning_rate": 0}, '`learning_rate` must be a positive number or "auto", got 0'),
         ({"learning_rate": "1e-5"}, "`learning_rate` must be a positive number or \"auto\", got '1e-5'"),

@@ -138,11 +138,11 @@ def out_of_memory(engine: Engine, memory: Any, monkeypatch: pytest.MonkeyPatch) 
     """Raise OutOfMemoryError in the second step, while its adapter is active, and in every retry."""
     real, calls = train.Objective.loss, []
 
-    def loss(self: Any) -> Any:
+    def loss(self: Any, part: slice) -> Any:
         calls.append(1)
         if len(calls) > 1:
             raise torch.OutOfMemoryError("on purpose")
-        return real(self)
+        return real(self, part)
 
     monkeypatch.setattr(train.Objective, "loss", loss)
     answer = engine.answer(request(memory.settings if hasattr(memory, "settings") else memory))

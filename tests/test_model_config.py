@@ -73,7 +73,7 @@ def test_what_a_model_brings_is_looked_for_beside_its_weights(tmp_path: Path) ->
     model_config.write(tmp_path, {"steps": 3})
     assert model_config.of_model(tmp_path, BUNDLED) == {"steps": 3}
     assert model_config.of_model(str(tmp_path / "model.gguf"), BUNDLED) == {"steps": 3}
-    own = {"learning_rate": 1e-2, "target_kl": None, "max_kl": 10.0, "shortlist": None}
+    own = {"steps": 10, "learning_rate": 4e-3, "target_kl": None, "max_kl": 10.0, "shortlist": None}
     assert model_config.of_model("tiny", BUNDLED) == own
     assert model_config.of_model("nobody/nothing", BUNDLED, local_files_only=True) == {}
 
@@ -91,24 +91,26 @@ def test_settings_survive_a_file_and_only_what_was_chosen_is_written(tmp_path: P
 def test_a_file_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"mine.json has an entry that is no setting of FastMem \(.*'stepz'\)"):
         FastMem.load(write(tmp_path / "mine.json", {"stepz": 3}))
-    with pytest.raises(SettingsError, match="`steps` must be a whole number of at least 1, got 0"):
+    with pytest.raises(SettingsError, match='`steps` must be a whole number of at least 1 or "auto", got 0'):
         FastMem.load(write(tmp_path / "mine.json", {"steps": 0}))
 
 
 def test_auto_is_what_the_model_brings_and_else_what_is_usual() -> None:
     assert asdict(FastMem().resolved()) == asdict(FastMem()) | AUTOMATIC
-    own = {"learning_rate": 3e-3, "target_kl": None, "relevance": "auto"}
-    assert FastMem().resolved(own) == FastMem(**{**AUTOMATIC, "learning_rate": 3e-3, "target_kl": None})
-    given = FastMem(learning_rate=1e-4, target_kl=2.0, relevance=None, shortlist=7, max_kl=3.0)
+    own = {"steps": 7, "learning_rate": 2e-3, "target_kl": None, "relevance": "auto"}
+    assert FastMem().resolved(own) == FastMem(**{**AUTOMATIC, "steps": 7, "learning_rate": 2e-3, "target_kl": None})
+    given = FastMem(steps=2, learning_rate=1e-4, target_kl=2.0, relevance=None, shortlist=7, max_kl=3.0)
     assert given.resolved(own) == given, "what a request says counts"
 
 
 def test_a_model_that_brings_nonsense_is_refused() -> None:
-    said = "json may set learning_rate, target_kl, relevance, shortlist, max_kl, got a, b, steps; remove the others"
+    said = "may set steps, learning_rate, target_kl, relevance, shortlist, max_kl, got a, b, rank; remove the others"
     with pytest.raises(SettingsError, match=said):
-        FastMem().resolved({"b": 1, "steps": 2, "a": 1})
+        FastMem().resolved({"b": 1, "rank": 2, "a": 1})
     with pytest.raises(SettingsError, match='`learning_rate` must be a positive number or "auto", got -1'):
         FastMem().resolved({"learning_rate": -1})
+    with pytest.raises(SettingsError, match=r'`steps` must be a whole number of at least 1 or "auto", got 2\.5'):
+        FastMem().resolved({"steps": 2.5})
 
 
 def test_settings_of_an_evaluation_may_be_a_file_or_its_folder(tmp_path: Path) -> None:
@@ -123,17 +125,19 @@ def test_settings_of_an_evaluation_may_be_a_file_or_its_folder(tmp_path: Path) -
 
 def test_an_engine_takes_what_the_models_folder_brings(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY, tmp_path / "model")
-    model_config.write(folder, {"learning_rate": 7e-3, "relevance": None, "shortlist": None})
+    model_config.write(folder, {"steps": 2, "learning_rate": 7e-3, "relevance": None, "shortlist": None})
     with Engine.from_pretrained(folder) as engine:
-        expected = replace(FastMem().resolved(), learning_rate=7e-3, relevance=None, shortlist=None)
+        expected = replace(FastMem().resolved(), steps=2, learning_rate=7e-3, relevance=None, shortlist=None)
         assert engine.defaults == expected
-        answer = engine.answer("Who keeps it?", ["Ida keeps it."], memory=FastMem(steps=1), sampling=Sampling(1))
-        assert answer.memory is not None
-        told = answer.memory.settings
-        assert (told["learning_rate"], told["relevance"], told["steps"]) == (7e-3, None, 1)
+        for memory, steps in ((FastMem(), 2), (FastMem(steps=1), 1)):
+            answer = engine.answer("Who keeps it?", ["Ida keeps it."], memory=memory, sampling=Sampling(1))
+            assert answer.memory is not None
+            assert answer.memory.steps == steps
+            told = answer.memory.settings
+            assert (told["learning_rate"], told["relevance"], told["steps"]) == (7e-3, None, steps)
     (folder / "memograft_config.json").unlink()
     with Engine.from_pretrained(folder) as engine:
         assert engine.defaults == FastMem().resolved()
     write(folder / "memograft_config.json", {"rate": 1})
-    with pytest.raises(SettingsError, match=r"may set learning_rate, .*, got rate; remove"):
+    with pytest.raises(SettingsError, match=r"may set steps, learning_rate, .*, got rate; remove"):
         Engine.from_pretrained(folder)

@@ -81,12 +81,12 @@ def test_gradients_are_those_of_the_weights_that_the_kernels_stand_for(engine: E
     data = context(parts)
     found = []
     for one in (parts, dense(parts)):
-        lora = _LoRA(one, list(parts.projections), FastMem(), data)
+        objective = Objective(one, data, 0.1, None)
+        lora = _LoRA(one, FastMem(), data, [objective.x])
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for leaf in lora.leaves:
                 leaf.normal_(0, 0.05, generator=generator)
-        objective = Objective(one, data, 0.1, None)
         with lora.active():
             found.append(torch.autograd.grad(objective.loss()[0].sum(), lora.leaves))
     for ours, real in zip(*found, strict=True):

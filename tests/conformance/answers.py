@@ -30,7 +30,7 @@ class Answers(Case):
         assert report["relevance"][0] > AUTO > report["relevance"][1]
         assert report["loss_after"] < report["loss_before"]
         assert (report["rolled_back"], report["reason"], report["dropped"]) == (False, None, [])
-        assert (report["steps"], report["reused"], report["warnings"]) == (FastMem().steps, False, [])
+        assert (report["steps"], report["reused"], report["warnings"]) == (chat.engine.defaults.steps, False, [])
         assert report["milliseconds"].keys() == {"prefill", "memorize", "decode"}
 
     def test_the_report_has_the_same_keys_with_and_without_a_memory(self, chat: Front, plain: Front) -> None:
@@ -68,7 +68,8 @@ class Answers(Case):
         assert (always.text(QUESTION), always.text(QUESTION, memory=None)) == (PAGE, KNOWN)
 
     def test_memorizing_by_the_fronts_own_settings(self, plain: Front, chat: Front) -> None:
-        assert plain.memorize([PAGE]).settings.steps == chat.memorize([PAGE]).settings.steps == FastMem().steps
+        own = plain.engine.defaults.steps
+        assert plain.memorize([PAGE]).settings.steps == chat.memorize([PAGE]).settings.steps == own
         assert self.front.over(chat.engine, memory=FastMem(steps=3)).memorize([PAGE]).settings.steps == 3
 
     def test_neighbours_of_one_role_are_one_turn(self, plain: Front, seen: Seen) -> None:

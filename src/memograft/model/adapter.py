@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import through
+from memograft.model.repeated import Delta, Repeated
 
 __all__ = ["Adapter", "applied", "mean", "replaced", "stack"]
-
-Delta = Callable[[Tensor, Tensor], Tensor]  # (projection's input, its frozen output) -> its new output
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,13 @@ def applied(
     stacked: Mapping[str, tuple[Tensor, Tensor]],
     bare: int = 0,
     stand_ins: Mapping[str, Tensor] | None = None,
+    repeated: Repeated | None = None,
 ) -> Iterator[None]:
     """Inside, in this thread, row n of every batch runs through adapter n. The hooks are removed at the end.
 
     The last `bare` rows that reach the FFN come after the rows with adapters and run without one. `stand_ins` are
-    weights for the backward pass of projections that give no gradient (see `model/gradients.py`).
+    weights for the backward pass of projections that give no gradient (see `model/gradients.py`). `repeated` is an
+    input of the FFN that is given many times (see `model/repeated.py`).
     """
 
     def low_rank(a: Tensor, b: Tensor, weight: Tensor | None) -> Delta:
@@ -108,7 +109,10 @@ def applied(
         return delta
 
     weights = stand_ins or {}
-    with _hooked(backbone, {name: low_rank(a, b, weights.get(name)) for name, (a, b) in stacked.items()}):
+    deltas = {name: low_rank(a, b, weights.get(name)) for name, (a, b) in stacked.items()}
+    if repeated is not None:
+        deltas = {name: repeated.around(name, delta) for name, delta in deltas.items()}
+    with repeated.skipping() if repeated is not None else nullcontext(), _hooked(backbone, deltas):
         yield
 
 

@@ -99,6 +99,11 @@ class Backbone:
         """The linear map from D to V."""
         return self.tail[-1]
 
+    @property
+    def has_plain_head(self) -> bool:
+        """Whether the head is a linear map whose weights can be read, so that it can be applied to some tokens only."""
+        return isinstance(self.head, nn.Linear) and has_plain_weight(self.head)
+
     def run_ffn(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D): the FFN and the norms after it."""
         for module in (*self.ffn, *self.post):
@@ -117,8 +122,10 @@ class Backbone:
         return h
 
     def finish(self, raw: Tensor) -> Tensor:
-        """The head's output (..., V or S) -> logits in float32, scaled and capped as in the model."""
-        logits = raw.float() * self.logit_scale
+        """The head's output (..., V or S) -> logits in float32, scaled and capped as in the model. May share memory."""
+        logits = raw.float()
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
     def logits(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -129,12 +136,13 @@ class Backbone:
     def watch(self) -> Iterator[Watched]:
         """Inside, every forward pass of this thread records (x, residual).
 
-        The last FFN's output is replaced by zeros, so that the layer's output is exactly the residual. The logits of
-        the pass are therefore meaningless; its keys and values are correct, because they are computed before the last
-        FFN.
+        The last FFN's output is replaced by zeros, so that the layer's output is exactly the residual. The pass has
+        therefore no meaningful logits, and a plain head is applied to no positions, because it is a large part of a
+        short pass. Keys and values are correct, because they are computed before the last FFN.
         """
         seen = Watched()
-        handles = [
+        handles = [self.head.register_forward_pre_hook(seen.on_head_input)] if self.has_plain_head else []
+        handles += [
             self.ffn[0].register_forward_pre_hook(seen.on_input, with_kwargs=True),
             self.ffn_end.register_forward_hook(seen.on_ffn),
             self.layer.register_forward_hook(seen.on_layer),
@@ -169,6 +177,12 @@ class Watched:
         """After the last layer."""
         if threading.get_ident() == self._owner:
             self._residual = first(output)
+
+    def on_head_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Before the head. The return value replaces its input (B, T, D)."""
+        if threading.get_ident() != self._owner or not args:
+            return None
+        return (args[0][:, :0], *args[1:])
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(x, residual), each (B, T, D)."""

@@ -19,7 +19,7 @@ import torch
 
 from memograft.memory.base import Model, Task, Wanted
 from memograft.memory.fastmem.contexts import Context, memories, rows_of
-from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.loss import ALL, Objective
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.select import Selection
 from memograft.memory.fastmem.settings import Training
@@ -125,9 +125,9 @@ class _Fixed:
         self._backbone, self._adapters, self._blocks = backbone, list(adapters), rows.blocks
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self, part: slice = ALL) -> Iterator[None]:
         stacked = stack(self._adapters, self._backbone)
-        spread = {n: (self._blocks.spread(a), self._blocks.spread(b)) for n, (a, b) in stacked.items()}
+        spread = {n: (self._blocks.spread(a, part), self._blocks.spread(b, part)) for n, (a, b) in stacked.items()}
         with applied(self._backbone, spread):
             yield
 

@@ -9,24 +9,33 @@ whole vocabulary, once before the first step and once after the last.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.shortlist import Shortlist
 from memograft.memory.fastmem.vocabulary import base_losses, head, memorized_losses
-from memograft.model.backbone import Backbone, has_plain_weight
+from memograft.model.backbone import Backbone
 
-__all__ = ["Objective"]
+__all__ = ["ALL", "Objective"]
 
+ALL = slice(None)
+
+_ROWS = 256  # rows of a training pass on a CPU, whose activations are held for the backward pass
 _HELD = 1 << 26  # logits of a step over the whole vocabulary that are held at once (256 MiB of float32)
 
 
 class Objective:
-    """The loss of B contexts of N rows. `before` is the base model's exact loss of every row, (N,).
+    """The loss of B contexts of N rows. Create it while no adapter is active: it computes p_0 with the model as it is.
 
-    Create it while no adapter is active: p_0 is computed from the model's current output.
+    Attributes:
+        before: the base model's exact loss of every row (N,).
+        x: what every pass gives to the last FFN, in blocks (C, M, D).
+        parts: which of the blocks are computed together; a pass over few rows holds less memory.
     """
 
     def __init__(self, backbone: Backbone, rows: TrainingRows, kl_weight: float, shortlist: int | None) -> None:
@@ -34,38 +43,47 @@ class Objective:
         device, self._blocks = rows.x.device, rows.blocks
         self._lengths = torch.tensor(rows.lengths, device=device)
         self._context = torch.arange(len(rows.lengths), device=device).repeat_interleave(self._lengths)  # (N,)
-        self._x, self._residual = rows.x[self._blocks.rows], rows.residual[self._blocks.rows]  # (C, M, D)
+        self.x, self._residual = rows.x[self._blocks.rows], rows.residual[self._blocks.rows]  # (C, M, D)
         self._shortlist: Shortlist | None = None
         self._base: Tensor | None = None
         with torch.no_grad():
             self._hidden = self._hidden_of(rows.x[None], rows.residual[None])[0]  # (N, D)
-            short = shortlist is not None and shortlist < backbone.vocabulary and _has_plain_head(backbone)
+            short = shortlist is not None and shortlist < backbone.vocabulary and backbone.has_plain_head
             self._exact = base_losses(backbone, self._hidden, rows, mass=short)
             if self._exact.mass is not None and shortlist is not None:
                 self._exact.mass[self._context, rows.targets] = torch.inf
                 hidden, normaliser = (t[self._blocks.rows] for t in (self._hidden, self._exact.normaliser))
                 self._shortlist = Shortlist(backbone, self._exact.mass, shortlist, self._blocks, hidden, normaliser)
                 self._base = self._shortlist.logp(hidden)
+                self._places = self._shortlist.places(rows.targets[self._blocks.rows])
+        count, length = self.x.shape[:2]
+        split = self._shortlist is not None and device.type == "cpu"
+        size = max(1, _ROWS // length) if split else count
+        self.parts = [slice(start, start + size) for start in range(0, count, size)]
         self.before = self._exact.losses
 
-    def loss(self) -> tuple[Tensor, Tensor]:
-        """With the active adapter: mean CE + beta * mean KL of each context (B,), and the KL alone (B,)."""
-        hidden = self._hidden_of(self._x, self._residual)
+    def loss(self, part: slice = ALL) -> tuple[Tensor, Tensor]:
+        """With the adapters of these blocks active: their part of each context's mean CE + beta * mean KL (B,), and of
+        the KL alone (B,). Without a shortlist, all blocks are one part."""
+        hidden, real = self._hidden_of(self.x[part], self._residual[part]), self._blocks.real[part]
         if self._shortlist is None:
-            ce, kl = self._full(hidden[self._blocks.real])
+            ce, kl = self._full(hidden[real])
         else:
             assert self._base is not None
-            logp, targets = self._shortlist.logp(hidden), self._rows.targets[self._blocks.rows]
-            ce, kl = _pick(logp, self._shortlist.places(targets)), _kl(self._base, logp)
-            ce, kl = ce[self._blocks.real], kl[self._blocks.real]
-        mean_kl = self._mean(kl)
-        return self._mean(ce) + self._kl_weight * mean_kl, mean_kl
+            logp = self._shortlist.logp(hidden, part)
+            ce, kl = _pick(logp, self._places[part])[real], _kl(self._base[part], logp)[real]
+        context = self._context[self._blocks.rows[part][real]]
+        mean_kl = self._mean(kl, context)
+        return self._mean(ce, context) + self._kl_weight * mean_kl, mean_kl
 
     @torch.no_grad()
-    def exact(self) -> tuple[Tensor, Tensor]:
-        """With the active adapter, over the whole vocabulary: loss and KL of each row, (N,) both."""
-        hidden = self._hidden_of(self._x, self._residual)[self._blocks.real]
-        return memorized_losses(self._backbone, self._hidden, hidden, self._exact, self._rows)
+    def exact(self, active: Callable[[slice], AbstractContextManager[None]]) -> tuple[Tensor, Tensor]:
+        """Over the whole vocabulary: loss and KL of each row, (N,) both. `active` enters adapters of some blocks."""
+        found = []
+        for part in self.parts:
+            with active(part):
+                found.append(self._hidden_of(self.x[part], self._residual[part])[self._blocks.real[part]])
+        return memorized_losses(self._backbone, self._hidden, torch.cat(found), self._exact, self._rows)
 
     def _full(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """CE and KL of each row, (N,) both, over the whole vocabulary, from the input to the head (N, D)."""
@@ -95,9 +113,9 @@ class Objective:
     def _logp(self, hidden: Tensor) -> Tensor:
         return torch.log_softmax(self._backbone.finish(head(self._backbone, hidden)), -1)
 
-    def _mean(self, per_row: Tensor) -> Tensor:
-        """(N,) -> (B,)"""
-        sums = per_row.new_zeros(len(self._lengths)).index_add(0, self._context, per_row)
+    def _mean(self, per_row: Tensor, context: Tensor) -> Tensor:
+        """(n,) of rows of these contexts (n,) -> (B,)"""
+        sums = per_row.new_zeros(len(self._lengths)).index_add(0, context, per_row)
         return sums / self._lengths
 
 
@@ -109,7 +127,3 @@ def _pick(logp: Tensor, targets: Tensor) -> Tensor:
 def _kl(base: Tensor, logp: Tensor) -> Tensor:
     """KL(p_0 || p_phi) of each row."""
     return torch.nn.functional.kl_div(logp, base, log_target=True, reduction="none").sum(-1)
-
-
-def _has_plain_head(backbone: Backbone) -> bool:
-    return isinstance(backbone.head, nn.Linear) and has_plain_weight(backbone.head)

@@ -34,6 +34,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
 
     Attributes:
         steps: optimiser steps (paper: 10). More steps fit the documents more closely and change the model more.
+            "auto": see `AUTOMATIC`.
         learning_rate: of AdamW (paper: 1e-5 on the full FFN). "auto": see `AUTOMATIC`.
         kl_weight: beta, the weight of the KL from the base model (paper: 0.1). Larger values keep the model closer to
             it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,9 @@ from memograft.prompt.builder import Prompt
 
 __all__ = ["Blocks", "TrainingRows", "context_rows", "gather", "merge"]
 
-_SHORTEST = 64  # rows of a block: shorter ones cost more in copies of their context's weights than they save in padding
+# Rows of a block: shorter ones cost more in copies of their context's weights than they save in padding; longer ones
+# are no faster.
+_SHORTEST, _LONGEST = 64, 256
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Blocks:
     def of(cls, rows: TrainingRows) -> Blocks:
         """Cut the rows of each context into blocks."""
         device, longest = rows.x.device, max(rows.lengths)
-        size = min(longest, max(_SHORTEST, min(rows.lengths))) if device.type == "cpu" else longest
+        size = longest
+        if device.type == "cpu":
+            size = min(longest, max(_SHORTEST, min(rows.lengths)))
+            size = math.ceil(size / math.ceil(size / _LONGEST))
         parts, contexts, firsts = [], [], []
         for context, own in enumerate(rows.slices):
             for start in range(own.start, own.stop, size):
@@ -93,9 +99,9 @@ class Blocks:
         owner = None if len(parts) == len(rows.lengths) else torch.tensor(contexts, device=device)
         return cls(index.where(index >= 0, first).to(device), (index >= 0).to(device), owner)
 
-    def spread(self, per_context: Tensor) -> Tensor:
-        """(B, ...) -> (C, ...): what belongs to each context, once for each of its blocks."""
-        return per_context if self.context is None else per_context[self.context]
+    def spread(self, per_context: Tensor, part: slice = slice(None)) -> Tensor:
+        """(B, ...) -> (C, ...): what belongs to each context, once for each of its blocks, for a part of the blocks."""
+        return per_context[part] if self.context is None else per_context[self.context[part]]
 
 
 def context_rows(filled: Prefill, row: int, prompt: Prompt, end: int | None = None) -> TrainingRows:

@@ -14,10 +14,11 @@ from memograft.model.backbone import Backbone, has_plain_weight
 
 __all__ = ["AUTOMATIC", "Selecting", "Speaking", "Training"]
 
-# Values of "auto" for models without a memograft_config.json. Learning rate and target were chosen on the tuning split
-# of NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): beyond this small KL, the model only recites more. `max_kl` is
-# four times the target; it matters for memories without a target.
+# Values of "auto" for models without a memograft_config.json. Steps, learning rate and target were chosen on the tuning
+# split of NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): beyond this small KL, the model only recites more.
+# `max_kl` is four times the target; it matters for memories without a target.
 AUTOMATIC: Mapping[str, Any] = {
+    "steps": 4,
     "learning_rate": 3e-3,
     "target_kl": 0.25,
     "relevance": AUTO,
@@ -30,7 +31,7 @@ AUTOMATIC: Mapping[str, Any] = {
 class Training:
     """Settings that, together with the model and the context, determine the weights."""
 
-    steps: int = 4
+    steps: int | Literal["auto"] = "auto"
     learning_rate: float | Literal["auto"] = "auto"
     kl_weight: float = 0.1
     target_kl: float | Literal["auto"] | None = "auto"
@@ -48,11 +49,13 @@ class Training:
     def _check_training(self) -> None:
         _one_of(self, "adapter", ("lora", "full"))
         _one_of(self, "template", ("prompt", "assistant"))
-        for name in ("steps", "rank"):
+        whole: Mapping[str, tuple[str | None, ...]] = {"steps": ("auto",), "rank": ()}
+        positive = {"learning_rate": ("auto",), "target_kl": ("auto", None), "max_kl": ("auto",)}
+        for name, others in whole.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-        for name, others in {"learning_rate": ("auto",), "target_kl": ("auto", None), "max_kl": ("auto",)}.items():
+            if value not in others and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise SettingsError(f"`{name}` must be a whole number of at least 1{_or(others)}, got {value!r}")
+        for name, others in positive.items():
             value = getattr(self, name)
             if value not in others and not (_is_number(value) and value > 0):
                 raise SettingsError(f"`{name}` must be a positive number{_or(others)}, got {value!r}")

@@ -58,23 +58,22 @@ class Shortlist:
         others = others / others.sum(1, keepdim=True).clamp_min(1e-9)
         mean = (others.to(weight) @ weight).to(device)  # (B, D)
         self._mean = blocks.spread(mean)[:, :, None]  # (C, D, 1)
-        self._log_rest = torch.zeros((), device=device)
-        chosen = self._logits(hidden)
+        chosen = self._logits(hidden, slice(None))
         rest = 1.0 - (chosen - normaliser[..., None]).exp().sum(-1)
         self._log_rest = rest.clamp_min(1e-9).log() + normaliser  # (C, M)
 
-    def logp(self, hidden: Tensor) -> Tensor:
-        """(C, M, D) -> log-probabilities (C, M, S + 1); the last is the bucket."""
-        moved = ((hidden - self._hidden) @ self._mean).float() * self._backbone.logit_scale
-        rest = self._log_rest[..., None] + moved
-        return torch.log_softmax(torch.cat([self._logits(hidden), rest], -1), -1)
+    def logp(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
+        """(C, M, D) of these blocks -> log-probabilities (C, M, S + 1); the last is the bucket."""
+        moved = ((hidden - self._hidden[part]) @ self._mean[part]).float() * self._backbone.logit_scale
+        rest = self._log_rest[part, :, None] + moved
+        return torch.log_softmax(torch.cat([self._logits(hidden, part), rest], -1), -1)
 
     def places(self, targets: Tensor) -> Tensor:
         """Token ids (C, M) -> their indices among the candidates (C, M)."""
         return torch.searchsorted(self._candidates, targets)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        raw = hidden @ self._weight.mT
+    def _logits(self, hidden: Tensor, part: slice) -> Tensor:
+        raw = hidden @ self._weight[part].mT
         if self._bias is not None:
-            raw = raw + self._bias
-        return self._backbone.finish(raw).masked_fill(self._beyond[:, None], _NEVER)
+            raw = raw + self._bias[part]
+        return self._backbone.finish(raw).masked_fill(self._beyond[part, None], _NEVER)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from memograft.memory.fastmem.loss import Objective
+from memograft.memory.fastmem.loss import ALL, Objective
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.settings import Training
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter, applied, dense_weights, replaced
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import stand_ins
+from memograft.model.repeated import Repeated
 
 __all__ = ["Made", "Weights", "judged", "memorize"]
 
@@ -38,8 +39,8 @@ _SLACK = 0.05  # relative excess over the target that is accepted
 class Weights(Protocol):
     """Changed weights for each of B contexts."""
 
-    def active(self) -> AbstractContextManager[None]:
-        """Context manager in which the changed weights are used."""
+    def active(self, part: slice = ALL) -> AbstractContextManager[None]:
+        """Context manager in which the changed weights of these blocks are used."""
 
     def adapters(self) -> list[Adapter]:
         """All B as adapters, which are not changed afterwards."""
@@ -63,26 +64,28 @@ def memorize(
     if settings.adapter == "full" and len(rows.lengths) > 1:  # a batch would need one copy of the FFN per row
         singles = (rows.single(n) for n in range(len(rows.lengths)))
         return [memorize(backbone, one, settings, cancelled=cancelled, progress=progress)[0] for one in singles]
+    assert settings.steps != "auto"
     assert settings.learning_rate != "auto"
     assert settings.target_kl != "auto"
     assert settings.shortlist != "auto"
-    started, count, names = time.perf_counter(), len(rows.lengths), list(backbone.projections)
+    started, count = time.perf_counter(), len(rows.lengths)
     objective = Objective(backbone, rows, settings.kl_weight, settings.shortlist)
-    weights = _Full(backbone, names) if settings.adapter == "full" else _LoRA(backbone, names, settings, rows)
+    lora = settings.adapter == "lora"
+    weights = (
+        _LoRA(backbone, settings, rows, [objective.x[part] for part in objective.parts]) if lora else _Full(backbone)
+    )
     optimiser = torch.optim.AdamW(weights.leaves, settings.learning_rate, weight_decay=settings.weight_decay)
     limit = math.inf if settings.target_kl is None else settings.target_kl
     losses: list[list[float]] = [[] for _ in range(count)]  # per row, before each step
     for _ in tqdm(range(settings.steps), desc="memorizing", disable=not progress, leave=False):
         if cancelled():
             break
-        with torch.enable_grad(), weights.active():
-            loss, kl = objective.loss()  # (B,), (B,)
-            gradients = torch.autograd.grad(loss.sum(), weights.leaves)
-        there = kl.detach() >= limit
+        loss, kl, gradients = _gradients(weights, objective)
+        there = kl >= limit
         if bool(there.all()):
             break
         for row in (~there).nonzero().flatten().tolist():
-            losses[row].append(float(loss[row].detach()))
+            losses[row].append(float(loss[row]))
         for leaf, gradient in zip(weights.leaves, _clipped(gradients, settings.clip_norm, count), strict=True):
             leaf.grad = gradient
         with weights.held(there):
@@ -105,8 +108,7 @@ def judged(
     `losses` are those of each row's steps; `started` is the time (`time.perf_counter`) at which the batch began.
     """
     assert settings.max_kl != "auto"
-    with weights.active():
-        after, kl = objective.exact()
+    after, kl = objective.exact(weights.active)
     seconds = time.perf_counter() - started
     results: list[Made] = []
     for n, (own, adapter) in enumerate(zip(rows.texts, weights.adapters(), strict=True)):
@@ -124,11 +126,27 @@ def judged(
     return results
 
 
+def _gradients(weights: _LoRA | _Full, objective: Objective) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Loss and KL of each context, (B,) both, and the gradient of each leaf, summed over the objective's parts."""
+    found: list[list[Tensor]] = []
+    for part in objective.parts:
+        with torch.enable_grad(), weights.active(part):
+            loss, kl = objective.loss(part)
+            found.append([loss.detach(), kl.detach(), *torch.autograd.grad(loss.sum(), weights.leaves)])
+    loss, kl, *gradients = (
+        torch.stack(each).sum(0) if len(found) > 1 else each[0] for each in zip(*found, strict=True)
+    )
+    return loss, kl, gradients
+
+
 def _shrink(weights: _LoRA | _Full, objective: Objective, limit: float) -> None:
     """Scale weights back whose last step exceeded the target; KL grows about as the square of the change."""
     for _ in range(_SHRINKS):
-        with torch.no_grad(), weights.active():
-            _, kl = objective.loss()
+        kl = torch.zeros(0)
+        for part in objective.parts:
+            with torch.no_grad(), weights.active(part):
+                own = objective.loss(part)[1]
+            kl = own if part is objective.parts[0] else kl + own
         far = kl > limit * (1 + _SLACK)  # (B,); the other rows are not changed
         if not bool(far.any()):
             return
@@ -147,8 +165,9 @@ def _clipped(gradients: Sequence[Tensor], limit: float | None, rows: int) -> lis
 class _LoRA:
     """B adapters of rank R, trained together. Initialised as in PEFT (A random, B zero)."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str], settings: Training, rows: TrainingRows) -> None:
-        self._backbone, self._names, self._blocks, count = backbone, list(names), rows.blocks, len(rows.lengths)
+    def __init__(self, backbone: Backbone, settings: Training, rows: TrainingRows, inputs: Sequence[Tensor]) -> None:
+        names = list(backbone.projections)
+        self._backbone, self._names, self._blocks, count = backbone, names, rows.blocks, len(rows.lengths)
         generator = torch.Generator().manual_seed(settings.seed)
         self._stacked: dict[str, tuple[Tensor, Tensor]] = {}
         for name in names:
@@ -165,12 +184,14 @@ class _LoRA:
             for n in names
             if len(names) > 1 and (linear_shape(backbone.projections[n]) or (0, 0))[1] == backbone.width
         ]
-        self._stand_ins = stand_ins(backbone, behind)
+        self._stand_ins, self._repeated = stand_ins(backbone, behind), Repeated(backbone, inputs)
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        spread = {n: (self._blocks.spread(a), self._blocks.spread(b)) for n, (a, b) in self._stacked.items()}
-        with applied(self._backbone, spread, stand_ins=self._stand_ins):
+    def active(self, part: slice = ALL) -> Iterator[None]:
+        spread = {
+            n: (self._blocks.spread(a, part), self._blocks.spread(b, part)) for n, (a, b) in self._stacked.items()
+        }
+        with applied(self._backbone, spread, stand_ins=self._stand_ins, repeated=self._repeated):
             yield
 
     @contextmanager
@@ -205,14 +226,14 @@ class _LoRA:
 class _Full:
     """The FFN's weights in float32, for one context."""
 
-    def __init__(self, backbone: Backbone, names: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._base = dense_weights(backbone, names)
+        self._base = dense_weights(backbone, list(backbone.projections))
         self._weights = {name: w.clone().requires_grad_() for name, w in self._base.items()}
         self.leaves = list(self._weights.values())
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self, _part: slice = ALL) -> Iterator[None]:
         with replaced(self._backbone, self._weights):
             yield
 

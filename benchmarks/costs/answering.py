@@ -1,0 +1,70 @@
+"""What answering with a memory costs beside plain decoding, for a shape with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from costs.clock import Line, of_ratio, turns
+from costs.memorizing import QUESTION, RANDOM
+from costs.models import document, random_engine
+from memograft import Engine, MemoryHandle, Request, Sampling
+
+__all__ = ["contrast", "kept"]
+
+TOKENS = 32
+
+
+def kept(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
+    """The time to the first token with a kept memory, whose relevance is judged or not, and of `generate`."""
+    ways = {"relevance judged": RANDOM, "relevance not judged": replace(RANDOM, relevance=None)}
+    with random_engine(name) as engine:
+        handles = {way: engine.memorize([document(tokens)], memory) for way, memory in ways.items()}
+        requests = {way: Request(QUESTION, memory=handle, sampling=Sampling(1)) for way, handle in handles.items()}
+        ids = torch.tensor([engine.answer(next(iter(requests.values()))).prompt_ids])
+        parts: dict[str, Callable[[], object]] = {
+            "generate": lambda: engine.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
+            ),
+        }
+        parts |= {way: partial(_streamed, engine, request) for way, request in requests.items()}
+        times = turns(parts, repeat, f"{name}, kept")
+    title = f"time to the first token, kept context / generate, {name}, T {tokens:,}"
+    return [of_ratio(f"{title}, {way}", times[way], times["generate"], target=target) for way in ways]
+
+
+def contrast(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
+    """Time per token with `contrast` and without: the difference between answers of 33 tokens and of one."""
+    settings = replace(RANDOM, relevance=None, fallback=False)
+    with random_engine(name) as engine:
+        handles = {
+            alpha: engine.memorize([document(tokens)], replace(settings, contrast=alpha)) for alpha in (0.0, 0.5)
+        }
+        parts = {
+            f"{alpha}, {new}": partial(_answer, engine, handle, new)
+            for alpha, handle in handles.items()
+            for new in (1, TOKENS + 1)
+        }
+        times = turns(parts, repeat, f"{name}, contrast")
+    each = {
+        alpha: [long - short for long, short in zip(times[f"{alpha}, {TOKENS + 1}"], times[f"{alpha}, 1"], strict=True)]
+        for alpha in handles
+    }
+    return [of_ratio(f"contrast, time per token / without, {name}", each[0.5], each[0.0], target=target)]
+
+
+def _streamed(engine: Engine, request: Request) -> None:
+    stream = engine.stream(request)
+    list(stream)  # the text of a random token may be empty
+    assert stream.answer is not None
+    assert stream.answer.usage.cached_tokens > 0
+
+
+def _answer(engine: Engine, handle: MemoryHandle, new: int) -> None:
+    answer = engine.answer(Request(QUESTION, memory=handle, sampling=Sampling(new)))
+    assert len(answer.token_ids) == new
+    assert answer.memory is not None
+    assert not answer.memory.rolled_back
