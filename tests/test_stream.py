@@ -277,7 +277,7 @@ class TestAsync:
         hook = engine.model.register_forward_pre_hook(count, with_kwargs=True)
         answers = asyncio.run(main())
         hook.remove()
-        assert widths == [1, 8, 8]
+        assert [width for width in widths if width > 1] == [8, 8]
         assert [a.token_ids for a in answers] == [generated(engine, r) for r in requests]
 
     def test_cancelling_a_task_frees_its_row(self, engine: Engine) -> None:

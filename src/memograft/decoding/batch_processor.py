@@ -76,14 +76,14 @@ class States:
     """The hidden states (N, D) of the last pass of this thread, by place; see `caught`."""
 
     def __init__(self, rows: int) -> None:
-        self._rows, self._owner = rows, threading.get_ident()
+        self._rows, self._owner = rows, threading.current_thread()
         self.at: dict[str, Tensor] = {}
 
     def catch(self, place: str) -> Callable[..., None]:
         """A hook before the module of `place`."""
 
         def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            if threading.get_ident() == self._owner:
+            if threading.current_thread() is self._owner:
                 x = args[0] if args else next(iter(kwargs.values()))
                 self.at[place] = x.reshape(self._rows, -1, x.shape[-1])[:, 0]  # OPT flattens B and T
 

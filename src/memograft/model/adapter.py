@@ -145,11 +145,11 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 @contextmanager
 def _hooked(backbone: Backbone, deltas: Mapping[str, Delta]) -> Iterator[None]:
-    owner = threading.get_ident()
+    owner = threading.current_thread()
 
     def hook(delta: Delta) -> Callable[..., Any]:
         def run(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return delta(args[0], output) if threading.get_ident() == owner else None
+            return delta(args[0], output) if threading.current_thread() is owner else None
 
         return run
 

@@ -158,29 +158,29 @@ class Watched:
     """(x, residual) of the latest forward pass, each (B, T, D); see `Backbone.watch`."""
 
     def __init__(self) -> None:
-        self._owner = threading.get_ident()
+        self._owner = threading.current_thread()
         self._x: Tensor | None = None
         self._residual: Tensor | None = None
 
     def on_input(self, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         """Before the FFN. Calls from other threads are ignored, here and in the other hooks."""
-        if threading.get_ident() == self._owner:
+        if threading.current_thread() is self._owner:
             self._x = args[0] if args else next(iter(kwargs.values()))
 
     def on_ffn(self, _module: nn.Module, _args: object, output: Output) -> Output | None:
         """After the FFN and its norm. The return value replaces their output."""
-        if threading.get_ident() != self._owner:
+        if threading.current_thread() is not self._owner:
             return None
         return replace_first(output, torch.zeros_like(first(output)))
 
     def on_layer(self, _module: nn.Module, _args: object, output: Output) -> None:
         """After the last layer."""
-        if threading.get_ident() == self._owner:
+        if threading.current_thread() is self._owner:
             self._residual = first(output)
 
     def on_head_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Before the head. The return value replaces its input (B, T, D)."""
-        if threading.get_ident() != self._owner or not args:
+        if threading.current_thread() is not self._owner or not args:
             return None
         return (args[0][:, :0], *args[1:])
 

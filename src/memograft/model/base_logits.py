@@ -62,7 +62,7 @@ class BaseLogits:
     logits: Tensor
 
     def __init__(self, backbone: Backbone, batch: int, rows: Sequence[int]) -> None:
-        self._backbone, self._batch, self._owner = backbone, batch, threading.get_ident()
+        self._backbone, self._batch, self._owner = backbone, batch, threading.current_thread()
         self._rows = torch.tensor(rows, device=backbone.device)
         self._change: Tensor  # base minus adapted FFN output (G, T, D)
         self._hidden: Tensor  # the base model's input to the head (G, T, D)
@@ -71,7 +71,7 @@ class BaseLogits:
         """Wrap a hook so that it ignores calls from other threads."""
 
         def deaf(*args: P.args, **kwargs: P.kwargs) -> T | None:
-            return hook(*args, **kwargs) if threading.get_ident() == self._owner else None
+            return hook(*args, **kwargs) if threading.current_thread() is self._owner else None
 
         return deaf
 

@@ -37,7 +37,7 @@ from memograft.model.kv import (
 
 __all__ = ["Pace", "prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
 
-_PADDING = 256  # tokens of padding in a pass that are cheaper than a pass of their own
+_PADDING = 256  # tokens of padding that cost about as much as one more pass
 _FEWEST = 32  # tokens of a pass: shorter ones would take almost as long
 
 
@@ -133,12 +133,12 @@ def _cannot_share(backbone: Backbone) -> UnsupportedModelError:
 
 
 def _of_similar_length(rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Group rows so that no pass has much padding: one more pass is cheaper."""
+    """Group rows: a shorter one begins a pass of its own where this spares much padding of the rows that follow it."""
     groups: list[list[int]] = []
-    for row in sorted(rows, key=lambda n: -len(prompts[n])):  # the first of a group is its longest
-        own = len(prompts[row])
-        padding = sum(len(prompts[groups[-1][0]]) - len(prompts[n]) for n in (*groups[-1], row)) if groups else 0
-        if not groups or (padding > _PADDING and padding > own):
+    ordered = sorted(rows, key=lambda n: -len(prompts[n]))  # the first of a group is its longest
+    for place, row in enumerate(ordered):
+        spared = len(prompts[groups[-1][0]]) - len(prompts[row]) if groups else 0
+        if not groups or spared * (len(ordered) - place) > _PADDING:
             groups.append([])
         groups[-1].append(row)
     return [sorted(group) for group in groups]

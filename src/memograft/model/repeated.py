@@ -32,7 +32,7 @@ class Repeated:
     """
 
     def __init__(self, backbone: Backbone, inputs: Sequence[Tensor]) -> None:
-        self._inputs, self._owner = {x.data_ptr(): x for x in inputs}, threading.get_ident()
+        self._inputs, self._owner = {x.data_ptr(): x for x in inputs}, threading.current_thread()
         self._maps = {n: m for n, m in backbone.projections.items() if type(m) in (nn.Linear, Conv1D) and _is_bare(m)}
         self._kept: dict[tuple[str, int], Tensor] = {}  # by the map and the input's address
         self._given: dict[str, Tensor] = {}  # the input of a map that is running on no rows
@@ -43,7 +43,7 @@ class Repeated:
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
             def skip(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-                if threading.get_ident() != self._owner:
+                if threading.current_thread() is not self._owner:
                     return None
                 self._given.pop(name, None)  # of a pass that failed
                 if (name, args[0].data_ptr()) not in self._kept or not self._is_known(args[0]):
