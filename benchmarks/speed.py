@@ -3,7 +3,7 @@
     make bench NQSWAP=nqswap-dev.jsonl.xz                    # all rows
     python benchmarks/speed.py --row 0.5b --row contrast     # some of them; none of these needs data
 
-Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), 0.5b and 1.7b (memorizing, in the shapes of Qwen2.5-0.5B and
+Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories and drafts (decoding with it), 0.5b and 1.7b (memorizing, in the shapes of Qwen2.5-0.5B and
 Qwen3-1.7B with random weights), peak, growth, kept and contrast (Qwen2.5-0.5B's shape). Parts that are compared take
 turns within a repetition. A ratio is the median over the repetitions, with the least and the largest, of CPU time,
 because a shared machine's clock also counts its neighbours; the last but one column has the ratio by the clock. Where a
@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from costs import answering, memorizing, peak
+from costs import answering, decoding, memorizing, peak
 from costs.clock import Line
 from costs.models import SHAPES
 
 from memograft import FastMem
 from memograft.evaluation.provenance import provenance
 
+WITH_DATA = {"smollm2", "memories", "drafts"}
 LENGTHS = ((256, 5), (1024, 5), (4096, 2), (8192, 1))  # of growth: tokens, repetitions
 
 
@@ -38,6 +39,8 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
     half, repeat = "qwen-0.5b", args.repeat
     return {
         "smollm2": lambda: memorizing.smollm2(args.nqswap, args.pages, repeat),
+        "memories": lambda: decoding.many_memories(args.nqswap, args.pages, repeat),
+        "drafts": lambda: decoding.drafts(args.nqswap, 2 * args.pages),
         "0.5b": lambda: memorizing.shape(half, 512, 0.7, repeat),
         "1.7b": lambda: memorizing.shape("qwen3-1.7b", 1024, 0.4, min(repeat, 3)),
         "peak": lambda: peak.extra(half, 1024, 0.10, min(repeat, 3)),
@@ -63,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(rows(argparse.Namespace(repeat=1)))
     parser.add_argument("--row", action="append", choices=names, help="may be repeated; left out, all")
-    parser.add_argument("--nqswap", help="nqswap-dev.jsonl; without it, the row smollm2 is left out")
+    parser.add_argument("--nqswap", help="nqswap-dev.jsonl; without it, SmolLM2's rows are left out")
     parser.add_argument("--pages", type=int, default=8, help="of a batch")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
@@ -71,9 +74,9 @@ def main() -> None:
     parser.add_argument("--any-commit", action="store_true", help="keep finished rows of other commits too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    chosen = args.row or [name for name in names if name != "smollm2" or args.nqswap]
-    if "smollm2" in chosen and not args.nqswap:
-        parser.error("the row smollm2 needs --nqswap FILE")
+    chosen = args.row or [name for name in names if args.nqswap or name not in WITH_DATA]
+    if not args.nqswap and set(chosen) & WITH_DATA:
+        parser.error(f"the rows {', '.join(sorted(WITH_DATA))} need --nqswap FILE")
     origin = provenance(torch.device("cpu"))
     options = {"pages": args.pages, "repeat": args.repeat, "threads": args.threads}
     kept = json.loads(args.out.read_text()) if args.out.exists() else {}

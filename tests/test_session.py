@@ -52,7 +52,8 @@ def held(engine: Engine, n: int = 60, **options: Any) -> tuple[Any, Gate]:
     return job, gate
 
 
-def test_a_request_joins_and_leaves_while_another_is_decoded(engine: Engine) -> None:
+def test_a_request_joins_and_leaves_while_another_is_decoded(make_engine: Any) -> None:
+    engine = make_engine("llama", prompt_lookup=0)
     job, gate = held(engine, n=60)
     short = engine._submit([ask("Why?", n=4)])[0]
     seen: list[bool] = []

@@ -253,7 +253,7 @@ class TestAsync:
             blockbuster.deactivate()
 
     def test_concurrent_calls_become_mixed_batches(self, make_engine: Any) -> None:
-        engine = make_engine(max_batch=8)
+        engine = make_engine(max_batch=8, prompt_lookup=0)
         widths: list[int] = []
 
         def count(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""The time of decoding alone: rows with memories beside `generate`, and drafts from the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tqdm import tqdm
+
+from costs.clock import Line, Times, of_ratio, spent
+from memograft import Engine, FastMem
+from memograft.decoding.loop import Loop
+from memograft.decoding.row import Row
+from memograft.evaluation.readers.reading import read
+from memograft.memory.base import Task, Wanted
+from memograft.model.backbone import cache_name
+from memograft.model.kv import Prefill
+from memograft.model.packed import copied
+from memograft.model.prefill import prefill
+from memograft.request import Sampling
+
+__all__ = ["drafts", "many_memories"]
+
+TOKENS, LONGEST = 32, 48
+# Every row has a memory, and no second row for the fallback.
+MEMORY = FastMem(relevance=None, target_kl=None, max_kl=1e9, fallback=False)
+FORMS = {
+    "short answers": "{}",
+    "quotations": "{} Quote the sentence of the document that says so.",
+    "explanations": "{} Explain in three sentences.",
+}
+
+
+def many_memories(data: str, rows: int, repeat: int) -> list[Line]:
+    """Tokens per second while decoding: `rows` rows with a memory each, and without, beside plain `generate`."""
+    items = read(data, contexts=["contradicts"], split="test", n=rows * (repeat + 1)).items
+    times: dict[str, list[Times]] = {}
+    with Engine.from_pretrained("smollm2") as engine:
+        engine.model.generation_config.min_new_tokens = TOKENS  # all generate the same number of tokens
+        model = engine._model
+        for start in tqdm(range(0, len(items), rows), desc="many memories"):
+            prompts = [
+                model.prompts.build([{"role": "user", "content": item.question}], item.documents)
+                for item in items[start : start + rows]
+            ]
+            filled = prefill(model.backbone, [p.ids for p in prompts], model.pad_id)
+            wanted = [Wanted(MEMORY.resolved(), prompt, row) for row, prompt in enumerate(prompts)]
+            adapters = [brought.adapter for brought in FastMem.prepare(model, wanted, filled, Task())]
+            assert all(adapter is not None for adapter in adapters)
+            parts: dict[str, Callable[[], object]] = {
+                "memories": lambda filled=filled, adapters=adapters: _decode(engine, filled, adapters),
+                "plain": lambda filled=filled: _decode(engine, filled, [None] * rows),
+                "generate": lambda filled=filled: _generate(engine, filled),
+            }
+            for name, part in parts.items():
+                own = spent(part)
+                if start:  # the first batch warms up
+                    times.setdefault(name, []).append(own)
+    title = f"decoding, tokens per second / generate, SmolLM2, NQ-SWAP, {rows} rows"
+    return [
+        of_ratio(f"{title} with {rows} memories", times["generate"], times["memories"], target=1.0, at_least=True),
+        of_ratio(f"{title} without", times["generate"], times["plain"]),
+    ]
+
+
+def drafts(data: str, count: int) -> list[Line]:
+    """Decoding with drafts from the prompt beside decoding without, a question at a time; the spread is of questions."""
+    items = read(data, contexts=["agrees"], split="test", n=count).items
+    lines = []
+    with Engine.from_pretrained("smollm2") as engine:
+        model = engine._model
+        for form, text in FORMS.items():
+            times: dict[int, list[Times]] = {0: [], 8: []}
+            for item in tqdm(items, desc=form):
+                message = {"role": "user", "content": text.format(item.question)}
+                prompt = model.prompts.build([message], item.documents)
+                filled = prefill(model.backbone, [prompt.ids], model.pad_id)
+                for most, own in times.items():
+                    own.append(spent(lambda most=most, filled=filled: _decode(engine, filled, [None], LONGEST, most)))  # type: ignore[misc]
+            lines.append(
+                of_ratio(
+                    f"drafts, speed / without, SmolLM2, NQ-SWAP, {form}", times[0], times[8], target=0.97, at_least=True
+                )
+            )
+    return lines
+
+
+def _decode(engine: Engine, filled: Prefill, adapters: Sequence[object], tokens: int = TOKENS, most: int = 0) -> None:
+    loop = Loop(engine._backbone, engine.tokenizer, most)
+    loop.add(filled, [Row(Sampling(tokens), tokens, adapter=adapter) for adapter in adapters])  # type: ignore[arg-type]
+    while loop.rows:
+        loop.step()
+
+
+def _generate(engine: Engine, filled: Prefill) -> None:
+    assert filled.kv_cache is not None
+    with torch.inference_mode():
+        engine.model.generate(
+            input_ids=filled.ids,
+            attention_mask=filled.mask,
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            **{cache_name(type(engine.model).prepare_inputs_for_generation): copied(filled.kv_cache)},
+        )
