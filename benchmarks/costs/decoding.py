@@ -66,7 +66,10 @@ def many_memories(data: str, rows: int, repeat: int) -> list[Line]:
 
 
 def drafts(data: str, count: int) -> list[Line]:
-    """Decoding with drafts from the prompt, and without, one question at a time; the spread is that of questions."""
+    """Decoding with drafts from the prompt, and without, one question at a time; the spread is that of questions.
+
+    Times are per token, because rounding in bf16 may end an answer elsewhere.
+    """
     items = read(data, contexts=["agrees"], split="test", n=count).items
     lines = []
     with Engine.from_pretrained("smollm2") as engine:
@@ -78,17 +81,28 @@ def drafts(data: str, count: int) -> list[Line]:
                 prompt = model.prompts.build([message], item.documents)
                 filled = prefill(model.backbone, [prompt.ids], model.pad_id)
                 for most, own in times.items():
-                    own.append(spent(partial(_decode, engine, filled, [None], LONGEST, most)))
+                    said: list[int] = []
+                    whole = spent(partial(_drafted, engine, filled, most, said))
+                    own.append(Times(whole.cpu / said[0], whole.wall / said[0]))
             title = f"speed with drafts / without, SmolLM2, NQ-SWAP, {form}"
             lines.append(of_ratio(title, times[0], times[8], target=0.97, at_least=True))
     return lines
 
 
-def _decode(engine: Engine, filled: Prefill, adapters: Sequence[object], tokens: int = TOKENS, most: int = 0) -> None:
+def _decode(
+    engine: Engine, filled: Prefill, adapters: Sequence[object], tokens: int = TOKENS, most: int = 0
+) -> list[int]:
+    """Decode, and return the number of new tokens of each row."""
     loop = Loop(engine._backbone, engine.tokenizer, most)
-    loop.add(filled, [Row(Sampling(tokens), tokens, adapter=adapter) for adapter in adapters])  # type: ignore[arg-type]
+    rows = [Row(Sampling(tokens), tokens, adapter=adapter) for adapter in adapters]  # type: ignore[arg-type]
+    loop.add(filled, rows)
     while loop.rows:
         loop.step()
+    return [len(row.tokens) + (row.finish_reason == "stop") for row in rows]
+
+
+def _drafted(engine: Engine, filled: Prefill, most: int, said: list[int]) -> None:
+    said += _decode(engine, filled, [None], LONGEST, most)
 
 
 def _generate(engine: Engine, filled: Prefill) -> None:
