@@ -121,7 +121,7 @@ def test_a_patient_engine_prepares_without_a_break(make_engine: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan")])
 def test_a_stall_of_nothing_is_refused(make_engine: Any, value: float) -> None:
-    with pytest.raises(SettingsError, match="`max_stall` must be more than 0 seconds, got"):
+    with pytest.raises(SettingsError, match='`max_stall` must be "auto" or more than 0 seconds, got'):
         make_engine("llama", max_stall=value)
 
 

@@ -53,6 +53,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
         max_batch: maximum number of requests that are decoded together.
         max_stall: seconds for which the preparation of new requests may keep others waiting for their next token.
+            "auto": 0.1, and 0.3 on a CPU, where a token itself takes long. Larger values answer more requests a second.
         prompt_lookup: maximum number of tokens that are drafted from the prompt and then verified in one pass; 0 turns
             it off. Answers do not depend on it, except for rounding. See `memograft.decoding.lookup`.
         defaults: settings of FastMem that suit this model, used for settings that a request leaves at "auto".
@@ -75,7 +76,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         *,
         max_length: int | None = None,
         max_batch: int = 16,
-        max_stall: float = 0.1,
+        max_stall: float | Literal["auto"] = "auto",
         prompt_lookup: int = 8,
         defaults: Mapping[str, Any] | None = None,
         bank: Bank | str | Path | None = None,
@@ -84,8 +85,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             raise SettingsError(f"`max_batch` must be at least 1, got {max_batch}")
         if prompt_lookup < 0:
             raise SettingsError(f"`prompt_lookup` must be at least 0 tokens, got {prompt_lookup}")
-        if not max_stall > 0:
-            raise SettingsError(f"`max_stall` must be more than 0 seconds, got {max_stall}")
+        if max_stall != "auto" and not max_stall > 0:
+            raise SettingsError(f'`max_stall` must be "auto" or more than 0 seconds, got {max_stall}')
         if max_length is not None and max_length < 2:
             raise SettingsError(f"`max_length` must be None or at least 2 tokens, got {max_length}")
         self._own = dict(defaults or {})
@@ -98,7 +99,8 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._pad_id = int(pad or 0)
         self._model = Model(self._backbone, self._prompts, self._pad_id, self.fingerprint, as_bank(bank))
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
-        self._session = Session(self._model, self._tokens, self._window, max_batch, max_stall, prompt_lookup)
+        stall = max_stall if max_stall != "auto" else 0.3 if self._backbone.device.type == "cpu" else 0.1
+        self._session = Session(self._model, self._tokens, self._window, max_batch, stall, prompt_lookup)
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when the engine is garbage-collected, and at exit
 
@@ -109,7 +111,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         *,
         max_length: int | None = None,
         max_batch: int = 16,
-        max_stall: float = 0.1,
+        max_stall: float | Literal["auto"] = "auto",
         prompt_lookup: int = 8,
         bank: Bank | str | Path | None = None,
         device: str | None = None,
