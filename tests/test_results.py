@@ -43,10 +43,11 @@ def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
     assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
 
 
-def test_the_table_of_costs() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "speed.json").read_text("utf-8"))
+@pytest.mark.parametrize(("file", "marker"), [("speed", "costs"), ("decoding", "decoding")])
+def test_the_tables_of_costs(file: str, marker: str) -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
     lines = [line for row in made["results"].values() for line in row]
-    found = [row.strip("| ").split(" | ") for row in shown("docs/method.md", "costs").splitlines()[2:]]
+    found = [row.strip("| ").split(" | ") for row in shown("docs/method.md", marker).splitlines()[2:]]
     numbers = [[line["name"], *(f"{line[n]:.2f}" for n in ("median", "least", "largest"))] for line in lines]
     assert [row[:4] for row in found] == numbers
     for row, line in zip(found, lines, strict=True):
@@ -54,6 +55,23 @@ def test_the_table_of_costs() -> None:
             met = line["median"] >= line["target"] if line["at_least"] else line["median"] <= line["target"]
             assert row[4:6] == [f"{'>=' if line['at_least'] else '<='} {line['target']:g}", "yes" if met else "no"]
     assert not [commit for commit in made["commits"].values() if "dirty" in commit]
+
+
+def test_the_table_of_arrivals() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "arrivals.json").read_text("utf-8"))
+    rows = ["| | before | now | now / before |", "|---|---|---|---|"]
+    for key, title in (
+        ("tokens_per_second", "new tokens per second"),
+        ("first_token_p50", "seconds to the first token, median"),
+        ("first_token_p95", "seconds to the first token, 95% of requests"),
+    ):
+        before, now = (made["medians"][name][key] for name in ("against", "here"))
+        ratio = made["ratios"][key]
+        spread = f"{ratio['median']:.2f} [{ratio['least']:.2f}, {ratio['most']:.2f}]"
+        rows.append(f"| {title} | {before:.1f} | {now:.1f} | {spread} |")
+    assert shown("docs/method.md", "arrivals").splitlines() == rows
+    assert not any(run["errors"] for runs in made["runs"].values() for run in runs)
+    assert "dirty" not in made["provenance"]["commit"]
 
 
 def test_the_table_of_the_readme(record: dict[str, Any]) -> None:
