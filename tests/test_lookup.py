@@ -11,7 +11,7 @@ from families import FAMILIES, ROUTED
 from memograft import Request, Sampling
 from memograft.decoding.lookup import Lookup
 from memograft.errors import SettingsError
-from test_engine import FACTS, ask, prompt_ids
+from test_engine import FACTS, ask, generated, prompt_ids
 from test_session import STRONG, passes
 
 SLIDING = {"gemma2", "gemma3_text", "mistral"}
@@ -48,6 +48,30 @@ def test_right_and_wrong_drafts_change_no_answer(make_engine: Any, family: str, 
     assert len({right for _, right in verified}) > 3
     assert any(1 < tokens <= 7 for _, tokens in shapes)
     assert (len(verified) > alone) == (family not in SLIDING), "drafts of several rows, if no window slides"
+
+
+def test_an_error_in_a_pass_over_drafts_ends_the_row_that_causes_it(engine: Any, monkeypatch: Any) -> None:
+    requests = [ask("Who?", n=12), ask(documents=FACTS, n=12), ask("Why?", n=12)]
+    expected = [generated(engine, request) for request in requests]
+    bad = next(token for token in expected[1][1:] if token not in (*expected[0], *expected[2]))
+    said = {tuple(prompt_ids(engine, r)): tokens for r, tokens in zip(requests, expected, strict=True)}
+
+    def draft(self: Lookup, tokens: list[int], rows: int, room: int) -> list[int]:
+        return list(said[tuple(self._prompt)][len(tokens) : len(tokens) + min(2, room)])
+
+    def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs["input_ids"].shape[1] <= 3 and bad in kwargs["input_ids"]:
+            raise ZeroDivisionError("in the model")
+
+    monkeypatch.setattr(Lookup, "draft", draft)
+    monkeypatch.setattr(Lookup, "verified", lambda *_: None)
+    handle = engine.model.register_forward_pre_hook(hook, with_kwargs=True)
+    with passes(engine) as shapes:
+        first, error, last = engine.answer_batch(requests, return_exceptions=True)
+    handle.remove()
+    assert (3, 3) in shapes
+    assert isinstance(error, ZeroDivisionError)
+    assert [first.token_ids, last.token_ids] == [expected[0], expected[2]]
 
 
 def test_a_draft_continues_where_the_prompt_does() -> None:

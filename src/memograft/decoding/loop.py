@@ -160,7 +160,9 @@ class _Batch:
             return
         chosen = self._choose(outs)[:, None]
         if width:
-            chosen = torch.cat([chosen, torch.cat([out.logits[:, 1:].argmax(-1) for out in outs])], 1)
+            chosen = torch.cat([chosen, chosen.new_zeros(len(chosen), width)], 1)
+            for out in outs:
+                chosen[out.first : out.first + len(out.logits), 1:] = out.logits[:, 1:].argmax(-1)
         read = chosen.tolist()  # the only read from a GPU
         right = [_agreeing(draft, found) for draft, found in zip(drafts, read, strict=True)]
         self._columns.advance([1 + count for count in right])
