@@ -142,7 +142,8 @@ def main() -> None:
     for key, value in ratios.items():
         print(f"{key}: {value['median']:.2f} ({value['least']:.2f} to {value['most']:.2f}) of the other engine's")
     settings = {k: v for k, v in vars(args).items() if k not in ("against", "child")}
-    record = {"benchmark": "arrivals", **settings, "medians": medians, "ratios": ratios, "runs": runs}
+    of = {"model": "smollm2", "data": PAGES.name, "dtype": "bfloat16"}
+    record = {"benchmark": "arrivals", **of, **settings, "medians": medians, "ratios": ratios, "runs": runs}
     print(json.dumps(record | {"provenance": provenance(torch.device("cpu"))}))
 
 
