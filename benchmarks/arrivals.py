@@ -144,7 +144,7 @@ def main() -> None:
     settings = {k: v for k, v in vars(args).items() if k not in ("against", "child")}
     of = {"model": "smollm2", "data": PAGES.name, "dtype": "bfloat16"}
     record = {"benchmark": "arrivals", **of, **settings, "medians": medians, "ratios": ratios, "runs": runs}
-    print(json.dumps(record | {"provenance": provenance(torch.device("cpu"))}))
+    print(json.dumps(record | provenance(torch.device("cpu"))))
 
 
 if __name__ == "__main__":

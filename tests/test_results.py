@@ -71,7 +71,7 @@ def test_the_table_of_arrivals() -> None:
         rows.append(f"| {title} | {before:.1f} | {now:.1f} | {spread} |")
     assert shown("docs/method.md", "arrivals").splitlines() == rows
     assert not any(run["errors"] for runs in made["runs"].values() for run in runs)
-    assert "dirty" not in made["provenance"]["commit"]
+    assert "dirty" not in made["commit"]
 
 
 def test_the_table_of_the_readme(record: dict[str, Any]) -> None:
