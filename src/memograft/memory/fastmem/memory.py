@@ -124,6 +124,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
         """An adapter for each row whose documents are about its question; see `Memory.prepare`."""
         selections = select(model, rows, filled)
+        task.given_up()  # others may get a token here
         made: dict[int, Made] = {}
         contexts: dict[int, Context] = {}
         for n, (row, selection) in enumerate(zip(rows, selections, strict=True)):

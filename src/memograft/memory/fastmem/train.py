@@ -92,6 +92,7 @@ def memorize(
             optimiser.step()
     if settings.target_kl is not None:
         _shrink(weights, objective, settings.target_kl)
+    cancelled()  # others may get a token before the exact losses, which are a large part of the work
     return judged(weights, objective, rows, settings, losses, started)
 
 
