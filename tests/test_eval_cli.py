@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from memograft import FastMem
 from memograft.cli.app import app
 from memograft.evaluation.methods import METHODS
+from memograft.model.config import of_model
+from memograft.model.loading import BUNDLED
 
 
 def run(*args: object, code: int = 0) -> Any:
@@ -47,8 +49,7 @@ def test_a_table_for_people_and_json_last(tmp_path: Path) -> None:
     assert told["results"]["steps=2"]["elsewhere"]["n"] == 2
     assert told["results"]["steps=2"]["elsewhere"]["minus"].keys() == {"memorized"}
     assert told["settings"]["steps=2"]["memory"]["steps"] == 2
-    own = {"learning_rate": 0.01, "target_kl": None, "max_kl": 10.0, "shortlist": None}  # tiny's memograft_config.json
-    assert told["default"] == json.loads(json.dumps(asdict(FastMem().resolved(own))))
+    assert told["default"] == json.loads(json.dumps(asdict(FastMem().resolved(of_model("tiny", BUNDLED)))))
     assert told["versions"].keys() == {"memograft", "torch", "transformers", "peft"}
     assert {"commit", "device", "threads", "python", "seconds", "fingerprint", "commits_of_the_answers"} <= told.keys()
     assert plot.stat().st_size > 20_000
