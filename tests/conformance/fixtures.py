@@ -23,6 +23,7 @@ from conformance.calling import trained_engine
 from conformance.pages import DRENNIA, EXAMPLE, GORVALD
 from families import FAMILIES
 from memograft import Datastore, Engine, shared_engine
+from memograft.memory.base import Task
 from memograft.memory.fastmem import contexts as fastmem
 from tokenizers_ import make
 
@@ -30,19 +31,19 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 class Seen:
-    """Records the jobs of an engine, and the work items of each batch."""
+    """Records the jobs of an engine, and the work items of those that were prepared together."""
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.jobs: list[Any] = []
         self.batches: list[list[Any]] = []
-        run = engine._answer
+        run = engine._session._memorized
 
-        def watched(jobs: list[Any]) -> None:
+        def watched(jobs: list[Any], task: Task) -> Any:
             self.jobs += jobs
             self.batches.append([job.payload for job in jobs])
-            run(jobs)
+            return run(jobs, task)
 
-        monkeypatch.setattr(engine, "_answer", watched)
+        monkeypatch.setattr(engine._session, "_memorized", watched)
 
     @property
     def last(self) -> Any:

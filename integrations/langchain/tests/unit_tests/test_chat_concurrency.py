@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from blockbuster import blockbuster_ctx
 from conformance.pages import KNOWN, OTHER_KNOWN, OTHER_QUESTION, PAGE, QUESTION
 from langchain_core.messages import AIMessage
@@ -12,18 +13,21 @@ from langchain_memograft import ChatMemograft
 
 
 def batches(answers: list[AIMessage]) -> int:
-    """The number of batches; all answers of a batch report the same prefill time."""
+    """How many groups were prepared together; all answers of a group report the same prefill time."""
     return len({a.response_metadata["memograft"]["milliseconds"]["prefill"] for a in answers})
 
 
-def test_a_batch_of_sixteen_is_a_few_mixed_batches(chat: ChatMemograft) -> None:
-    answers = chat.batch([QUESTION, OTHER_QUESTION] * 8, documents=[PAGE])
+def test_a_batch_of_sixteen_is_a_few_mixed_batches(chat: ChatMemograft, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patient:
+        patient.setattr("memograft.serving.queue._GATHER", 2)  # waits even if requests arrive slowly
+        answers = chat.batch([QUESTION, OTHER_QUESTION] * 8, documents=[PAGE])
     assert [a.text for a in answers] == [PAGE, OTHER_KNOWN] * 8
     assert batches(answers) <= 3
     assert batches(chat.batch([QUESTION] * 4, {"max_concurrency": 1})) == 4  # who asks for it gets it
 
 
-async def test_abatch_is_a_few_mixed_batches(chat: ChatMemograft) -> None:
+async def test_abatch_is_a_few_mixed_batches(chat: ChatMemograft, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memograft.serving.queue._GATHER", 2)  # waits even if requests arrive slowly
     answers = await chat.abatch([QUESTION] * 16, documents=[PAGE])
     assert [a.text for a in answers] == [PAGE] * 16
     assert batches(answers) <= 3
