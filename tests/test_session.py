@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from families import FAMILIES, ROUTED
-from gates import Gate, until
+from gates import Gate, queued, until
 from memograft import Cad, Engine, FastMem, Request, Sampling
 from memograft.decoding.loop import Loop
 from memograft.decoding.row import Row
@@ -125,19 +126,30 @@ def test_a_stall_of_nothing_is_refused(make_engine: Any, value: float) -> None:
         make_engine("llama", max_stall=value)
 
 
-def test_memorizing_for_later_stalls_no_stream(make_engine: Any) -> None:
+def test_memorizing_for_later_stalls_no_stream(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine("llama", max_stall=1e-9)
     alone = engine.memorize(LONG, STRONG)
-    job, gate = held(engine, n=100)
-    call = []
+    real, inside = contexts.memorize, []
     with passes(engine) as shapes:
-        gate.free = 10**6
-        gate.go.set()
-        call.append(engine.memorize(LONG, STRONG))
-        inside = list(shapes)
-    assert not job.done or inside.count((1, 1)) > 3
-    assert job.future.result(20).token_ids == generated(engine, ask(n=100))
-    assert call[0].report.losses == pytest.approx(alone.report.losses, rel=1e-5)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            begun = len(shapes)
+            made = real(*args, **options)
+            inside.append(shapes[begun:].count((1, 1)))
+            return made
+
+        monkeypatch.setattr(contexts, "memorize", watched)
+        job, gate = held(engine, n=100)
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(engine.memorize, LONG, STRONG)
+            queued(engine, 1)
+            gate.go.set()
+            handle = call.result(20)
+        answer = job.future.result(20)
+    assert len(inside) == 1
+    assert inside[0] >= STRONG.steps, "a token after each step"
+    assert answer.token_ids == generated(engine, ask(n=100))
+    assert handle.report.losses == pytest.approx(alone.report.losses, rel=1e-5)
 
 
 def test_an_error_in_a_call_is_its_own(engine: Engine) -> None:
