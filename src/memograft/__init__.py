@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from memograft.engine import Engine
     from memograft.memory.bank import Bank
     from memograft.memory.base import Memory
+    from memograft.memory.compact.memory import Compacted, Kept
     from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
@@ -46,6 +47,7 @@ _HOMES = {
     "Cad": "memograft.decoding.cad",
     "Choice": "memograft.serving.scoring",
     "Citation": "memograft.request",
+    "Compacted": "memograft.memory.compact.memory",
     "Conflict": "memograft.request",
     "Datastore": "memograft.rtd.datastore",
     "Document": "memograft.documents",
@@ -54,6 +56,7 @@ _HOMES = {
     "FastMem": "memograft.memory.fastmem.memory",
     "Hit": "memograft.passages.vector_store",
     "IndexSettings": "memograft.passages.index",
+    "Kept": "memograft.memory.compact.memory",
     "LexicalEmbedder": "memograft.passages.embedders",
     "Memory": "memograft.memory.base",
     "MemoryHandle": "memograft.memory.handle",
@@ -80,6 +83,7 @@ __all__ = [
     "Cad",
     "Choice",
     "Citation",
+    "Compacted",
     "Conflict",
     "Datastore",
     "Document",
@@ -88,6 +92,7 @@ __all__ = [
     "FastMem",
     "Hit",
     "IndexSettings",
+    "Kept",
     "LexicalEmbedder",
     "Memory",
     "MemoryHandle",

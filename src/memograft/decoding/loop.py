@@ -31,6 +31,7 @@ from memograft.model.adapter import applied, stack
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.base_logits import base_logits
 from memograft.model.columns import Columns, columns_of
+from memograft.model.key_bias import biased
 from memograft.model.kv import Prefill
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ class _Batch:
                 scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
             seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
             states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
+            scope.enter_context(biased(self._backbone, self._columns.cache))
             mask = self._columns.mask(tokens.shape[1])
             out = model(input_ids=tokens, attention_mask=mask, use_cache=True, **extra)
         base = {} if seen is None else {first + n: seen.logits[g, 0] for g, n in enumerate(ruled)}

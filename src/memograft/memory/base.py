@@ -25,6 +25,7 @@ from memograft.memory import SHIPPED
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone
+from memograft.model.carried import Carried
 from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt, PromptBuilder
 
@@ -166,12 +167,22 @@ class Memory(ABC):
         return 0
 
     @classmethod
-    def before(cls, _model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
+    def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
         """Keys and values to put in front of each row's prompt, before it is prefilled.
 
         By default these are the documents' keys and values of a kept memory.
         """
-        return [row.kept.segment_of(row.prompt) if row.kept is not None else None for row in rows]
+        return [row.kept.segment_of(model.backbone, row.prompt) if row.kept is not None else None for row in rows]
+
+    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried | None:  # noqa: ARG002
+        """What a handle keeps of the documents' keys and values; None, by default: all, until the process ends.
+
+        Args:
+            model: the model.
+            prompt: a prompt with the documents.
+            segment: their exact keys and values, and those of what stands before them.
+        """
+        return None
 
     @classmethod
     @abstractmethod

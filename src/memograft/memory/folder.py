@@ -2,7 +2,8 @@
 
 adapter_config.json          as PEFT writes it: one rank, alpha = rank, the projections by their full names
 adapter_model.safetensors    base_model.model.<projection>.lora_A.weight (R, in), ...lora_B.weight (out, R)
-memograft.json               model fingerprint, settings, documents, report; SHA-256 of the other two, and of itself
+keys.safetensors             keys and values of the context, if its kind of memory carries them (`carried_file.py`)
+memograft.json               model fingerprint, settings, documents, report; SHA-256 of the others, and of itself
 """
 
 from __future__ import annotations
@@ -23,19 +24,34 @@ if TYPE_CHECKING:  # listing memories must not import torch
     import torch
 
     from memograft.model.adapter import Adapter
+    from memograft.model.carried import Carried
 
 _FORMAT = 2
-ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
-FILES = (ABOUT, _WEIGHTS, _CONFIG)
+ABOUT, _WEIGHTS, _CONFIG, _KEYS = (
+    "memograft.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "keys.safetensors",
+)
+FILES = (ABOUT, _WEIGHTS, _CONFIG)  # of a memory with weights
+_SETS = [set(), {_WEIGHTS, _CONFIG}, {_KEYS}, {_WEIGHTS, _CONFIG, _KEYS}]
 _GROWTH = 32  # largest ratio of an unpacked file to the zip file; text compresses to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
 
 
-def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: str, *, fan_in_fan_out: bool) -> Path:
+def write(
+    path: Path,
+    adapter: Adapter | None,
+    carried: Carried | None,
+    about: JsonObject,
+    base_model: str,
+    *,
+    fan_in_fan_out: bool,
+) -> Path:
     """Write the folder atomically (see `publish`). Other files in it are kept.
 
-    A memory without weights is memograft.json alone.
+    A memory without weights and keys is memograft.json alone.
     """
     if path.exists() and not (path / ABOUT).exists() and (not path.is_dir() or any(path.iterdir())):
         raise MemoryFormatError(f"{path} exists and is not a memory, so it is not overwritten; choose another folder")
@@ -48,6 +64,10 @@ def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: st
     with published(path) as draft:
         if adapter is not None:
             _write_weights(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
+        if carried is not None:
+            from memograft.memory.carried_file import packed
+
+            (draft / _KEYS).write_bytes(packed(carried))
         files = {file.name: _sha256(file.read_bytes()) for file in sorted(draft.iterdir())}
         text = json.dumps(sealed({"format": _FORMAT, **about, "files": files}), indent=1)
         (draft / ABOUT).write_text(text, encoding="utf-8")
@@ -73,8 +93,8 @@ def _write_weights(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan
     ).save_pretrained(str(draft))
 
 
-def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
-    """Read the adapter, if there is one, and memograft.json, and compare both with their checksums.
+def read(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Adapter | None, Carried | None, JsonObject]:
+    """Read the adapter and the keys, if there are any, and memograft.json, and compare them with their checksums.
 
     adapter_config.json is only for PEFT: it must exist, but its checksum is compared by `inspected`.
 
@@ -88,14 +108,14 @@ def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
         about = _parsed(text, path / ABOUT)
         for name in about["files"]:
             _needs(path, name)
-        weights = (path / _WEIGHTS).read_bytes() if about["files"] else b""
+        data = {name: (path / name).read_bytes() for name in (_WEIGHTS, _KEYS) if name in about["files"]}
         if text == (path / ABOUT).read_bytes():  # otherwise another memory was saved here meanwhile
             break
-    if not about["files"]:
-        return None, about
-    if _sha256(weights) != about["files"][_WEIGHTS]:
-        raise damaged(path / _WEIGHTS, "its checksum is wrong")
-    return _adapter(weights, path / _WEIGHTS, device), about
+    for name, content in data.items():
+        if _sha256(content) != about["files"][name]:
+            raise damaged(path / name, "its checksum is wrong")
+    adapter = _adapter(data[_WEIGHTS], path / _WEIGHTS, device) if _WEIGHTS in data else None
+    return adapter, _carried(data[_KEYS], path / _KEYS, device, dtype) if _KEYS in data else None, about
 
 
 def _needs(path: Path, name: str) -> None:
@@ -123,13 +143,15 @@ def inspected(path: Path) -> Findings:
         return Findings({file: str(damaged(file, "it is missing")) for file in missing})
     except MemoryFormatError as error:
         return Findings({path / ABOUT: str(error)})
-    for name in (name for name in FILES if name in about["files"]):
+    for name in (name for name in (*FILES, _KEYS) if name in about["files"]):
         try:
             data = (path / name).read_bytes()
             if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
             if name == _WEIGHTS:
                 _adapter(data, path / name, "cpu")
+            if name == _KEYS:
+                _carried(data, path / name, "cpu", None)
         except FileNotFoundError:
             found.damaged[path / name] = str(damaged(path / name, "it is missing"))
         except MemoryFormatError as error:
@@ -147,7 +169,9 @@ def unpack(path: Path, into: Path) -> None:
     bound = _GROWTH * path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
-            for info in map(archive.getinfo, [ABOUT, *(name for name in FILES[1:] if name in archive.namelist())]):
+            for info in map(
+                archive.getinfo, [ABOUT, *(name for name in (*FILES[1:], _KEYS) if name in archive.namelist())]
+            ):
                 if info.file_size > bound:
                     raise MemoryFormatError(
                         f"a file of an exported memory must be at most {_GROWTH} times the zip file's size ({bound} "
@@ -181,7 +205,7 @@ def _parsed(text: bytes, file: Path) -> JsonObject:
         raise damaged(file, f"its fields are {sorted(about)}")
     if not is_sealed(about):
         raise damaged(file, "its checksum is wrong")
-    if not isinstance(about["files"], dict) or set(about["files"]) not in (set(), {_WEIGHTS, _CONFIG}):
+    if not isinstance(about["files"], dict) or set(about["files"]) not in _SETS:
         raise damaged(file, "its list of files is wrong")
     return about
 
@@ -202,6 +226,17 @@ def _adapter(data: bytes, file: Path, device: torch.device | str) -> Adapter:
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as e:
         raise damaged(file, e) from e
     return Adapter(parts["lora_A"], parts["lora_B"])
+
+
+def _carried(data: bytes, file: Path, device: torch.device | str, dtype: torch.dtype | None) -> Carried:
+    from safetensors import SafetensorError
+
+    from memograft.memory.carried_file import unpacked
+
+    try:
+        return unpacked(data, device, dtype)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as e:
+        raise damaged(file, e) from e
 
 
 def _sha256(data: bytes) -> str:

@@ -18,6 +18,7 @@ from memograft.memory.base import Memory, Model
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.carried import Carried
 from memograft.model.identity import stated
 from memograft.model.kv import Segment
 from memograft.prompt.builder import Prompt
@@ -36,7 +37,8 @@ class MemoryHandle:
         settings: the settings it was made with.
         report: what memorizing did.
         adapter: its weights; None if there was nothing to memorize or it was rolled back.
-        segment: keys and values of the documents in the prompt.
+        segment: keys and values of the documents in the prompt, until the process ends.
+        carried: those that its kind of memory keeps instead, also in a folder.
         fingerprint: of the model it belongs to.
         base_model: the model's name or folder, for loading the memory with PEFT.
         fan_in_fan_out: whether the model stores these weights transposed (GPT-2's Conv1D); PEFT needs to know.
@@ -51,6 +53,7 @@ class MemoryHandle:
     fingerprint: str
     base_model: str
     fan_in_fan_out: bool = False
+    carried: Carried | None = None
 
     @classmethod
     def new(
@@ -62,21 +65,24 @@ class MemoryHandle:
         adapter: Adapter | None,
         report: MemoryReport | None,
         segment: Segment | None = None,
+        carried: Carried | None = None,
     ) -> MemoryHandle:
         """Make the handle of a new memory; `id` is its `content_id`."""
         report, peft = replace(report or MemoryReport(), id=id), _for_peft(model.backbone)
-        return cls(id, tuple(documents), memory, report, adapter, segment, model.fingerprint, *peft)
+        return cls(id, tuple(documents), memory, report, adapter, segment, model.fingerprint, *peft, carried)
 
-    def segment_of(self, prompt: Prompt) -> Segment | None:
+    def segment_of(self, backbone: Backbone, prompt: Prompt) -> Segment | None:
         """The keys and values, if the prompt begins with exactly their tokens."""
-        segment = self.segment
-        return segment if segment is not None and prompt.ids[: len(segment.ids)] == segment.ids else None
+        kept = self.carried or self.segment
+        if kept is None or prompt.ids[: len(kept.ids)] != kept.ids:
+            return None
+        return kept.segment(backbone) if isinstance(kept, Carried) else kept
 
     @property
     def nbytes(self) -> int:
-        """Size of its weights in bytes."""
+        """Size in bytes of its weights, and of the keys and values that it keeps."""
         pairs = () if self.adapter is None else (*self.adapter.lora_a.values(), *self.adapter.lora_b.values())
-        return sum(weight.nbytes for weight in pairs)
+        return sum(weight.nbytes for weight in pairs) + (self.carried.nbytes if self.carried is not None else 0)
 
     @property
     def kept(self) -> MemoryHandle:
@@ -106,7 +112,7 @@ class MemoryHandle:
             MemoryFormatError: there are no weights to save, the folder has other content or cannot be written, or a
                 document's metadata is not JSON.
         """
-        if self.adapter is None:
+        if self.adapter is None and self.carried is None:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
         return self.keep(path)
 
@@ -124,7 +130,9 @@ class MemoryHandle:
             "report": asdict(self.report),
         }
         with told(path, MemoryFormatError, "written"):
-            return folder.write(Path(path), self.adapter, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out)
+            return folder.write(
+                Path(path), self.adapter, self.carried, about, self.base_model, fan_in_fan_out=self.fan_in_fan_out
+            )
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone) -> MemoryHandle:
@@ -135,7 +143,7 @@ class MemoryHandle:
                 imported, or a weight is not finite.
         """
         with told(path, MemoryFormatError, "read"):
-            adapter, about = folder.read(Path(path), backbone.device)
+            adapter, carried, about = folder.read(Path(path), backbone.device, backbone.model.dtype)
         model = fingerprint(backbone)
         if about["fingerprint"] != model:
             raise MemoryFormatError(
@@ -148,7 +156,8 @@ class MemoryHandle:
             raise folder.damaged(Path(path) / folder.ABOUT, e) from e
         if adapter is not None and (reason := _misfit(adapter, backbone)):
             raise MemoryFormatError(f"the weights in {path} do not fit this model: {reason}; save the memory again")
-        return cls(about["id"], documents, settings, report, adapter, None, model, *_for_peft(backbone))
+        peft = _for_peft(backbone)
+        return cls(about["id"], documents, settings, report, adapter, None, model, *peft, carried)
 
 
 def _parsed(about: Mapping[str, Any]) -> tuple[tuple[Document, ...], Memory, MemoryReport]:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from memograft.model.backbone import Backbone
-from memograft.model.kv import Prefill, can_join, empty, pairs
+from memograft.model.kv import Prefill, can_join, empty
 from memograft.model.packed import attention, packs
 
 __all__ = ["Columns", "Fixed", "columns_of"]
@@ -62,7 +62,8 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, columns: Columns, sliding: int | None) -> None:
         super().__init__()
         self._columns, self.sliding_window, self.is_sliding = columns, sliding, sliding is not None
-        self.buffers: tuple[_Buffer, _Buffer] | None = None
+        # Of keys and values, made at the first call, and of a `BiasedLayer`'s numbers, once a row has some.
+        self.buffers: list[_Buffer] = []
 
     @property
     def first(self) -> int:
@@ -74,18 +75,35 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         """(N, H, Q, d) of the rows of this pass -> all that they attend to (N, H, K, d)."""
         at = self._columns
         last, rows = at.end + keys.shape[2], at.part
-        seen = []
-        for buffer, new in zip(self.buffers_for(keys, values), (keys, values), strict=True):
+        self._begin(keys, values)
+        for buffer in self.buffers:
             buffer.make_room(at.rows, self.first, last)
+        for buffer, new in zip(self.buffers, (keys, values), strict=False):
             buffer.span(at.end, last)[rows] = new
-            seen.append(buffer.span(self.first, last)[rows])
-        return seen[0], seen[1]
+        found = [buffer.span(self.first, last)[rows] for buffer in self.buffers[:2]]
+        return found[0], found[1]
 
-    def buffers_for(self, keys: Tensor, values: Tensor) -> tuple[_Buffer, _Buffer]:
-        """Its buffers, made at the first call."""
-        if self.buffers is None:
-            self.buffers, self.is_initialized = (_Buffer(keys), _Buffer(values)), True
-        return self.buffers
+    def _begin(self, keys: Tensor, values: Tensor) -> None:
+        if not self.buffers:
+            self.buffers, self.is_initialized = [_Buffer(keys), _Buffer(values)], True
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The numbers of a `BiasedLayer` for the rows of this pass (N, H, C, 1), if a row has some."""
+        at = self._columns
+        return self.buffers[2].span(self.first, at.end)[at.part] if len(self.buffers) > 2 else None
+
+    def put(self, rows: slice, own: CacheLayerMixin, width: int) -> None:
+        """Add these new rows: the last columns of a prefill's layer, at most `width`."""
+        tensors, bias = [own.keys, own.values], getattr(own, "bias", None)
+        self._begin(*tensors)
+        if bias is not None and len(self.buffers) < 3:
+            self.buffers.append(_Buffer(bias))
+        if len(self.buffers) > 2:
+            tensors.append(self.buffers[2].data.new_zeros(*own.keys.shape[:3], 1) if bias is None else bias)
+        at = self._columns
+        for buffer, tensor in zip(self.buffers, tensors, strict=True):
+            at.put(buffer, self.first, rows, tensor[:, :, max(0, tensor.shape[2] - width) :])
 
     def get_seq_length(self) -> int:
         return self._columns.end - self._columns.start
@@ -147,13 +165,13 @@ class Columns:
         new = slice(self.rows, self.rows + count)
         self.rows, self.start = self.rows + count, min(self._firsts)
         width = min(columns, self.end - self.start)
-        own = pairs(filled.kv_cache) if filled.kv_cache is not None else []
-        for layer, tensors in zip(self._layers, own, strict=False):
-            for buffer, tensor in zip(layer.buffers_for(*tensors), tensors, strict=True):
-                self._put(buffer, layer.first, new, tensor[:, :, max(0, tensor.shape[2] - width) :])
-        self._put(self._mask, self.start, new, filled.mask[:, columns - width : columns, None])
+        own = filled.kv_cache.layers if filled.kv_cache is not None else []
+        for layer, its in zip(self._layers, own, strict=False):
+            layer.put(new, its, width)
+        self.put(self._mask, self.start, new, filled.mask[:, columns - width : columns, None])
 
-    def _put(self, buffer: _Buffer, first: int, rows: slice, columns: Tensor) -> None:
+    def put(self, buffer: _Buffer, first: int, rows: slice, columns: Tensor) -> None:
+        """Write new rows into a buffer, at its last columns before `end`."""
         buffer.make_room(self.rows, min(first, self.end - columns.shape[-2]), self.end + 1)
         buffer.data[rows] = 0
         buffer.span(self.end - columns.shape[-2], self.end)[rows] = columns
@@ -164,7 +182,7 @@ class Columns:
         self._firsts[row] = self._firsts[-1]
         self._firsts.pop()
         self.start = min(self._firsts, default=self.end)
-        for buffer in (self._mask, *(b for layer in self._layers for b in layer.buffers or ())):
+        for buffer in (self._mask, *(b for layer in self._layers for b in layer.buffers)):
             if not self.rows:
                 buffer.clear()
             elif row < self.rows:

@@ -25,6 +25,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from memograft.errors import SettingsError
 from memograft.model.backbone import Backbone
+from memograft.model.key_bias import BiasedLayer
 
 __all__ = [
     "Piece",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 
-_KNOWN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers whose columns can be cut and joined
+_KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, BiasedLayer)  # layers whose columns can be cut and joined
 
 
 @dataclass(frozen=True)
@@ -232,9 +233,16 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
     cache = empty(backbone)
     for n, (old, now) in enumerate(zip(before, pairs(filled.kv_cache), strict=True)):
         whole = [torch.cat([a, b[:, :, -new:]], 2) for a, b in zip(old, now, strict=True)]
-        padded = [functional.pad(t, (0, 0, columns - t.shape[2], 0)) for t in whole]
+        bias = getattr(filled.kv_cache.layers[n], "bias", None)
+        padded = [
+            functional.pad(t, (0, 0, columns - t.shape[2], 0)) for t in (*whole, *([] if bias is None else [bias]))
+        ]
         places = order.to(padded[0].device)[:, None, :, None]
-        cache.update(*(t.take_along_dim(places, 2) for t in padded), n)
+        moved = [t.take_along_dim(places, 2) for t in padded]
+        if bias is None:
+            cache.update(*moved, n)
+        else:
+            cache.layers[n] = BiasedLayer(*moved)
     last = torch.full_like(order[:, :1], columns)  # the last token is not in the cache
     own = {
         name: getattr(filled, name).take_along_dim(torch.cat([order, last], 1), 1) for name in ("ids", "mask", "text")
@@ -248,14 +256,16 @@ def close(backbone: Backbone, filled: Prefill, before: Sequence[tuple[Tensor, Te
 def cut(filled: Prefill, row: int, start: int, end: int) -> Piece | None:
     """The columns of tokens `start` to `end` of a row's prompt, for prompts that begin with the same `end` tokens.
 
-    None if a sliding window has dropped some of them, or if the row has a segment that replaces no tokens of its
-    prompt.
+    None if a sliding window has dropped some of them, if the row has a segment that replaces no tokens of its prompt,
+    or if its keys were compacted.
     """
     cache = filled.kv_cache
     if cache is None or not can_join(cache):
         return None
     if filled.shifts[row] or not torch.equal(filled.mask[row], filled.text[row]):
         return None
+    if any(bool(b[row].any()) for layer in cache.layers if (b := getattr(layer, "bias", None)) is not None):
+        return None  # some of its keys were left out
     columns, count = filled.columns(row, range(start, end)), filled.mask.shape[1] - 1
     if any(keys.shape[2] < count - int(columns[0]) for keys, _ in pairs(cache)):
         return None
@@ -332,17 +342,26 @@ def _side_by_side(
     """One cache of `length` columns with the rows of several caches, padded on the left."""
     count = sum(len(places) for _, places in caches) if count is None else count
     joined = empty(backbone)
-    for n, layer in enumerate(caches[0][0].layers):
-        pair = []
-        for name in ("keys", "values"):
-            like: Tensor = getattr(layer, name)
+    for n, layers in enumerate(zip(*(cache.layers for cache, _ in caches), strict=True)):
+        found = []
+        for name in ("keys", "values", "bias"):
+            tensors = [
+                (tensor, places)
+                for layer, (_, places) in zip(layers, caches, strict=True)
+                if (tensor := getattr(layer, name, None)) is not None
+            ]
+            if not tensors:
+                continue
+            like: Tensor = tensors[0][0]
             together = like.new_zeros(count, like.shape[1], length, like.shape[3])
-            for cache, places in caches:
-                own: Tensor = getattr(cache.layers[n], name)  # with a sliding window, only the last columns
+            for own, places in tensors:  # with a sliding window, only the last columns
                 if own.shape[2]:
                     together[list(places), :, -own.shape[2] :] = own
-            pair.append(together)
-        joined.update(*pair, n)  # sliding windows keep only their last columns
+            found.append(together)
+        if len(found) > 2:
+            joined.layers[n] = BiasedLayer(*found)
+        else:
+            joined.update(*found, n)  # sliding windows keep only their last columns
     return joined
 
 

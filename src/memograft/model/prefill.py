@@ -17,6 +17,7 @@ from transformers import Cache
 
 from memograft.errors import RequestCancelledError, SettingsError, UnsupportedModelError
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
+from memograft.model.key_bias import biased
 from memograft.model.kv import (
     Piece,
     Prefill,
@@ -271,7 +272,7 @@ def run(
         extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1  # the head's output is not needed, and it is expensive
-    with backbone.watch() as seen:
+    with backbone.watch() as seen, biased(backbone, cache):
         out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
     return x, residual, cache_of(out)

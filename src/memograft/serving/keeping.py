@@ -9,10 +9,10 @@ from typing import Any
 
 from memograft.documents import Document
 from memograft.memory.base import Memory, Model, Task, Wanted, content_id
-from memograft.memory.fastmem.rows import gather
+from memograft.memory.compact.keys import exact
 from memograft.memory.handle import MemoryHandle
 from memograft.model.kv import Segment
-from memograft.model.prefill import prefill, prefill_segment
+from memograft.model.prefill import prefill
 from memograft.prompt.overflow import fit
 from memograft.request import Request, Sampling
 
@@ -29,12 +29,14 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     window -= memory.columns(model.prompts, documents)
     # Relevance is judged when the memory is used, because there is no question yet.
     prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
-    segment = _segment(model, prompt.documents)
+    segment = exact(model, prompt)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
     model.remember([prompt], filled)
     (brought,) = memory.prepare(model, [Wanted(memory, prompt, 0)], filled, task)
     id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
-    return MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report, segment)
+    carried = memory.carried(model, prompt, segment) if segment is not None else None
+    held = _later(segment) if carried is None else None
+    return MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report, held, carried)
 
 
 def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHandle:
@@ -44,13 +46,13 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
         MemoryFormatError: the folder is damaged, incomplete or of another model.
     """
     handle = MemoryHandle.load(folder, model.backbone)
-    return replace(handle, settings=handle.settings.resolved(own), segment=_segment(model, handle.documents))
+    handle = replace(handle, settings=handle.settings.resolved(own))
+    if handle.carried is not None:
+        return handle
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], handle.documents)
+    return replace(handle, segment=_later(exact(model, prompt)))
 
 
-def _segment(model: Model, documents: tuple[Document, ...]) -> Segment | None:
-    """Keys and values of a prompt up to the end of its documents; from the bank if possible."""
-    prompt = model.prompts.build([{"role": "user", "content": "?"}], documents)
-    ids, known = gather(prompt), model.recalled(prompt)
-    if known is not None and known.ids == ids:
-        return known
-    return prefill_segment(model.backbone, ids) if ids else None
+def _later(segment: Segment | None) -> Segment | None:
+    """The segment for later requests, which read none of its tokens."""
+    return segment and replace(segment, read=0)

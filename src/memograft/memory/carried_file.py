@@ -1,0 +1,64 @@
+"""Keys and values that a memory carries, as the bytes of a safetensors file.
+
+ids (C,) int32        the tokens
+<n>.keys, <n>.values  of layer n: exact (1, H, C, d); or compacted (k, d), head by head, with
+<n>.bias (k,)         the number that is added to the scores of each key, float32
+<n>.kept (H, C / 8)   which keys of each head these are, a bit each
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from memograft.model.carried import Carried, CarriedLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["packed", "unpacked"]
+
+
+def packed(carried: Carried) -> bytes:
+    """The content of the file."""
+    tensors = {"ids": torch.tensor(carried.ids, dtype=torch.int32)}
+    for n, layer in enumerate(carried.layers):
+        if isinstance(layer, CarriedLayer):
+            bits = np.packbits(layer.kept.cpu().numpy(), axis=1)
+            own = {"keys": layer.keys, "values": layer.values, "bias": layer.bias, "kept": torch.from_numpy(bits)}
+        else:
+            own = {"keys": layer[0], "values": layer[1]}
+        tensors |= {f"{n}.{name}": tensor.cpu().contiguous() for name, tensor in own.items()}
+    data: bytes = save(tensors)
+    return data
+
+
+def unpacked(data: bytes, device: torch.device | str, dtype: torch.dtype | None) -> Carried:
+    """Read the content of the file; `dtype` is the model's, or None for the file's.
+
+    Raises:
+        KeyError, ValueError, RuntimeError, SafetensorError: it is damaged.
+    """
+    tensors = load(data)
+    if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("its numbers must be finite")
+    ids = tuple(tensors["ids"].tolist())
+    count = 1 + max(int(name.split(".")[0]) for name in tensors if "." in name)
+    layers = [_layer(tensors, f"{n}.", len(ids), device, dtype) for n in range(count)]
+    return Carried(ids, tuple(layers))
+
+
+def _layer(
+    tensors: dict[str, Tensor], at: str, columns: int, device: torch.device | str, dtype: torch.dtype | None
+) -> CarriedLayer | tuple[Tensor, Tensor]:
+    keys, values = (tensors[at + name].to(device, dtype) for name in ("keys", "values"))
+    if at + "kept" not in tensors:
+        return keys, values
+    kept = torch.from_numpy(np.unpackbits(tensors[at + "kept"].numpy(), axis=1, count=columns)).bool()
+    bias = tensors[at + "bias"]
+    if not int(kept.sum()) == len(keys) == len(values) == len(bias):
+        raise ValueError(f"{at}kept must mark {len(keys)} keys, got {int(kept.sum())}")
+    return CarriedLayer(kept.to(device), keys, values, bias.to(device))

@@ -1,0 +1,97 @@
+"""Compact the keys and values of a prompt's documents: which keys are kept in which layer and head, and their fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from memograft.memory.base import Model
+from memograft.memory.compact.match import chosen, importance, matched
+from memograft.memory.fastmem.rows import gather
+from memograft.model.backbone import Backbone, unsupported
+from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.key_bias import Asked, asking, check_bias
+from memograft.model.kv import Segment, can_join, positions, spread
+from memograft.model.prefill import prefill_segment, run
+from memograft.prompt.builder import Prompt
+
+__all__ = ["compacted", "exact"]
+
+_QUERIES = 1024  # tokens whose queries are used, at most; they are evenly spaced
+
+
+def exact(model: Model, prompt: Prompt) -> Segment | None:
+    """Keys and values of a prompt up to the end of its documents; from the bank if possible."""
+    ids, known = gather(prompt), model.recalled(prompt)
+    if known is not None and known.ids == ids:
+        return known
+    return replace(prefill_segment(model.backbone, ids), read=len(ids)) if ids else None
+
+
+@torch.no_grad()
+def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) -> Carried:
+    """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
+
+    The queries are those of a second pass over the tokens, behind the first: a model that reads a text again attends to
+    it as one that answers from it does. (Queries of the first pass cannot attend to what follows them.)
+
+    Raises:
+        UnsupportedModelError: the model's attention cannot be observed, or takes no mask for each head; or it caches
+            more than keys and values, or keys and values of sliding windows only.
+    """
+    if not can_join(segment.kv_cache) or all(layer.is_sliding for layer in segment.kv_cache.layers):
+        raise unsupported(
+            f"{type(backbone.model).__name__} caches more than keys and values, or only those in a sliding window, so "
+            "there is nothing to compact",
+            "use Kept()",
+        )
+    check_bias(backbone)
+    asked, layers = _asked(backbone, segment, start), segment.kv_cache.layers
+    whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
+    found = []
+    for n in whole:
+        size = float(layers[n].values.float().norm(dim=-1).mean())
+        heads = [importance(scores, values, start, size) for scores, values in _heads(layers[n], asked[n])]
+        found.append(torch.stack(heads))
+    kept = dict(zip(whole, chosen(found, ratio), strict=True))
+    return Carried(
+        segment.ids,
+        tuple(
+            _layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values)
+            for n, layer in enumerate(layers)
+        ),
+    )
+
+
+def _asked(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]:
+    """The queries of each layer in a pass over the tokens from `start` on, behind the segment."""
+    cache, mask, _, _ = spread(backbone, [segment])
+    ids = torch.tensor([segment.ids[start:]], device=backbone.device)
+    mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    with asking(backbone) as asked:
+        run(backbone, ids, mask, cache, positions(mask)[:, segment.length :])
+    return asked
+
+
+def _heads(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each head of keys: the scores of its queries for all C columns (N, C), and its values (C, d), float32."""
+    queries = asked.queries[0, :, :: -(-asked.queries.shape[2] // _QUERIES)]
+    groups = queries.reshape(layer.keys.shape[1], -1, queries.shape[-1])  # the heads that share keys are neighbours
+    for keys, values, own in zip(layer.keys[0], layer.values[0], groups, strict=True):
+        scores = own.float() @ keys.float().T * asked.scale
+        yield scores if asked.cap is None else torch.tanh(scores / asked.cap) * asked.cap, values.float()
+
+
+def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> CarriedLayer:
+    before = kept.new_ones(len(kept), start)
+    bias, values = [], []
+    for (scores, own), its in zip(_heads(layer, asked), kept, strict=True):
+        b, fitted = matched(scores, own, its, start)
+        bias += [b.new_zeros(start), b]
+        values += [own[:start], fitted]
+    kept = torch.cat([before, kept], 1)
+    return CarriedLayer(kept, layer.keys[0][kept], torch.cat(values).to(layer.values), torch.cat(bias))

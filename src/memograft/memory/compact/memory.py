@@ -1,0 +1,158 @@
+"""`Kept` and `Compacted`: a context is carried as keys and values, so that its tokens are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+from memograft.errors import SettingsError
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted, content_id
+from memograft.memory.compact.keys import compacted, exact
+from memograft.memory.fastmem.memory import FastMem
+from memograft.memory.fastmem.rows import gather
+from memograft.memory.handle import MemoryHandle
+from memograft.memory.report import MemoryReport
+from memograft.model.backbone import Backbone
+from memograft.model.carried import Carried
+from memograft.model.key_bias import check_bias
+from memograft.model.kv import Prefill, Segment
+from memograft.prompt.builder import Prompt
+
+__all__ = ["Compacted", "Kept"]
+
+
+@dataclass(frozen=True)
+class Kept(Memory):
+    """Keep the documents' keys and values exactly: answers are the plain ones, without reading the documents again.
+
+    A handle of `Engine.memorize` has them, and its folder too. A request without a handle reads its documents, unless
+    the engine's bank has them.
+
+    Attributes:
+        memory: what else is done with the documents, e.g. FastMem().
+
+    Raises:
+        SettingsError: `memory` is not FastMem or None.
+    """
+
+    memory: FastMem | None = None
+
+    kind: ClassVar[str] = "kept"
+
+    def __post_init__(self) -> None:
+        memory: object = self.memory
+        if isinstance(memory, Mapping):
+            memory = Memory.from_json(memory)
+            object.__setattr__(self, "memory", memory)
+        if not isinstance(memory, FastMem | None):
+            raise SettingsError(f"`memory` of {type(self).__name__} must be FastMem(...) or None, got {memory!r:.80}")
+
+    def resolved(self, own: Mapping[str, Any] | None = None) -> Self:
+        """Replace "auto" in the settings of `memory`."""
+        return replace(self, memory=self.memory and self.memory.resolved(own))
+
+    def check(self, backbone: Backbone, fingerprint: str) -> None:
+        """Refuse an unsupported model before anything is computed.
+
+        Raises:
+            UnsupportedModelError: FastMem does not support it.
+        """
+        if self.memory is not None:
+            self.memory.check(backbone, fingerprint)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return {**super().to_json(), "memory": self.memory and self.memory.to_json()}
+
+    @classmethod
+    def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
+        """What `memory` brings, or nothing; see `Memory.prepare`."""
+        brought = [Brought(report=MemoryReport(reason=row.memory.said, reused=row.kept is not None)) for row in rows]
+        inner = [n for n, row in enumerate(rows) if row.memory.memory is not None]
+        wanted = [replace(rows[n], memory=rows[n].memory.memory) for n in inner]
+        for n, its in zip(inner, FastMem.prepare(model, wanted, filled, task) if wanted else (), strict=True):
+            brought[n] = replace(its, id="")  # FastMem's id does not tell how the context is carried
+        return brought
+
+    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:  # noqa: ARG002
+        """The documents' keys and values."""
+        return Carried.exactly(segment)
+
+    @property
+    def said(self) -> str:
+        """Why a report has no losses."""
+        return "nothing was trained: the documents are carried as their keys and values"
+
+
+@dataclass(frozen=True)
+class Compacted(Kept):
+    """Keep some of the documents' keys, with values that are fitted so that attention reads about the same from them.
+
+    Nothing is trained, and any model works whose attention takes a mask for each head (attention implementations "sdpa"
+    and "eager"). See `memograft.memory.compact.match` for the method (attention matching, arXiv 2602.16284). It takes a
+    second pass over the documents and about as much again, once: with a handle of `Engine.memorize`, or for requests
+    with the same documents if the engine has a bank.
+
+    Attributes:
+        memory: what else is done with the documents, e.g. FastMem().
+        ratio: the documents' keys are divided by this, over all layers and heads together. They take 1/ratio of the
+            memory where they are kept; while a request uses them, they take as much as all.
+
+    Raises:
+        SettingsError: a value is out of its range.
+    """
+
+    ratio: float = 4.0
+
+    kind: ClassVar[str] = "compacted"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 1 <= self.ratio < 1e6:
+            raise SettingsError(f"`ratio` must be a number of at least 1, such as 4 or 10, got {self.ratio!r}")
+
+    def check(self, backbone: Backbone, fingerprint: str) -> None:
+        """Refuse an unsupported model before anything is computed.
+
+        Raises:
+            UnsupportedModelError: attention ignores a mask for each head, or FastMem does not support the model.
+        """
+        super().check(backbone, fingerprint)
+        check_bias(backbone)
+
+    @classmethod
+    def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
+        """The compacted keys and values of each row's documents: a handle's, the bank's, or new ones."""
+        return [super(Compacted, cls).before(model, [row])[0] or _made(model, row) for row in rows]
+
+    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:
+        """The documents' compacted keys and values."""
+        return compacted(model.backbone, segment, min(start for start, _ in prompt.spans), self.ratio)
+
+    @property
+    def said(self) -> str:
+        """Why a report has no losses."""
+        return f"nothing was trained: the documents are carried as 1/{self.ratio:g} of their keys and values"
+
+
+def _made(model: Model, row: Wanted) -> Segment | None:
+    """The segment of a request without a handle of its documents."""
+    memory: Compacted = row.memory
+    if not gather(row.prompt):
+        return None
+    id = content_id(model.fingerprint, memory.kind, {"ratio": memory.ratio}, row.prompt)
+    kept = model.bank.get(id, model.backbone) if model.bank is not None else None
+    # FastMem is trained on states that are not kept.
+    whole = exact(model, row.prompt) if kept is None or memory.memory is not None else None
+    if kept is not None and kept.carried is not None:
+        carried = kept.carried
+    else:
+        assert whole is not None
+        carried = memory.carried(model, row.prompt, whole)
+        if model.bank is not None:
+            settings, report = replace(memory, memory=None), MemoryReport(reason=memory.said)
+            documents = row.prompt.documents
+            model.bank.put(MemoryHandle.new(model, id, documents, settings, None, report, carried=carried))
+    segment = carried.segment(model.backbone)
+    return segment if whole is None else replace(segment, x=whole.x, residual=whole.residual, read=whole.read)
