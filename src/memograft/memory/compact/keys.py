@@ -15,11 +15,11 @@ from memograft.memory.fastmem.rows import gather
 from memograft.model.backbone import Backbone, unsupported
 from memograft.model.carried import Carried, CarriedLayer
 from memograft.model.key_bias import Asked, asking, check_bias
-from memograft.model.kv import Segment, can_join, positions, spread
+from memograft.model.kv import Segment, empty, joins, positions, spread
 from memograft.model.prefill import prefill_segment, run
 from memograft.prompt.builder import Prompt
 
-__all__ = ["compacted", "exact"]
+__all__ = ["asked_of", "check", "compacted", "exact", "heads_of"]
 
 _QUERIES = 1024  # tokens whose queries are used, at most; they are evenly spaced
 
@@ -32,6 +32,22 @@ def exact(model: Model, prompt: Prompt) -> Segment | None:
     return replace(prefill_segment(model.backbone, ids), read=len(ids)) if ids else None
 
 
+def check(backbone: Backbone) -> None:
+    """Refuse a model before anything is computed.
+
+    Raises:
+        UnsupportedModelError: its attention takes no mask for each head; or it caches more than keys and values, or
+            those of sliding windows only.
+    """
+    if not joins(backbone) or all(layer.is_sliding for layer in empty(backbone).layers):
+        raise unsupported(
+            f"{type(backbone.model).__name__} caches more than keys and values, or only those in a sliding window, so "
+            "there is nothing to compact",
+            "use Kept()",
+        )
+    check_bias(backbone)
+
+
 @torch.no_grad()
 def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) -> Carried:
     """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
@@ -40,22 +56,15 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) ->
     it as one that answers from it does. (Queries of the first pass cannot attend to what follows them.)
 
     Raises:
-        UnsupportedModelError: the model's attention cannot be observed, or takes no mask for each head; or it caches
-            more than keys and values, or keys and values of sliding windows only.
+        UnsupportedModelError: see `check`; or the model's queries cannot be observed.
     """
-    if not can_join(segment.kv_cache) or all(layer.is_sliding for layer in segment.kv_cache.layers):
-        raise unsupported(
-            f"{type(backbone.model).__name__} caches more than keys and values, or only those in a sliding window, so "
-            "there is nothing to compact",
-            "use Kept()",
-        )
-    check_bias(backbone)
-    asked, layers = _asked(backbone, segment, start), segment.kv_cache.layers
+    check(backbone)
+    asked, layers = asked_of(backbone, segment, start), segment.kv_cache.layers
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
     found = []
     for n in whole:
         size = float(layers[n].values.float().norm(dim=-1).mean())
-        heads = [importance(scores, values, start, size) for scores, values in _heads(layers[n], asked[n])]
+        heads = [importance(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
         found.append(torch.stack(heads))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
     return Carried(
@@ -67,7 +76,7 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) ->
     )
 
 
-def _asked(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]:
+def asked_of(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]:
     """The queries of each layer in a pass over the tokens from `start` on, behind the segment."""
     cache, mask, _, _ = spread(backbone, [segment])
     ids = torch.tensor([segment.ids[start:]], device=backbone.device)
@@ -77,7 +86,7 @@ def _asked(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]
     return asked
 
 
-def _heads(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]:
+def heads_of(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]:
     """For each head of keys: the scores of its queries for all C columns (N, C), and its values (C, d), float32."""
     queries = asked.queries[0, :, :: -(-asked.queries.shape[2] // _QUERIES)]
     groups = queries.reshape(layer.keys.shape[1], -1, queries.shape[-1])  # the heads that share keys are neighbours
@@ -89,7 +98,7 @@ def _heads(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]
 def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> CarriedLayer:
     before = kept.new_ones(len(kept), start)
     bias, values = [], []
-    for (scores, own), its in zip(_heads(layer, asked), kept, strict=True):
+    for (scores, own), its in zip(heads_of(layer, asked), kept, strict=True):
         b, fitted = matched(scores, own, its, start)
         bias += [b.new_zeros(start), b]
         values += [own[:start], fitted]

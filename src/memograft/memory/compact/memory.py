@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Self
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted, content_id
-from memograft.memory.compact.keys import compacted, exact
+from memograft.memory.compact.keys import check, compacted, exact
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import gather
 from memograft.memory.handle import MemoryHandle
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
 from memograft.model.carried import Carried
-from memograft.model.key_bias import check_bias
 from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt
 
@@ -116,10 +115,11 @@ class Compacted(Kept):
         """Refuse an unsupported model before anything is computed.
 
         Raises:
-            UnsupportedModelError: attention ignores a mask for each head, or FastMem does not support the model.
+            UnsupportedModelError: attention takes no mask for each head, there is nothing to compact, or FastMem does
+                not support the model.
         """
         super().check(backbone, fingerprint)
-        check_bias(backbone)
+        check(backbone)
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:

@@ -1,0 +1,223 @@
+"""What answers lose when a page is carried as some of its keys and values: SQuAD and NQ-SWAP, SmolLM2.
+
+    python benchmarks/compaction.py --out runs/compaction  # the development set of SQuAD
+    python benchmarks/compaction.py --data nqswap --out runs/compaction-nq
+    python benchmarks/compaction.py --split tune --pages 20 --out runs/tune  # settings are chosen here
+
+Every page is kept (all keys and values), compacted, dropped (as many keys in each head, those with the highest
+attention of the same queries, without a fit), truncated (its first tokens), or left out; FastMem is added to some. F1
+and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens of the answer with the
+whole page. Intervals draw whole pages. Results are stored page by page, and an interrupted run goes on. Prints a table
+and, last, one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from memograft import Compacted, Document, Engine, FastMem, Kept, MemoryHandle, Request, Sampling
+from memograft.evaluation.items import Item
+from memograft.evaluation.metrics import interval
+from memograft.evaluation.provenance import provenance
+from memograft.evaluation.readers import read
+from memograft.evaluation.scores import f1, holds
+from memograft.memory.base import Model
+from memograft.memory.compact.keys import asked_of, heads_of
+from memograft.model.backbone import Backbone, cache_name
+from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.key_bias import biased
+from memograft.model.kv import Segment
+from memograft.model.prefill import prefill
+from memograft.prompt.builder import Prompt, PromptBuilder
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SETS = {
+    "squad": (DATA / "squad" / "dev-v1.1.json.xz", "agrees"),
+    "squad-train": (DATA / "squad" / "train-v1.1.json.xz", "agrees"),
+    "nqswap": (DATA / "nqswap" / "nqswap-dev.jsonl.xz", "contradicts"),
+}
+RATIOS = (2, 4, 8, 10, 16, 32)
+ASK = "Answer with a few words. "
+FULL, NONE = "whole page", "no page"
+SAMPLING = Sampling(max_new_tokens=32)
+
+
+@dataclass(frozen=True)
+class Dropped(Compacted):
+    """As many keys in each head: those with the highest mean attention. Values stay as they are."""
+
+    kind: ClassVar[str] = "dropped"
+
+    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:
+        start = min(start for start, _ in prompt.spans)
+        asked, layers = asked_of(model.backbone, segment, start), []
+        for n, layer in enumerate(segment.kv_cache.layers):
+            kept = torch.ones(layer.keys.shape[1], segment.length, dtype=torch.bool)
+            for own, (scores, _) in zip(kept, heads_of(layer, asked[n]), strict=True):
+                mean = torch.softmax(scores, -1)[:, start:].mean(0)
+                own[start:] = False
+                own[start + mean.topk(max(1, round(len(mean) / self.ratio))).indices] = True
+            keys, values = layer.keys[0][kept], layer.values[0][kept]
+            layers.append(CarriedLayer(kept, keys, values, torch.zeros(len(keys))))
+        return Carried(segment.ids, tuple(layers))
+
+
+def ways(
+    engine: Engine, documents: Sequence[Document], ratios: Sequence[int]
+) -> dict[str, Callable[[], MemoryHandle | None]]:
+    """Name -> how a page is carried."""
+
+    def truncated(ratio: int) -> MemoryHandle:
+        (page,) = documents
+        tokens = engine.encode(page.text)
+        text = engine.tokenizer.decode(tokens[: max(1, round(len(tokens) / ratio))])
+        return engine.memorize([Document(text)], Kept())
+
+    found: dict[str, Callable[[], MemoryHandle | None]] = {
+        FULL: lambda: engine.memorize(documents, Kept()),
+        NONE: lambda: None,
+        f"{FULL} + FastMem": lambda: engine.memorize(documents, Kept(FastMem())),
+    }
+    for ratio in ratios:
+        found[f"compacted {ratio}x"] = lambda ratio=ratio: engine.memorize(documents, Compacted(ratio=ratio))
+        found[f"dropped {ratio}x"] = lambda ratio=ratio: engine.memorize(documents, Dropped(ratio=ratio))
+        found[f"truncated {ratio}x"] = lambda ratio=ratio: truncated(ratio)
+        if ratio in (4, 10):
+            found[f"compacted {ratio}x + FastMem"] = lambda ratio=ratio: engine.memorize(
+                documents, Compacted(FastMem(), ratio)
+            )
+    return found
+
+
+def predicted(engine: Engine, question: str, handle: MemoryHandle | None, said: Sequence[int]) -> Tensor:
+    """(n, V) log-probabilities of the tokens of an answer, without an adapter."""
+
+    def call(backbone: Backbone, prompts: PromptBuilder) -> Tensor:
+        documents = handle.documents if handle is not None else ()
+        prompt = prompts.build([{"role": "user", "content": question}], documents)
+        segment = handle.segment_of(backbone, prompt) if handle is not None else None
+        filled = prefill(backbone, [prompt.ids], 0, [segment])
+        ids = torch.tensor([[prompt.ids[-1], *said[:-1]]])
+        mask = torch.cat([filled.mask[:, :-1], torch.ones_like(ids)], 1)
+        places = torch.arange(len(prompt.ids) - 1, len(prompt.ids) - 1 + ids.shape[1])[None]
+        with torch.no_grad(), biased(backbone, filled.kv_cache):
+            out = backbone.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=places,
+                use_cache=True,
+                **{cache_name(backbone.model.forward): filled.kv_cache},
+            )
+        return torch.log_softmax(out.logits[0].float(), -1)
+
+    return engine.with_model(call)
+
+
+def measured(engine: Engine, items: Sequence[Item], ratios: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each way and question of one page."""
+    handles, seconds = {}, {}
+    for name, make in ways(engine, items[0].documents, ratios).items():
+        began = time.process_time()
+        handles[name] = make()
+        seconds[name] = time.process_time() - began
+    asked = [(name, item, ASK + item.question) for name in handles for item in items]
+    answers = engine.answer_batch([Request(q, memory=handles[name], sampling=SAMPLING) for name, _, q in asked])
+    rows, base, said = [], {}, {}
+    for (name, item, question), answer in zip(asked, answers, strict=True):
+        kl, handle = None, handles[name]
+        if name == FULL:
+            said[item.id] = answer.token_ids or (0,)
+            base[item.id] = predicted(engine, question, handle, said[item.id])
+        elif "FastMem" not in name:
+            own = predicted(engine, question, handle, said[item.id])
+            kl = float((base[item.id].exp() * (base[item.id] - own)).sum(-1).mean())
+        row = {"way": name, "id": item.id, "text": answer.text, "f1": f1(answer.text, item.answers), "kl": kl}
+        row |= {"right": any(holds(answer.text, a) for a in item.answers), "ended": answer.finish_reason == "stop"}
+        rows.append(row | {"seconds": seconds[name], "bytes": handle.nbytes if handle is not None else 0})
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The means of each way, with intervals over pages."""
+    by_way: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_way.setdefault(row["way"], []).append(row)
+    full, found = by_way[FULL], {}
+    whole = statistics.mean(row["f1"] for row in full)
+    for name, own in by_way.items():
+        pages = [row["page"] for row in own]
+        lost = np.array([a["f1"] - b["f1"] for a, b in zip(own, full, strict=True)])
+        mean = statistics.mean(row["f1"] for row in own)
+        kls = [row["kl"] for row in own if row["kl"] is not None]
+        found[name] = {
+            "f1": mean,
+            "of_whole": mean / whole,
+            "of_whole_interval": [1 + bound / whole for bound in interval(lost, pages)],
+            "accuracy": statistics.mean(row["right"] for row in own),
+            "ended": statistics.mean(row["ended"] for row in own),
+            "kl": statistics.mean(kls) if kls else None,
+            "bytes": statistics.mean(row["bytes"] for row in own),
+            "seconds": statistics.mean(row["seconds"] for row in own),
+            "n": len(own),
+        }
+    return found
+
+
+def main() -> None:
+    """Parse the arguments, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=sorted(SETS), default="squad")
+    parser.add_argument("--split", choices=("test", "tune"), default="test")
+    parser.add_argument("--pages", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=3, help="of each page, at most")
+    parser.add_argument("--ratios", type=int, nargs="+", default=RATIOS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    path, context = SETS[args.data]
+    reading = read(path, contexts=[context], split=args.split)
+    pages: dict[str, list[Item]] = {}
+    for item in reading.items:
+        own = pages.setdefault(item.documents[0].text, [])
+        own += [item] if len(own) < args.questions else []
+    pages = dict(list(pages.items())[: args.pages])
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "rows.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {row["page"] for row in rows}
+    with Engine.from_pretrained("smollm2") as engine, file.open("a") as sink:
+        for number, items in enumerate(tqdm(pages.values(), desc="pages")):
+            if number not in done:
+                new = [row | {"page": number} for row in measured(engine, items, args.ratios)]
+                sink.write("".join(json.dumps(row) + "\n" for row in new))
+                sink.flush()
+                rows += new
+    found = table(rows)
+    print(f"{'':28}{'F1':>7}{'of whole':>10}{'interval':>16}{'right':>7}{'KL':>7}{'KiB':>7}{'CPU s':>7}")
+    for name, row in found.items():
+        low, high = row["of_whole_interval"]
+        kl = "" if row["kl"] is None else f"{row['kl']:.3f}"
+        print(
+            f"{name:28}{row['f1']:7.3f}{row['of_whole']:10.3f}   [{low:.3f}, {high:.3f}]{row['accuracy']:7.3f}{kl:>7}"
+            f"{row['bytes'] / 1024:7.0f}{row['seconds']:7.2f}"
+        )
+    record = {"benchmark": "compaction", "model": "smollm2", "data": path.name, "set": context, "split": args.split}
+    record |= {"pages": len(pages), "skipped": dict(reading.skipped), "dtype": str(engine.model.dtype)}
+    print(json.dumps(record | {"ways": found} | provenance(torch.device("cpu"))))
+
+
+if __name__ == "__main__":
+    main()

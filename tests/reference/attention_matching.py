@@ -1,0 +1,62 @@
+"""Attention matching (arXiv 2602.16284) by another route: float64, one head, sums over keys written out, scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+Array = NDArray[np.float64]
+
+
+def softmax(row: Array) -> Array:
+    weights = np.exp(row - row.max())
+    return weights / weights.sum()
+
+
+def importance(scores: Array, values: Array, start: int, size: float) -> Array:
+    """Scores (N, C), values (C, d) -> one number for each column from `start` on."""
+    found = []
+    mean = values[start:].mean(0)
+    for column in range(start, len(values)):
+        squares = [softmax(row)[column] ** 2 for row in scores]
+        found.append(np.sqrt(np.mean(squares)) * np.linalg.norm(values[column] - mean) / size)
+    return np.array(found)
+
+
+def mass(scores: Array, kept: list[int], start: int, least: float) -> tuple[Array, float]:
+    """The weights w >= least that minimise sum_q share_q (sum_i w_i a_q(i) - 1)^2, and this sum."""
+    rows, wanted = [], []
+    for row in scores:
+        share = softmax(row)[start:].sum()
+        inside = softmax(row[start:])
+        rows.append(np.sqrt(share) * inside[kept])
+        wanted.append(np.sqrt(share) * 1.0)
+    m, y = np.array(rows), np.array(wanted)
+    above, _ = nnls(m, y - m.sum(1) * least)
+    w = above + least
+    return w, float(((m @ w - y) ** 2).sum())
+
+
+def objective(scores: Array, kept: list[int], start: int, w: Array) -> float:
+    """What `mass` minimises."""
+    found = 0.0
+    for row in scores:
+        share, inside = softmax(row)[start:].sum(), softmax(row[start:])
+        found += share * (float((inside[kept] * w).sum()) - 1.0) ** 2
+    return found
+
+
+def values_for(scores: Array, values: Array, kept: list[int], start: int, bias: Array, ridge: float) -> Array:
+    """The values (t, d) that minimise the distance of the outputs + ridge * the distance to the text's own values."""
+    rows, wanted = [], []
+    for row in scores:
+        share = softmax(row)[start:].sum()
+        inside = softmax(row[start:])
+        rows.append(share * softmax(row[start:][kept] + bias))
+        wanted.append(share * (inside @ values[start:]))
+    x, y, own = np.array(rows), np.array(wanted), values[start:][kept]
+    weight = np.sqrt(ridge * np.mean((x**2).sum(0)) + 1e-8)
+    stacked = np.concatenate([x, weight * np.eye(len(kept))])
+    found: Array = np.linalg.lstsq(stacked, np.concatenate([y, weight * own]), rcond=None)[0]
+    return found

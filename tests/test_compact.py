@@ -1,0 +1,364 @@
+"""Kept and Compacted: contexts that are carried as keys and values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from families import FAMILIES, build
+from memograft import Bank, Compacted, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
+from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
+from memograft.memory.base import Model
+from memograft.memory.carried_file import packed, unpacked
+from memograft.memory.compact import match
+from memograft.memory.compact.keys import asked_of, compacted, exact, heads_of
+from memograft.model.backbone import Backbone
+from memograft.model.carried import Carried, CarriedLayer
+from reference import attention_matching as reference
+from test_engine import FACTS, ask
+from test_key_bias import WITHOUT_INTERFACE
+
+LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
+FOUR = Compacted(ratio=4)
+START = 5
+
+
+def model_of(engine: Engine, bank: Bank | None = None) -> Model:
+    pad = engine.tokenizer.pad_token_id or 0
+    return Model(engine._backbone, engine._prompts, pad, engine._model.fingerprint, bank)
+
+
+def prompt_of(engine: Engine, documents: Any = FACTS) -> Any:
+    return engine._prompts.build([{"role": "user", "content": "?"}], Request("?", documents=documents).documents)
+
+
+@pytest.fixture
+def problem() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Scores (N, C) of a head that reads some keys often, its values (C, d), and the context's keys that stay."""
+    generator = torch.Generator().manual_seed(3)
+    keys, queries = (torch.randn(n, 8, generator=generator) for n in (29, 60))
+    values = torch.randn(29, 8, generator=generator)
+    return queries @ keys.T * 0.6, values, [0, 3, 4, 9, 15, 22]
+
+
+class TestFormulas:
+    def test_which_keys_count(self, problem: Any) -> None:
+        scores, values, _ = problem
+        got = match.importance(scores, values, START, 1.7)
+        wanted = reference.importance(scores.double().numpy(), values.double().numpy(), START, 1.7)
+        np.testing.assert_allclose(got.numpy(), wanted, atol=1e-5)
+
+    def test_the_weights_are_the_best_that_are_not_negative(self, problem: Any) -> None:
+        scores, values, kept = problem
+        bias, _ = match.matched(scores, values, mask(kept), START)
+        numbers = scores.double().numpy()
+        _, best = reference.mass(numbers, kept, START, 1e-4)
+        found = reference.objective(numbers, kept, START, np.exp(bias.double().numpy()))
+        assert best - 1e-6 <= found <= best * 1.001
+        assert found < 0.5 * reference.objective(numbers, kept, START, np.ones(len(kept)))
+
+    def test_the_values_are_the_best_for_these_weights(self, problem: Any) -> None:
+        scores, values, kept = problem
+        bias, fitted = match.matched(scores, values, mask(kept), START)
+        numbers = (scores.double().numpy(), values.double().numpy())
+        wanted = reference.values_for(*numbers, kept, START, bias.double().numpy(), 1e-3)
+        np.testing.assert_allclose(fitted.numpy(), wanted, atol=1e-5)
+
+    def test_the_fit_reads_what_the_whole_text_gives(self, problem: Any) -> None:
+        """The output's error is less than half of that without a fit."""
+        scores, values, kept = problem
+        bias, fitted = match.matched(scores, values, mask(kept), START)
+        inside = scores[:, START:]
+        whole = torch.softmax(inside, -1) @ values[START:]
+        dropped = torch.softmax(inside[:, kept], -1) @ values[START:][kept]
+        matched = torch.softmax(inside[:, kept] + bias, -1) @ fitted
+        assert (matched - whole).norm() < 0.5 * (dropped - whole).norm()
+
+    def test_all_keys_need_no_fit(self, problem: Any) -> None:
+        scores, values, _ = problem
+        bias, fitted = match.matched(scores, values, torch.ones(24, dtype=torch.bool), START)
+        assert not bias.any()
+        assert torch.equal(fitted, values[START:])
+
+    def test_no_keys(self, problem: Any) -> None:
+        scores, values, _ = problem
+        bias, fitted = match.matched(scores, values, torch.zeros(24, dtype=torch.bool), START)
+        assert (bias.shape, fitted.shape) == ((0,), (0, 8))
+
+    def test_the_largest_of_all_layers_and_heads_are_chosen(self) -> None:
+        scores = [torch.tensor([[9.0, 1.0, 2.0], [8.0, 7.0, 6.0]]), torch.tensor([[0.0, 5.0, 0.5]])]
+        first, second = match.chosen(scores, 9 / 5)
+        assert first.tolist() == [[True, False, False], [True, True, True]]
+        assert second.tolist() == [[False, True, False]]
+        assert sum(int(part.sum()) for part in match.chosen(scores, 1e5)) == 1
+
+
+def mask(kept: list[int]) -> torch.Tensor:
+    found = torch.zeros(24, dtype=torch.bool)
+    found[kept] = True
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "phi", "gpt_neox"])
+def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> None:
+    """Grouped queries, biases, sliding windows: each head's weights and values are those of the naive version."""
+    engine = make_engine(family)
+    model, prompt = model_of(engine), prompt_of(engine)
+    segment, start = exact(model, prompt), prompt.spans[0][0]
+    assert segment is not None
+    asked = asked_of(model.backbone, segment, start)
+    carried = compacted(model.backbone, segment, start, 3)
+    count = 0
+    for n, layer in enumerate(carried.layers):
+        whole = segment.kv_cache.layers[n]
+        if not isinstance(layer, CarriedLayer):
+            assert whole.is_sliding
+            continue
+        at = 0
+        for head, (scores, values) in enumerate(heads_of(whole, asked[n])):
+            kept = layer.kept[head].nonzero().flatten().tolist()
+            assert kept[:start] == list(range(start))
+            own, bias = layer.values[at : at + len(kept)], layer.bias[at : at + len(kept)]
+            assert torch.equal(layer.keys[at : at + len(kept)], whole.keys[0, head, kept])
+            context = [column - start for column in kept[start:]]
+            at += len(kept)
+            assert not bias[:start].any()
+            if 0 < len(context) < values.shape[0] - start:
+                numbers = (scores.double().numpy(), values.double().numpy())
+                wanted = reference.values_for(*numbers, context, start, bias[start:].double().numpy(), 1e-3)
+                np.testing.assert_allclose(own[start:].numpy(), wanted, atol=1e-4)
+                count += 1
+    assert count
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_kept_and_a_ratio_of_1_answer_as_the_prompt_does(make_engine: Any, family: str) -> None:
+    engine = make_engine(family)
+    plain = engine.answer(ask(documents=FACTS, logprobs=0))
+    memories = [Kept()] if family in (*WITHOUT_INTERFACE, "mistral") else [Kept(), Compacted(ratio=1)]
+    for memory in memories:
+        handle = engine.memorize(FACTS, memory)
+        answer = engine.answer(ask(memory=handle, logprobs=0))
+        assert answer.token_ids == plain.token_ids
+        torch.testing.assert_close(logprobs(answer), logprobs(plain), atol=1e-4, rtol=1e-4)
+        assert answer.usage.cached_tokens == len(handle.carried.ids)  # type: ignore[union-attr]
+
+
+def logprobs(answer: Any) -> torch.Tensor:
+    return torch.tensor([token.logprob for token in answer.logprobs])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3"])
+def test_rows_of_every_kind_share_a_batch(make_engine: Any, family: str) -> None:
+    """Each answers what it answers alone, and with the same probabilities."""
+    engine = make_engine(family)
+    memories = [None, LORA, Kept(), FOUR, Compacted(LORA, 4), Compacted(ratio=2), engine.memorize(FACTS, FOUR)]
+    memories += [engine.memorize(FACTS, Kept(LORA)), engine.memorize(FACTS[:1], Compacted(ratio=8)), None]
+    requests = [
+        ask(n=4 + n, documents=() if hasattr(memory, "save") else FACTS, memory=memory, logprobs=0)
+        for n, memory in enumerate(memories)
+    ]
+    alone = [engine.answer(request) for request in requests]
+    for one, together in zip(alone, engine.answer_batch(requests), strict=True):
+        assert one.token_ids == together.token_ids
+        torch.testing.assert_close(logprobs(together), logprobs(one), atol=1e-5, rtol=1e-5)
+
+
+def test_fastmem_on_top_is_fastmem(engine: Engine) -> None:
+    """It trains on the whole documents, and gives the same adapter."""
+    alone, on_top = engine.memorize(FACTS, LORA), engine.memorize(FACTS, Compacted(LORA, 4))
+    assert on_top.report.losses == alone.report.losses
+    for name, weight in alone.adapter.lora_b.items():  # type: ignore[union-attr]
+        torch.testing.assert_close(on_top.adapter.lora_b[name], weight)  # type: ignore[union-attr]
+    request = ask(documents=FACTS, memory=Compacted(LORA, 4))
+    assert engine.answer(request).token_ids == engine.answer(ask(memory=on_top)).token_ids
+    assert engine.answer(request).memory.losses == pytest.approx(alone.report.losses)  # type: ignore[union-attr]
+
+
+def test_tiny_still_answers_from_a_quarter(tiny: Engine) -> None:
+    """On real text a fourth of the keys predicts nearly what all predict; a truncated page does not."""
+    page = "The harbour of Lindow was built in 1712 by Ada Brook. It has two lighthouses and a market on Fridays."
+    question = "Who built the harbour of Lindow?"
+    whole = tiny.next_token_logprobs(Request(question, documents=[page]))
+
+    def lost(request: Request) -> float:
+        other = tiny.next_token_logprobs(request)
+        return float((whole.exp() * (whole - other)).sum())
+
+    assert lost(Request(question, memory=tiny.memorize([page], Kept()))) < 1e-3
+    assert lost(Request(question, memory=tiny.memorize([page], Compacted(ratio=4)))) < 0.3 * lost(Request(question))
+
+
+def test_with_rtd(engine: Engine, tmp_path: Path) -> None:
+    from memograft import Datastore
+
+    store = Datastore.build(engine, [{"prompt": "Where?", "completion": "In Paris."}], path=tmp_path / "store")
+    for memory in (Kept(), FOUR):
+        handle = engine.memorize(FACTS, memory)
+        answer = engine.answer(ask(memory=handle, processors=[Rtd(store)]))
+        assert answer.token_ids == engine.answer(ask(documents=FACTS, memory=memory, processors=[Rtd(store)])).token_ids
+
+
+class TestKeeping:
+    def test_it_takes_a_part_of_the_bytes(self, engine: Engine) -> None:
+        whole, four = engine.memorize(FACTS, Kept()), engine.memorize(FACTS, FOUR)
+        ids, before = whole.carried.ids, prompt_of(engine).spans[0][0]  # type: ignore[union-attr]
+        layers = four.carried.layers  # type: ignore[union-attr]
+        kept = sum(len(layer.keys) for layer in layers) / sum(layer.kept.shape[0] for layer in layers)
+        assert kept == pytest.approx(before + (len(ids) - before) / 4, abs=0.5)
+        assert four.nbytes < 0.6 * whole.nbytes
+
+    @pytest.mark.parametrize("memory", [Kept(), FOUR, Kept(LORA), Compacted(LORA, 4)], ids=str)
+    def test_it_is_saved_and_loaded(self, engine: Engine, tmp_path: Path, memory: Memory) -> None:
+        handle = engine.memorize(FACTS, memory)
+        loaded = engine.load_memory(handle.save(tmp_path / "memory"))
+        assert (loaded.id, loaded.settings, loaded.nbytes) == (handle.id, memory, handle.nbytes)
+        assert packed(loaded.carried) == packed(handle.carried)  # type: ignore[arg-type]
+        assert engine.answer(ask(memory=loaded)).token_ids == engine.answer(ask(memory=handle)).token_ids
+
+    def test_a_bank_compacts_once(self, make_engine: Any, tmp_path: Path, monkeypatch: Any) -> None:
+        calls = []
+        monkeypatch.setattr(
+            "memograft.memory.compact.memory.compacted", lambda *args: calls.append(1) or compacted(*args)
+        )
+        answers = []
+        for _ in range(2):
+            with make_engine(bank=Bank(tmp_path / "bank")) as engine:
+                answers += [engine.answer(ask(documents=FACTS, memory=memory)) for memory in (FOUR, FOUR)]
+        assert len(calls) == 1
+        assert len({answer.token_ids for answer in answers}) == 1
+        assert [answer.usage.cached_tokens > 0 for answer in answers] == [False, True, True, True]
+
+    def test_its_keys_are_not_taken_for_the_documents(self, make_engine: Any) -> None:
+        """A bank does not put compacted keys where it keeps exact ones."""
+        engine = make_engine(bank=Bank())
+        plain = make_engine().answer(ask(documents=FACTS))
+        engine.answer(ask(documents=FACTS, memory=Compacted(ratio=16)))
+        assert engine.answer(ask(documents=FACTS)).token_ids == plain.token_ids
+
+    def test_damage_is_found(self, engine: Engine, tmp_path: Path) -> None:
+        folder = engine.memorize(FACTS, FOUR).save(tmp_path / "memory")
+        data = bytearray((folder / "keys.safetensors").read_bytes())
+        data[-1] ^= 255
+        (folder / "keys.safetensors").write_bytes(bytes(data))
+        with pytest.raises(MemoryFormatError, match=r"keys\.safetensors is damaged \(its checksum is wrong\); save"):
+            engine.load_memory(folder)
+        (folder / "keys.safetensors").unlink()
+        with pytest.raises(MemoryFormatError, match=r"a memory needs keys\.safetensors, and .* has none"):
+            engine.load_memory(folder)
+
+    def test_contents_that_do_not_fit_together(self, engine: Engine) -> None:
+        from safetensors.torch import load, save
+
+        carried = engine.memorize(FACTS, FOUR).carried
+        assert isinstance(carried, Carried)
+        tensors = load(packed(carried))
+        with pytest.raises(ValueError, match=r"0\.kept must mark \d+ keys, got \d+"):
+            unpacked(save(tensors | {"0.kept": torch.zeros_like(tensors["0.kept"])}), "cpu", None)
+        with pytest.raises(ValueError, match="its numbers must be finite"):
+            unpacked(save(tensors | {"0.bias": tensors["0.bias"] * torch.nan}), "cpu", None)
+
+    def test_the_zip_has_the_keys(self, make_engine: Any, tmp_path: Path) -> None:
+        with make_engine(bank=Bank(tmp_path / "a")) as engine:
+            engine.answer(ask(documents=FACTS, memory=FOUR))
+        first, second = Bank(tmp_path / "a"), Bank(tmp_path / "b")
+        (entry,) = first.entries()
+        first.export(entry.id, tmp_path / "memory.zip")
+        second.take(tmp_path / "memory.zip")
+        assert (second.entry(entry.id).path / "keys.safetensors").exists()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("ratio", [0, 0.5, -3, True, "4", float("nan"), None])
+    def test_ratio(self, ratio: Any) -> None:
+        with pytest.raises(SettingsError, match="`ratio` must be a number of at least 1, such as 4 or 10, got"):
+            Compacted(ratio=ratio)
+
+    @pytest.mark.parametrize("memory", ["fastmem", Kept(), 3])
+    def test_memory(self, memory: Any) -> None:
+        with pytest.raises(SettingsError, match=r"`memory` of Compacted must be FastMem\(\.\.\.\) or None, got"):
+            Compacted(memory, 4)
+
+    def test_models_with_sliding_windows_only(self, make_engine: Any) -> None:
+        engine = make_engine("mistral")
+        with pytest.raises(UnsupportedModelError, match=r"only those in a sliding window.*use Kept\(\)"):
+            engine.memorize(FACTS, FOUR)
+
+    def test_a_handle_of_another_model(self, make_engine: Any) -> None:
+        handle = make_engine().memorize(FACTS, FOUR)
+        with pytest.raises(SettingsError, match="was made for another model"):
+            make_engine("qwen3").answer(ask(memory=handle))
+
+
+def test_settings_go_through_json() -> None:
+    for memory in (Kept(), FOUR, Kept(FastMem(steps=3)), Compacted(FastMem(), 10)):
+        assert Memory.from_json(json.loads(json.dumps(memory.to_json()))) == memory
+    own = Compacted(FastMem(), 10).resolved({"steps": 7})
+    assert own.memory is not None
+    assert own.memory.steps == 7
+
+
+def test_without_documents(engine: Engine) -> None:
+    for memory in (Kept(), FOUR):
+        assert engine.answer(ask(memory=memory)).token_ids == engine.answer(ask()).token_ids
+        assert engine.memorize([], memory).carried is None
+
+
+def test_other_documents_than_the_handles(engine: Engine) -> None:
+    """A request with documents of its own reads these."""
+    handle = engine.memorize(FACTS[:1], Kept())
+    answer = engine.answer(ask(documents=FACTS[1:], memory=handle))
+    assert answer.token_ids == engine.answer(ask(documents=FACTS[1:])).token_ids
+
+
+def test_nothing_of_the_model_changes(engine: Engine) -> None:
+    ids = torch.tensor([[5, 9, 30, 7]])
+    before = engine.model(ids).logits
+    engine.answer(ask(memory=engine.memorize(FACTS, Compacted(LORA, 4))))
+    assert torch.equal(engine.model(ids).logits, before)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in engine.model.modules())
+
+
+def test_the_same_every_time(make_engine: Any) -> None:
+    first, second = (make_engine().memorize(FACTS, FOUR) for _ in range(2))
+    assert first.id == second.id
+    assert packed(first.carried) == packed(second.carried)
+
+
+def test_a_long_text_uses_some_of_its_queries(make_engine: Any, monkeypatch: Any) -> None:
+    engine = make_engine()
+    whole = engine.memorize(FACTS, FOUR)
+    monkeypatch.setattr("memograft.memory.compact.keys._QUERIES", 7)
+    some = engine.memorize(FACTS, FOUR)
+    assert len(packed(some.carried)) == pytest.approx(len(packed(whole.carried)), rel=0.01)
+    assert packed(some.carried) != packed(whole.carried)
+
+
+def test_float16_and_bfloat16(models: Any, tokenizer: Any) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        with Engine(build("llama", dtype=dtype), tokenizer) as engine:
+            handle = engine.memorize(FACTS, FOUR)
+            assert engine.answer(ask(memory=handle)).token_ids
+            assert replace(handle.settings) == FOUR
+            assert Backbone.of(engine.model).model.dtype == dtype
+            assert all(layer.keys.dtype == dtype for layer in handle.carried.layers)  # type: ignore[union-attr]
+
+
+def test_streams(engine: Engine) -> None:
+    handle = engine.memorize(FACTS, FOUR)
+    stream = engine.stream(ask(memory=handle, n=9))
+    assert "".join(stream) == engine.answer(ask(memory=handle, n=9)).text
+
+
+def test_its_report(engine: Engine) -> None:
+    answer = engine.answer(ask(memory=engine.memorize(FACTS, Compacted(ratio=10))))
+    assert answer.memory is not None
+    assert answer.memory.reason == "nothing was trained: the documents are carried as 1/10 of their keys and values"
+    assert answer.memory.reused
+    assert Sampling().max_new_tokens
