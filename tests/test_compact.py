@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from families import FAMILIES, build
-from memograft import Bank, Compacted, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
+from memograft import Bank, Compacted, Datastore, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
 from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
 from memograft.memory.base import Model
 from memograft.memory.carried_file import packed, unpacked
@@ -132,7 +132,8 @@ def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> N
             if 0 < len(context) < values.shape[0] - start:
                 numbers = (scores.double().numpy(), values.double().numpy())
                 wanted = reference.values_for(*numbers, context, start, bias[start:].double().numpy(), 1e-3)
-                np.testing.assert_allclose(own[start:].numpy(), wanted, atol=1e-4)
+                # Ill-conditioned in float32 where few queries read a head's keys.
+                assert np.linalg.norm(own[start:].numpy() - wanted) < 2e-4 * np.linalg.norm(wanted)
                 count += 1
     assert count
 
@@ -141,7 +142,7 @@ def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> N
 def test_kept_and_a_ratio_of_1_answer_as_the_prompt_does(make_engine: Any, family: str) -> None:
     engine = make_engine(family)
     plain = engine.answer(ask(documents=FACTS, logprobs=0))
-    memories = [Kept()] if family in (*WITHOUT_INTERFACE, "mistral") else [Kept(), Compacted(ratio=1)]
+    memories = [Kept()] if family in (*WITHOUT_INTERFACE, "mistral", "gemma3_text") else [Kept(), Compacted(ratio=1)]
     for memory in memories:
         handle = engine.memorize(FACTS, memory)
         answer = engine.answer(ask(memory=handle, logprobs=0))
@@ -196,13 +197,13 @@ def test_tiny_still_answers_from_a_quarter(tiny: Engine) -> None:
 
 
 def test_with_rtd(engine: Engine, tmp_path: Path) -> None:
-    from memograft import Datastore
-
-    store = Datastore.build(engine, [{"prompt": "Where?", "completion": "In Paris."}], path=tmp_path / "store")
-    for memory in (Kept(), FOUR):
-        handle = engine.memorize(FACTS, memory)
-        answer = engine.answer(ask(memory=handle, processors=[Rtd(store)]))
-        assert answer.token_ids == engine.answer(ask(documents=FACTS, memory=memory, processors=[Rtd(store)])).token_ids
+    examples = [{"prompt": "Where?", "answer": "In Paris."}]
+    with Datastore.build(engine, examples, path=tmp_path / "store") as store:
+        for memory in (Kept(), FOUR):
+            handle = engine.memorize(FACTS, memory)
+            kept = engine.answer(ask(memory=handle, processors=[Rtd(store)]))
+            anew = engine.answer(ask(documents=FACTS, memory=memory, processors=[Rtd(store)]))
+            assert kept.token_ids == anew.token_ids
 
 
 class TestKeeping:
@@ -214,11 +215,13 @@ class TestKeeping:
         assert kept == pytest.approx(before + (len(ids) - before) / 4, abs=0.5)
         assert four.nbytes < 0.6 * whole.nbytes
 
-    @pytest.mark.parametrize("memory", [Kept(), FOUR, Kept(LORA), Compacted(LORA, 4)], ids=str)
+    @pytest.mark.parametrize(
+        "memory", [Kept(), FOUR, Kept(LORA), Compacted(LORA, 4)], ids=["kept", "compacted", "kept and FastMem", "both"]
+    )
     def test_it_is_saved_and_loaded(self, engine: Engine, tmp_path: Path, memory: Memory) -> None:
         handle = engine.memorize(FACTS, memory)
         loaded = engine.load_memory(handle.save(tmp_path / "memory"))
-        assert (loaded.id, loaded.settings, loaded.nbytes) == (handle.id, memory, handle.nbytes)
+        assert (loaded.id, loaded.settings, loaded.nbytes) == (handle.id, handle.settings, handle.nbytes)
         assert packed(loaded.carried) == packed(handle.carried)  # type: ignore[arg-type]
         assert engine.answer(ask(memory=loaded)).token_ids == engine.answer(ask(memory=handle)).token_ids
 

@@ -14,7 +14,7 @@ import torch
 from transformers import LogitsProcessor
 
 from families import build
-from memograft import Answer, Engine, FastMem, Request
+from memograft import Answer, Compacted, Engine, FastMem, Kept, Request
 from memograft.errors import RequestCancelledError
 from memograft.memory.fastmem import train
 from test_engine import FACTS, ask, generated, prompt_ids
@@ -24,7 +24,7 @@ LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, 
 
 @dataclass(frozen=True)
 class Case:
-    settings: FastMem
+    settings: FastMem | Kept
     kept: bool = False  # as a handle of Engine.memorize
 
     def memory(self, engine: Engine, documents: list[str] = FACTS) -> Any:
@@ -42,6 +42,9 @@ MEMORIES = {
     "composed-full": Case(replace(LORA, compose=True, adapter="full", learning_rate=0.01)),
     "handle": Case(LORA, kept=True),
     "composed-handle": Case(replace(LORA, compose=True), kept=True),
+    "compacted": Case(Compacted(LORA, 4)),
+    "kept-handle": Case(Kept(LORA), kept=True),
+    "compacted-handle": Case(Compacted(LORA, 4), kept=True),
     "full-handle": Case(replace(LORA, adapter="full", learning_rate=0.01), kept=True),
 }
 FAMILIES = ["llama", "olmo2"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memograft.model.backbone import Backbone
 from memograft.model.key_bias import NEVER, BiasedLayer
@@ -69,7 +70,8 @@ class Carried:
             if isinstance(layer, CarriedLayer):
                 cache.layers[n] = layer.spread()
             else:
-                cache.update(*layer, n)
+                # A sliding window counts the columns that it has dropped.
+                cache.update(*(pad(t, (0, 0, len(self.ids) - t.shape[2], 0)) for t in layer), n)
         # The states that memories are trained on are not kept.
         x = nothing(backbone, 1, len(self.ids))
         return Segment(self.ids, cache, x, x)

@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,14 +154,13 @@ def _takes_bias(backbone: Backbone) -> bool:
     shown, hidden = torch.ones_like(ids), torch.ones_like(ids)
     hidden[0, 1] = 0
     kept = cache_of(model(input_ids=ids[:, :4], use_cache=True)).layers  # type: ignore[union-attr]
-    modules = attention_modules(model)
-    if any(type(layer) is DynamicLayer and n not in modules for n, layer in enumerate(kept)):
+    if not all(n in attention_modules(model) for n in range(len(kept))):
         return False
     places = {"position_ids": torch.arange(4, 6, device=ids.device)[None]}
     places = places if "position_ids" in inspect.signature(model.forward).parameters else {}
 
     def logits(mask: Tensor, value: float) -> Tensor:
-        cache = Cache(layers=[_with(layer, value) if type(layer) is DynamicLayer else copy(layer) for layer in kept])
+        cache = Cache(layers=[_with(layer, value) for layer in kept])  # shorter than any sliding window
         with biased(backbone, cache):
             found: Tensor = model(input_ids=ids[:, 4:], attention_mask=mask, **{name: cache}, **places).logits
         return found.float()

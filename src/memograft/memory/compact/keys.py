@@ -76,6 +76,7 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) ->
     )
 
 
+@torch.no_grad()
 def asked_of(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]:
     """The queries of each layer in a pass over the tokens from `start` on, behind the segment."""
     cache, mask, _, _ = spread(backbone, [segment])
