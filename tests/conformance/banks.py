@@ -14,7 +14,7 @@ from conformance.case import Case
 from conformance.front import Front, user
 from conformance.pages import OTHER, PAGE, QUESTION
 from conformance.sameness import every_way
-from memograft import Bank, Engine
+from memograft import Bank, Compacted, Engine, FastMem, Kept
 
 __all__ = ["Banks"]
 
@@ -60,6 +60,22 @@ class Banks(Case):
         assert [handle.report.reused for handle in handles] == [False, True, True, True]
         assert len({handle.id for handle in handles}) == 1
         assert trained == [1]
+
+    @pytest.mark.parametrize(
+        "memory", [Kept(), Compacted(ratio=2), Compacted(FastMem(), 2)], ids=["kept", "half", "both"]
+    )
+    def test_documents_are_carried_as_keys_and_values(self, tmp_path: Path, memory: Any) -> None:
+        """In every way to ask: as a setting, and as a handle, also after a restart."""
+        chat = self.banked(tmp_path)
+        said = every_way(chat, user(QUESTION), documents=[PAGE], memory=memory)
+        assert len({one.text for one in said}) == 1
+        handle = chat.memorize([PAGE], memory)
+        assert chat.text(QUESTION, memory=handle) == said[0].text
+        folder = handle.save(tmp_path / "saved")
+        chat.engine.close()
+        again = self.banked(tmp_path)
+        assert again.text(QUESTION, memory=again.engine.load_memory(folder)) == said[0].text
+        again.engine.close()
 
     def test_objects_of_one_folder_share_an_engine(self, tmp_path: Path) -> None:
         chat = self.banked(tmp_path)

@@ -127,7 +127,7 @@ class Front(ABC):
         """`structured`, and the text from which the object was parsed."""
 
     @abstractmethod
-    def memorize(self, documents: Sequence[Any]) -> MemoryHandle:
+    def memorize(self, documents: Sequence[Any], memory: Any = None) -> MemoryHandle:
         """Memorize documents, and return the handle."""
 
     @abstractmethod

@@ -87,8 +87,8 @@ class LlamaIndex(Front):
         response = llm.chat([ChatMessage(content=question)])
         return response.message.content or "", response.raw
 
-    def memorize(self, documents: Sequence[Any]) -> MemoryHandle:
-        return self._own.memorize(documents)
+    def memorize(self, documents: Sequence[Any], memory: Any = None) -> MemoryHandle:
+        return self._own.memorize(documents, memory)
 
     def build_datastore(self, examples: Any, **settings: Any) -> Datastore:
         return self._own.build_datastore(examples, **settings)

@@ -13,7 +13,7 @@ import pytest
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms import memograft
 from llama_index.llms.memograft import Memograft
-from memograft import FastMem
+from memograft import Compacted, FastMem, Kept
 
 from conftest import MEMORIZED, PAGE, QUESTION
 
@@ -99,6 +99,12 @@ def test_it_is_rebuilt_from_what_it_was_serialized_to() -> None:
     again = Memograft.from_dict(data)
     assert (again.memory, again.max_tokens, again.stop) == (FastMem(steps=5), 7, ["x"])
     assert pickle.loads(pickle.dumps(llm)).memory == FastMem(steps=5)
+
+
+def test_other_kinds_are_rebuilt_too() -> None:
+    for memory in (Kept(), Compacted(FastMem(steps=5), 4)):
+        again = Memograft.from_dict(json.loads(Memograft(model="tiny", memory=memory).to_json()))
+        assert again.memory == memory
 
 
 def test_a_kept_memory_is_serialized_by_its_id(llm: Memograft) -> None:

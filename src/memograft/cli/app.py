@@ -119,7 +119,7 @@ def index(
 @app.command()
 def memorize(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders to memorize.", metavar="FILE|FOLDER...")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the memory, a PEFT LoRA.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the memory, e.g. a PEFT LoRA.")],
     model: ModelOption = "tiny",
     relevance: RelevanceOption = None,
     gate: GateOption = None,
@@ -128,12 +128,21 @@ def memorize(
     learning_rate: RateOption = None,
     rank: RankOption = None,
     settings: SettingsOption = None,
+    carry: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Also save the files' keys and values, so that they are not read again: 1 saves all, a larger number "
+            "divides them by it.",
+        ),
+    ] = None,
+    train: Annotated[bool, typer.Option(help="Memorize; --no-train only carries keys and values.")] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Memorize files once and keep the memory, for `memograft ask --memory-folder`."""
     with reporting(as_json) as result:
         from memograft.cli.memorize import memorize as run
-        from memograft.cli.models import fast_mem
+        from memograft.cli.models import carrying, fast_mem
 
         memory = fast_mem(
             settings,
@@ -144,7 +153,8 @@ def memorize(
             learning_rate=learning_rate,
             rank=rank,
         )
-        result |= run(paths, model=model, memory=memory, folder=out_folder, quiet=as_json)
+        carried = carrying(memory if train else None, carry)
+        result |= run(paths, model=model, memory=carried, folder=out_folder, quiet=as_json)
 
 
 @app.command()

@@ -15,10 +15,10 @@ from memograft.errors import MissingExtraError, SettingsError
 from memograft.passages.reading import find_files, read_file
 
 if TYPE_CHECKING:
-    from memograft.memory.fastmem.memory import FastMem
+    from memograft.memory.base import Memory
 
 
-def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path, quiet: bool) -> dict[str, object]:
+def memorize(paths: Sequence[Path], *, model: str, memory: Memory, folder: Path, quiet: bool) -> dict[str, object]:
     """Memorize whole files together, save the memory, and return JSON values of what it did.
 
     Raises:
@@ -33,8 +33,9 @@ def memorize(paths: Sequence[Path], *, model: str, memory: FastMem, folder: Path
     for failure in failed:
         warn(f"not read: {failure['reason']}")
     if not quiet:
-        loss = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per token, KL {report.kl:.3f}"
-        line = f"memorized {len(documents)} documents: {loss}, {report.seconds:.2f} s; saved in {folder}"
+        what = f"loss {report.loss_before:.3f} -> {report.loss_after:.3f} nats per token, KL {report.kl:.3f}"
+        what = f"{what}, {report.seconds:.2f} s" if report.losses else report.reason or "nothing was trained"
+        line = f"memorized {len(documents)} documents: {what}; saved in {folder}"
         out().print(Text(line), soft_wrap=True)
     return {
         "folder": str(folder),

@@ -14,6 +14,7 @@ from memograft.errors import MemograftError, SettingsError, StoreError
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
+    from memograft.memory.base import Memory
     from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.report import MemoryReport
     from memograft.passages.vector_store import Hit
@@ -60,6 +61,15 @@ def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
         if isinstance(value, str):  # includes enum members
             changes[name] = None if value == "none" else str(value)
     return replace(FastMem.load(settings) if settings else FastMem(), **changes)
+
+
+def carrying(memory: FastMem | None, ratio: float | None) -> Memory:
+    """A memory that also carries the documents' keys and values, divided by a ratio; without training it keeps all."""
+    from memograft.memory.compact.memory import Compacted, Kept
+
+    if memory is not None and ratio is None:
+        return memory
+    return Kept(memory) if ratio in (None, 1) else Compacted(memory, float(ratio or 1))
 
 
 def retrieve(store: Path, question: str, k: int) -> list[Hit]:

@@ -99,8 +99,8 @@ class LangChain(Front):
         found = self._own.with_structured_output(schema, include_raw=True).invoke(question, **options)
         return found["raw"].text, found["parsed"]
 
-    def memorize(self, documents: Sequence[Any]) -> MemoryHandle:
-        return self._own.memorize_documents(documents)
+    def memorize(self, documents: Sequence[Any], memory: Any = None) -> MemoryHandle:
+        return self._own.memorize_documents(documents, memory=memory)
 
     def build_datastore(self, examples: Any, **settings: Any) -> Datastore:
         return self._own.build_datastore(examples, **settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, Self
 
 from llama_index.core.bridge.pydantic import (
@@ -95,7 +94,7 @@ class Settings(FunctionCalling):
         """Settings as a mapping; a handle as its id."""
         if hasattr(value, "adapter") and hasattr(value, "id"):
             return value.id
-        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        return value.to_json() if hasattr(value, "to_json") else value
 
     @model_validator(mode="before")
     @classmethod
