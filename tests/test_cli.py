@@ -245,6 +245,19 @@ def test_a_kept_memory_is_not_used_for_what_it_is_not_about(docs, model, tmp_pat
     assert "memory: nothing was memorized: no document is about the question" in output
 
 
+@pytest.mark.parametrize("options", [("--no-train",), ("--carry", 4, "--no-train"), ("--carry", 4, "--steps", 2)])
+def test_memorize_carries_keys_and_values(docs: Path, tmp_path: Path, model: str, options: tuple[Any, ...]) -> None:
+    folder = tmp_path / "memory"
+    made = run_json("memorize", docs / "velmora.md", "--out", folder, "--model", model, *options)
+    assert (folder / "keys.safetensors").exists()
+    trained = "--no-train" not in options
+    assert bool(made["memory"]["steps"]) == trained == (folder / "adapter_model.safetensors").exists()
+    answer = run_json("ask", "Who founded it?", "--memory-folder", folder, "--model", model, "--max-new-tokens", 4)
+    assert answer["memorized"]["usage"]["cached_tokens"] > 40
+    said = run("memorize", docs / "velmora.md", "--out", folder, "--model", model, *options).stdout
+    assert ("nothing was trained" in said) != trained
+
+
 def test_memorize_refuses_a_named_file_it_cannot_read(docs, model, tmp_path):
     (docs / "velmora.md").write_bytes(b"\xff\xff\xff")
     error = run_json("memorize", docs / "velmora.md", "--out", tmp_path / "m", "--model", model, code=1)

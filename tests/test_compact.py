@@ -362,6 +362,6 @@ def test_streams(engine: Engine) -> None:
 def test_its_report(engine: Engine) -> None:
     answer = engine.answer(ask(memory=engine.memorize(FACTS, Compacted(ratio=10))))
     assert answer.memory is not None
-    assert answer.memory.reason == "nothing was trained: the documents are carried as 1/10 of their keys and values"
+    assert answer.memory.reason == "the documents are carried as 1/10 of their keys and values, and nothing was trained"
     assert answer.memory.reused
     assert Sampling().max_new_tokens

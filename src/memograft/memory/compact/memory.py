@@ -81,7 +81,7 @@ class Kept(Memory):
     @property
     def said(self) -> str:
         """Why a report has no losses."""
-        return "nothing was trained: the documents are carried as their keys and values"
+        return "the documents are carried as their keys and values, and nothing was trained"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Compacted(Kept):
     @property
     def said(self) -> str:
         """Why a report has no losses."""
-        return f"nothing was trained: the documents are carried as 1/{self.ratio:g} of their keys and values"
+        return f"the documents are carried as 1/{self.ratio:g} of their keys and values, and nothing was trained"
 
 
 def _made(model: Model, row: Wanted) -> Segment | None:
