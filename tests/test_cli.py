@@ -246,7 +246,7 @@ def test_a_kept_memory_is_not_used_for_what_it_is_not_about(docs, model, tmp_pat
 
 
 @pytest.mark.parametrize("options", [("--no-train",), ("--carry", 4, "--no-train"), ("--carry", 4, "--steps", 2)])
-def test_memorize_carries_keys_and_values(docs: Path, tmp_path: Path, model: str, options: tuple[Any, ...]) -> None:
+def test_memorize_carries_keys_and_values(docs: Path, tmp_path: Path, model: str, options: tuple[object, ...]) -> None:
     folder = tmp_path / "memory"
     made = run_json("memorize", docs / "velmora.md", "--out", folder, "--model", model, *options)
     assert (folder / "keys.safetensors").exists()

@@ -45,6 +45,10 @@ AGAINST_THE_ORDER: tuple[tuple[str, str], ...] = ()
 # (file, attribute): private names of other packages' classes that have no public equivalent.
 PRIVATE_ELSEWHERE = (
     ("src/memograft/model/loading.py", "_name_or_path"),  # transformers: the name of a configuration's model
+    (
+        "src/memograft/model/key_bias.py",
+        "_attn_implementation",
+    ),  # transformers: which one `set_attn_implementation` set
     ("integrations/langchain/langchain_memograft/llms.py", "_opened"),  # of a copy of itself
     ("integrations/langchain/langchain_memograft/llms.py", "_aopened"),
     ("integrations/llama-index/llama_index/llms/memograft/synthesizer.py", "_extend_messages"),  # LlamaIndex's

@@ -74,23 +74,27 @@ def biased(backbone: Backbone, cache: Cache | None) -> Iterator[None]:
 
     The cache is the one that the pass is given. Does nothing for a cache without such numbers.
     """
-    found = {n: layer for n, layer in enumerate(cache.layers) if _bias(layer) is not None} if cache is not None else {}
+    layers = cache.layers if cache is not None else []
+    found = {n: bias for n, layer in enumerate(layers) if (bias := getattr(layer, "bias", None)) is not None}
     if not found:
         yield
         return
     owner, modules = threading.current_thread(), attention_modules(backbone.model)
     heads = int(backbone.model.config.get_text_config(decoder=True).num_attention_heads)
 
-    def hook(layer: Any, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(
+        bias: Tensor, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor | None]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor | None]] | None:
         if threading.current_thread() is not owner:
             return None
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        mask = with_bias(kwargs.get("attention_mask"), layer.bias, heads, hidden.shape[-2], hidden.dtype)
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert hidden is not None
+        mask = with_bias(kwargs.get("attention_mask"), bias, heads, hidden.shape[-2], hidden.dtype)
         return args, {**kwargs, "attention_mask": mask}
 
     with ExitStack() as undo:
-        for n, layer in found.items():
-            handle = modules[n].register_forward_pre_hook(partial(hook, layer), with_kwargs=True)
+        for n, bias in found.items():
+            handle = modules[n].register_forward_pre_hook(partial(hook, bias), with_kwargs=True)
             undo.callback(handle.remove)
         yield
 
@@ -138,10 +142,9 @@ def check_bias(backbone: Backbone) -> None:
     if model not in _checked:
         _checked[model] = _takes_bias(backbone)
     if not _checked[model]:
-        kernel = model.config.get_text_config(decoder=True)._attn_implementation
         raise unsupported(
             f"compacted keys need a mask for each head, which {type(model).__name__} with the attention "
-            f"implementation {kernel!r} ignores",
+            f"implementation {_kernel(backbone)!r} ignores",
             'load the model with attn_implementation="sdpa" or "eager", or use Kept()',
         )
 
@@ -181,10 +184,6 @@ def _with(layer: DynamicLayer, value: float) -> BiasedLayer:
     return BiasedLayer(layer.keys, layer.values, bias)
 
 
-def _bias(layer: object) -> Tensor | None:
-    return getattr(layer, "bias", None)
-
-
 @dataclass(frozen=True)
 class Asked:
     """What a layer's attention was given in a pass over Q tokens.
@@ -208,26 +207,29 @@ def asking(backbone: Backbone) -> Iterator[dict[int, Asked]]:
         UnsupportedModelError: the model does not use transformers' attention interface, which is the only general place
             where queries can be seen.
     """
-    model: Any = backbone.model
-    kernel, asked = model.config.get_text_config(decoder=True)._attn_implementation, dict[int, Asked]()
+    model, kernel, asked = backbone.model, _kernel(backbone), dict[int, Asked]()
     name = f"memograft_{kernel}"
     if name not in AttentionInterface():
         AttentionInterface.register(name, partial(_recorded, kernel))
         AttentionMaskInterface.register(name, AttentionMaskInterface()[kernel])
     before, _local.asked = getattr(_local, "asked", None), asked
     try:
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(name)
+        model.set_attn_implementation(name)  # only logs a warning if that is not possible
         yield asked
     finally:
         _local.asked = before
-        if model._can_set_attn_implementation():
+        if _kernel(backbone) == name:
             model.set_attn_implementation(kernel)
     if not asked:
         raise unsupported(
             f"{type(model).__name__} does not use transformers' attention interface, so its queries cannot be seen",
             "use Kept(), or a model that does",
         )
+
+
+def _kernel(backbone: Backbone) -> str:
+    """The name of the model's attention implementation."""
+    return str(backbone.model.config.get_text_config(decoder=True)._attn_implementation)
 
 
 def _recorded(
