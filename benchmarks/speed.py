@@ -4,11 +4,11 @@
     python benchmarks/speed.py --row 0.5b --row contrast     # some of them; none of these needs data
 
 Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories and drafts (decoding with it), 0.5b and 1.7b
-(memorizing, in the shapes of Qwen2.5-0.5B and Qwen3-1.7B with random weights), peak, growth, kept and contrast
-(Qwen2.5-0.5B's shape). Parts that are compared take turns within a repetition. A ratio is the median over the
-repetitions, with the least and the largest, of CPU time, because a shared machine's clock also counts its neighbours;
-the last but one column has the ratio by the clock. Where a target is missed, the ratio of the floating-point operations
-in matrix products is the limit for exact losses.
+(memorizing, in the shapes of Qwen2.5-0.5B and Qwen3-1.7B with random weights), and in Qwen2.5-0.5B's shape peak,
+growth, kept, carried, compacting and contrast. Parts that are compared take turns within a repetition. A ratio is the
+median over the repetitions, with the least and the largest, of CPU time, because a shared machine's clock also counts
+its neighbours; the last but one column has the ratio by the clock. Where a target is missed, the ratio of the
+floating-point operations in matrix products is the limit for exact losses.
 Finished rows are kept in --out and not measured again at the same commit with the same options (with --any-commit,
 whatever the commit). Prints a table and, last, one JSON line.
 """
@@ -47,6 +47,8 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
         "peak": lambda: peak.extra(half, 1024, 0.10, min(repeat, 3)),
         "growth": lambda: memorizing.growth(half, LENGTHS, 1.1),
         "kept": lambda: answering.kept(half, 1024, 0.08, repeat),
+        "carried": lambda: answering.carried(half, 1024, {"kept": 0.10, "compacted": 0.08}, repeat),
+        "compacting": lambda: answering.compacting(half, 512, 2.0, repeat),
         "contrast": lambda: answering.contrast(half, 256, 1.10, repeat),
     }
 

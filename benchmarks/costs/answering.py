@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from costs.clock import Line, of_ratio, turns
+from costs.clock import Line, Times, of_ratio, turns
 from costs.memorizing import QUESTION, RANDOM
 from costs.models import document, random_engine
-from memograft import Engine, MemoryHandle, Request, Sampling
+from memograft import Compacted, Engine, Kept, Memory, MemoryHandle, Request, Sampling
+from memograft.memory.compact.keys import compacted
+from memograft.model.backbone import Backbone
+from memograft.model.prefill import prefill_segment
+from memograft.prompt.builder import PromptBuilder
 
-__all__ = ["contrast", "kept"]
+__all__ = ["carried", "compacting", "contrast", "kept"]
 
 TOKENS = 32
 
@@ -34,6 +38,43 @@ def kept(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
         times = turns(parts, repeat, f"{name}, kept")
     title = f"time to the first token, kept context / generate, {name}, T {tokens:,}"
     return [of_ratio(f"{title}, {way}", times[way], times["generate"], target=target) for way in ways]
+
+
+def carried(name: str, tokens: int, targets: Mapping[str, float], repeat: int) -> list[Line]:
+    """The time to the first token with kept and with compacted keys and values, and of `generate`."""
+    memories: dict[str, Memory] = {"kept": Kept(), "compacted": Compacted(ratio=10)}
+    with random_engine(name) as engine:
+        requests = {
+            way: Request(QUESTION, memory=engine.memorize([document(tokens)], memory), sampling=Sampling(1))
+            for way, memory in memories.items()
+        }
+        ids = torch.tensor([engine.answer(requests["kept"]).prompt_ids])
+        parts: dict[str, Callable[[], object]] = {
+            "generate": lambda: engine.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
+            ),
+        }
+        parts |= {way: partial(_streamed, engine, request) for way, request in requests.items()}
+        times = turns(parts, repeat, f"{name}, carried")
+    title = f"time to the first token, {{}} / generate, {name}, T {tokens:,}"
+    return [of_ratio(title.format(way), times[way], times["generate"], target=targets[way]) for way in requests]
+
+
+def compacting(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
+    """The time to compact a document to a tenth and to a fourth, and of its prefill."""
+
+    def timed(backbone: Backbone, prompts: PromptBuilder) -> dict[str, list[Times]]:
+        prompt = prompts.build([{"role": "user", "content": QUESTION}], [document(tokens)])
+        ids, start = prompt.ids[: prompt.spans[0][1]], prompt.spans[0][0]
+        segment = prefill_segment(backbone, ids)
+        parts: dict[str, Callable[[], object]] = {"prefill": lambda: prefill_segment(backbone, ids)}
+        parts |= {f"{ratio}x": partial(compacted, backbone, segment, start, ratio) for ratio in (10, 4)}
+        return turns(parts, repeat, f"{name}, compacting")
+
+    with random_engine(name) as engine:
+        times = engine.with_model(timed)
+    title = f"compacting {{}} / prefill, {name}, T {tokens:,}"
+    return [of_ratio(title.format(way), times[way], times["prefill"], target=target) for way in ("10x", "4x")]
 
 
 def contrast(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
