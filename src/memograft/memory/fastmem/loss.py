@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.shortlist import Shortlist
-from memograft.memory.fastmem.vocabulary import cross_entropy, head
+from memograft.memory.fastmem.vocabulary import cross_entropy, head, kl_divergence
 from memograft.model.backbone import Backbone
 
 __all__ = ["ALL", "Objective"]
@@ -41,7 +41,7 @@ ALL = slice(None)
 
 _ROWS = 256  # rows of a training pass on a CPU, whose activations are held for the backward pass
 _HELD = 1 << 26  # logits of a step over the whole vocabulary that are held at once (256 MiB of float32)
-_SAMPLED = 16  # K: rows of a context whose KL is exact
+_DRAWN = 16  # K: this many rows of a context, or one in this many if that is more
 
 
 class Objective:
@@ -111,21 +111,21 @@ class Objective:
             mean = torch.stack([exact[text].mean() for text in self._rows.texts])
         else:
             now = cross_entropy(self._backbone, after, self._rows, mass=False)
-            losses, mean = now.losses, self._corrected(torch.cat(kl) + now.normaliser - self._exact.normaliser, after)
-        return losses, mean.clamp_min(0.0)  # rounding and, with a shortlist, the estimate can make it negative
+            losses, mean = now.losses, self._estimated(torch.cat(kl), after, now.normaliser)
+        return losses, mean.clamp_min(0.0)  # rounding and, with a shortlist, chance can make it negative
 
-    def _corrected(self, kl: Tensor, after: Tensor) -> Tensor:
-        """Mean KL over each context's text (B,), from that over candidates and bucket (N,) and K exact ones."""
+    def _estimated(self, moved: Tensor, after: Tensor, normaliser: Tensor) -> Tensor:
+        """Mean KL of each context (B,), from sum_v p(v) (l[v] - l'[v]) over candidates and bucket (N,), and the memorized
+        model's input to the head (N, D) and normaliser (N,)."""
         assert self._base is not None
-        bucket, found = self._base[..., -1].exp()[self._blocks.real].clamp_min(1e-9), list[Tensor]()
-        for text in self._rows.texts:
-            rest, estimate, before, now = (t[text] for t in (bucket, kl, self._hidden, after))
-            ends = rest.cumsum(0)
-            draws = (torch.arange(_SAMPLED, device=ends.device) + 0.5) / _SAMPLED * ends[-1]
-            rows = torch.searchsorted(ends, draws).clamp_max(len(ends) - 1)
-            missed = _kl(self._logp(before[rows]), self._logp(now[rows])) - estimate[rows]
-            found.append(estimate.mean() + rest.mean() * (missed / rest[rows]).mean())
-        return torch.stack(found)
+        base, bucket = self._exact.normaliser, self._base[..., -1].exp()[self._blocks.real].clamp_min(1e-9)
+        kl, texts = moved + normaliser - base, self._rows.texts
+        drawn = [text.start + _drawn(bucket[text]) for text in texts]
+        rows = torch.cat(drawn)
+        exact = kl_divergence(self._backbone, (self._hidden[rows], base[rows]), (after[rows], normaliser[rows]))
+        missed = torch.split((exact - kl[rows]) / bucket[rows], [len(own) for own in drawn])
+        pairs = zip(texts, missed, strict=True)
+        return torch.stack([kl[text].mean() + bucket[text].mean() * own.mean() for text, own in pairs])
 
     def _full(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """CE and KL of each row, (N,) both, over the whole vocabulary, from the input to the head (N, D)."""
@@ -169,3 +169,10 @@ def _pick(logp: Tensor, targets: Tensor) -> Tensor:
 def _kl(base: Tensor, logp: Tensor) -> Tensor:
     """KL(p_0 || p_phi) of each row."""
     return torch.nn.functional.kl_div(logp, base, log_target=True, reduction="none").sum(-1)
+
+
+def _drawn(weights: Tensor) -> Tensor:
+    """Indices of K rows, drawn systematically with probabilities proportional to these weights (N,)."""
+    ends, count = weights.cumsum(0), max(_DRAWN, len(weights) // _DRAWN)
+    points = (torch.arange(count, device=ends.device) + 0.5) / count * ends[-1]
+    return torch.searchsorted(ends, points).clamp_max(len(ends) - 1)

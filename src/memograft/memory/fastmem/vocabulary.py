@@ -1,6 +1,6 @@
-"""Exact cross-entropy over the whole vocabulary, without gradient and without holding the logits of all rows.
+"""Exact cross-entropy and KL over the whole vocabulary, without gradient and without holding the logits of all rows.
 
-    CE_t = z_t - l_t[c_t]        z = logsumexp(l)
+    CE_t = z_t - l_t[c_t]        KL_t = sum_v p_t(v) (l_t[v] - l'_t[v]) + z'_t - z_t        z = logsumexp(l)
 
 The head is applied to as many rows as make a fast matrix product, and what follows it to as few as fit in a CPU's
 second-level cache: for a small model these elementwise passes cost as much as the product if each goes through memory.
@@ -17,7 +17,7 @@ from torch import Tensor
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.model.backbone import Backbone, first
 
-__all__ = ["Exact", "cross_entropy", "exact_losses", "head"]
+__all__ = ["Exact", "cross_entropy", "exact_losses", "head", "kl_divergence"]
 
 # Numbers of logits: of one matrix product, and of one elementwise pass behind it.
 _PRODUCT, _PASS, _ON_GPU = 1 << 24, 1 << 19, 1 << 26
@@ -63,6 +63,21 @@ def cross_entropy(backbone: Backbone, hidden: Tensor, rows: TrainingRows, *, mas
                     summed[context].addmv_(likely.T, total.reciprocal())
             del raw  # before the next product, so that only one is held
     return Exact(losses, normaliser, summed)
+
+
+@torch.no_grad()
+def kl_divergence(backbone: Backbone, base: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(base || other) of each row (N,), from the inputs to the head (N, D) and the normalisers (N,) of both."""
+    (before, normaliser), (after, _) = base, other
+    moved = torch.empty_like(normaliser)
+    for part in _evenly(slice(0, len(moved)), _size(backbone, _PRODUCT // 2)):
+        raw = head(backbone, torch.cat([before[part], after[part]])).chunk(2)
+        for few in _evenly(part, _size(backbone, _PASS)):
+            old, new = (backbone.finish(own[few.start - part.start : few.stop - part.start]) for own in raw)
+            likely = (old - normaliser[few, None]).exp_()
+            moved[few] = torch.linalg.vecdot(likely, old.sub_(new))
+        del raw
+    return moved + other[1] - normaliser
 
 
 @torch.no_grad()
