@@ -115,8 +115,8 @@ class Objective:
         return losses, mean.clamp_min(0.0)  # rounding and, with a shortlist, chance can make it negative
 
     def _estimated(self, moved: Tensor, after: Tensor, normaliser: Tensor) -> Tensor:
-        """Mean KL of each context (B,), from sum_v p(v) (l[v] - l'[v]) over candidates and bucket (N,), and the memorized
-        model's input to the head (N, D) and normaliser (N,)."""
+        """Mean KL of each context (B,), from sum_v p(v) (l[v] - l'[v]) over candidates and bucket (N,), and from the
+        memorized model's input to the head (N, D) and normaliser (N,)."""
         assert self._base is not None
         base, bucket = self._exact.normaliser, self._base[..., -1].exp()[self._blocks.real].clamp_min(1e-9)
         kl, texts = moved + normaliser - base, self._rows.texts
