@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from families import build
 from memograft import Bank, Engine, FastMem, Request
 from memograft.errors import SettingsError
 from memograft.memory.fastmem import compose
-from memograft.model.adapter import Adapter
+from memograft.model.adapter import Adapter, applied, stack
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.prompt.builder import PromptBuilder
 from memograft.request import Sampling
@@ -99,6 +100,23 @@ def test_pages_can_be_memorized_in_advance(make_engine: Any, trained: list[int],
     assert answer.memory.reused
     assert trained == [1] * len(FACTS)
     assert len(Bank(tmp_path / "bank").entries()) == len(FACTS)
+
+
+def test_with_a_shortlist_the_losses_are_exact_and_the_kl_is_close(make_engine: Any, tokenizer: Any) -> None:
+    engine, memory = make_engine(), replace(JOINED, shortlist=250, learning_rate=0.03)
+    report = engine.answer(ask(n=1, documents=FACTS, memory=memory)).memory
+    prompt = PromptBuilder(tokenizer).build(
+        [{"role": "user", "content": ask().question}], ask(documents=FACTS).documents
+    )
+    ids, places, parts = torch.tensor([prompt.ids]), [t - 1 for t in prompt.context], Backbone.of(engine.model)
+    with torch.no_grad():
+        before = engine.model(input_ids=ids).logits[0, places].log_softmax(-1)
+        with applied(parts, stack([engine.memorize(FACTS, memory).adapter], parts)):
+            after = engine.model(input_ids=ids).logits[0, places].log_softmax(-1)
+    close(report.token_losses_after, -after.gather(-1, ids[0, list(prompt.context)][:, None])[:, 0])
+    exact = float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+    assert report.kl == pytest.approx(exact, rel=0.05)
+    assert report.kl != pytest.approx(exact, rel=1e-6)  # it is an estimate
 
 
 def test_equal_pages_of_a_batch_are_memorized_once_and_joined_once(make_engine: Any, trained: list[int]) -> None:

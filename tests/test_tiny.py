@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn.functional import kl_div
 
 from memograft import Engine, FastMem, Request, Sampling
 from memograft.evaluation.items import world
 from memograft.evaluation.methods import METHODS
 from memograft.evaluation.metrics import table
 from memograft.evaluation.runner import run
+from memograft.memory.fastmem.rows import context_rows
+from memograft.memory.fastmem.train import memorize
+from memograft.model.adapter import applied, stack
 from memograft.model.loading import BUNDLED
+from memograft.model.prefill import prefill
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "src" / "memograft" / BUNDLED["tiny"]
@@ -52,6 +59,31 @@ def test_memorizing_makes_it_follow_its_documents(accuracy: Callable[[str, str],
     plain, memorized = (accuracy("contradicts", m) for m in ("plain", "memorized"))
     assert memorized >= plain + 0.2
     assert accuracy("agrees", "memorized") >= 0.9
+
+
+def test_with_a_shortlist_the_reported_kl_is_close(tiny: Engine) -> None:
+    """To that of passes over the whole prompt, of tiny's 2,048 tokens. The second shortlist leaves the model almost no
+    others."""
+    model, off = tiny._model, dict[int, list[float]]()
+    for item in world("tune", 2):
+        if not item.documents:
+            continue
+        prompt = model.prompts.build([{"role": "user", "content": item.question}], item.documents)
+        rows = context_rows(prefill(model.backbone, [prompt.ids], model.pad_id), 0, prompt, model.prompts.turn_end)
+        for size in (256, 1024):
+            ((adapter, report),) = memorize(model.backbone, rows, replace(tiny.defaults, shortlist=size))
+            assert adapter is not None
+            ids, places = torch.tensor([prompt.ids]), [t - 1 for t in prompt.context]
+            with torch.no_grad():
+                before = tiny.model(input_ids=ids).logits[0, places].log_softmax(-1)
+                with applied(model.backbone, stack([adapter], model.backbone)):
+                    now = tiny.model(input_ids=ids).logits[0, places].log_softmax(-1)
+            exact = float(kl_div(now, before, log_target=True, reduction="batchmean"))
+            off.setdefault(size, []).append(abs(report.kl / exact - 1))
+    assert len(off[256]) >= 14
+    assert max(off[256]) < 0.05
+    assert statistics.median(off[256]) < 0.01
+    assert max(off[1024]) < 0.001
 
 
 def test_a_conversation_goes_on(tiny: Engine) -> None:

@@ -18,7 +18,7 @@ class MemoryReport:
         steps: optimiser steps taken; 0 if there was nothing to memorize or the memory was reused.
         loss_before: mean cross-entropy of the context tokens in nats, exact, before memorizing.
         loss_after: the same after memorizing.
-        kl: mean KL(base || memorized) over the context tokens in nats.
+        kl: mean KL(base || memorized) over the context tokens in nats. With a `shortlist`, estimated to a few percent.
         rolled_back: whether the memory was discarded, so that the base model answers; see `reason`.
         reason: why the memory was rolled back, or why nothing was memorized.
         losses: CE + beta KL before each step (over the shortlist, if there is one). Empty for composed memories, whose

@@ -104,10 +104,11 @@ def _held(
 
 def _summed(model: Model, training: Training, sums: Sequence[_Sum], filled: Prefill) -> list[Made]:
     """Join the memories of several requests in one batch; after an out-of-memory error, one request at a time."""
+    assert training.shortlist != "auto"
     backbone, started = model.backbone, time.perf_counter()
     try:
         rows = rows_of(model, [each.whole for each in sums], filled)
-        objective = Objective(backbone, rows, training.kl_weight, None)
+        objective = Objective(backbone, rows, training.kl_weight, training.shortlist)
         adapters = [mean([adapter for adapter, _ in each.parts], backbone.width) for each in sums]
         return judged(_Fixed(backbone, adapters, rows), objective, rows, training, [()] * len(sums), started)
     except torch.OutOfMemoryError as e:

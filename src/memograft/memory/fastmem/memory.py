@@ -53,9 +53,9 @@ class FastMem(Speaking, Selecting, Training, Memory):
             them (paper), and ignores `conflicts`. Ours.
         conflicts: "first": of relevant documents that contradict each other about the question, only the highest-ranked
             is memorized; see `memograft.memory.fastmem.disagreement`. None memorizes them all (paper). Ours.
-        shortlist: number of candidate tokens in the loss; all other tokens form one bucket. None uses the whole
-            vocabulary (paper). "auto": see `AUTOMATIC`.
-        max_kl: nats per token; a memory with a larger KL is rolled back. "auto": see `AUTOMATIC`.
+        shortlist: number of candidate tokens in the loss; all other tokens form one bucket. The reported KL is then an
+            estimate; the reported losses are exact. None uses the whole vocabulary (paper). "auto": see `AUTOMATIC`.
+        max_kl: nats per token; a memory with a larger reported KL is rolled back. "auto": see `AUTOMATIC`.
         fallback: also decode the base model's answer, as another row of the batch, and return it if the memorized
             answer repeats itself or does not end and the base model's does neither. Not used when the answer is
             streamed, follows a schema, or has logits processors of its own. Ours.

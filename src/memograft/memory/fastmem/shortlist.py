@@ -58,21 +58,25 @@ class Shortlist:
         others = others / others.sum(1, keepdim=True).clamp_min(1e-9)
         mean = (others.to(weight) @ weight).to(device)  # (B, D)
         self._mean = blocks.spread(mean)[:, :, None]  # (C, D, 1)
-        chosen = self._logits(hidden, slice(None))
+        chosen = self._of_candidates(hidden, slice(None))
         rest = 1.0 - (chosen - normaliser[..., None]).exp().sum(-1)
         self._log_rest = rest.clamp_min(1e-9).log() + normaliser  # (C, M)
 
-    def logp(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
-        """(C, M, D) of these blocks -> log-probabilities (C, M, S + 1); the last is the bucket."""
+    def logits(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
+        """(C, M, D) of these blocks -> (C, M, S + 1); the last is the bucket."""
         moved = ((hidden - self._hidden[part]) @ self._mean[part]).float() * self._backbone.logit_scale
         rest = self._log_rest[part, :, None] + moved
-        return torch.log_softmax(torch.cat([self._logits(hidden, part), rest], -1), -1)
+        return torch.cat([self._of_candidates(hidden, part), rest], -1)
+
+    def logp(self, hidden: Tensor, part: slice = slice(None)) -> Tensor:
+        """The same as log-probabilities."""
+        return torch.log_softmax(self.logits(hidden, part), -1)
 
     def places(self, targets: Tensor) -> Tensor:
         """Token ids (C, M) -> their indices among the candidates (C, M)."""
         return torch.searchsorted(self._candidates, targets)
 
-    def _logits(self, hidden: Tensor, part: slice) -> Tensor:
+    def _of_candidates(self, hidden: Tensor, part: slice) -> Tensor:
         raw = hidden @ self._weight[part].mT
         if self._bias is not None:
             raw = raw + self._bias[part]

@@ -137,6 +137,7 @@ class Tails:
             for own, n in zip(seen, row, strict=True):
                 own[self._columns[number][slice(*sights[n].span)]] = True
             cached.append(seen[owner[-1]])
+        cache, cached = self._seen_columns(self._own_cache(numbers), cached)
         device, text = self._filled.ids.device, pad_sequence([torch.ones_like(own) for own in owner], True)
         if all(len(row) == 1 for row in rows):
             mask = torch.cat([torch.stack([seen[0] for seen in cached]), text], 1).to(device)
@@ -145,7 +146,7 @@ class Tails:
             mask = attention(pad_sequence(cached, True).to(device), pad, self._backbone.model.dtype)
         # Padding gets position 0, because counting on could exceed the model's largest position.
         places = pad_sequence(positions, True).to(device)
-        x, residual, _ = run(self._backbone, pad_sequence(ids, True).to(device), mask, self._own_cache(numbers), places)
+        x, residual, _ = run(self._backbone, pad_sequence(ids, True).to(device), mask, cache, places)
         found = {}
         for at, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             first, end = self._asked(number)
@@ -165,6 +166,20 @@ class Tails:
         """Tokens of the prompt whose losses are used; the tail's first token is not predicted by the tail."""
         start, end = self._prompts[number].question
         return max(min(last_of((start, end))[0], self._firsts[number]), self._starts[number] + 1), end
+
+    def _seen_columns(self, cache: Cache, cached: list[Tensor]) -> tuple[Cache, list[Tensor]]:
+        """The cache and what each token of a row attends to (Q, K), without columns that no token of the row attends
+        to. A row behind LEAD alone sees none of the documents, and attention takes time for masked columns too."""
+        used = [seen.any(0) for seen in cached]
+        length = max(int(own.sum()) for own in used)
+        if 2 * length > used[0].shape[0] or not packs(self._backbone, cache):  # the copy would cost more than it saves
+            return cache, cached
+        chosen = torch.stack([own.int().topk(length).indices.sort().values for own in used])  # (B, length)
+        for layer in cache.layers:
+            index = chosen.to(layer.keys.device)[:, None, :, None]
+            for name in (name for name in ("keys", "values", "bias") if hasattr(layer, name)):
+                setattr(layer, name, getattr(layer, name).take_along_dim(index, 2))
+        return cache, [seen[:, own] for seen, own in zip(cached, chosen, strict=True)]
 
     def _own_cache(self, numbers: Sequence[int]) -> Cache:
         """A copy of the cache for the rows of these prompts."""

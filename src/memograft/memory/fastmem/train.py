@@ -92,7 +92,7 @@ def memorize(
             optimiser.step()
     if settings.target_kl is not None:
         _shrink(weights, objective, settings.target_kl)
-    cancelled()  # others may get a token before the exact losses, which are a large part of the work
+    cancelled()  # others may get a token before the losses over the vocabulary, which are a large part of the work
     return judged(weights, objective, rows, settings, losses, started)
 
 
@@ -104,12 +104,12 @@ def judged(
     losses: Sequence[Sequence[float]],
     started: float,
 ) -> list[Made]:
-    """Measure each row's exact effect and return its adapter, or None if it must be rolled back, and its report.
+    """Measure each row's effect and return its adapter, or None if it must be rolled back, and its report.
 
     `losses` are those of each row's steps; `started` is the time (`time.perf_counter`) at which the batch began.
     """
     assert settings.max_kl != "auto"
-    after, kl = objective.exact(weights.active)
+    after, kl = objective.measured(weights.active)
     seconds = time.perf_counter() - started
     results: list[Made] = []
     for n, (own, adapter) in enumerate(zip(rows.texts, weights.adapters(), strict=True)):
@@ -117,7 +117,7 @@ def judged(
             before=objective.before[own].tolist(),
             after=after[own].tolist(),
             tokens=rows.targets[own].tolist(),
-            kl=float(kl[own].mean()),
+            kl=float(kl[n]),
             losses=losses[n],
             seconds=seconds,
             settings=asdict(settings),
