@@ -17,9 +17,10 @@ from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelE
 from memograft.memory.base import Model
 from memograft.memory.carried_file import packed, unpacked
 from memograft.memory.compact import match
-from memograft.memory.compact.keys import asked_of, compacted, exact, heads_of
+from memograft.memory.compact.keys import asked_of, compacted, exact, heads_of, tail_of
 from memograft.model.backbone import Backbone
 from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.prefill import run
 from reference import attention_matching as reference
 from test_engine import FACTS, ask
 from test_key_bias import WITHOUT_INTERFACE
@@ -112,8 +113,9 @@ def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> N
     model, prompt = model_of(engine), prompt_of(engine)
     segment, start = exact(model, prompt), prompt.spans[0][0]
     assert segment is not None
-    asked = asked_of(model.backbone, segment, start)
-    carried = compacted(model.backbone, segment, start, 3)
+    tail = tail_of(model, prompt)
+    asked = asked_of(model.backbone, segment, start, tail)
+    carried = compacted(model.backbone, segment, start, 3, tail)
     count = 0
     for n, layer in enumerate(carried.layers):
         whole = segment.kv_cache.layers[n]
@@ -341,6 +343,21 @@ def test_a_long_text_uses_some_of_its_queries(make_engine: Any, monkeypatch: Any
     some = engine.memorize(FACTS, FOUR)
     assert len(packed(some.carried)) == pytest.approx(len(packed(whole.carried)), rel=0.01)
     assert packed(some.carried) != packed(whole.carried)
+
+
+def test_a_text_that_fills_half_of_the_window(make_engine: Any, monkeypatch: Any) -> None:
+    """The second pass is cut, so that no position exceeds the model's largest."""
+    engine = make_engine("gpt2")  # 256 learned positions
+    text = " ".join(["once upon a time in Paris"] * 30)
+    while len(prompt_of(engine, [text]).ids) > 220:
+        text = text.rpartition(" ")[0]
+    passes = []
+    monkeypatch.setattr(
+        "memograft.memory.compact.keys.run", lambda *args: passes.append(args[1].shape[1]) or run(*args)
+    )
+    handle = engine.memorize([text], FOUR)
+    assert len(passes) > 4
+    assert len(engine.answer(ask(memory=handle, n=4)).token_ids) == 4
 
 
 def test_float16_and_bfloat16(models: Any, tokenizer: Any) -> None:

@@ -68,7 +68,7 @@ def compacting(name: str, tokens: int, target: float, repeat: int) -> list[Line]
         ids, start = prompt.ids[: prompt.spans[0][1]], prompt.spans[0][0]
         segment = prefill_segment(backbone, ids)
         parts: dict[str, Callable[[], object]] = {"prefill": lambda: prefill_segment(backbone, ids)}
-        parts |= {f"{ratio}x": partial(compacted, backbone, segment, start, ratio) for ratio in (10, 4)}
+        parts |= {f"{n}x": partial(compacted, backbone, segment, start, n, prompt.ids[len(ids) :]) for n in (10, 4)}
         return turns(parts, repeat, f"{name}, compacting")
 
     with random_engine(name) as engine:

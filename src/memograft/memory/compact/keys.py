@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,9 +19,10 @@ from memograft.model.kv import Segment, empty, joins, positions, spread
 from memograft.model.prefill import prefill_segment, run
 from memograft.prompt.builder import Prompt
 
-__all__ = ["asked_of", "check", "compacted", "exact", "heads_of"]
+__all__ = ["asked_of", "check", "compacted", "exact", "heads_of", "tail_of"]
 
 _QUERIES = 1024  # tokens whose queries are used, at most; they are evenly spaced
+_PASS = 2048  # tokens of the context in one pass
 
 
 def exact(model: Model, prompt: Prompt) -> Segment | None:
@@ -30,6 +31,12 @@ def exact(model: Model, prompt: Prompt) -> Segment | None:
     if known is not None and known.ids == ids:
         return known
     return replace(prefill_segment(model.backbone, ids), read=len(ids)) if ids else None
+
+
+def tail_of(model: Model, prompt: Prompt) -> tuple[int, ...]:
+    """The tokens that lead from a prompt's documents to an answer, with a question that says nothing."""
+    asked = model.prompts.build([{"role": "user", "content": "?"}], prompt.documents)
+    return asked.ids[len(gather(asked)) :]
 
 
 def check(backbone: Backbone) -> None:
@@ -49,17 +56,21 @@ def check(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) -> Carried:
+def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float, tail: Sequence[int]) -> Carried:
     """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
 
-    The queries are those of a second pass over the tokens, behind the first: a model that reads a text again attends to
-    it as one that answers from it does. (Queries of the first pass cannot attend to what follows them.)
+    Args:
+        backbone: the model.
+        segment: the keys and values of C tokens.
+        start: the first token of the context.
+        ratio: the number of keys is divided by this.
+        tail: the tokens that lead from the context to an answer; see `asked_of`.
 
     Raises:
         UnsupportedModelError: see `check`; or the model's queries cannot be observed.
     """
     check(backbone)
-    asked, layers = asked_of(backbone, segment, start), segment.kv_cache.layers
+    asked, layers = asked_of(backbone, segment, start, tail), segment.kv_cache.layers
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
     found = []
     for n in whole:
@@ -77,14 +88,24 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float) ->
 
 
 @torch.no_grad()
-def asked_of(backbone: Backbone, segment: Segment, start: int) -> dict[int, Asked]:
-    """The queries of each layer in a pass over the tokens from `start` on, behind the segment."""
-    cache, mask, _, _ = spread(backbone, [segment])
-    ids = torch.tensor([segment.ids[start:]], device=backbone.device)
-    mask = torch.cat([mask, torch.ones_like(ids)], 1)
-    with asking(backbone) as asked:
-        run(backbone, ids, mask, cache, positions(mask)[:, segment.length :])
-    return asked
+def asked_of(backbone: Backbone, segment: Segment, start: int, tail: Sequence[int]) -> dict[int, Asked]:
+    """The queries of each layer while the model is given the context as its own answer.
+
+    They stand for those of later answers: behind the context comes the rest of a prompt with a question that says
+    nothing ("?"), and then the context again. Queries of the first pass would be those of tokens that do not see what
+    follows them.
+    """
+    text, room = segment.ids[start:], backbone.max_length - segment.length - len(tail)
+    size, parts = max(1, min(room, _PASS)), list[dict[int, Asked]]()
+    for first in range(0, len(text), size):
+        cache, mask, _, _ = spread(backbone, [segment])
+        ids = torch.tensor([[*tail, *text[first : first + size]]], device=backbone.device)
+        mask = torch.cat([mask, torch.ones_like(ids)], 1)
+        with asking(backbone) as asked:
+            run(backbone, ids, mask, cache, positions(mask)[:, segment.length :])
+        parts.append(asked)
+    whole = {n: torch.cat([part[n].queries for part in parts], 2) for n in parts[0]}
+    return {n: replace(parts[0][n], queries=queries) for n, queries in whole.items()}
 
 
 def heads_of(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]:

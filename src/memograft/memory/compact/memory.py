@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted, content_id
-from memograft.memory.compact.keys import check, compacted, exact
+from memograft.memory.compact.keys import check, compacted, exact, tail_of
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.fastmem.rows import gather
 from memograft.memory.handle import MemoryHandle
@@ -128,7 +128,8 @@ class Compacted(Kept):
 
     def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:
         """The documents' compacted keys and values."""
-        return compacted(model.backbone, segment, min(start for start, _ in prompt.spans), self.ratio)
+        start = min(start for start, _ in prompt.spans)
+        return compacted(model.backbone, segment, start, self.ratio, tail_of(model, prompt))
 
     @property
     def said(self) -> str:
