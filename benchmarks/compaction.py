@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,55 @@ def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def first_tokens(engine: Engine, items: Sequence[Item], ratios: Sequence[int]) -> dict[str, float]:
+    """CPU time until the first token of an answer about one page, of each way, as a part of `generate`'s."""
+    question, times = ASK + items[0].question, dict[str, list[float]]()
+    handles = {name: make() for name, make in ways(engine, items[0].documents, ratios).items() if "FastMem" not in name}
+    ids = torch.tensor([engine.answer(Request(question, memory=handles[FULL], sampling=Sampling(1))).prompt_ids])
+    parts: dict[str, Callable[[], object]] = {
+        "generate": lambda: engine.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
+        )
+    }
+    for name, handle in handles.items():
+        request = Request(question, memory=handle, sampling=Sampling(1))
+        parts[name] = lambda request=request: engine.answer(request)
+    for _ in range(6):
+        for name, part in parts.items():
+            began = time.process_time()
+            part()
+            times.setdefault(name, []).append(time.process_time() - began)
+    whole = times.pop("generate")[1:]
+    return {
+        name: statistics.median(own / of for own, of in zip(each[1:], whole, strict=True))
+        for name, each in times.items()
+    }
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
+    """F1 against the bytes of a page, and against the time to the first token."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    kinds = {"compacted": ("#D55E00", "o"), "dropped": ("#6B6B6B", "D"), "truncated": ("#0072B2", "s")}
+    figure, sides = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axes, key, scale in zip(sides, ("bytes", "first_token"), (1024, 1), strict=True):
+        for kind, (colour, marker) in kinds.items():
+            own = [row for name, row in found.items() if name.startswith(kind) and "FastMem" not in name]
+            own = sorted((row for row in own if row.get(key) is not None), key=lambda row: row["bytes"])
+            x, y = [row[key] / scale for row in own], [row["f1"] for row in own]
+            axes.plot(x, y, color=colour, marker=marker, linewidth=1, label=kind)
+        axes.axhline(found[FULL]["f1"], color="black", linewidth=1, label="whole page, kept")
+        axes.axhline(found[NONE]["f1"], color="black", linewidth=1, linestyle=":", label="no page")
+    sides[0].set(xscale="log", xlabel="KiB a page, with the 50 tokens before it", ylabel="F1")
+    sides[1].set(xlabel="time to the first token / generate with the page", xlim=(0, None))
+    sides[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
     """Parse the arguments, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,6 +242,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=int, nargs="+", default=RATIOS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--picture", type=Path, help="a .png file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     asked_once()
@@ -213,7 +264,11 @@ def main() -> None:
                 sink.write("".join(json.dumps(row) + "\n" for row in new))
                 sink.flush()
                 rows += new
-    found = table(rows)
+        found = table(rows)
+        for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios).items():
+            found[name]["first_token"] = value
+    if args.picture:
+        draw(found, args.picture, f"SmolLM2-135M-Instruct, {args.data}, {len(pages)} pages")
     print(f"{'':28}{'F1':>7}{'of whole':>10}{'interval':>16}{'right':>7}{'KL':>7}{'KiB':>7}")
     for name, row in found.items():
         low, high = row["of_whole_interval"]
