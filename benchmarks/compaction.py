@@ -33,7 +33,7 @@ from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
 from memograft.evaluation.readers import read
 from memograft.evaluation.scores import f1, holds
-from memograft.memory.base import Model
+from memograft.memory.base import Model, Task
 from memograft.memory.compact import keys
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.carried import Carried, CarriedLayer
@@ -60,7 +60,7 @@ class Dropped(Compacted):
 
     kind: ClassVar[str] = "dropped"
 
-    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:
+    def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         start = min(start for start, _ in prompt.spans)
         asked, layers = keys.asked_of(model.backbone, segment, start, keys.tail_of(model, prompt)), []
         for n, layer in enumerate(segment.kv_cache.layers):

@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, build
 from memograft import Bank, Compacted, Datastore, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
 from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
-from memograft.memory.base import Model
+from memograft.memory.base import Model, Task
 from memograft.memory.carried_file import packed, unpacked
 from memograft.memory.compact import match
 from memograft.memory.compact.keys import asked_of, compacted, exact, heads_of, tail_of
@@ -358,6 +358,24 @@ def test_a_text_that_fills_half_of_the_window(make_engine: Any, monkeypatch: Any
     handle = engine.memorize([text], FOUR)
     assert len(passes) > 4
     assert len(engine.answer(ask(memory=handle, n=4)).token_ids) == 4
+
+
+def test_others_may_use_the_model_between_layers(engine: Engine) -> None:
+    model, prompt, calls = model_of(engine), prompt_of(engine), list[int]()
+    segment = exact(model, prompt)
+    assert segment is not None
+    FOUR.compact(model, prompt, segment, Task(lambda: bool(calls.append(1))))
+    assert len(calls) == 2 * len(segment.kv_cache.layers)
+
+
+def test_a_long_question_is_read_in_parts(make_engine: Any, monkeypatch: Any) -> None:
+    """A mask for each head is large, so a pass has few tokens; the answer is the same."""
+    engine = make_engine()
+    handle = engine.memorize(FACTS, FOUR)
+    request = ask(memory=handle, question="Where is Paris? " * 6)
+    wanted = engine.answer(request)
+    monkeypatch.setattr("memograft.model.key_bias._MASK", 4 * 100 * 5)
+    assert engine.answer(request).token_ids == wanted.token_ids
 
 
 def test_float16_and_bfloat16(models: Any, tokenizer: Any) -> None:

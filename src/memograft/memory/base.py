@@ -25,7 +25,6 @@ from memograft.memory import SHIPPED
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone
-from memograft.model.carried import Carried
 from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt, PromptBuilder
 
@@ -67,6 +66,21 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Task:
+    """Context of long work.
+
+    Attributes:
+        given_up: whether it was cancelled. Called between parts of the work; others may use the model meanwhile.
+        progress: whether to show a progress bar.
+        pace: limits how many tokens a pass may have; None if nobody waits.
+    """
+
+    given_up: Callable[[], bool] = lambda: False
+    progress: bool = False
+    pace: Pace | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """A row of a batch that asks for a memory.
 
@@ -75,12 +89,16 @@ class Wanted:
         prompt: the row's prompt.
         row: its row in the prefill.
         kept: a memory that was made before, if the request has one.
+        documents: all documents of the request, also those that its prompt does not show.
+        task: of making a memory; its `given_up` is called between parts of long work.
     """
 
     memory: Any  # an instance of the class whose method is called
     prompt: Prompt
     row: int
     kept: MemoryHandle | None = None
+    documents: tuple[Document, ...] = ()
+    task: Task = Task()
 
 
 @dataclass(frozen=True)
@@ -102,29 +120,16 @@ class Brought:
     id: str = ""
 
 
-@dataclass(frozen=True)
-class Task:
-    """Context of long work.
-
-    Attributes:
-        given_up: whether it was cancelled. Called between parts of the work; others may use the model meanwhile.
-        progress: whether to show a progress bar.
-        pace: limits how many tokens a pass may have; None if nobody waits.
-    """
-
-    given_up: Callable[[], bool] = lambda: False
-    progress: bool = False
-    pace: Pace | None = None
-
-
 class Memory(ABC):
     """Settings of one kind of memory. Subclasses are frozen dataclasses whose fields are JSON values.
 
     Attributes:
         kind: name of the kind in files and ids.
+        carries: whether a handle keeps the keys and values of `before` where it is kept, also in a folder.
     """
 
     kind: ClassVar[str]
+    carries: ClassVar[bool] = False
     kinds: ClassVar[dict[str, type[Memory]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -173,16 +178,6 @@ class Memory(ABC):
         By default these are the documents' keys and values of a kept memory.
         """
         return [row.kept.segment_of(model.backbone, row.prompt) if row.kept is not None else None for row in rows]
-
-    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried | None:  # noqa: ARG002
-        """What a handle keeps of the documents' keys and values; None, by default: all, until the process ends.
-
-        Args:
-            model: the model.
-            prompt: a prompt with the documents.
-            segment: their exact keys and values, and those of what stands before them.
-        """
-        return None
 
     @classmethod
     @abstractmethod

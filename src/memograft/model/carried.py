@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.cache_utils import DynamicLayer
 
 from memograft.model.backbone import Backbone
 from memograft.model.key_bias import NEVER, BiasedLayer
-from memograft.model.kv import Segment, empty, nothing, pairs
+from memograft.model.kv import Segment, empty, nothing
 
 __all__ = ["Carried", "CarriedLayer"]
 
@@ -77,6 +78,15 @@ class Carried:
         return Segment(self.ids, cache, x, x)
 
     @classmethod
-    def exactly(cls, segment: Segment) -> Carried:
-        """All keys and values of a segment that stands for as many tokens."""
-        return cls(segment.ids, tuple(pairs(segment.kv_cache)))
+    def of(cls, segment: Segment) -> Carried:
+        """What is to be kept of a segment that stands for its tokens."""
+        layers = segment.kv_cache.layers
+        return cls(segment.ids, tuple(_carried(layer) for layer in layers))
+
+
+def _carried(layer: DynamicLayer) -> CarriedLayer | tuple[Tensor, Tensor]:
+    if not isinstance(layer, BiasedLayer):
+        return layer.keys, layer.values
+    bias = layer.bias[0, ..., 0]
+    kept = bias > NEVER
+    return CarriedLayer(kept, layer.keys[0][kept], layer.values[0][kept], bias[kept])

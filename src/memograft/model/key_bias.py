@@ -26,8 +26,9 @@ from transformers.cache_utils import DynamicLayer
 
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
 
-__all__ = ["NEVER", "Asked", "BiasedLayer", "asking", "attention_modules", "biased", "check_bias"]
+__all__ = ["NEVER", "Asked", "BiasedLayer", "asking", "attention_modules", "biased", "check_bias", "most_tokens"]
 
+_MASK = 1 << 26  # numbers of a mask (256 MiB of float32)
 NEVER = torch.finfo(torch.float32).min  # the number of a key that no query attends to; finite, so that sums are too
 
 _local = threading.local()  # `asked`: where `asking` records in this thread
@@ -97,6 +98,13 @@ def biased(backbone: Backbone, cache: Cache | None) -> Iterator[None]:
             handle = modules[n].register_forward_pre_hook(partial(hook, bias), with_kwargs=True)
             undo.callback(handle.remove)
         yield
+
+
+def most_tokens(backbone: Backbone, cache: Cache | None) -> int:
+    """How many tokens of each row a pass may have, so that a mask for each head does not take much memory."""
+    shapes = [layer.bias.shape for layer in (cache.layers if cache is not None else []) if hasattr(layer, "bias")]
+    heads = int(backbone.model.config.get_text_config(decoder=True).num_attention_heads)
+    return min((max(1, _MASK // (rows * heads * columns)) for rows, _, columns, _ in shapes), default=sys.maxsize)
 
 
 def with_bias(mask: Tensor | None, bias: Tensor, heads: int, queries: int, dtype: torch.dtype) -> Tensor:

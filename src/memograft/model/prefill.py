@@ -17,7 +17,7 @@ from transformers import Cache
 
 from memograft.errors import RequestCancelledError, SettingsError, UnsupportedModelError
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
-from memograft.model.key_bias import biased
+from memograft.model.key_bias import biased, most_tokens
 from memograft.model.kv import (
     Piece,
     Prefill,
@@ -186,7 +186,7 @@ def _prefill(
     held = pairs(cache) if cache is not None and slides else []
     if rest > 1:
         behind = positions(mask[:, :-1], shifts)[:, width:]
-        step = rest - 1 if pace is None else pace.columns(len(prompts))
+        step = min(rest - 1 if pace is None else pace.columns(len(prompts)), most_tokens(backbone, cache))
         found = [(x, residual)]
         for first in range(width, width + rest - 1, step):
             last, begun = min(first + step, width + rest - 1), time.monotonic()

@@ -11,7 +11,8 @@ from memograft.documents import Document
 from memograft.memory.base import Memory, Model, Task, Wanted, content_id
 from memograft.memory.compact.keys import exact
 from memograft.memory.handle import MemoryHandle
-from memograft.model.kv import Segment
+from memograft.model.carried import Carried
+from memograft.model.kv import Segment, can_join
 from memograft.model.prefill import prefill
 from memograft.prompt.overflow import fit
 from memograft.request import Request, Sampling
@@ -29,14 +30,16 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     window -= memory.columns(model.prompts, documents)
     # Relevance is judged when the memory is used, because there is no question yet.
     prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
-    segment = exact(model, prompt)
+    wanted = Wanted(memory, prompt, 0, documents=documents, task=task)
+    segment = _segment(model, wanted)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
     model.remember([prompt], filled)
-    (brought,) = memory.prepare(model, [Wanted(memory, prompt, 0)], filled, task)
+    (brought,) = memory.prepare(model, [wanted], filled, task)
     id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
-    carried = memory.carried(model, prompt, segment) if segment is not None else None
-    held = _later(segment) if carried is None else None
-    return MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report, held, carried)
+    handle = MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report)
+    if segment is not None and memory.carries and can_join(segment.kv_cache):
+        return replace(handle, carried=Carried.of(segment))
+    return replace(handle, segment=segment)
 
 
 def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHandle:
@@ -49,10 +52,12 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
     handle = replace(handle, settings=handle.settings.resolved(own))
     if handle.carried is not None:
         return handle
-    prompt = model.prompts.build([{"role": "user", "content": "?"}], handle.documents)
-    return replace(handle, segment=_later(exact(model, prompt)))
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], handle.settings.shown(handle.documents))
+    return replace(handle, segment=_segment(model, Wanted(handle.settings, prompt, 0, documents=handle.documents)))
 
 
-def _later(segment: Segment | None) -> Segment | None:
-    """The segment for later requests, which read none of its tokens."""
+def _segment(model: Model, wanted: Wanted) -> Segment | None:
+    """The memory's own keys and values, or those of the prompt up to its documents' end, for later requests."""
+    (own,) = wanted.memory.before(model, [wanted])
+    segment = own or exact(model, wanted.prompt)
     return segment and replace(segment, read=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,7 +56,14 @@ def check(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
-def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float, tail: Sequence[int]) -> Carried:
+def compacted(
+    backbone: Backbone,
+    segment: Segment,
+    start: int,
+    ratio: float,
+    tail: Sequence[int],
+    pause: Callable[[], object] = lambda: None,
+) -> Carried:
     """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
 
     Args:
@@ -65,6 +72,7 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float, ta
         start: the first token of the context.
         ratio: the number of keys is divided by this.
         tail: the tokens that lead from the context to an answer; see `asked_of`.
+        pause: called between layers; others may use the model meanwhile.
 
     Raises:
         UnsupportedModelError: see `check`; or the model's queries cannot be observed.
@@ -74,17 +82,16 @@ def compacted(backbone: Backbone, segment: Segment, start: int, ratio: float, ta
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
     found = []
     for n in whole:
+        pause()
         size = float(layers[n].values.float().norm(dim=-1).mean())
         heads = [importance(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
         found.append(torch.stack(heads))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
-    return Carried(
-        segment.ids,
-        tuple(
-            _layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values)
-            for n, layer in enumerate(layers)
-        ),
-    )
+    made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
+    for n, layer in enumerate(layers):
+        pause()
+        made.append(_layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values))
+    return Carried(segment.ids, tuple(made))
 
 
 @torch.no_grad()

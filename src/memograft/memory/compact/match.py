@@ -49,11 +49,11 @@ def importance(scores: Tensor, values: Tensor, start: int, size: float) -> Tenso
 
 def chosen(scores: list[Tensor], ratio: float) -> list[Tensor]:
     """The largest 1/ratio of the numbers of all layers, (H, T) each: (H, T) bool each."""
-    flat = torch.cat([s.flatten() for s in scores])
+    flat = torch.cat([s.flatten().to(scores[0].device) for s in scores])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     kept[flat.topk(max(1, round(len(flat) / ratio))).indices] = True
     parts = torch.split(kept, [s.numel() for s in scores])
-    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+    return [part.view(s.shape).to(s.device) for part, s in zip(parts, scores, strict=True)]
 
 
 def matched(scores: Tensor, values: Tensor, kept: Tensor, start: int) -> tuple[Tensor, Tensor]:

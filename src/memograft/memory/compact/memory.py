@@ -38,6 +38,7 @@ class Kept(Memory):
     memory: FastMem | None = None
 
     kind: ClassVar[str] = "kept"
+    carries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         memory: object = self.memory
@@ -73,10 +74,6 @@ class Kept(Memory):
         for n, its in zip(inner, FastMem.prepare(model, wanted, filled, task) if wanted else (), strict=True):
             brought[n] = replace(its, id="")  # FastMem's id does not tell how the context is carried
         return brought
-
-    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:  # noqa: ARG002
-        """The documents' keys and values."""
-        return Carried.exactly(segment)
 
     @property
     def said(self) -> str:
@@ -126,10 +123,10 @@ class Compacted(Kept):
         """The compacted keys and values of each row's documents: a handle's, the bank's, or new ones."""
         return [super(Compacted, cls).before(model, [row])[0] or _made(model, row) for row in rows]
 
-    def carried(self, model: Model, prompt: Prompt, segment: Segment) -> Carried:
-        """The documents' compacted keys and values."""
-        start = min(start for start, _ in prompt.spans)
-        return compacted(model.backbone, segment, start, self.ratio, tail_of(model, prompt))
+    def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
+        """Compact the keys and values of a prompt's documents."""
+        start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt)
+        return compacted(model.backbone, segment, start, self.ratio, tail, task.given_up)
 
     @property
     def said(self) -> str:
@@ -150,7 +147,7 @@ def _made(model: Model, row: Wanted) -> Segment | None:
         carried = kept.carried
     else:
         assert whole is not None
-        carried = memory.carried(model, row.prompt, whole)
+        carried = memory.compact(model, row.prompt, whole, row.task)
         if model.bank is not None:
             settings, report = replace(memory, memory=None), MemoryReport(reason=memory.said)
             documents = row.prompt.documents
