@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from memograft import Document, Engine, FastMem, Rtd, Sampling
+from memograft import Compacted, Document, Engine, FastMem, Rtd, Sampling
 from memograft.errors import SettingsError
 from memograft.evaluation.controls import Restricted
 from memograft.evaluation.items import Item, world
@@ -56,6 +56,8 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
         "memorized, support gate": FastMem(gate="support"),
         "memorized, CAD": FastMem(),
         "memorized, contrast 0.5": FastMem(contrast=0.5),
+        "compacted 4x": Compacted(ratio=4),
+        "compacted 10x": Compacted(ratio=10),
         "memorized, all documents": FastMem(relevance=None, conflicts=None),
         "memorized, all documents, support gate": FastMem(relevance=None, conflicts=None, gate="support"),
         "paper's recipe": FastMem.paper(),
@@ -206,6 +208,6 @@ def test_the_settings_of_a_method_spell_out_the_defaults() -> None:
     }  # fmt: skip
     assert METHODS["few-shot"].settings() == plain | {"shots": 3}
     assert [name for name, m in METHODS.items() if m.needs_examples] == ["few-shot", "RTD"]
-    assert memorized["memory"] == asdict(FastMem())
+    assert memorized["memory"] == FastMem().to_json()
     assert METHODS["CAD"].settings() == plain | {"processor": "context_aware", "alpha": 0.5}
     assert len({json.dumps(m.settings()) for m in METHODS.values()}) == len(METHODS)

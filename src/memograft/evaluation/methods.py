@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from memograft.errors import SettingsError
 from memograft.evaluation.items import Item
 
 if TYPE_CHECKING:
-    from memograft import Engine, FastMem, Request, Sampling
+    from memograft import Engine, Memory, Request, Sampling
     from memograft.evaluation.lessons import Lessons
 
 __all__ = ["METHODS", "Method", "from_settings"]
@@ -42,7 +42,7 @@ class Method:
     instruction: str = ""
     shots: int = 0
     datastore: bool = False
-    memory: Callable[[], FastMem] | None = None
+    memory: Callable[[], Memory] | None = None
     memorizes: Literal["own", "another"] = "own"
     processor: Callable[..., object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Method:
             "instruction": self.instruction,
             "shots": self.shots,
             "datastore": self.datastore,
-            "memory": asdict(self.memory()) if self.memory else None,
+            "memory": self.memory().to_json() if self.memory else None,
             "memorizes": self.memorizes if self.memory else None,
             "processor": self.processor.__name__.strip("_") if self.processor else None,
             **self.options,
@@ -184,6 +184,8 @@ METHODS: dict[str, Method] = {
     "memorized, all documents, support gate": Method(
         memory=lambda: memograft.FastMem(relevance=None, conflicts=None, gate="support")
     ),
+    "compacted 4x": Method(memory=lambda: memograft.Compacted(ratio=4)),
+    "compacted 10x": Method(memory=lambda: memograft.Compacted(ratio=10)),
     "irrelevant document memorized": Method(memory=lambda: memograft.FastMem(), memorizes="another"),
     "paper's recipe": Method(memory=lambda: memograft.FastMem.paper()),
     "paper's recipe, lr 1e-4": Method(memory=lambda: memograft.FastMem.paper(learning_rate=1e-4)),
