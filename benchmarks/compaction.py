@@ -62,7 +62,7 @@ class Dropped(Compacted):
 
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         start = min(start for start, _ in prompt.spans)
-        asked, layers = keys.asked_of(model.backbone, segment, start, keys.tail_of(model, prompt)), []
+        asked, layers = keys.asked_of(model.backbone, segment, start, keys.tail_of(model, prompt, ["?"])), []
         for n, layer in enumerate(segment.kv_cache.layers):
             kept = torch.ones(layer.keys.shape[1], segment.length, dtype=torch.bool)
             for own, (scores, _) in zip(kept, keys.heads_of(layer, asked[n]), strict=True):

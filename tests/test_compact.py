@@ -113,7 +113,7 @@ def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> N
     model, prompt = model_of(engine), prompt_of(engine)
     segment, start = exact(model, prompt), prompt.spans[0][0]
     assert segment is not None
-    tail = tail_of(model, prompt)
+    tail = tail_of(model, prompt, ["?"])
     asked = asked_of(model.backbone, segment, start, tail)
     carried = compacted(model.backbone, segment, start, 3, tail)
     count = 0
@@ -285,6 +285,11 @@ class TestRefusals:
         with pytest.raises(SettingsError, match="`ratio` must be a number of at least 1, such as 4 or 10, got"):
             Compacted(ratio=ratio)
 
+    @pytest.mark.parametrize("questions", ["Who?", ("",), (3,), None])
+    def test_questions(self, questions: Any) -> None:
+        with pytest.raises(SettingsError, match=r"`questions` must be texts, such as .*, got"):
+            Compacted(ratio=4, questions=questions)
+
     @pytest.mark.parametrize("memory", ["fastmem", Kept(), 3])
     def test_memory(self, memory: Any) -> None:
         with pytest.raises(SettingsError, match=r"`memory` of Compacted must be FastMem\(\.\.\.\) or None, got"):
@@ -301,8 +306,26 @@ class TestRefusals:
             make_engine("qwen3").answer(ask(memory=handle))
 
 
+def test_the_questions_decide_which_keys_stay(tiny: Engine) -> None:
+    """More keys of the sentence that answers them are kept."""
+    first, second = "The harbour of Lindow was built in 1712 by Ada Brook.", "Portugal has its capital in Rabat."
+    start = prompt_of(tiny, [first]).spans[0][1]
+    kept = []
+    for question in ("What is the capital of Portugal?", "Who built the harbour of Lindow?"):
+        handle = tiny.memorize([f"{first} {second}"], Compacted(ratio=8, questions=(question,)))
+        layers = handle.carried.layers  # type: ignore[union-attr]
+        kept.append(sum(int(layer.kept[:, start:].sum()) for layer in layers))  # type: ignore[union-attr]
+    assert kept[0] > kept[1]
+
+
 def test_settings_go_through_json() -> None:
-    for memory in (Kept(), FOUR, Kept(FastMem(steps=3)), Compacted(FastMem(), 10)):
+    for memory in (
+        Compacted(ratio=4, questions=("Who?", "When?")),
+        Kept(),
+        FOUR,
+        Kept(FastMem(steps=3)),
+        Compacted(FastMem(), 10),
+    ):
         assert Memory.from_json(json.loads(json.dumps(memory.to_json()))) == memory
     own = Compacted(FastMem(), 10).resolved({"steps": 7})
     assert own.memory is not None

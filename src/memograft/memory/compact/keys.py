@@ -33,10 +33,13 @@ def exact(model: Model, prompt: Prompt) -> Segment | None:
     return replace(prefill_segment(model.backbone, ids), read=len(ids)) if ids else None
 
 
-def tail_of(model: Model, prompt: Prompt) -> tuple[int, ...]:
-    """The tokens that lead from a prompt's documents to an answer, with a question that says nothing."""
-    asked = model.prompts.build([{"role": "user", "content": "?"}], prompt.documents)
-    return asked.ids[len(gather(asked)) :]
+def tail_of(model: Model, prompt: Prompt, questions: Sequence[str]) -> tuple[int, ...]:
+    """The tokens that lead from a prompt's documents to an answer, once for each question."""
+    found: list[int] = []
+    for question in questions:
+        asked = model.prompts.build([{"role": "user", "content": question}], prompt.documents)
+        found += asked.ids[len(gather(asked)) :]
+    return tuple(found)
 
 
 def check(backbone: Backbone) -> None:
@@ -98,9 +101,9 @@ def compacted(
 def asked_of(backbone: Backbone, segment: Segment, start: int, tail: Sequence[int]) -> dict[int, Asked]:
     """The queries of each layer while the model is given the context as its own answer.
 
-    They stand for those of later answers: behind the context comes the rest of a prompt with a question that says
-    nothing ("?"), and then the context again. Queries of the first pass would be those of tokens that do not see what
-    follows them.
+    They stand for those of later answers: behind the context comes the rest of a prompt with a question, by default one
+    that says nothing ("?"), and then the context again. Queries of the first pass would be those of tokens that do not
+    see what follows them.
     """
     text, room = segment.ids[start:], backbone.max_length - segment.length - len(tail)
     size, parts = max(1, min(room, _PASS)), list[dict[int, Asked]]()

@@ -94,12 +94,15 @@ class Compacted(Kept):
         memory: what else is done with the documents, e.g. FastMem().
         ratio: the documents' keys are divided by this, over all layers and heads together. They take 1/ratio of the
             memory where they are kept; while a request uses them, they take as much as all.
+        questions: like those that will be asked, if they are known: keys that these questions read are kept rather
+            than others.
 
     Raises:
         SettingsError: a value is out of its range.
     """
 
     ratio: float = 4.0
+    questions: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "compacted"
 
@@ -107,6 +110,10 @@ class Compacted(Kept):
         super().__post_init__()
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 1 <= self.ratio < 1e6:
             raise SettingsError(f"`ratio` must be a number of at least 1, such as 4 or 10, got {self.ratio!r}")
+        if isinstance(self.questions, list):  # as JSON has it
+            object.__setattr__(self, "questions", tuple(self.questions))
+        if not isinstance(self.questions, tuple) or not all(isinstance(q, str) and q.strip() for q in self.questions):
+            raise SettingsError(f'`questions` must be texts, such as ("Who wrote it?",), got {self.questions!r:.80}')
 
     def check(self, backbone: Backbone, fingerprint: str) -> None:
         """Refuse an unsupported model before anything is computed.
@@ -125,7 +132,7 @@ class Compacted(Kept):
 
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         """Compact the keys and values of a prompt's documents."""
-        start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt)
+        start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt, self.questions or ("?",))
         return compacted(model.backbone, segment, start, self.ratio, tail, task.given_up)
 
     @property
@@ -139,7 +146,7 @@ def _made(model: Model, row: Wanted) -> Segment | None:
     memory: Compacted = row.memory
     if not gather(row.prompt):
         return None
-    id = content_id(model.fingerprint, memory.kind, {"ratio": memory.ratio}, row.prompt)
+    id = content_id(model.fingerprint, memory.kind, {"ratio": memory.ratio, "questions": memory.questions}, row.prompt)
     kept = model.bank.get(id, model.backbone) if model.bank is not None else None
     # FastMem is trained on states that are not kept.
     whole = exact(model, row.prompt) if kept is None or memory.memory is not None else None
