@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from families import FAMILIES, build
-from memograft import Bank, Compacted, Datastore, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
+from memograft import Bank, Cad, Compacted, Datastore, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
 from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
 from memograft.memory.base import Model, Task
 from memograft.memory.carried_file import packed, unpacked
@@ -171,6 +171,24 @@ def test_rows_of_every_kind_share_a_batch(make_engine: Any, family: str) -> None
     for one, together in zip(alone, engine.answer_batch(requests), strict=True):
         assert one.token_ids == together.token_ids
         torch.testing.assert_close(logprobs(together), logprobs(one), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_with_everything_that_adds_rows(make_engine: Any, family: str) -> None:
+    """The base model's answer beside it, its logits for contrast, and the prompt without documents (CAD)."""
+    engine = make_engine(family)
+    loud = replace(LORA, contrast=0.5)
+    requests = [
+        ask(documents=FACTS, memory=Compacted(replace(LORA, fallback=True), 4)),
+        ask(documents=FACTS, memory=Compacted(loud, 4), logprobs=0),
+        ask(documents=FACTS, memory=FOUR, processors=[Cad(0.5)], logprobs=0),
+        ask(documents=FACTS),
+    ]
+    alone = [engine.answer(request) for request in requests]
+    for one, together in zip(alone, engine.answer_batch(requests), strict=True):
+        assert one.token_ids == together.token_ids
+    (bare,) = engine.answer_batch([replace(requests[2], processors=[])])
+    assert bare.logprobs[0].logprob != alone[2].logprobs[0].logprob
 
 
 def test_fastmem_on_top_is_fastmem(engine: Engine) -> None:
