@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memograft.memory.bank import Bank
     from memograft.memory.base import Memory
     from memograft.memory.fastmem.memory import FastMem
+    from memograft.memory.gist.memory import Gist
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
@@ -52,6 +53,7 @@ _HOMES = {
     "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
     "FastMem": "memograft.memory.fastmem.memory",
+    "Gist": "memograft.memory.gist.memory",
     "Hit": "memograft.passages.vector_store",
     "IndexSettings": "memograft.passages.index",
     "LexicalEmbedder": "memograft.passages.embedders",
@@ -86,6 +88,7 @@ __all__ = [
     "Embedder",
     "Engine",
     "FastMem",
+    "Gist",
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",

@@ -35,6 +35,7 @@ from memograft.cli.options import (
     StepsOption,
     StoreOption,
 )
+from memograft.cli.train_app import train_app
 from memograft.evaluation.methods import METHODS
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(ask)
 app.add_typer(datastore_app, name="datastore")
 app.add_typer(memory_app, name="memory")
+app.add_typer(train_app, name="train")
 
 
 def _show_version(wanted: bool) -> None:

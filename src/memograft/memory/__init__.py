@@ -1,3 +1,4 @@
 """Memories: ways to put a context into the model, and their storage."""
 
-SHIPPED = ("memograft.memory.fastmem.memory",)  # modules that define the kinds of memory in saved settings
+# Modules that define the kinds of memory in saved settings.
+SHIPPED = ("memograft.memory.fastmem.memory", "memograft.memory.gist.memory")

@@ -74,12 +74,14 @@ class Wanted:
         prompt: the row's prompt.
         row: its row in the prefill.
         kept: a memory that was made before, if the request has one.
+        documents: all documents of the request, also those that its prompt does not show.
     """
 
     memory: Any  # an instance of the class whose method is called
     prompt: Prompt
     row: int
     kept: MemoryHandle | None = None
+    documents: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,11 @@ class Memory(ABC):
 
     Attributes:
         kind: name of the kind in files and ids.
+        trains: whether a memory of this kind has weights of its own, without which there is nothing to save.
     """
 
     kind: ClassVar[str]
+    trains: ClassVar[bool] = True
     kinds: ClassVar[dict[str, type[Memory]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # listing memories must not import torch
     from memograft.model.adapter import Adapter
 
 _FORMAT = 2
-ABOUT, _WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
-FILES = (ABOUT, _WEIGHTS, _CONFIG)
+ABOUT, WEIGHTS, _CONFIG = "memograft.json", "adapter_model.safetensors", "adapter_config.json"
+FILES = (ABOUT, WEIGHTS, _CONFIG)
 _GROWTH = 32  # largest ratio of an unpacked file to the zip file; text compresses to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
@@ -47,21 +47,22 @@ def write(path: Path, adapter: Adapter | None, about: JsonObject, base_model: st
         ) from e
     with published(path) as draft:
         if adapter is not None:
-            _write_weights(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
+            write_adapter(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
         files = {file.name: _sha256(file.read_bytes()) for file in sorted(draft.iterdir())}
         text = json.dumps(sealed({"format": _FORMAT, **about, "files": files}), indent=1)
         (draft / ABOUT).write_text(text, encoding="utf-8")
     return path
 
 
-def _write_weights(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan_out: bool) -> None:
+def write_adapter(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan_out: bool) -> None:
+    """Write an adapter's two files as PEFT does."""
     from peft import LoraConfig
     from safetensors.torch import save
 
     tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
     tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
-    (draft / _WEIGHTS).write_bytes(weights)
+    (draft / WEIGHTS).write_bytes(weights)
     LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.rank,
@@ -88,14 +89,14 @@ def read(path: Path, device: torch.device) -> tuple[Adapter | None, JsonObject]:
         about = _parsed(text, path / ABOUT)
         for name in about["files"]:
             _needs(path, name)
-        weights = (path / _WEIGHTS).read_bytes() if about["files"] else b""
+        weights = (path / WEIGHTS).read_bytes() if about["files"] else b""
         if text == (path / ABOUT).read_bytes():  # otherwise another memory was saved here meanwhile
             break
     if not about["files"]:
         return None, about
-    if _sha256(weights) != about["files"][_WEIGHTS]:
-        raise damaged(path / _WEIGHTS, "its checksum is wrong")
-    return _adapter(weights, path / _WEIGHTS, device), about
+    if _sha256(weights) != about["files"][WEIGHTS]:
+        raise damaged(path / WEIGHTS, "its checksum is wrong")
+    return adapter_of(weights, path / WEIGHTS, device), about
 
 
 def _needs(path: Path, name: str) -> None:
@@ -128,8 +129,8 @@ def inspected(path: Path) -> Findings:
             data = (path / name).read_bytes()
             if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
-            if name == _WEIGHTS:
-                _adapter(data, path / name, "cpu")
+            if name == WEIGHTS:
+                adapter_of(data, path / name, "cpu")
         except FileNotFoundError:
             found.damaged[path / name] = str(damaged(path / name, "it is missing"))
         except MemoryFormatError as error:
@@ -181,12 +182,17 @@ def _parsed(text: bytes, file: Path) -> JsonObject:
         raise damaged(file, f"its fields are {sorted(about)}")
     if not is_sealed(about):
         raise damaged(file, "its checksum is wrong")
-    if not isinstance(about["files"], dict) or set(about["files"]) not in (set(), {_WEIGHTS, _CONFIG}):
+    if not isinstance(about["files"], dict) or set(about["files"]) not in (set(), {WEIGHTS, _CONFIG}):
         raise damaged(file, "its list of files is wrong")
     return about
 
 
-def _adapter(data: bytes, file: Path, device: torch.device | str) -> Adapter:
+def adapter_of(data: bytes, file: Path, device: torch.device | str) -> Adapter:
+    """The adapter in the bytes of a file of weights.
+
+    Raises:
+        MemoryFormatError: they are damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

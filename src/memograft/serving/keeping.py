@@ -29,10 +29,11 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     window -= memory.columns(model.prompts, documents)
     # Relevance is judged when the memory is used, because there is no question yet.
     prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
-    segment = _segment(model, prompt.documents)
+    wanted = Wanted(memory, prompt, 0, documents=documents)
+    segment = _segment(model, wanted)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
     model.remember([prompt], filled)
-    (brought,) = memory.prepare(model, [Wanted(memory, prompt, 0)], filled, task)
+    (brought,) = memory.prepare(model, [wanted], filled, task)
     id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
     return MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report, segment)
 
@@ -44,12 +45,18 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
         MemoryFormatError: the folder is damaged, incomplete or of another model.
     """
     handle = MemoryHandle.load(folder, model.backbone)
-    return replace(handle, settings=handle.settings.resolved(own), segment=_segment(model, handle.documents))
+    settings = handle.settings.resolved(own)
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], settings.shown(handle.documents))
+    segment = _segment(model, Wanted(settings, prompt, 0, documents=handle.documents))
+    return replace(handle, settings=settings, segment=segment)
 
 
-def _segment(model: Model, documents: tuple[Document, ...]) -> Segment | None:
-    """Keys and values of a prompt up to the end of its documents; from the bank if possible."""
-    prompt = model.prompts.build([{"role": "user", "content": "?"}], documents)
+def _segment(model: Model, wanted: Wanted) -> Segment | None:
+    """The memory's own keys and values, or those of the prompt up to its documents' end, from the bank if possible."""
+    (own,) = wanted.memory.before(model, [wanted])
+    if own is not None:
+        return own  # type: ignore[no-any-return]
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], wanted.prompt.documents)
     ids, known = gather(prompt), model.recalled(prompt)
     if known is not None and known.ids == ids:
         return known

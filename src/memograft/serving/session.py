@@ -133,7 +133,7 @@ class Session:
         clock, model = [time.perf_counter()], self._model
 
         # 2. Prefill: these keys and values are valid with every memory.
-        wanted = [Wanted(w.memory, w.prompt, n, w.kept) for n, w in enumerate(works) if w.memory is not None]
+        wanted = [Wanted(w.memory, w.prompt, n, w.kept, w.brought) for n, w in enumerate(works) if w.memory is not None]
         segments = [model.recalled(work.prompt) for work in works]
         for kind, own in by_kind(wanted):
             for want, segment in zip(own, kind.before(model, own), strict=True):

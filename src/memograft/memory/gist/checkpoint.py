@@ -27,7 +27,9 @@ _FOLDER, _STATE, _ABOUT = "checkpoint", "state.safetensors", "state.json"
 def named(weights: GistWeights) -> dict[str, Tensor]:
     """The trained tensors by name."""
     a, b = weights.adapter.lora_a, weights.adapter.lora_b
-    return {"embeddings": weights.embeddings} | {f"{n}.a": t for n, t in a.items()} | {f"{n}.b": t for n, t in b.items()}
+    return (
+        {"embeddings": weights.embeddings} | {f"{n}.a": t for n, t in a.items()} | {f"{n}.b": t for n, t in b.items()}
+    )
 
 
 def write(
@@ -73,8 +75,8 @@ def read(
     if other:
         name, value = next(iter(other.items()))
         raise SettingsError(
-            f"{folder} has a run with `{name}` = {value!r}, got {settings.get(name)!r}; repeat its settings to continue "
-            "it, or choose another folder"
+            f"{folder} has a run with `{name}` = {value!r}, got {settings.get(name)!r}; repeat its settings to "
+            "continue it, or choose another folder"
         )
     tensors = load(data)
     with torch.no_grad():

@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from memograft.documents import Document
-from memograft.errors import SettingsError, UnsupportedModelError
+from memograft.errors import SettingsError
 from memograft.model.adapter import Adapter, everywhere
 from memograft.model.backbone import Backbone, linear_shape, unsupported
 from memograft.model.kv import Piece, joins, newest
@@ -109,9 +108,7 @@ def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple
     return [ids[:start] + ids[n : min(n + size, end)] for n in range(start, end, size)]
 
 
-def compressed(
-    backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int
-) -> Piece:
+def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int) -> Piece:
     """The keys and values of the gists of N documents of at most W tokens each, with their x and residual.
 
     They are tensors (N, ...) of k columns. With gradients enabled, these reach the weights.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,11 +22,11 @@ from tqdm import tqdm
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
 from memograft.memory.gist import checkpoint
+from memograft.memory.gist import folder as gist_folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, maps
 from memograft.memory.gist.data import Batch, Batches, Sample
 from memograft.memory.gist.views import IGNORED, VIEWS, answer_logits, right, targets
 from memograft.model.adapter import Adapter
-from memograft.model.anatomy import probe_ids
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.storage.disk import JsonObject
 
@@ -109,28 +109,32 @@ def train(
     folder: Path,
     *,
     held_out: Sequence[Sample] = (),
+    start: Path | None = None,
     every: int = 100,
     stop_at: int | None = None,
     progress: bool = True,
 ) -> tuple[GistWeights, Progress]:
     """Train to the end, or to step `stop_at`, and return the weights.
 
-    Every `every` steps, `held_out` samples are asked in all views, and a checkpoint is written into
-    `folder`/checkpoint. A later call with the same settings continues from there.
+    Every `every` steps, `held_out` samples are asked in all views, and the gist is written into `folder`, with a
+    checkpoint. A later call with the same settings continues from there. `start` is a trained gist to begin with.
 
     Raises:
-        SettingsError: no samples, or the checkpoint has other settings or another model.
+        SettingsError: no samples, the checkpoint has other settings or another model, or `start` does not fit.
+        MemoryFormatError: the checkpoint or `start` is damaged.
         UnsupportedModelError: see `check_model`.
     """
     backbone = model.backbone
     check_model(backbone)
     stated: JsonObject = {"fingerprint": model.fingerprint, **asdict(settings)}
-    batches = Batches(
-        samples, model.prompts, settings.window, settings.documents, settings.questions, settings.seed
-    )
+    if start is not None:
+        stated["start"] = gist_folder.about(start).id
+    batches = Batches(samples, model.prompts, settings.window, settings.documents, settings.questions, settings.seed)
     with _frozen(backbone):
         weights = fresh(backbone, settings, batches.of_step(0, 1)[0], model.pad_id)
         parameters = checkpoint.named(weights)
+        if start is not None:
+            _begin_with(start, parameters, model)
         optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
         done = checkpoint.read(folder, stated, parameters, optimiser)
         state = Progress(**done) if done is not None else Progress()
@@ -157,6 +161,8 @@ def train(
                     state.scores.append({"step": state.step, **evaluated(model, weights, held_out)})
                     bar.write(str(state.scores[-1]))
                 checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
+                made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
+                gist_folder.write(folder, weights, backbone, model.fingerprint, made)
     return weights, state
 
 
@@ -176,15 +182,30 @@ def fresh(backbone: Backbone, settings: GistTraining, batch: Batch, pad_id: int)
         a = torch.randn(settings.rank, inside, generator=generator) / math.sqrt(inside)
         lora_a[name] = a.to(device).requires_grad_()
         lora_b[name] = torch.zeros(out, settings.rank, device=device).requires_grad_()
-    weights = GistWeights(
-        embeddings.requires_grad_(), Adapter(lora_a, lora_b), settings.window, settings.on_documents
-    )
+    weights = GistWeights(embeddings.requires_grad_(), Adapter(lora_a, lora_b), settings.window, settings.on_documents)
     made = compressed(backbone, weights, batch.documents[:1], pad_id)
     total = torch.stack([tensor.float().sum() for pair in made.layers for tensor in pair]).sum()
     found = torch.autograd.grad(total, list(lora_b.values()), allow_unused=True)
     used = [name for name, gradient in zip(lora_b, found, strict=True) if gradient is not None]
     adapter = Adapter({name: lora_a[name] for name in used}, {name: lora_b[name] for name in used})
     return GistWeights(weights.embeddings, adapter, settings.window, settings.on_documents)
+
+
+@torch.no_grad()
+def _begin_with(start: Path, parameters: Mapping[str, Tensor], model: Model) -> None:
+    """Copy the weights of a gist. If it has fewer tokens, the others keep their own embeddings; if more, its first."""
+    about = gist_folder.about(start)
+    if about.fingerprint != model.fingerprint:
+        raise SettingsError(
+            f"`start` must be a gist of this model (fingerprint {model.fingerprint}), got one of {about.fingerprint} "
+            f"in {start}; leave it out"
+        )
+    known = checkpoint.named(gist_folder.read(start, model.backbone))
+    for name, parameter in parameters.items():
+        count = min(len(known["embeddings"]), len(parameter)) if name == "embeddings" else len(parameter)
+        if name not in known or known[name].shape[1:] != parameter.shape[1:]:
+            raise SettingsError(f"`start` must have the same `rank`, got another one in {start}; set its rank")
+        parameter[:count] = known[name][:count]
 
 
 @torch.no_grad()
@@ -233,7 +254,7 @@ def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0
 
 @contextmanager
 def _frozen(backbone: Backbone) -> Iterator[None]:
-    """Inside, the model's own weights get no gradients, whose computation would cost as much as those of activations."""
+    """Inside, the model's own weights get no gradients, which would cost as much as those of activations."""
     wanted = [p for p in backbone.model.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from memograft.memory.gist.data import Asked, Batch
-from memograft.model.backbone import Backbone, cache_name
+from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, reach
-from memograft.model.backbone import unsupported
 
 __all__ = ["VIEWS", "View", "answer_logits", "right", "targets"]
 
