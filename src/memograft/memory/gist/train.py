@@ -183,9 +183,10 @@ def fresh(backbone: Backbone, settings: GistTraining, batch: Batch, pad_id: int)
         lora_a[name] = a.to(device).requires_grad_()
         lora_b[name] = torch.zeros(out, settings.rank, device=device).requires_grad_()
     weights = GistWeights(embeddings.requires_grad_(), Adapter(lora_a, lora_b), settings.window, settings.on_documents)
-    made = compressed(backbone, weights, batch.documents[:1], pad_id)
-    total = torch.stack([tensor.float().sum() for pair in made.layers for tensor in pair]).sum()
-    found = torch.autograd.grad(total, list(lora_b.values()), allow_unused=True)
+    with torch.enable_grad():
+        made = compressed(backbone, weights, batch.documents[:1], pad_id)
+        total = torch.stack([tensor.float().sum() for pair in made.layers for tensor in pair]).sum()
+        found = torch.autograd.grad(total, list(lora_b.values()), allow_unused=True)
     used = [name for name, gradient in zip(lora_b, found, strict=True) if gradient is not None]
     adapter = Adapter({name: lora_a[name] for name in used}, {name: lora_b[name] for name in used})
     return GistWeights(weights.embeddings, adapter, settings.window, settings.on_documents)
