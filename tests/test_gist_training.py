@@ -168,7 +168,8 @@ def test_it_learns_what_the_documents_say(tiny: Engine, tmp_path: Path) -> None:
     weights, done = train(parts_of(tiny), samples, settings, tmp_path / "gist", progress=False)
     assert done.losses[0] > 1
     assert done.losses[-1] < 0.1
-    assert evaluated(parts_of(tiny), weights, samples) == {"gist": 1.0, "full": 1.0, "none": 0.0}
+    scores = evaluated(parts_of(tiny), weights, samples)
+    assert (scores["gist"], scores["none"]) == (1, 0)
     memory = Gist(str(tmp_path / "gist"))
     requests = [ask("Who is the mayor of Drostein?", 32, documents=[text], memory=memory) for text in said]
     assert [answer.text for answer in tiny.answer_batch(requests)] == said
