@@ -229,7 +229,9 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions of each set; left out, all.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"One of: {'; '.join(METHODS)}. May be repeated; with neither this nor --settings, all."),
+        typer.Option(
+            help=f"One of: {'; '.join(METHODS)}. May be repeated; with none of this, --settings and --gist, all."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -237,6 +239,9 @@ def evaluate(
             help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4", or a file of '
             "`memograft tune`. May be repeated."
         ),
+    ] = None,
+    gist: Annotated[
+        list[Path] | None, typer.Option(help="Answer from this gist of `memograft train gist`. May be repeated.")
     ] = None,
     sets: SetsOption = None,
     against: Annotated[
@@ -270,6 +275,7 @@ def evaluate(
             model=model,
             names=method or [],
             settings=settings or [],
+            gists=gist or [],
             against=against or [],
             folder=out_folder,
             plot=plot,

@@ -17,10 +17,10 @@ from memograft.errors import SettingsError
 from memograft.evaluation.items import Item
 
 if TYPE_CHECKING:
-    from memograft import Engine, FastMem, Request, Sampling
+    from memograft import Engine, Memory, Request, Sampling
     from memograft.evaluation.lessons import Lessons
 
-__all__ = ["METHODS", "Method", "from_settings"]
+__all__ = ["METHODS", "Method", "from_gist", "from_settings"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Method:
     instruction: str = ""
     shots: int = 0
     datastore: bool = False
-    memory: Callable[[], FastMem] | None = None
+    memory: Callable[[], Memory] | None = None
     memorizes: Literal["own", "another"] = "own"
     processor: Callable[..., object] | None = None
     options: Mapping[str, object] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Method:
             "instruction": self.instruction,
             "shots": self.shots,
             "datastore": self.datastore,
-            "memory": asdict(self.memory()) if self.memory else None,
+            "memory": asdict(self.memory()) if self.memory else None,  # type: ignore[call-overload]
             "memorizes": self.memorizes if self.memory else None,
             "processor": self.processor.__name__.strip("_") if self.processor else None,
             **self.options,
@@ -133,6 +133,18 @@ def from_settings(text: str) -> Method:
         changes[name] = _value(value)
     settings = base(**changes)
     return Method(memory=lambda: settings)
+
+
+def from_gist(folder: Path) -> Method:
+    """A method that answers from the gist tokens of a folder, without the documents in the prompt.
+
+    Raises:
+        MemoryFormatError: the folder is missing or damaged.
+    """
+    from memograft.memory.gist.folder import about
+
+    found, memory = about(folder), memograft.Gist(str(folder))
+    return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
 
 
 def _value(text: str) -> Any:
