@@ -24,6 +24,7 @@ NAMES = [
     "Embedder",
     "Engine",
     "FastMem",
+    "Gist",
     "Hit",
     "IndexSettings",
     "LexicalEmbedder",
