@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memograft import Engine, Gist
-from test_cli import model, run, run_json  # noqa: F401
+from test_cli import docs, model, run, run_json  # noqa: F401
 
 SHORT = ("--tokens", 2, "--window", 128, "--steps", 4, "--groups", 2, "--rank", 2, "--every", 2)
 
@@ -78,3 +78,20 @@ def test_what_cannot_be_trained_on_is_refused(model: str, data: Path, tmp_path: 
     small = run_json(*arguments, "--data", data, "--window", 9, code=1)
     assert "a gist's `window` must have at least 8 tokens behind the" in small["error"]
     assert not (tmp_path / "gist").exists()
+
+
+def test_a_gist_is_checked_and_asked(model: str, data: Path, docs: Path, tmp_path: Path) -> None:  # noqa: F811
+    gist, store = tmp_path / "gist", tmp_path / "store"
+    run("train", "gist", "--model", model, "--data", data, *SHORT, "--out", gist)
+    assert run_json("check", gist)["kind"] == "gist"
+    run("index", docs, "--store", store)
+    page = tmp_path / "page.html"
+    arguments = ("ask", "Which river?", "--model", model, "--store", store, "--max-new-tokens", 4, "--gist", gist)
+    answer = run_json(*arguments, "--html", page)
+    assert [document["memorized"] for document in answer["documents"]] == [True] * 3
+    assert answer["memorized"]["text"] != answer["plain"]["text"]
+    assert page.exists()
+    refused = run(*arguments, "--rank", 3, code=2)
+    assert "gist tokens are not memorized, got --rank" in refused.output
+    (gist / "gist.safetensors").write_bytes(b"damaged")
+    assert list(run_json("check", gist, code=1)["damaged"]) == [str(gist / "gist.safetensors")]

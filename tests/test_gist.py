@@ -67,7 +67,8 @@ def test_an_answer_follows_the_gists(make_engine: Any, tmp_path: Path, family: s
     answer = engine.answer(request)
     assert answer.documents == ()
     assert answer.memory is not None
-    assert answer.memory.reason == "nothing is trained: 3 documents as 3 gist tokens each"
+    assert (answer.memory.reason, answer.memory.steps) == (None, 0)
+    assert answer.memory.settings == memory.to_json()
     assert answer.memory.documents == tuple(document.id for document in request.documents)
     own = engine.next_token_logprobs(request)
     torch.testing.assert_close(own, behind_gists(engine, memory, request), rtol=1e-5, atol=1e-5)
@@ -185,7 +186,7 @@ def test_without_documents_the_answer_is_the_plain_one(engine: Engine, gist: Gis
     answer = engine.answer(ask(memory=gist))
     assert answer.token_ids == engine.answer(ask()).token_ids
     assert answer.memory is not None
-    assert answer.memory.reason == "there are no documents"
+    assert answer.memory.reason == "nothing to memorize: there are no documents"
 
 
 def test_position_and_columns_count_towards_the_window(make_engine: Any, gist: Gist) -> None:

@@ -151,7 +151,9 @@ def memorize(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A saved memory, a datastore or a vector store.", metavar="FOLDER")],
+    folder: Annotated[
+        Path, typer.Argument(help="A saved memory, a gist, a datastore or a vector store.", metavar="FOLDER")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Verify a folder by its checksums. Prints a line for each damaged file, and exits with code 1 if there is any."""

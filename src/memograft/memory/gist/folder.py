@@ -18,10 +18,10 @@ from memograft.errors import MemoryFormatError
 from memograft.memory.folder import WEIGHTS, adapter_of, write_adapter
 from memograft.memory.gist.compress import GistWeights, maps
 from memograft.model.backbone import Backbone, linear_shape
-from memograft.storage.disk import SEAL, JsonObject, is_sealed, sealed, told
+from memograft.storage.disk import SEAL, Findings, JsonObject, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
 
-__all__ = ["GistAbout", "about", "read", "write"]
+__all__ = ["GistAbout", "about", "inspected", "read", "write"]
 
 _FORMAT = 1
 _ABOUT, _EMBEDDINGS = "gist.json", "gist.safetensors"
@@ -132,6 +132,20 @@ def read(path: Path, backbone: Backbone) -> GistWeights:
         if name not in known or linear_shape(known[name]) != fits:
             raise MemoryFormatError(f"the gist in {path} does not fit this model at {name}; train it for this model")
     return weights
+
+
+def inspected(path: Path) -> Findings:
+    """Check a gist's folder for damage."""
+    found = Findings()
+    try:
+        files = about(path).files
+    except MemoryFormatError as error:
+        return Findings({path / _ABOUT: str(error)})
+    for name, digest in files.items():
+        file = path / name
+        if not file.is_file() or _sha256(file.read_bytes()) != digest:
+            found.damaged[file] = str(_damaged(file, "it is missing, or its checksum is wrong"))
+    return found
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

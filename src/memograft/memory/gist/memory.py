@@ -117,9 +117,8 @@ def _brought(model: Model, row: Wanted) -> Brought:
     found, ids = folder.about(Path(memory.folder)), [document.id for document in row.documents]
     text = [model.fingerprint, memory.kind, found.id, memory.show, [[d.id, d.text] for d in row.documents]]
     id = hashlib.sha256(json.dumps(text).encode()).hexdigest()[:32]
-    reason = f"nothing is trained: {len(ids)} documents as {found.tokens} gist tokens each"
     report = MemoryReport(
-        reason=reason if ids else "there are no documents",
+        reason=None if ids else "nothing to memorize: there are no documents",
         documents=tuple(ids),
         settings=memory.to_json(),
         reused=row.kept is not None,
