@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from families import build
 from gists import DOCUMENTS, closest, parts_of, random_gist, saved_gist
-from memograft import Bank, Engine, FastMem, Gist, Memory, Request
+from memograft import Bank, Datastore, Engine, FastMem, Gist, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError, UnsupportedModelError
@@ -77,6 +77,7 @@ def test_an_answer_follows_the_gists(make_engine: Any, tmp_path: Path, family: s
 
 
 def test_a_mixed_batch_is_as_each_alone(engine: Engine, gist: Gist) -> None:
+    examples = Datastore.build(engine, [("Who wrote it?", "A sailor."), ("Where?", "In Bergen.")], progress=False)
     handle = engine.memorize(FACTS[:2], gist)
     requests = [
         ask(documents=FACTS),
@@ -86,12 +87,15 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, gist: Gist) -> None:
         ask(memory=handle),
         ask("Where?", memory=FixedPrefix("once")),
         ask(documents=FACTS[:2], memory=replace(gist, show=1)),
+        ask(documents=FACTS, memory=gist, processors=[Rtd(examples, weight=0.8, gate=None)]),
     ]
     together = first_logprobs(engine, requests)
     for request, found in zip(requests, together, strict=True):
         torch.testing.assert_close(found, engine.next_token_logprobs(request), rtol=1e-5, atol=1e-5)
     alone = [engine.answer(request).token_ids for request in requests]
     assert [answer.token_ids for answer in engine.answer_batch(requests)] == alone
+    assert alone[-1] != alone[2]
+    examples.close()
 
 
 def test_plain_answers_are_bit_for_bit_those_of_the_model(engine: Engine, gist: Gist) -> None:
