@@ -271,6 +271,13 @@ def test_a_window_that_slides_over_gists_is_refused(tokenizer: Any, tmp_path: Pa
         run(engine, tmp_path / "gist")
 
 
+def test_what_is_longer_than_the_models_window_is_refused(engine: Engine, tmp_path: Path) -> None:
+    samples = [Sample(("The capital is Paris.",), "Which? " * 60, "Paris")]
+    rule = r"documents, question and answer must fit the model's window of 256 positions, got \d+; leave out"
+    with pytest.raises(SettingsError, match=rule):
+        train(parts_of(engine), samples, SHORT, tmp_path / "gist", progress=False)
+
+
 def test_training_in_bfloat16(make_engine: Any, tmp_path: Path) -> None:
     engine = make_engine(dtype=torch.bfloat16)
     done = run(engine, tmp_path / "gist")

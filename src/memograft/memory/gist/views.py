@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from memograft.errors import SettingsError
 from memograft.memory.gist.data import Asked, Batch
 from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, reach
@@ -37,11 +38,17 @@ def answer_logits(
         end: position of the token that follows a gist.
 
     Raises:
+        SettingsError: a question with what it sees is longer than the model's window.
         UnsupportedModelError: gists and question together do not fit a sliding window.
     """
     device, rows = backbone.device, batch.asked
     texts = [(row.full if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
     length, count = max(map(len, texts)), max(len(row.answer) for row in rows)
+    if (last := length + (end if view == "gist" else 0)) > backbone.max_length:
+        raise SettingsError(
+            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got {last}; "
+            "leave out the longest samples, or train with a smaller `window`"
+        )
     ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
     for row, text in enumerate(texts):
