@@ -46,8 +46,8 @@ def answer_logits(
     length, count = max(map(len, texts)), max(len(row.answer) for row in rows)
     if (last := length + (end if view == "gist" else 0)) > backbone.max_length:
         raise SettingsError(
-            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got {last}; "
-            "leave out the longest samples, or train with a smaller `window`"
+            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
+            f"{last}; leave out the longest samples, or train with a smaller `window`"
         )
     ids = torch.full((len(rows), length), pad_id)
     mask = torch.zeros(len(rows), length, dtype=torch.long)
