@@ -206,6 +206,8 @@ class TestResuming:
             SettingsError, match=r"has a run with `seed` = 0, got 1; repeat its settings to continue it"
         ):
             run(engine, tmp_path / "gist", replace(SHORT, seed=1))
+        with pytest.raises(SettingsError, match=r"has a run with `samples` = '[0-9a-f]{16}', got '"):
+            train(parts_of(engine), SAMPLES[1:], SHORT, tmp_path / "gist", progress=False)
 
     def test_damage_is_reported(self, engine: Engine, tmp_path: Path) -> None:
         run(engine, tmp_path / "gist", stop_at=1)
@@ -236,6 +238,8 @@ class TestStart:
         run(engine, tmp_path / "first", stop_at=1)
         with pytest.raises(SettingsError, match="`start` must have the same `rank`"):
             run(engine, tmp_path / "other", replace(SHORT, rank=2), start=tmp_path / "first")
+        with pytest.raises(SettingsError, match="`start` must have the same `rank`"):
+            run(engine, tmp_path / "other", replace(SHORT, rank=8), start=tmp_path / "first")
         with pytest.raises(SettingsError, match="`start` must be a gist of this model"):
             run(make_engine("mistral"), tmp_path / "other", start=tmp_path / "first")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from memograft.memory.gist.compress import parts
 from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
 
-__all__ = ["Asked", "Batch", "Batches", "Sample"]
+__all__ = ["Asked", "Batch", "Batches", "Sample", "digest"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,14 @@ class Sample:
     documents: tuple[str, ...]
     question: str
     answer: str
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Hash of samples and their order, 16 hex digits."""
+    hashed = hashlib.sha256()
+    for sample in samples:
+        hashed.update(json.dumps([sample.documents, sample.question, sample.answer]).encode())
+    return hashed.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from memograft.memory.base import Model
 from memograft.memory.gist import checkpoint
 from memograft.memory.gist import folder as gist_folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, maps
-from memograft.memory.gist.data import Batch, Batches, Sample
+from memograft.memory.gist.data import Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, VIEWS, answer_logits, right, targets
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.storage.disk import JsonObject
 
-__all__ = ["GistTraining", "Progress", "evaluated", "train"]
+__all__ = ["GistTraining", "Progress", "evaluated", "fresh", "loss_of", "train"]
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def train(
     checkpoint. A later call with the same settings continues from there. `start` is a trained gist to begin with.
 
     Raises:
-        SettingsError: no samples, the checkpoint has other settings or another model, or `start` does not fit.
+        SettingsError: no samples, the checkpoint has other settings, samples or another model, or `start` does not fit.
         MemoryFormatError: the checkpoint or `start` is damaged.
         UnsupportedModelError: see `check_model`.
     """
     backbone = model.backbone
     check_model(backbone)
-    stated: JsonObject = {"fingerprint": model.fingerprint, **asdict(settings)}
+    stated: JsonObject = {"fingerprint": model.fingerprint, "samples": digest(samples), **asdict(settings)}
     if start is not None:
         stated["start"] = gist_folder.about(start).id
     batches = Batches(samples, model.prompts, settings.window, settings.documents, settings.questions, settings.seed)
@@ -203,10 +203,13 @@ def _begin_with(start: Path, parameters: Mapping[str, Tensor], model: Model) -> 
         )
     known = checkpoint.named(gist_folder.read(start, model.backbone))
     for name, parameter in parameters.items():
-        count = min(len(known["embeddings"]), len(parameter)) if name == "embeddings" else len(parameter)
-        if name not in known or known[name].shape[1:] != parameter.shape[1:]:
+        if name == "embeddings":
+            count = min(len(known[name]), len(parameter))
+            parameter[:count] = known[name][:count]
+        elif name in known and known[name].shape == parameter.shape:
+            parameter.copy_(known[name])
+        else:
             raise SettingsError(f"`start` must have the same `rank`, got another one in {start}; set its rank")
-        parameter[:count] = known[name][:count]
 
 
 @torch.no_grad()
