@@ -42,7 +42,7 @@ def test_an_interrupted_run_continues(model: str, data: Path, tmp_path: Path) ->
     assert "has a run with `seed` = 0, got 3" in other["error"]
     said = run(*arguments, tmp_path / "whole").output
     assert "4 of 4 steps" in said
-    assert "held-out questions, exact answers: {'step': 4" in said
+    assert "held-out questions: {'step': 4" in said
     with Engine.from_pretrained(model) as engine:
         gist = Gist(str(tmp_path / "whole"), tokens=2)
         assert engine.answer("Which river?", ["The river of Velmora is the Traikan."], memory=gist).memory is not None

@@ -170,6 +170,7 @@ def test_it_learns_what_the_documents_say(tiny: Engine, tmp_path: Path) -> None:
     assert done.losses[-1] < 0.1
     scores = evaluated(parts_of(tiny), weights, samples)
     assert (scores["gist"], scores["none"]) == (1, 0)
+    assert scores["gist_loss"] == pytest.approx(done.losses[-1], abs=0.05)
     memory = Gist(str(tmp_path / "gist"))
     requests = [ask("Who is the mayor of Drostein?", 32, documents=[text], memory=memory) for text in said]
     assert [answer.text for answer in tiny.answer_batch(requests)] == said
@@ -295,7 +296,8 @@ def test_progress_is_written_as_json(engine: Engine, tmp_path: Path) -> None:
     run(engine, tmp_path / "gist", held_out=SAMPLES, every=2)
     state = json.loads((tmp_path / "gist" / "checkpoint" / "state.json").read_text())
     assert [score["step"] for score in state["progress"]["scores"]] == [2, 4, 6]
-    assert set(state["progress"]["scores"][0]) == {"step", "gist", "full", "none"}
+    views = {"gist", "full", "none"}
+    assert set(state["progress"]["scores"][0]) == {"step", *views, *(f"{view}_loss" for view in views)}
     about = folder.about(tmp_path / "gist")
     assert about.training["steps_done"] == 6
     assert about.training["tokens_seen"] == state["progress"]["tokens"]

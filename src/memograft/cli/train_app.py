@@ -108,4 +108,4 @@ def gist(
             said = f"{result['steps']} of {settings.steps} steps, {result['tokens_seen']} tokens, loss {result['loss']}"
             out().print(f"{said}: {folder}", markup=False, soft_wrap=True)
             for score in result["scores"][-1:]:  # type: ignore[index]
-                out().print(f"held-out questions, exact answers: {score}", markup=False, soft_wrap=True)
+                out().print(f"held-out questions: {score}", markup=False, soft_wrap=True)

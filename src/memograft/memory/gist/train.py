@@ -93,7 +93,7 @@ class Progress:
         step: steps done.
         tokens: that were read: of documents, gists, questions and answers, without padding.
         losses: of each step.
-        scores: of the held-out samples: step, and the share of exact answers for each view.
+        scores: of the held-out samples: step, and the numbers of `evaluated`.
     """
 
     step: int = 0
@@ -214,15 +214,22 @@ def _begin_with(start: Path, parameters: Mapping[str, Tensor], model: Model) -> 
 
 @torch.no_grad()
 def evaluated(model: Model, weights: GistWeights, samples: Sequence[Sample], groups: int = 32) -> dict[str, float]:
-    """The share of samples that each view answers exactly, each token given the right ones before it."""
+    """The share of samples that each view answers exactly, each token given the right ones before it.
+
+    Also `<view>_loss`, the mean cross-entropy of the answers' tokens in nats, for models whose wording is another.
+    """
     batches = Batches(samples, model.prompts, weights.window, 1, 1, 0)
-    counts = dict.fromkeys(VIEWS, 0)
+    counts, losses, tokens = dict.fromkeys(VIEWS, 0), dict.fromkeys(VIEWS, 0.0), 0
     for batch in batches.all(groups):
         gists = compressed(model.backbone, weights, batch.documents, model.pad_id)
         for view in VIEWS:
             logits = answer_logits(model.backbone, batch, view, model.pad_id, gists, weights.end)
-            counts[view] += right(logits, targets(batch.asked, logits.device))
-    return {view: count / len(samples) for view, count in counts.items()}
+            goal = targets(batch.asked, logits.device)
+            counts[view] += right(logits, goal)
+            losses[view] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
+        tokens += sum(len(row.answer) for row in batch.asked)
+    shares: dict[str, float] = {view: count / len(samples) for view, count in counts.items()}
+    return shares | {f"{view}_loss": round(loss / tokens, 4) for view, loss in losses.items()}
 
 
 def _step(model: Model, weights: GistWeights, batches: Sequence[Batch], settings: GistTraining) -> tuple[float, int]:
