@@ -25,6 +25,7 @@ NAMES = [
     "Embedder",
     "Engine",
     "FastMem",
+    "Gist",
     "Hit",
     "IndexSettings",
     "Kept",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from memograft.memory.base import Memory
     from memograft.memory.compact.memory import Compacted, Kept
     from memograft.memory.fastmem.memory import FastMem
+    from memograft.memory.gist.memory import Gist
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
@@ -54,6 +55,7 @@ _HOMES = {
     "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
     "FastMem": "memograft.memory.fastmem.memory",
+    "Gist": "memograft.memory.gist.memory",
     "Hit": "memograft.passages.vector_store",
     "IndexSettings": "memograft.passages.index",
     "Kept": "memograft.memory.compact.memory",
@@ -90,6 +92,7 @@ __all__ = [
     "Embedder",
     "Engine",
     "FastMem",
+    "Gist",
     "Hit",
     "IndexSettings",
     "Kept",

@@ -35,6 +35,7 @@ from memograft.cli.options import (
     StepsOption,
     StoreOption,
 )
+from memograft.cli.train_app import train_app
 from memograft.evaluation.methods import METHODS
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(ask)
 app.add_typer(datastore_app, name="datastore")
 app.add_typer(memory_app, name="memory")
+app.add_typer(train_app, name="train")
 
 
 def _show_version(wanted: bool) -> None:
@@ -159,7 +161,9 @@ def memorize(
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="A saved memory, a datastore or a vector store.", metavar="FOLDER")],
+    folder: Annotated[
+        Path, typer.Argument(help="A saved memory, a gist, a datastore or a vector store.", metavar="FOLDER")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Verify a folder by its checksums. Prints a line for each damaged file, and exits with code 1 if there is any."""
@@ -237,7 +241,9 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", min=1, help="Questions of each set; left out, all.")] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"One of: {'; '.join(METHODS)}. May be repeated; with neither this nor --settings, all."),
+        typer.Option(
+            help=f"One of: {'; '.join(METHODS)}. May be repeated; with none of this, --settings and --gist, all."
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -245,6 +251,9 @@ def evaluate(
             help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4", or a file of '
             "`memograft tune`. May be repeated."
         ),
+    ] = None,
+    gist: Annotated[
+        list[Path] | None, typer.Option(help="Answer from this gist of `memograft train gist`. May be repeated.")
     ] = None,
     sets: SetsOption = None,
     against: Annotated[
@@ -278,6 +287,7 @@ def evaluate(
             model=model,
             names=method or [],
             settings=settings or [],
+            gists=gist or [],
             against=against or [],
             folder=out_folder,
             plot=plot,

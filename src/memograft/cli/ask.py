@@ -21,7 +21,7 @@ from memograft.documents import Document
 
 if TYPE_CHECKING:
     from memograft.engine import Engine
-    from memograft.memory.fastmem.memory import FastMem
+    from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
     from memograft.memory.report import MemoryReport
     from memograft.request import Answer, Request, Sampling
@@ -36,7 +36,7 @@ def ask(
     model: str,
     store: Path | None,
     k: int,
-    memory: FastMem,
+    memory: Memory,
     memory_folder: Path | None,
     datastore: Path | None,
     weight: float | None,
@@ -72,7 +72,7 @@ def ask(
         handle = engine.load_memory(memory_folder) if memory_folder else None
         documents = handle.documents if handle else tuple(hit.document for hit in hits)
         scores = [None] * len(documents) if handle else [hit.score for hit in hits]
-        memories: dict[str, FastMem | MemoryHandle | None] = {"plain": None, "memorized": handle or memory}
+        memories: dict[str, Memory | MemoryHandle | None] = {"plain": None, "memorized": handle or memory}
         answers: dict[str, Timed] = {}
         for way in ways:
             request = _request(question, documents, memories[way], processors, chosen)
@@ -113,7 +113,7 @@ def ask(
 def _request(
     question: str,
     documents: Sequence[Document],
-    memory: FastMem | MemoryHandle | None,
+    memory: Memory | MemoryHandle | None,
     processors: Sequence[Rtd],
     sampling: Sampling,
 ) -> Request:

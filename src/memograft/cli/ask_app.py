@@ -38,6 +38,10 @@ def ask(
     memory_folder: Annotated[
         Path | None, typer.Option(help="Answer with a memory saved by `memograft memorize`; nothing is retrieved.")
     ] = None,
+    gist: Annotated[
+        Path | None,
+        typer.Option(help="Answer from gist tokens, trained by `memograft train gist`, instead of memorizing."),
+    ] = None,
     datastore: Annotated[
         Path | None, typer.Option(help="Use this datastore, a folder of `memograft datastore build`.")
     ] = None,
@@ -83,17 +87,20 @@ def ask(
     chosen = [n for n, value in {**given, "settings": settings}.items() if value is not None]
     if memory_folder and (named := [f"--{n.replace('_', '-')}" for n in chosen]):
         raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
+    if gist and (named := [f"--{n.replace('_', '-')}" for n in chosen] + ["--memory-folder"] * bool(memory_folder)):
+        raise typer.BadParameter(f"gist tokens are not memorized, got {', '.join(named)}; leave them or --gist out")
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
     with reporting(as_json) as result:
         from memograft.cli.ask import ask as run
         from memograft.cli.models import fast_mem
+        from memograft.memory.gist.memory import Gist
 
         result |= run(
             question,
             model=model,
             store=store,
             k=k,
-            memory=fast_mem(settings, **given),
+            memory=Gist(str(gist)) if gist else fast_mem(settings, **given),
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,

@@ -1,4 +1,4 @@
-"""`memograft check`: verify a saved memory, a datastore or a vector store."""
+"""`memograft check`: verify a saved memory, a gist, a datastore or a vector store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from memograft.storage.disk import Findings
 
 __all__ = ["check"]
 
-_KINDS = {  # files that identify the kind
+_KINDS = {  # files that identify the kind; a gist has an adapter's files too
+    "gist": ("gist.json", "gist.safetensors"),
     "memory": ("memograft.json", "adapter_model.safetensors", "adapter_config.json"),
     "datastore": ("header.json", "sources.jsonl"),
     "vector store": ("passages.sqlite3", "vectors-*.faiss"),
@@ -28,7 +29,8 @@ def check(folder: Path, *, quiet: bool) -> dict[str, object]:
     kind = next((kind for kind, files in _KINDS.items() if any(any(folder.glob(file)) for file in files)), None)
     if kind is None:
         raise StoreError(
-            f"{folder} must be a saved memory, a datastore or a vector store, and has the files of none; check the path"
+            f"{folder} must be a saved memory, a gist, a datastore or a vector store, and has the files of none; check "
+            "the path"
         )
     found = _inspected(kind, folder)
     if not quiet:
@@ -45,6 +47,10 @@ def check(folder: Path, *, quiet: bool) -> dict[str, object]:
 
 
 def _inspected(kind: str, folder: Path) -> Findings:
+    if kind == "gist":
+        from memograft.memory.gist.folder import inspected as gist
+
+        return gist(folder)
     if kind == "memory":
         from memograft.memory.folder import inspected as memory
 

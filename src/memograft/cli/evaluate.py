@@ -15,7 +15,7 @@ from memograft.errors import SettingsError
 from memograft.evaluation import plots
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import SPLITS, Item, sets_of, world
-from memograft.evaluation.methods import METHODS, Method, from_settings
+from memograft.evaluation.methods import METHODS, Method, from_gist, from_settings
 from memograft.evaluation.protocol import protocol_of
 from memograft.evaluation.readers import Reading, read
 from memograft.page import template
@@ -86,6 +86,7 @@ def evaluate(
     model: str,
     names: Sequence[str],
     settings: Sequence[str],
+    gists: Sequence[Path],
     against: Sequence[str],
     folder: Path,
     plot: Path | None,
@@ -96,7 +97,7 @@ def evaluate(
     reading, way = questions.read(), protocol_of(questions.protocol)
     items, skipped = reading.items, reading.skipped
     longest = max_new_tokens or max(way.max_new_tokens(item.task) for item in items)
-    methods = _methods(names, settings, with_examples=reading.split in SPLITS)
+    methods = _methods(names, settings, gists, with_examples=reading.split in SPLITS)
     against = against or [name for name in ("plain, restricted",) if name in methods]
     for name in against:
         if name not in methods:
@@ -159,15 +160,18 @@ def evaluate(
     return made, table(results)
 
 
-def _methods(names: Sequence[str], settings: Sequence[str], with_examples: bool = True) -> dict[str, Method]:
+def _methods(
+    names: Sequence[str], settings: Sequence[str], gists: Sequence[Path], with_examples: bool = True
+) -> dict[str, Method]:
     """The requested methods, or all that are possible; "plain" first, because the others are compared with it."""
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"`--method` must be one of {list(METHODS)}, got {name!r}; check the name")
     chosen = ["plain", *(n for n in names if n != "plain")]
-    if not names and not settings:
+    if not names and not settings and not gists:
         chosen = [name for name, method in METHODS.items() if with_examples or not method.needs_examples]
-    return {name: METHODS[name] for name in chosen} | {text: from_settings(text) for text in settings}
+    own = {text: from_settings(text) for text in settings} | {f"gist {path}": from_gist(path) for path in gists}
+    return {name: METHODS[name] for name in chosen} | own
 
 
 def _examples(questions: Questions, reading: Reading, methods: Mapping[str, Method]) -> list[Item]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memograft import Engine, Memory, Request, Sampling
     from memograft.evaluation.lessons import Lessons
 
-__all__ = ["METHODS", "Method", "from_settings"]
+__all__ = ["METHODS", "Method", "from_gist", "from_settings"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,18 @@ def from_settings(text: str) -> Method:
         changes[name] = _value(value)
     settings = base(**changes)
     return Method(memory=lambda: settings)
+
+
+def from_gist(folder: Path) -> Method:
+    """A method that answers from the gist tokens of a folder, without the documents in the prompt.
+
+    Raises:
+        MemoryFormatError: the folder is missing or damaged.
+    """
+    from memograft.memory.gist.folder import about
+
+    found, memory = about(folder), memograft.Gist(str(folder))
+    return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
 
 
 def _value(text: str) -> Any:

@@ -1,4 +1,5 @@
-"""Plot the gain of each method where documents contradict the model, against its loss on other sets.
+"""Plot the gain of each method where documents contradict the model, against its loss on other sets; and a training's
+loss.
 
 Needs matplotlib, which is imported when a plot is drawn.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COSTS", "GAIN", "Dot", "check", "dots", "draw"]
+__all__ = ["COSTS", "GAIN", "Dot", "check", "curve", "dots", "draw"]
 
 GAIN, COSTS = "contradicts", ("agrees", "unseen", "elsewhere", "beside", "irrelevant")
 _UNDRAWN = {"plain", "no document"}  # the origin, and the method without documents
@@ -63,12 +64,41 @@ def check(methods: Collection[str], sets: Collection[str], path: Path) -> None:
             f"a picture compares methods with plain on the set {GAIN!r} and one at least of {COSTS}, got the methods "
             f"{list(methods)} and the sets {list(sets)}; ask those too, or leave the picture out"
         )
+    _needs_matplotlib()
+
+
+def _needs_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             'a picture needs matplotlib, which is not installed; run pip install "memograft[eval]"'
         ) from error
+
+
+def curve(losses: Sequence[float], path: str | Path, title: str) -> Path:
+    """Draw the loss of each step of a training run as a PNG, with a running mean over a fiftieth of the steps.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    _needs_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(10, 5), dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.075, 0.11, 0.9, 0.79))
+    steps, width = range(1, len(losses) + 1), max(1, len(losses) // 50)
+    means = [sum(losses[max(0, n - width) : n]) / min(n, width) for n in steps]
+    axes.plot(steps, losses, color=_STYLES["ours"][0], alpha=0.25, linewidth=0.8)
+    axes.plot(steps, means, color=_STYLES["ours"][0], linewidth=1.8)
+    axes.set_xlabel("step", fontsize=11)
+    axes.set_ylabel("cross-entropy of the answers, nats a token", fontsize=11)
+    axes.grid(color="#ECECEC", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title, fontsize=13, fontweight="bold", loc="left", color="#202020")
+    return _saved(figure, Path(path))
 
 
 def dots(results: Mapping[str, Mapping[str, Numbers]], ours: Sequence[str], default: str = "memorized") -> list[Dot]:
@@ -121,7 +151,11 @@ def draw(found: Sequence[Dot], path: str | Path, title: str, costs: Sequence[str
     _frame(axes, figure, found, right, title)
     canvas.draw()
     _label(axes, canvas.get_renderer(), found, right)
-    path = Path(path)
+    return _saved(figure, Path(path))
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    """Write a PNG under another name first, so that the file is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png")

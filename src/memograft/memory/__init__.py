@@ -3,4 +3,5 @@
 SHIPPED = (
     "memograft.memory.fastmem.memory",
     "memograft.memory.compact.memory",
+    "memograft.memory.gist.memory",
 )  # modules that define the kinds of memory in saved settings

@@ -125,11 +125,13 @@ class Memory(ABC):
 
     Attributes:
         kind: name of the kind in files and ids.
+        trains: whether a memory of this kind has weights of its own, without which there is nothing to save.
         carries: whether a handle keeps the keys and values of `before` where it is kept, also in a folder.
     """
 
     kind: ClassVar[str]
     carries: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     kinds: ClassVar[dict[str, type[Memory]]] = {}
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -27,14 +27,14 @@ if TYPE_CHECKING:  # listing memories must not import torch
     from memograft.model.carried import Carried
 
 _FORMAT = 2
-ABOUT, _WEIGHTS, _CONFIG, _KEYS = (
+ABOUT, WEIGHTS, _CONFIG, _KEYS = (
     "memograft.json",
     "adapter_model.safetensors",
     "adapter_config.json",
     "keys.safetensors",
 )
-FILES = (ABOUT, _WEIGHTS, _CONFIG)  # of a memory with weights
-_SETS = [set(), {_WEIGHTS, _CONFIG}, {_KEYS}, {_WEIGHTS, _CONFIG, _KEYS}]
+FILES = (ABOUT, WEIGHTS, _CONFIG)  # of a memory with weights
+_SETS = [set(), {WEIGHTS, _CONFIG}, {_KEYS}, {WEIGHTS, _CONFIG, _KEYS}]
 _GROWTH = 32  # largest ratio of an unpacked file to the zip file; text compresses to a tenth, weights hardly
 _PREFIX = "base_model.model."
 _FIELDS = {"format", "id", "fingerprint", "settings", "documents", "report", "files", SEAL}
@@ -63,7 +63,7 @@ def write(
         ) from e
     with published(path) as draft:
         if adapter is not None:
-            _write_weights(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
+            write_adapter(draft, adapter, base_model, fan_in_fan_out=fan_in_fan_out)
         if carried is not None:
             from memograft.memory.carried_file import packed
 
@@ -74,14 +74,15 @@ def write(
     return path
 
 
-def _write_weights(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan_out: bool) -> None:
+def write_adapter(draft: Path, adapter: Adapter, base_model: str, *, fan_in_fan_out: bool) -> None:
+    """Write an adapter's two files as PEFT does."""
     from peft import LoraConfig
     from safetensors.torch import save
 
     tensors = {f"{_PREFIX}{n}.lora_A.weight": t for n, t in adapter.lora_a.items()}
     tensors |= {f"{_PREFIX}{n}.lora_B.weight": t for n, t in adapter.lora_b.items()}
     weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {"format": "pt"})
-    (draft / _WEIGHTS).write_bytes(weights)
+    (draft / WEIGHTS).write_bytes(weights)
     LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.rank,
@@ -108,13 +109,13 @@ def read(path: Path, device: torch.device, dtype: torch.dtype) -> tuple[Adapter 
         about = _parsed(text, path / ABOUT)
         for name in about["files"]:
             _needs(path, name)
-        data = {name: (path / name).read_bytes() for name in (_WEIGHTS, _KEYS) if name in about["files"]}
+        data = {name: (path / name).read_bytes() for name in (WEIGHTS, _KEYS) if name in about["files"]}
         if text == (path / ABOUT).read_bytes():  # otherwise another memory was saved here meanwhile
             break
     for name, content in data.items():
         if _sha256(content) != about["files"][name]:
             raise damaged(path / name, "its checksum is wrong")
-    adapter = _adapter(data[_WEIGHTS], path / _WEIGHTS, device) if _WEIGHTS in data else None
+    adapter = adapter_of(data[WEIGHTS], path / WEIGHTS, device) if WEIGHTS in data else None
     return adapter, _carried(data[_KEYS], path / _KEYS, device, dtype) if _KEYS in data else None, about
 
 
@@ -148,8 +149,8 @@ def inspected(path: Path) -> Findings:
             data = (path / name).read_bytes()
             if _sha256(data) != about["files"][name]:
                 raise damaged(path / name, "its checksum is wrong")
-            if name == _WEIGHTS:
-                _adapter(data, path / name, "cpu")
+            if name == WEIGHTS:
+                adapter_of(data, path / name, "cpu")
             if name == _KEYS:
                 _carried(data, path / name, "cpu", None)
         except FileNotFoundError:
@@ -210,7 +211,12 @@ def _parsed(text: bytes, file: Path) -> JsonObject:
     return about
 
 
-def _adapter(data: bytes, file: Path, device: torch.device | str) -> Adapter:
+def adapter_of(data: bytes, file: Path, device: torch.device | str) -> Adapter:
+    """The adapter in the bytes of a file of weights.
+
+    Raises:
+        MemoryFormatError: they are damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

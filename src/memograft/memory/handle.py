@@ -108,11 +108,13 @@ class MemoryHandle:
     def save(self, path: str | Path) -> Path:
         """Write a PEFT LoRA folder with a memograft.json, atomically, and return the folder.
 
+        A memory of a kind that trains nothing is the memograft.json alone.
+
         Raises:
             MemoryFormatError: there are no weights to save, the folder has other content or cannot be written, or a
                 document's metadata is not JSON.
         """
-        if self.adapter is None and self.carried is None:
+        if self.adapter is None and self.carried is None and self.settings.trains:
             raise MemoryFormatError(f"memory {self.id} has no weights to save: {self.report.reason}; memorize again")
         return self.keep(path)
 

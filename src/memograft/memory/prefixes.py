@@ -124,6 +124,20 @@ class Prefixes:
             for place, piece in reversed(new):
                 self._write(model, place, piece)
 
+    def recall(self, model: Model, place: Place) -> Piece | None:
+        """A piece that `keep` was given, for memories that make their own."""
+        piece = self._known(model, place)
+        if piece is not None:
+            self._hold(model, [(place, piece)])
+            self._touch(place.id)
+        return piece
+
+    def keep(self, model: Model, place: Place, piece: Piece) -> None:
+        """Keep a piece whose id determines its content. It needs no text before it."""
+        self._hold(model, [(place, piece)])
+        if self._write is not None:
+            self._write(model, place, piece)
+
     @property
     def _keeps(self) -> bool:
         return bool(self._max_bytes) or self._write is not None

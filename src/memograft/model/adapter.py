@@ -1,4 +1,4 @@
-"""Adapters on the last FFN: low-rank weights per projection, stacked so that each row of a batch has its own.
+"""Adapters, mostly on the last FFN: low-rank weights per projection, stacked so that each row of a batch has its own.
 
           x (B, T, in) ──> frozen W ──────────────> (+) ──> y (B, T, out)
                   └──> A (B, R, in) ─> B (B, out, R) ─┘
@@ -24,7 +24,7 @@ from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import through
 from memograft.model.repeated import Delta, Repeated
 
-__all__ = ["Adapter", "applied", "mean", "replaced", "stack"]
+__all__ = ["Adapter", "applied", "everywhere", "mean", "replaced", "stack"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,18 @@ def applied(
     deltas = {name: low_rank(a, b, weights.get(name)) for name, (a, b) in stacked.items()}
     if repeated is not None:
         deltas = {name: repeated.around(name, delta) for name, delta in deltas.items()}
-    with repeated.skipping() if repeated is not None else nullcontext(), _hooked(backbone, deltas):
+    with repeated.skipping() if repeated is not None else nullcontext(), _hooked(backbone.projections, deltas):
+        yield
+
+
+@contextmanager
+def everywhere(modules: Mapping[str, nn.Module], adapter: Adapter) -> Iterator[None]:
+    """Inside, in this thread, these linear maps have the adapter for every row and token. Gradients reach it."""
+
+    def low_rank(a: Tensor, b: Tensor) -> Delta:
+        return lambda x, y: y + nn.functional.linear(nn.functional.linear(x.to(a.dtype), a), b).to(y.dtype)
+
+    with _hooked(modules, {name: low_rank(a, adapter.lora_b[name]) for name, a in adapter.lora_a.items()}):
         yield
 
 
@@ -124,7 +135,7 @@ def replaced(backbone: Backbone, weights: Mapping[str, Tensor]) -> Iterator[None
         return lambda x, y: nn.functional.linear(x.to(weight.dtype), weight, bias).to(y.dtype)
 
     deltas = {name: dense(w, _bias(backbone.projections[name])) for name, w in weights.items()}
-    with _hooked(backbone, deltas):
+    with _hooked(backbone.projections, deltas):
         yield
 
 
@@ -144,7 +155,7 @@ def _bias(module: nn.Module) -> Tensor | None:
 
 
 @contextmanager
-def _hooked(backbone: Backbone, deltas: Mapping[str, Delta]) -> Iterator[None]:
+def _hooked(modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta]) -> Iterator[None]:
     owner = threading.current_thread()
 
     def hook(delta: Delta) -> Callable[..., Any]:
@@ -155,5 +166,5 @@ def _hooked(backbone: Backbone, deltas: Mapping[str, Delta]) -> Iterator[None]:
 
     with ExitStack() as undo:
         for name, delta in deltas.items():
-            undo.callback(backbone.projections[name].register_forward_hook(hook(delta)).remove)
+            undo.callback(modules[name].register_forward_hook(hook(delta)).remove)
         yield

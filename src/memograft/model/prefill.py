@@ -257,7 +257,7 @@ def run(
 
     Args:
         backbone: the model.
-        ids: token ids (B, T).
+        ids: token ids (B, T), or embeddings (B, T, D).
         mask: attention mask over cache and tokens (B, cached + T).
         cache: keys and values of earlier tokens, or None.
         positions: position of each token in its prompt (B, T).
@@ -268,11 +268,12 @@ def run(
     forward = backbone.model.forward
     accepted = inspect.signature(forward).parameters
     extra: dict[str, Any] = {cache_name(forward): cache}
+    extra["inputs_embeds" if ids.is_floating_point() else "input_ids"] = ids
     if "position_ids" in accepted:
         extra["position_ids"] = positions
     if "logits_to_keep" in accepted:
         extra["logits_to_keep"] = 1  # the head's output is not needed, and it is expensive
     with backbone.watch() as seen, biased(backbone, cache):
-        out = backbone.model(input_ids=ids, attention_mask=mask, use_cache=True, **extra)
+        out = backbone.model(attention_mask=mask, use_cache=True, **extra)
     x, residual = seen.rows()
     return x, residual, cache_of(out)

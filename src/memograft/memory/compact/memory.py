@@ -39,6 +39,7 @@ class Kept(Memory):
 
     kind: ClassVar[str] = "kept"
     carries: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         memory: object = self.memory

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Train a gist for tiny: recipes/gist/tiny.sh FOLDER TOKENS [STEPS]. FOLDER has the files of tiny_samples.py.
+# An interrupted run continues if the command is repeated.
+set -euo pipefail
+folder=$1 tokens=$2 steps=${3:-8000}
+common=(--model tiny --held-out "$folder/held_out.jsonl" --tokens "$tokens" --window 256 --rank 32 --on-documents)
+memograft train gist "${common[@]}" --data "$folder/short.jsonl" --out "$folder/k$tokens-short" \
+    --learning-rate 2e-3 --groups 32 --documents 1 --steps 2000 --stop-at 500
+memograft train gist "${common[@]}" --data "$folder/pages.jsonl" --out "$folder/k$tokens" --start "$folder/k$tokens-short" \
+    --learning-rate 2e-3 --groups 16 --documents 3 --steps "$steps"

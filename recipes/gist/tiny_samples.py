@@ -1,0 +1,69 @@
+"""Write training samples for tiny's gist: pages about invented things, with questions, as JSON lines.
+
+    python recipes/gist/tiny_samples.py runs/gist
+
+    short.jsonl      one page with one or two facts about one thing
+    pages.jsonl      one to three pages about one to four things
+    held_out.jsonl   for scores during training; its names do not occur in the other two
+
+The names of the held-out questions (`memograft eval world`) do not occur in the first two either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tiny"))
+
+from data import Example, example, invent, page, question_and_answer
+from language import SUBJECT_RELATIONS
+from sets import items
+
+MIX = {"fresh_short": 0.2, "fresh": 0.4, "fresh_alike": 0.4}
+REAL = 0.1  # share of values that exist
+
+
+def short(rng: random.Random) -> Example:
+    """A page with one or two facts about one invented thing, and a question about each."""
+    entity = invent(rng.choice(list(SUBJECT_RELATIONS)), rng, rng.randint(1, 2), REAL)
+    asked = [question_and_answer(name, entity.subject, value, rng) for name, value in entity.facts.items()]
+    return Example([turn for pair in asked for turn in pair], [page([entity], rng)])
+
+
+def lines(made: Example) -> Iterator[dict[str, object]]:
+    """A sample for each question."""
+    for (_, question), (_, answer) in zip(made.turns[::2], made.turns[1::2], strict=True):
+        yield {"documents": made.documents, "question": question, "answer": answer}
+
+
+def write(file: Path, samples: Iterator[dict[str, object]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as out:
+        for sample in samples:
+            out.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--short", type=int, default=40000, help="pages in short.jsonl")
+    parser.add_argument("--pages", type=int, default=60000, help="examples in pages.jsonl, of one to three pages each")
+    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--seed", default="gist")
+    args = parser.parse_args()
+    rngs = (random.Random(f"{args.seed}-short-{n}") for n in range(args.short))
+    write(args.out / "short.jsonl", (line for rng in rngs for line in lines(short(rng))))
+    rngs = (random.Random(f"{args.seed}-{n}") for n in range(args.pages))
+    write(args.out / "pages.jsonl", (line for rng in rngs for line in lines(example(rng, MIX))))
+    held_out = items("unseen", args.held_out, f"{args.seed}-tune")
+    asked = ({"documents": list(i.documents), "question": i.question, "answer": i.answer} for i in held_out)
+    write(args.out / "held_out.jsonl", asked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Gist tokens: a document as the keys and values of a few trained tokens."""

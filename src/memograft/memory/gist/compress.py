@@ -1,0 +1,135 @@
+"""Compress documents into the keys and values of k gist tokens (Gisting, arXiv 2304.08467).
+
+    position   W-P ....... W-1   W .... W+k-1   W+k ...
+    tokens     [ document    ]   [ gist      ]   [ question, answer ]
+    weights      base              base + LoRA     base
+    sees                           document        gists, never a document
+
+The paper masks one pass so that what follows a gist sees the gist and not the document. Here each part is a pass of its
+own over the keys and values that it may see, which gives the same numbers (`tests/reference/gist.py` is the masked
+pass) and the same gradients. The LoRA is computed for gist tokens only, and no mask of four dimensions is needed, which
+attention implementations take in different forms.
+
+All documents end at the same position, so a gist depends neither on its place nor on other documents: it is made once,
+and a prompt can have several, in any order.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.model.adapter import Adapter, everywhere
+from memograft.model.backbone import Backbone, linear_shape, unsupported
+from memograft.model.kv import Piece, joins, newest
+from memograft.model.prefill import run
+from memograft.prompt.builder import PromptBuilder
+
+__all__ = ["GistWeights", "check_model", "compressed", "maps", "parts"]
+
+_LEAST = 8  # tokens of a document beside those of the template
+
+
+@dataclass(frozen=True)
+class GistWeights:
+    """What gist training makes. Only these are trained.
+
+    Attributes:
+        embeddings: of the gist tokens, float32 (k, D).
+        adapter: LoRA of the layers' linear maps by their full names.
+        window: W, the largest number of tokens of a document.
+        on_documents: whether the LoRA acts on the document's tokens too, and not on gist tokens only.
+    """
+
+    embeddings: Tensor
+    adapter: Adapter
+    window: int
+    on_documents: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """k."""
+        return self.embeddings.shape[0]
+
+    @property
+    def end(self) -> int:
+        """Position of the token that follows a gist: W + k."""
+        return self.window + self.tokens
+
+
+def check_model(backbone: Backbone) -> None:
+    """Refuse a model that cannot be given embeddings, or positions that differ from columns.
+
+    Raises:
+        UnsupportedModelError: with what it lacks.
+    """
+    taken = inspect.signature(backbone.model.forward).parameters
+    lacking = [name for name in ("inputs_embeds", "position_ids") if name not in taken]
+    config = backbone.model.config.get_text_config(decoder=True)
+    if lacking or getattr(config, "alibi", False) or not joins(backbone):
+        what = f"takes no `{lacking[0]}`" if lacking else "has positions or a cache that cannot be set"
+        raise unsupported(
+            f"gist tokens are embeddings at positions of their own, and {type(backbone.model).__name__} {what}",
+            "use a model with rotary or learned positions, or keep the documents' own keys and values",
+        )
+
+
+def maps(backbone: Backbone) -> dict[str, nn.Module]:
+    """Full name -> linear map of the decoder layers."""
+    named = dict(backbone.model.named_modules())
+    (layers,) = (
+        name for name, m in named.items() if isinstance(m, nn.ModuleList) and len(m) and m[-1] is backbone.layer
+    )
+    return {name: m for name, m in named.items() if name.startswith(f"{layers}.") and linear_shape(m) is not None}
+
+
+def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple[int, ...]]:
+    """The tokens of a document as they begin a prompt that has only this document.
+
+    More than `window` tokens become several parts, each of which begins with the tokens of the template.
+
+    Raises:
+        SettingsError: `window` has no room for a part.
+    """
+    prompt = prompts.build([{"role": "user", "content": "?"}], (document,))
+    (start, end), ids = prompt.spans[0], prompt.ids
+    size = window - start
+    if size < _LEAST:
+        raise SettingsError(
+            f"a gist's `window` must have at least {_LEAST} tokens behind the {start} of the chat template, got "
+            f"{window}; train with a larger one"
+        )
+    return [ids[:start] + ids[n : min(n + size, end)] for n in range(start, end, size)]
+
+
+def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int) -> Piece:
+    """The keys and values of the gists of N documents of at most W tokens each, with their x and residual.
+
+    They are tensors (N, ...) of k columns. With gradients enabled, these reach the weights.
+    """
+    device, k = backbone.device, weights.tokens
+    longest = max(len(ids) for ids in documents)
+    if longest > weights.window:
+        raise SettingsError(
+            f"a document to compress must have at most {weights.window} tokens, got {longest}; cut it into `parts`"
+        )
+    ids = torch.full((len(documents), longest), pad_id)
+    mask = torch.zeros(len(documents), longest + k, dtype=torch.long)
+    for row, own in enumerate(documents):
+        ids[row, longest - len(own) :] = torch.as_tensor(own)
+        mask[row, longest - len(own) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    places = torch.arange(weights.window - longest, weights.end, device=device).expand(len(documents), -1)
+    lora = everywhere(maps(backbone), weights.adapter)
+    with lora if weights.on_documents else torch.no_grad():
+        _, _, cache = run(backbone, ids, mask[:, :longest], None, places[:, :longest])
+    embeddings = weights.embeddings.to(device, backbone.model.dtype).expand(len(documents), -1, -1)
+    with everywhere(maps(backbone), weights.adapter):
+        x, residual, cache = run(backbone, embeddings, mask, cache, places[:, longest:])
+    return newest(cache, x, residual)

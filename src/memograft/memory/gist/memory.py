@@ -1,0 +1,179 @@
+"""`Gist`: documents as the keys and values of trained gist tokens, in front of a prompt that does not have them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.memory.base import Brought, Memory, Model, Task, Wanted
+from memograft.memory.gist import folder
+from memograft.memory.gist.compress import GistWeights, check_model, compressed, parts
+from memograft.memory.prefixes import Place, Prefixes
+from memograft.memory.report import MemoryReport
+from memograft.model.backbone import Backbone
+from memograft.model.kv import Piece, Prefill, Segment, chain
+from memograft.prompt.builder import PromptBuilder
+
+__all__ = ["Gist"]
+
+_HELD = 1 << 28  # bytes of gists in memory, for an engine without a bank
+_TOGETHER = 32  # documents in one pass
+
+
+@dataclass(frozen=True)
+class Gist(Memory):
+    """Answer from k trained tokens for each document, whose own tokens are not in the prompt.
+
+    A document is compressed once and kept: in the engine's bank, or else in memory. Documents of more than W tokens
+    have several gists. Train a folder with `memograft train gist`.
+
+    Args:
+        folder: of a trained gist.
+        tokens: k that it must have; None takes any.
+        show: how many of the first documents also stay in the prompt as text.
+
+    Raises:
+        SettingsError: a value is out of its range.
+    """
+
+    folder: str
+    tokens: int | None = None
+    show: int = 0
+
+    kind: ClassVar[str] = "gist"
+    trains: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", str(self.folder))  # a JSON value
+        if not self.folder:
+            raise SettingsError("`folder` must be the folder of a trained gist, got ''; see `memograft train gist`")
+        for name, least in {"tokens": 1, "show": 0}.items():
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise SettingsError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+
+    def check(self, backbone: Backbone, fingerprint: str) -> None:
+        """Refuse a gist of another model, or of another k.
+
+        Raises:
+            MemoryFormatError: the folder is missing or damaged.
+            SettingsError: it belongs to another model, or has another number of tokens.
+            UnsupportedModelError: the model cannot have gist tokens.
+        """
+        found = folder.about(Path(self.folder))
+        if found.fingerprint != fingerprint:
+            raise SettingsError(
+                f"the gist in {self.folder} was trained for another model (fingerprint {found.fingerprint}, this "
+                f"model's is {fingerprint}); use that model, or train a gist for this one"
+            )
+        if self.tokens not in (None, found.tokens):
+            raise SettingsError(
+                f"`tokens` must be {found.tokens}, as many as the gist in {self.folder} was trained with, got "
+                f"{self.tokens}; leave it out, or name another folder"
+            )
+        check_model(backbone)
+
+    def shown(self, documents: tuple[Document, ...]) -> tuple[Document, ...]:
+        """The first `show` documents."""
+        return documents[: self.show]
+
+    def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:
+        """W + k, the position of the prompt's first token; or the gists' columns, if they are more."""
+        if not documents:
+            return 0
+        found = folder.about(Path(self.folder))
+        count = sum(len(parts(prompts, document, found.window)) for document in documents)
+        return max(count * found.tokens, found.window + found.tokens)
+
+    @classmethod
+    def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
+        """The gists of each row's documents. Those that are not kept yet are made, in passes over several documents."""
+        segments: list[Segment | None] = []
+        for row in rows:
+            if row.kept is not None and row.kept.segment is not None and row.kept.documents == row.documents:
+                segments.append(row.kept.segment)
+            else:
+                segments.append(_segment(model, row.memory, row.documents))
+        return segments
+
+    @classmethod
+    def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:  # noqa: ARG003
+        """A report for each row; nothing is trained."""
+        return [_brought(model, row) for row in rows]
+
+
+def _brought(model: Model, row: Wanted) -> Brought:
+    memory: Gist = row.memory
+    found, ids = folder.about(Path(memory.folder)), [document.id for document in row.documents]
+    text = [model.fingerprint, memory.kind, found.id, memory.show, [[d.id, d.text] for d in row.documents]]
+    id = hashlib.sha256(json.dumps(text).encode()).hexdigest()[:32]
+    report = MemoryReport(
+        reason=None if ids else "nothing to memorize: there are no documents",
+        documents=tuple(ids),
+        settings=memory.to_json(),
+        reused=row.kept is not None,
+        id=row.kept.id if row.kept is not None else "",
+    )
+    return Brought(report=report, id=id)
+
+
+_loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, GistWeights]] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[nn.Module, Prefixes] = weakref.WeakKeyDictionary()
+
+
+def _weights(path: Path, id: str, backbone: Backbone) -> GistWeights:
+    """The weights of a folder, which are read once for a model."""
+    known = _loaded.setdefault(backbone.model, {})
+    if id not in known:
+        known[id] = folder.read(path, backbone)
+    return known[id]
+
+
+@torch.no_grad()
+def _segment(model: Model, memory: Gist, documents: Sequence[Document]) -> Segment | None:
+    if not documents:
+        return None
+    path = Path(memory.folder)
+    id = folder.about(path).id
+    weights = _weights(path, id, model.backbone)
+    store = model.bank.prefixes if model.bank is not None else _kept.setdefault(model.backbone.model, Prefixes(_HELD))
+    places = list(_places(model, id, weights, documents))
+    pieces: dict[str, Piece] = {}
+    for place, _ in places:
+        piece = store.recall(model, place)
+        if piece is not None:
+            pieces[place.id] = piece
+    missing = list({place.id: (place, ids) for place, ids in places if place.id not in pieces}.values())
+    for n in range(0, len(missing), _TOGETHER):
+        now = missing[n : n + _TOGETHER]
+        made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
+        for row, (place, _) in enumerate(now):
+            pieces[place.id] = piece = _of_row(made, row)
+            store.keep(model, place, piece)
+    return replace(chain(model.backbone, (), [pieces[place.id] for place, _ in places]), end=weights.end)
+
+
+def _places(
+    model: Model, id: str, weights: GistWeights, documents: Sequence[Document]
+) -> Iterator[tuple[Place, tuple[int, ...]]]:
+    """Where each gist is kept, with the tokens that it stands for."""
+    for document in documents:
+        for ids in parts(model.prompts, document, weights.window):
+            text = json.dumps([model.fingerprint, str(model.backbone.model.dtype), id, ids])
+            yield Place(hashlib.sha256(text.encode()).hexdigest()[:32], 0, len(ids), document), ids
+
+
+def _of_row(made: Piece, row: int) -> Piece:
+    """One document's gist, copied, so that the pass's other tensors are freed."""
+    layers = tuple((keys[row : row + 1].clone(), values[row : row + 1].clone()) for keys, values in made.layers)
+    return Piece(layers, made.x[row : row + 1].clone(), made.residual[row : row + 1].clone())

@@ -1,0 +1,276 @@
+"""Train gist tokens: their embeddings, and a LoRA that acts on them. The model stays as it is.
+
+The loss is the cross-entropy of the answers behind the gists, over many documents at once (arXiv 2304.08467, eq. 2),
+and with `distill` a KL divergence from the model's own distribution with the documents in view. A run is determined by
+its settings and samples; after an interruption it continues from its last checkpoint with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+from tqdm import tqdm
+
+from memograft.errors import SettingsError
+from memograft.memory.base import Model
+from memograft.memory.gist import checkpoint
+from memograft.memory.gist import folder as gist_folder
+from memograft.memory.gist.compress import GistWeights, check_model, compressed, maps
+from memograft.memory.gist.data import Batch, Batches, Sample, digest
+from memograft.memory.gist.views import IGNORED, VIEWS, answer_logits, right, targets
+from memograft.model.adapter import Adapter
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.storage.disk import JsonObject
+
+__all__ = ["GistTraining", "Progress", "evaluated", "fresh", "loss_of", "train"]
+
+
+@dataclass(frozen=True)
+class GistTraining:
+    """Settings of a run; with seed and samples they determine the result.
+
+    Attributes:
+        tokens: k, gist tokens for each document.
+        window: W, tokens of a document at most; longer ones get several gists.
+        steps: optimiser steps.
+        groups: documents (with their questions) in a step; samples with the same documents are one group.
+        questions: of a group in a step, at most.
+        documents: that a question sees at most, with others of the step.
+        rank: of the LoRA.
+        learning_rate: of AdamW, at its highest.
+        warmup: share of the steps in which it rises; it falls linearly to zero after them.
+        distill: weight of the KL divergence from the model with the documents in view; 1 - `distill` is that of the
+            cross-entropy.
+        on_documents: the LoRA also acts on the document's tokens, never on a question or an answer.
+        accumulate: passes of a step, each with a part of its groups.
+        seed: of initial weights and batches.
+    """
+
+    tokens: int = 10
+    window: int = 256
+    steps: int = 1000
+    groups: int = 32
+    questions: int = 4
+    documents: int = 3
+    rank: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    distill: float = 0.0
+    on_documents: bool = False
+    accumulate: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("tokens", "window", "steps", "groups", "questions", "documents", "rank", "accumulate")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "distill"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rise = max(1.0, self.warmup * self.steps)
+        return self.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1.0, self.steps - rise), 1.0)
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        tokens: that were read: of documents, gists, questions and answers, without padding.
+        losses: of each step.
+        scores: of the held-out samples: step, and the numbers of `evaluated`.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    scores: list[JsonObject] = field(default_factory=list)
+
+
+def train(
+    model: Model,
+    samples: Sequence[Sample],
+    settings: GistTraining,
+    folder: Path,
+    *,
+    held_out: Sequence[Sample] = (),
+    start: Path | None = None,
+    every: int = 100,
+    stop_at: int | None = None,
+    progress: bool = True,
+) -> tuple[GistWeights, Progress]:
+    """Train to the end, or to step `stop_at`, and return the weights.
+
+    Every `every` steps, `held_out` samples are asked in all views, and the gist is written into `folder`, with a
+    checkpoint. A later call with the same settings continues from there. `start` is a trained gist to begin with.
+
+    Raises:
+        SettingsError: no samples, the checkpoint has other settings, samples or another model, or `start` does not fit.
+        MemoryFormatError: the checkpoint or `start` is damaged.
+        UnsupportedModelError: see `check_model`.
+    """
+    backbone = model.backbone
+    check_model(backbone)
+    stated: JsonObject = {"fingerprint": model.fingerprint, "samples": digest(samples), **asdict(settings)}
+    if start is not None:
+        stated["start"] = gist_folder.about(start).id
+    batches = Batches(samples, model.prompts, settings.window, settings.documents, settings.questions, settings.seed)
+    with _frozen(backbone):
+        weights = fresh(backbone, settings, batches.of_step(0, 1)[0], model.pad_id)
+        parameters = checkpoint.named(weights)
+        if start is not None:
+            _begin_with(start, parameters, model)
+        optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
+        done = checkpoint.read(folder, stated, parameters, optimiser)
+        state = Progress(**done) if done is not None else Progress()
+        last = settings.steps if stop_at is None else min(stop_at, settings.steps)
+        bar = tqdm(range(state.step, last), initial=state.step, total=settings.steps, disable=not progress)
+        for step in bar:
+            began = time.perf_counter()
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate(step)
+            loss, tokens = _step(model, weights, batches.of_step(step, settings.groups, settings.accumulate), settings)
+            if not math.isfinite(loss):
+                raise SettingsError(
+                    f"the loss must be finite, got {loss} at step {step}; continue with a smaller `learning_rate` in "
+                    "another folder"
+                )
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            state.step, state.tokens = step + 1, state.tokens + tokens
+            state.losses.append(loss)
+            bar.set_postfix(loss=f"{loss:.3f}", tokens_s=f"{tokens / (time.perf_counter() - began):.0f}")
+            if state.step % every == 0 or state.step == last:
+                if held_out:
+                    state.scores.append({"step": state.step, **evaluated(model, weights, held_out)})
+                    bar.write(str(state.scores[-1]))
+                checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
+                made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
+                gist_folder.write(folder, weights, backbone, model.fingerprint, made)
+    return weights, state
+
+
+def fresh(backbone: Backbone, settings: GistTraining, batch: Batch, pad_id: int) -> GistWeights:
+    """Untrained weights: embeddings of random tokens, and a LoRA that changes nothing yet.
+
+    It has only the maps on which a gist's keys and values depend, so not the last layer's output.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        ids = torch.randint(len(backbone.model.get_input_embeddings().weight), (settings.tokens,), generator=generator)
+        embeddings = backbone.model.get_input_embeddings()(ids.to(backbone.device)).float().clone()
+    lora_a, lora_b = {}, {}
+    for name, module in maps(backbone).items():
+        inside, out = linear_shape(module) or (0, 0)
+        device = next(module.parameters()).device
+        a = torch.randn(settings.rank, inside, generator=generator) / math.sqrt(inside)
+        lora_a[name] = a.to(device).requires_grad_()
+        lora_b[name] = torch.zeros(out, settings.rank, device=device).requires_grad_()
+    weights = GistWeights(embeddings.requires_grad_(), Adapter(lora_a, lora_b), settings.window, settings.on_documents)
+    with torch.enable_grad():
+        made = compressed(backbone, weights, batch.documents[:1], pad_id)
+        total = torch.stack([tensor.float().sum() for pair in made.layers for tensor in pair]).sum()
+        found = torch.autograd.grad(total, list(lora_b.values()), allow_unused=True)
+    used = [name for name, gradient in zip(lora_b, found, strict=True) if gradient is not None]
+    adapter = Adapter({name: lora_a[name] for name in used}, {name: lora_b[name] for name in used})
+    return GistWeights(weights.embeddings, adapter, settings.window, settings.on_documents)
+
+
+@torch.no_grad()
+def _begin_with(start: Path, parameters: Mapping[str, Tensor], model: Model) -> None:
+    """Copy the weights of a gist. If it has fewer tokens, the others keep their own embeddings; if more, its first."""
+    about = gist_folder.about(start)
+    if about.fingerprint != model.fingerprint:
+        raise SettingsError(
+            f"`start` must be a gist of this model (fingerprint {model.fingerprint}), got one of {about.fingerprint} "
+            f"in {start}; leave it out"
+        )
+    known = checkpoint.named(gist_folder.read(start, model.backbone))
+    for name, parameter in parameters.items():
+        if name == "embeddings":
+            count = min(len(known[name]), len(parameter))
+            parameter[:count] = known[name][:count]
+        elif name in known and known[name].shape == parameter.shape:
+            parameter.copy_(known[name])
+        else:
+            raise SettingsError(f"`start` must have the same `rank`, got another one in {start}; set its rank")
+
+
+@torch.no_grad()
+def evaluated(model: Model, weights: GistWeights, samples: Sequence[Sample], groups: int = 32) -> dict[str, float]:
+    """The share of samples that each view answers exactly, each token given the right ones before it.
+
+    Also `<view>_loss`, the mean cross-entropy of the answers' tokens in nats, for models whose wording is another.
+    """
+    batches = Batches(samples, model.prompts, weights.window, 1, 1, 0)
+    counts, losses, tokens = dict.fromkeys(VIEWS, 0), dict.fromkeys(VIEWS, 0.0), 0
+    for batch in batches.all(groups):
+        gists = compressed(model.backbone, weights, batch.documents, model.pad_id)
+        for view in VIEWS:
+            logits = answer_logits(model.backbone, batch, view, model.pad_id, gists, weights.end)
+            goal = targets(batch.asked, logits.device)
+            counts[view] += right(logits, goal)
+            losses[view] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
+        tokens += sum(len(row.answer) for row in batch.asked)
+    shares: dict[str, float] = {view: count / len(samples) for view, count in counts.items()}
+    return shares | {f"{view}_loss": round(loss / tokens, 4) for view, loss in losses.items()}
+
+
+def _step(model: Model, weights: GistWeights, batches: Sequence[Batch], settings: GistTraining) -> tuple[float, int]:
+    """Add up the gradients of a step. Returns its loss and how many tokens it read."""
+    answers = sum(len(row.answer) for batch in batches for row in batch.asked)
+    total, tokens = 0.0, 0
+    for batch in batches:
+        loss = loss_of(model, weights, batch, settings.distill) / answers
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+        tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
+        tokens += sum(len(row.prompt) + len(row.answer) for row in batch.asked)
+    return total, tokens
+
+
+def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0.0) -> Tensor:
+    """The loss of a batch, as a sum over answer tokens."""
+    backbone = model.backbone
+    gists = compressed(backbone, weights, batch.documents, model.pad_id)
+    logits = answer_logits(backbone, batch, "gist", model.pad_id, gists, weights.end)
+    goal = targets(batch.asked, logits.device)
+    loss = logits.new_zeros(())
+    if distill < 1:
+        loss = (1 - distill) * cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
+    if distill > 0:
+        with torch.no_grad():
+            full = answer_logits(backbone, batch, "full", model.pad_id)
+        places = goal != IGNORED
+        own, other = logits[places].log_softmax(-1), full[places].log_softmax(-1)
+        loss = loss + distill * kl_div(own, other, log_target=True, reduction="sum")
+    return loss
+
+
+@contextmanager
+def _frozen(backbone: Backbone) -> Iterator[None]:
+    """Inside, the model's own weights get no gradients, which would cost as much as those of activations."""
+    wanted = [p for p in backbone.model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,96 @@
+"""Ask the questions of a batch in three views: behind gists, with the documents in the prompt, and without either.
+
+The last two are the controls of arXiv 2304.08467: "full" is the positive one, "none" the negative one.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from memograft.errors import SettingsError
+from memograft.memory.gist.data import Asked, Batch
+from memograft.model.backbone import Backbone, cache_name, unsupported
+from memograft.model.kv import Piece, empty, reach
+
+__all__ = ["VIEWS", "View", "answer_logits", "right", "targets"]
+
+View = Literal["gist", "full", "none"]
+VIEWS: tuple[View, ...] = ("gist", "full", "none")
+IGNORED = -100  # cross_entropy's own default
+
+
+def answer_logits(
+    backbone: Backbone, batch: Batch, view: View, pad_id: int, gists: Piece | None = None, end: int = 0
+) -> Tensor:
+    """(B, n, V) float32 logits at the places of `targets`, for the questions of a batch.
+
+    Args:
+        backbone: the model.
+        batch: the questions.
+        view: what they see.
+        pad_id: the padding token.
+        gists: of the batch's documents, for the view "gist".
+        end: position of the token that follows a gist.
+
+    Raises:
+        SettingsError: a question with what it sees is longer than the model's window.
+        UnsupportedModelError: gists and question together do not fit a sliding window.
+    """
+    device, rows = backbone.device, batch.asked
+    texts = [(row.full if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
+    length, count = max(map(len, texts)), max(len(row.answer) for row in rows)
+    if (last := length + (end if view == "gist" else 0)) > backbone.max_length:
+        raise SettingsError(
+            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
+            f"{last}; leave out the longest samples, or train with a smaller `window`"
+        )
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, length - len(text) :] = torch.as_tensor(text)
+        mask[row, length - len(text) :] = 1
+    ids, mask = ids.to(device), mask.to(device)
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    taken = inspect.signature(backbone.model.forward).parameters
+    extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
+    if view == "gist":
+        assert gists is not None
+        cache, before = _in_front(backbone, gists, [row.gists for row in rows])
+        mask, places = torch.cat([before, mask], 1), places + end
+        extra |= {cache_name(backbone.model.forward): cache}
+    if (shortest := reach(backbone)) is not None and mask.shape[1] > shortest:
+        # Padding between gists and question would move the window.
+        raise unsupported(
+            f"a sliding window of {shortest} columns is shorter than a question's {mask.shape[1]} with what it sees",
+            "train on fewer documents at a time, or shorter ones",
+        )
+    out = backbone.model(input_ids=ids, attention_mask=mask, position_ids=places, **extra)
+    return out.logits[:, -count:].float()  # type: ignore[no-any-return]
+
+
+def targets(asked: Sequence[Asked], device: torch.device) -> Tensor:
+    """(B, n) answer tokens, aligned on the right; `IGNORED` before them."""
+    count = max(len(row.answer) for row in asked)
+    return torch.tensor([(IGNORED,) * (count - len(row.answer)) + row.answer for row in asked], device=device)
+
+
+def right(logits: Tensor, targets: Tensor) -> int:
+    """How many answers greedy decoding would give exactly, token by token."""
+    return int(((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).sum())
+
+
+def _in_front(backbone: Backbone, gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
+    """A cache with the gists that each row sees, padded on the left with others that are masked; and its mask."""
+    slots, k = max(map(len, seen)), gists.x.shape[1]
+    index = torch.tensor([[0] * (slots - len(own)) + list(own) for own in seen])
+    real = torch.tensor([[0] * (slots - len(own)) + [1] * len(own) for own in seen])
+    cache = empty(backbone)
+    for n, pair in enumerate(gists.layers):
+        chosen = [tensor[index.to(tensor.device)] for tensor in pair]  # (B, slots, H, k, head dimension)
+        cache.update(*(t.transpose(1, 2).flatten(2, 3) for t in chosen), n)
+    return cache, real.repeat_interleave(k, 1).to(backbone.device)

@@ -1,0 +1,132 @@
+"""Passes over what may be seen give the numbers of one pass under the paper's mask, eager and sdpa."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from families import build
+from gists import DOCUMENTS, closest, random_gist
+from memograft.errors import UnsupportedModelError
+from memograft.memory.gist.compress import check_model, compressed, maps
+from memograft.memory.gist.data import Asked, Batch
+from memograft.memory.gist.train import loss_of
+from memograft.memory.gist.views import answer_logits
+from memograft.model.backbone import Backbone
+from reference.gist import Layout, form, masked_pass
+
+QUESTION, ANSWER = (1, 4, 30, 31, 32, 2, 5), (60, 61, 62, 2)
+ATTENTION = ("eager", "sdpa")
+EITHER = ("llama", "gpt2", "mistral", "qwen3", "phi", "gpt_neox", "granite")
+PAIRS = [*((family, attention) for family in EITHER for attention in ATTENTION), ("gemma2", "eager"), ("gptj", "eager")]
+BATCH = Batch(DOCUMENTS, (Asked(QUESTION, QUESTION, ANSWER, (0, 1, 2)),))
+
+
+def made(family: str, attention: str = "sdpa", **changes: Any) -> Backbone:
+    model = build(family, changes=changes)
+    model.set_attn_implementation(attention)
+    return Backbone.of(model)
+
+
+@pytest.mark.parametrize(("family", "attention"), PAIRS)
+@torch.no_grad()
+def test_keys_values_and_logits_are_those_of_the_masked_pass(family: str, attention: str) -> None:
+    backbone = made(family, attention)
+    weights = random_gist(backbone)
+    layout = Layout.of(DOCUMENTS, QUESTION + ANSWER[:-1], weights.tokens, weights.window)
+    logits, layers = masked_pass(
+        backbone.model,
+        maps(backbone),
+        weights,
+        DOCUMENTS,
+        QUESTION + ANSWER[:-1],
+        form(layout.allowed(), attention),
+    )
+    gists = compressed(backbone, weights, DOCUMENTS, 0)
+    assert closest(gists.layers, layers) < 1e-5
+    own = answer_logits(backbone, BATCH, "gist", 0, gists, weights.end)
+    assert own.shape == (1, len(ANSWER), backbone.vocabulary)
+    torch.testing.assert_close(own[0], logits[-len(ANSWER) :], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("on_documents", [False, True])
+def test_so_are_the_gradients(on_documents: bool) -> None:
+    backbone = made("llama")
+    weights = random_gist(backbone, on_documents=on_documents)
+    trained = [weights.embeddings, *weights.adapter.lora_a.values(), *weights.adapter.lora_b.values()]
+    own = torch.autograd.grad(loss_of(_model(backbone), weights, BATCH), trained)
+    layout = Layout.of(DOCUMENTS, QUESTION + ANSWER[:-1], weights.tokens, weights.window)
+    logits, _ = masked_pass(
+        backbone.model, maps(backbone), weights, DOCUMENTS, QUESTION + ANSWER[:-1], form(layout.allowed(), "sdpa")
+    )
+    goal = torch.tensor(ANSWER)
+    loss = torch.nn.functional.cross_entropy(logits[-len(ANSWER) :], goal, reduction="sum")
+    for mine, other in zip(own, torch.autograd.grad(loss, trained), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+        assert float(other.abs().max()) > 0
+
+
+@pytest.mark.parametrize("attention", ATTENTION)
+@torch.no_grad()
+def test_the_mask_hides_the_document(attention: str) -> None:
+    """If gists see nothing of their document, no logit behind them depends on it; a mask in the wrong form lets it
+    through."""
+    backbone = made("llama", attention)
+    weights = random_gist(backbone)
+    other = tuple(tuple((id * 7 + 3) % 320 for id in ids) for ids in DOCUMENTS)
+    mask = form(Layout.of(DOCUMENTS, QUESTION, weights.tokens, weights.window).allowed(blind=True), attention)
+
+    def said(documents: Any, mask: torch.Tensor) -> torch.Tensor:
+        return masked_pass(backbone.model, maps(backbone), weights, documents, QUESTION, mask)[0]
+
+    torch.testing.assert_close(said(DOCUMENTS, mask), said(other, mask), rtol=1e-5, atol=1e-5)
+    seen = form(Layout.of(DOCUMENTS, QUESTION, weights.tokens, weights.window).allowed(), attention)
+    wrong = form(Layout.of(DOCUMENTS, QUESTION, weights.tokens, weights.window).allowed(blind=True), "sdpa")
+    for leaks in (seen, *([wrong] if attention == "eager" else [])):  # eager adds 0 and 1 to its scores
+        assert float((said(DOCUMENTS, leaks) - said(other, leaks)).abs().max()) > 0.1
+
+
+@torch.no_grad()
+def test_questions_see_only_their_gists_and_each_row_is_as_alone() -> None:
+    backbone = made("llama")
+    weights = random_gist(backbone)
+    gists = compressed(backbone, weights, DOCUMENTS, 0)
+    rows = [Asked(QUESTION, QUESTION, ANSWER, seen) for seen in ((0, 2), (2, 0), (1,), (0, 1, 2))]
+    rows.append(Asked(QUESTION[:3], QUESTION[:3], ANSWER[:2], (1,)))
+    together = answer_logits(backbone, Batch(DOCUMENTS, tuple(rows)), "gist", 0, gists, weights.end)
+    for n, row in enumerate(rows):
+        own = Batch(tuple(DOCUMENTS[g] for g in row.gists), (Asked(*_same(row), tuple(range(len(row.gists)))),))
+        alone = answer_logits(backbone, own, "gist", 0, compressed(backbone, weights, own.documents, 0), weights.end)
+        torch.testing.assert_close(together[n, -len(row.answer) :], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[0], together[1], rtol=1e-4, atol=1e-5)  # in any order
+    assert float((together[0] - together[2]).abs().max()) > 0.1
+
+
+@torch.no_grad()
+def test_the_controls_are_ordinary_passes() -> None:
+    backbone = made("llama")
+    full = (*QUESTION[:2], 7, 8, 9, *QUESTION[2:])
+    batch = Batch((), (Asked(QUESTION, full, ANSWER, ()), Asked(QUESTION[:4], full[:5], ANSWER[:1], ())))
+    for view, texts in {"full": (full, full[:5]), "none": (QUESTION, QUESTION[:4])}.items():
+        logits = answer_logits(backbone, batch, view, 0)  # type: ignore[arg-type]
+        for n, (text, row) in enumerate(zip(texts, batch.asked, strict=True)):
+            own = backbone.model(input_ids=torch.tensor([text + row.answer[:-1]])).logits[0, -len(row.answer) :]
+            torch.testing.assert_close(logits[n, -len(row.answer) :], own, rtol=1e-4, atol=1e-5)
+
+
+def test_models_without_positions_are_refused_by_what_they_lack() -> None:
+    backbone = made("falcon", alibi=True)
+    with pytest.raises(UnsupportedModelError, match="FalconForCausalLM has positions or a cache that cannot be set"):
+        check_model(backbone)
+
+
+def _same(row: Asked) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    return row.prompt, row.full, row.answer
+
+
+def _model(backbone: Backbone) -> Any:
+    from memograft.memory.base import Model
+
+    return Model(backbone, None, 0, "")  # type: ignore[arg-type]
