@@ -15,7 +15,7 @@ from peft import PeftModel
 
 from families import build
 from gists import DOCUMENTS, closest, parts_of, random_gist, saved_gist
-from memograft import Bank, Datastore, Engine, FastMem, Gist, Memory, Request, Rtd
+from memograft import Bank, Compacted, Datastore, Engine, FastMem, Gist, Kept, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError, UnsupportedModelError
@@ -87,6 +87,9 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, gist: Gist) -> None:
         ask(memory=handle),
         ask("Where?", memory=FixedPrefix("once")),
         ask(documents=FACTS[:2], memory=replace(gist, show=1)),
+        ask(documents=FACTS, memory=Kept()),
+        ask(documents=FACTS, memory=Compacted(ratio=4)),
+        ask(documents=FACTS, memory=Compacted(LORA, 4)),
         ask(documents=FACTS, memory=gist, processors=[Rtd(examples, weight=0.8, gate=None)]),
     ]
     together = first_logprobs(engine, requests)

@@ -241,8 +241,8 @@ def _kernel(backbone: Backbone) -> str:
 
 
 def _recorded(
-    kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-) -> Any:
+    kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: Any
+) -> object:
     asked: dict[int, Asked] | None = getattr(_local, "asked", None)
     if asked is not None:
         scale = kwargs.get("scaling")
