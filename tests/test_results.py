@@ -57,6 +57,18 @@ def test_the_tables_of_costs(file: str, marker: str) -> None:
     assert not [commit for commit in made["commits"].values() if "dirty" in commit]
 
 
+def test_the_table_of_gists() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "gist-tiny.json").read_text("utf-8"))
+    names = {"plain": "the page (plain)", "no document": "nothing (no document)"}
+    found = sorted(row.strip("| ").split(" | ") for row in shown("docs/gist.md", "gist-tiny").splitlines()[2:])
+    wanted = []
+    for name, sets in made["results"].items():
+        cells = [sets[of] for of in ("unseen", "contradicts", "elsewhere")]
+        bounds = [(cell["accuracy"], *cell["interval"]) for cell in cells]
+        wanted.append([names.get(name, name), *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in bounds)])
+    assert found == sorted(wanted)
+
+
 def test_the_table_of_arrivals() -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / "arrivals.json").read_text("utf-8"))
     rows = ["| | before | now | now / before |", "|---|---|---|---|"]
