@@ -69,6 +69,19 @@ def test_the_table_of_gists() -> None:
     assert found == sorted(wanted)
 
 
+@pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried")])
+def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
+    found = [row.strip("| ").split(" | ") for row in shown("docs/carried.md", marker).splitlines()[2:]]
+    wanted = []
+    for name, row in made["ways"].items():
+        low, high = row["of_whole_interval"]
+        numbers = [f"{row['f1']:.3f}", f"{row['of_whole']:.2f} [{low:.2f}, {high:.2f}]", f"{row['accuracy']:.3f}"]
+        wanted.append([name, *numbers, "-" if row["kl"] is None else f"{row['kl']:.3f}", f"{row['bytes'] / 1024:.0f}"])
+    assert found == wanted
+    assert "dirty" not in made["commit"]
+
+
 def test_the_table_of_arrivals() -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / "arrivals.json").read_text("utf-8"))
     rows = ["| | before | now | now / before |", "|---|---|---|---|"]

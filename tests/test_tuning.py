@@ -168,7 +168,7 @@ def test_the_command_writes_a_file_that_the_others_take(tmp_path: Path) -> None:
     assert str(tmp_path) not in file.read_text()
     assert told["settings"] == json.loads(json.dumps(asdict(FastMem.load(file))))
     evaluated = run("eval", "world", *few, "--settings", file, "--out", tmp_path / "cells").stdout.splitlines()[-1]
-    assert json.loads(evaluated)["settings"][str(file)]["memory"] == told["settings"]
+    assert json.loads(evaluated)["settings"][str(file)]["memory"] == {"kind": "fastmem", **told["settings"]}
 
 
 def test_a_command_memorizes_as_a_file_says_and_as_its_options_say(tmp_path: Path) -> None:
