@@ -43,11 +43,18 @@ def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
     assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
 
 
-@pytest.mark.parametrize(("file", "marker"), [("speed", "costs"), ("decoding", "decoding")])
-def test_the_tables_of_costs(file: str, marker: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "page", "marker"),
+    [
+        ("speed", "method", "costs"),
+        ("decoding", "method", "decoding"),
+        ("carried-costs", "carried", "carried-costs"),
+    ],
+)
+def test_the_tables_of_costs(file: str, page: str, marker: str) -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
     lines = [line for row in made["results"].values() for line in row]
-    found = [row.strip("| ").split(" | ") for row in shown("docs/method.md", marker).splitlines()[2:]]
+    found = [row.strip("| ").split(" | ") for row in shown(f"docs/{page}.md", marker).splitlines()[2:]]
     numbers = [[line["name"], *(f"{line[n]:.2f}" for n in ("median", "least", "largest"))] for line in lines]
     assert [row[:4] for row in found] == numbers
     for row, line in zip(found, lines, strict=True):
