@@ -225,9 +225,9 @@ def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
             axes.plot(x, y, color=colour, marker=marker, linewidth=1, label=kind)
         axes.axhline(found[FULL]["f1"], color="black", linewidth=1, label="whole page, kept")
         axes.axhline(found[NONE]["f1"], color="black", linewidth=1, linestyle=":", label="no page")
-    sides[0].set(xscale="log", xlabel="KiB a page, with the 50 tokens before it", ylabel="F1")
+    sides[0].set(xscale="log", xlabel="KiB a page, with the 50 tokens before it", ylabel="F1", ylim=(0, None))
     sides[1].set(xlabel="time to the first token / generate with the page", xlim=(0, None))
-    sides[0].legend(frameon=False, fontsize=8)
+    sides[0].legend(frameon=False, fontsize=7, loc="lower right", ncols=3)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
 
