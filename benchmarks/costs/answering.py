@@ -28,14 +28,7 @@ def kept(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
     with random_engine(name) as engine:
         handles = {way: engine.memorize([document(tokens)], memory) for way, memory in ways.items()}
         requests = {way: Request(QUESTION, memory=handle, sampling=Sampling(1)) for way, handle in handles.items()}
-        ids = torch.tensor([engine.answer(next(iter(requests.values()))).prompt_ids])
-        parts: dict[str, Callable[[], object]] = {
-            "generate": lambda: engine.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
-            ),
-        }
-        parts |= {way: partial(_streamed, engine, request) for way, request in requests.items()}
-        times = turns(parts, repeat, f"{name}, kept")
+        times = _first_tokens(engine, requests, repeat, f"{name}, kept")
     title = f"time to the first token, kept context / generate, {name}, T {tokens:,}"
     return [of_ratio(f"{title}, {way}", times[way], times["generate"], target=target) for way in ways]
 
@@ -48,14 +41,7 @@ def carried(name: str, tokens: int, targets: Mapping[str, float], repeat: int) -
             way: Request(QUESTION, memory=engine.memorize([document(tokens)], memory), sampling=Sampling(1))
             for way, memory in memories.items()
         }
-        ids = torch.tensor([engine.answer(requests["kept"]).prompt_ids])
-        parts: dict[str, Callable[[], object]] = {
-            "generate": lambda: engine.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
-            ),
-        }
-        parts |= {way: partial(_streamed, engine, request) for way, request in requests.items()}
-        times = turns(parts, repeat, f"{name}, carried")
+        times = _first_tokens(engine, requests, repeat, f"{name}, carried")
     title = f"time to the first token, {{}} / generate, {name}, T {tokens:,}"
     return [of_ratio(title.format(way), times[way], times["generate"], target=targets[way]) for way in requests]
 
@@ -95,6 +81,18 @@ def contrast(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
         for alpha in handles
     }
     return [of_ratio(f"contrast, time per token / without, {name}", each[0.5], each[0.0], target=target)]
+
+
+def _first_tokens(engine: Engine, requests: Mapping[str, Request], repeat: int, title: str) -> dict[str, list[Times]]:
+    """The times of requests for one token, and of `generate` with the whole prompt."""
+    ids = torch.tensor([engine.answer(next(iter(requests.values()))).prompt_ids])
+    parts: dict[str, Callable[[], object]] = {
+        "generate": lambda: engine.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False
+        ),
+    }
+    parts |= {way: partial(_streamed, engine, request) for way, request in requests.items()}
+    return turns(parts, repeat, title)
 
 
 def _streamed(engine: Engine, request: Request) -> None:
