@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,7 @@ NEVER = torch.finfo(torch.float32).min  # the number of a key that no query atte
 
 _local = threading.local()  # `asked`: where `asking` records in this thread
 _checked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_attention: WeakKeyDictionary[nn.Module, dict[int, weakref.ref[nn.Module]]] = WeakKeyDictionary()
 
 
 class BiasedLayer(DynamicLayer):  # type: ignore[misc]
@@ -130,14 +132,17 @@ def with_bias(mask: Tensor | None, bias: Tensor, heads: int, queries: int, dtype
     return (mask.float() + columns).clamp_min(torch.finfo(dtype).min).to(dtype)
 
 
-def attention_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """The module of each layer, by its number in the cache, that is given the attention mask."""
-    found: dict[int, nn.Module] = {}
-    for module in model.modules():  # a decoder layer comes before the attention inside it, which replaces it here
-        number = getattr(module, "layer_idx", None)
-        if isinstance(number, int) and "attention_mask" in inspect.signature(module.forward).parameters:
-            found[number] = module
-    return found
+def attention_modules(model: nn.Module) -> Mapping[int, nn.Module]:
+    """The module of each layer, by its number in the cache, that is given the attention mask. Found once for a model,
+    because every token's pass needs them."""
+    if model not in _attention:
+        found: dict[int, weakref.ref[nn.Module]] = {}
+        for module in model.modules():  # a decoder layer comes before the attention inside it, which replaces it here
+            number = getattr(module, "layer_idx", None)
+            if isinstance(number, int) and "attention_mask" in inspect.signature(module.forward).parameters:
+                found[number] = weakref.ref(module)
+        _attention[model] = found
+    return {number: own for number, of in _attention[model].items() if (own := of()) is not None}
 
 
 def check_bias(backbone: Backbone) -> None:
@@ -165,7 +170,7 @@ def _takes_bias(backbone: Backbone) -> bool:
     shown, hidden = torch.ones_like(ids), torch.ones_like(ids)
     hidden[0, 1] = 0
     kept = cache_of(model(input_ids=ids[:, :4], use_cache=True)).layers  # type: ignore[union-attr]
-    if not all(n in attention_modules(model) for n in range(len(kept))):
+    if not set(range(len(kept))) <= set(attention_modules(model)):
         return False
     places = {"position_ids": torch.arange(4, 6, device=ids.device)[None]}
     places = places if "position_ids" in inspect.signature(model.forward).parameters else {}
