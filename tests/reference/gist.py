@@ -16,30 +16,35 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """The row's tokens: which document each belongs to (0 for the question), and whether it is a gist token."""
+    """The row's tokens: which document each belongs to (0 for the question), and whether it is a gist token, or the
+    document's first one."""
 
     owner: Tensor
     gist: Tensor
+    first: Tensor
     positions: Tensor
 
     @classmethod
     def of(cls, documents: Sequence[Sequence[int]], question: Sequence[int], k: int, window: int) -> Layout:
         owner: list[int] = []
         gist: list[bool] = []
+        first: list[bool] = []
         positions: list[int] = []
         for n, ids in enumerate(documents, start=1):
             owner += [n] * (len(ids) + k)
             gist += [False] * len(ids) + [True] * k
+            first += [True] + [False] * (len(ids) - 1 + k)
             positions += range(window - len(ids), window + k)
         owner += [0] * len(question)
         gist += [False] * len(question)
+        first += [False] * len(question)
         positions += range(window + k, window + k + len(question))
-        return cls(torch.tensor(owner), torch.tensor(gist), torch.tensor([positions]))
+        return cls(torch.tensor(owner), torch.tensor(gist), torch.tensor(first), torch.tensor([positions]))
 
     def allowed(self, blind: bool = False) -> Tensor:
         """(T, T) bool: row sees column. `blind` gists do not see their document, so that nothing of it can pass."""
         same = self.owner[:, None] == self.owner[None]
-        behind = (self.owner[:, None] == 0) & self.gist[None]
+        behind = (self.owner[:, None] == 0) & (self.gist | self.first)[None]
         seen = (same | behind) & torch.ones(len(self.owner), len(self.owner), dtype=torch.bool).tril()
         if blind:
             seen &= ~(self.gist[:, None] & ~self.gist[None])
@@ -61,7 +66,8 @@ def masked_pass(
     question: Sequence[int],
     mask: Tensor,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Logits of the question (Q, V), and for each layer the gists' keys and values (N, H, k, head dimension)."""
+    """Logits of the question (Q, V), and for each layer keys and values (N, H, 1 + k, head dimension): of the documents'
+    first tokens, and of their gists."""
     layout = Layout.of(documents, question, len(weights.embeddings), weights.window)
     embed = model.get_input_embeddings()
     parts = [part for ids in documents for part in (embed(torch.tensor(ids)), weights.embeddings)]
@@ -81,7 +87,7 @@ def masked_pass(
     finally:
         for handle in handles:
             handle.remove()
-    columns = layout.gist.nonzero().flatten()
+    columns = (layout.gist | layout.first).nonzero().flatten()
 
     def of_gists(tensor: Tensor) -> Tensor:
         own = tensor[0, :, columns]

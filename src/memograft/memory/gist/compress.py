@@ -3,12 +3,16 @@
     position   W-P ....... W-1   W .... W+k-1   W+k ...
     tokens     [ document    ]   [ gist      ]   [ question, answer ]
     weights      base              base + LoRA     base
-    sees                           document        gists, never a document
+    sees                           document        gists, and the document's first token
 
 The paper masks one pass so that what follows a gist sees the gist and not the document. Here each part is a pass of its
 own over the keys and values that it may see, which gives the same numbers (`tests/reference/gist.py` is the masked
 pass) and the same gradients. The LoRA is computed for gist tokens only, and no mask of four dimensions is needed, which
 attention implementations take in different forms.
+
+The first token, with which the chat template begins, stays in front of the gist. Trained models attend to it where
+nothing else matters (an attention sink, arXiv 2309.17453): without it SmolLM2's answers cost 7.8 nats a token behind
+untrained gists, with it 6.0, and 6.1 without any document.
 
 All documents end at the same position, so a gist depends neither on its place nor on other documents: it is made once,
 and a prompt can have several, in any order.
@@ -27,7 +31,7 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.model.adapter import Adapter, everywhere
 from memograft.model.backbone import Backbone, linear_shape, unsupported
-from memograft.model.kv import Piece, joins, newest
+from memograft.model.kv import Piece, joins, newest, whole
 from memograft.model.prefill import run
 from memograft.prompt.builder import PromptBuilder
 
@@ -109,9 +113,10 @@ def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple
 
 
 def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int) -> Piece:
-    """The keys and values of the gists of N documents of at most W tokens each, with their x and residual.
+    """The keys and values of the first token and the gist of N documents of at most W tokens each, and their x and
+    residual.
 
-    They are tensors (N, ...) of k columns. With gradients enabled, these reach the weights.
+    They are tensors (N, ...) of 1 + k columns. With gradients enabled, these reach the weights.
     """
     device, k = backbone.device, weights.tokens
     longest = max(len(ids) for ids in documents)
@@ -126,10 +131,13 @@ def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Seq
         mask[row, longest - len(own) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     places = torch.arange(weights.window - longest, weights.end, device=device).expand(len(documents), -1)
-    lora = everywhere(maps(backbone), weights.adapter)
-    with lora if weights.on_documents else torch.no_grad():
+    starts = (longest - mask[:, :longest].sum(1))[:, None]
+    with everywhere(maps(backbone), weights.adapter) if weights.on_documents else torch.no_grad():
+        # A pass of its own, because a sliding window may drop the first column from the documents' cache.
+        x, residual, cache = run(backbone, ids.gather(1, starts), mask[:, -1:], None, places.gather(1, starts))
+        first = newest(cache, x, residual)
         _, _, cache = run(backbone, ids, mask[:, :longest], None, places[:, :longest])
     embeddings = weights.embeddings.to(device, backbone.model.dtype).expand(len(documents), -1, -1)
     with everywhere(maps(backbone), weights.adapter):
         x, residual, cache = run(backbone, embeddings, mask, cache, places[:, longest:])
-    return newest(cache, x, residual)
+    return whole([first, newest(cache, x, residual)])

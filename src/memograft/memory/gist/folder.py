@@ -23,7 +23,7 @@ from memograft.storage.publish import published, recover
 
 __all__ = ["GistAbout", "about", "inspected", "read", "write"]
 
-_FORMAT = 1
+_FORMAT = 2  # in format 1, questions did not see the document's first token
 _ABOUT, _EMBEDDINGS = "gist.json", "gist.safetensors"
 _REMEDY = "train it again, or restore the file"
 

@@ -88,12 +88,12 @@ class Gist(Memory):
         return documents[: self.show]
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:
-        """W + k, the position of the prompt's first token; or the gists' columns, if they are more."""
+        """W + k, the position of the prompt's first token; or the columns of all gists, if they are more."""
         if not documents:
             return 0
         found = folder.about(Path(self.folder))
         count = sum(len(parts(prompts, document, found.window)) for document in documents)
-        return max(count * found.tokens, found.window + found.tokens)
+        return max(count * (1 + found.tokens), found.window + found.tokens)
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
