@@ -66,8 +66,9 @@ def masked_pass(
     question: Sequence[int],
     mask: Tensor,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Logits of the question (Q, V), and for each layer keys and values (N, H, 1 + k, head dimension): of the documents'
-    first tokens, and of their gists."""
+    """Logits of the question (Q, V), and for each layer keys and values (N, H, 1 + k, head dimension).
+
+    These are of the documents' first tokens, and of their gists."""
     layout = Layout.of(documents, question, len(weights.embeddings), weights.window)
     embed = model.get_input_embeddings()
     parts = [part for ids in documents for part in (embed(torch.tensor(ids)), weights.embeddings)]

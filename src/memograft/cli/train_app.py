@@ -56,6 +56,9 @@ def gist(
         float,
         typer.Option(min=0, max=1, help="Weight of the KL from the model with the documents in its prompt."),
     ] = 0.0,
+    ask: Annotated[
+        float, typer.Option(min=0, max=1, help="Weight of a question's token in the loss; an answer's is 1.")
+    ] = 0.0,
     on_documents: Annotated[
         bool, typer.Option("--on-documents", help="The LoRA also acts on the documents' tokens.")
     ] = False,
@@ -84,6 +87,7 @@ def gist(
             learning_rate=learning_rate,
             warmup=warmup,
             distill=distill,
+            ask=ask,
             on_documents=on_documents,
             accumulate=accumulate,
             seed=seed,

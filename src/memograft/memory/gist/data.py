@@ -49,12 +49,16 @@ class Asked:
         full: the tokens of the same prompt with the sample's documents, for the positive control.
         answer: the tokens of the answer, with the token that ends the turn.
         gists: the numbers of the gists that it sees; those of its own documents, and of others that distract.
+        asked: how many tokens at the end of `prompt` and `full` are the question and what the template puts behind it.
+        page: how many tokens `full` has up to the end of the documents.
     """
 
     prompt: tuple[int, ...]
     full: tuple[int, ...]
     answer: tuple[int, ...]
     gists: tuple[int, ...]
+    asked: int = 0
+    page: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,10 @@ class Batches:
         messages = [{"role": "user", "content": sample.question}]
         prompt, answer = continuation(self._prompts, messages, (), sample.answer)
         full = self._prompts.build(messages, [Document(text) for text in sample.documents])
-        end = self._prompts.turn_end
-        return Asked(prompt.ids, full.ids, (*answer, *(() if end is None else (end,))), gists)
+        stop = self._prompts.turn_end
+        asked = _alike(prompt.ids[max(1, prompt.question[0]) :], full.ids)
+        page = max(end for _, end in full.spans)
+        return Asked(prompt.ids, full.ids, (*answer, *(() if stop is None else (stop,))), gists, asked, page)
 
     def _place(self, n: int) -> int:
         """The group in place `n` of an endless sequence of epochs, each in an order of its own."""
@@ -147,3 +153,9 @@ class Batches:
             random.Random(f"{self._seed}-epoch-{epoch}").shuffle(order)
             self._order = (epoch, order)
         return self._order[1][place]
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens at the end of both are the same."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return next((n for n, (own, its) in enumerate(pairs) if own != its), min(len(one), len(other)))

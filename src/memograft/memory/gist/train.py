@@ -49,6 +49,8 @@ class GistTraining:
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         distill: weight of the KL divergence from the model with the documents in view; 1 - `distill` is that of the
             cross-entropy.
+        ask: weight of a question's token in the loss, against 1 of an answer's. There are more of them, and how likely
+            a question is behind a gist tells what the gist holds.
         on_documents: the LoRA also acts on the document's tokens, never on a question or an answer.
         accumulate: passes of a step, each with a part of its groups.
         seed: of initial weights and batches.
@@ -64,6 +66,7 @@ class GistTraining:
     learning_rate: float = 1e-3
     warmup: float = 0.03
     distill: float = 0.0
+    ask: float = 0.0
     on_documents: bool = False
     accumulate: int = 1
     seed: int = 0
@@ -73,7 +76,7 @@ class GistTraining:
         for name in counts:
             if getattr(self, name) < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "distill"):
+        for name in ("warmup", "distill", "ask"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -234,10 +237,11 @@ def evaluated(model: Model, weights: GistWeights, samples: Sequence[Sample], gro
 
 def _step(model: Model, weights: GistWeights, batches: Sequence[Batch], settings: GistTraining) -> tuple[float, int]:
     """Add up the gradients of a step. Returns its loss and how many tokens it read."""
-    answers = sum(len(row.answer) for batch in batches for row in batch.asked)
+    rows = [row for batch in batches for row in batch.asked]
+    weight = sum(len(row.answer) + settings.ask * row.asked for row in rows)
     total, tokens = 0.0, 0
     for batch in batches:
-        loss = loss_of(model, weights, batch, settings.distill) / answers
+        loss = loss_of(model, weights, batch, settings.distill, settings.ask) / weight
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
@@ -245,21 +249,23 @@ def _step(model: Model, weights: GistWeights, batches: Sequence[Batch], settings
     return total, tokens
 
 
-def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0.0) -> Tensor:
-    """The loss of a batch, as a sum over answer tokens."""
-    backbone = model.backbone
+def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0.0, ask: float = 0.0) -> Tensor:
+    """The loss of a batch: a sum over answer tokens, and `ask` times that over question tokens."""
+    backbone, questions = model.backbone, ask > 0
     gists = compressed(backbone, weights, batch.documents, model.pad_id)
-    logits = answer_logits(backbone, batch, "gist", model.pad_id, gists, weights.end)
-    goal = targets(batch.asked, logits.device)
-    loss = logits.new_zeros(())
+    logits = answer_logits(backbone, batch, "gist", model.pad_id, gists, weights.end, questions=questions)
+    goal, answers = targets(batch.asked, logits.device, questions=questions), targets(batch.asked, logits.device)
+    places = goal != IGNORED
+    each = places * ask
+    each[:, each.shape[1] - answers.shape[1] :][answers != IGNORED] = 1
+    own, weight, loss = logits[places], each[places], logits.new_zeros(())
     if distill < 1:
-        loss = (1 - distill) * cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
+        loss = (1 - distill) * (weight @ cross_entropy(own, goal[places], reduction="none"))
     if distill > 0:
         with torch.no_grad():
-            full = answer_logits(backbone, batch, "full", model.pad_id)
-        places = goal != IGNORED
-        own, other = logits[places].log_softmax(-1), full[places].log_softmax(-1)
-        loss = loss + distill * kl_div(own, other, log_target=True, reduction="sum")
+            full = answer_logits(backbone, batch, "full", model.pad_id, questions=questions)[places].log_softmax(-1)
+        apart = kl_div(own.log_softmax(-1), full, log_target=True, reduction="none").sum(-1)
+        loss = loss + distill * (weight @ apart)
     return loss
 
 

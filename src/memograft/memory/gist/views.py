@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from memograft.errors import SettingsError
 from memograft.memory.gist.data import Asked, Batch
 from memograft.model.backbone import Backbone, cache_name, unsupported
-from memograft.model.kv import Piece, empty, reach
+from memograft.model.kv import Piece, empty, joins, positions, reach
+from memograft.model.prefill import run
 
 __all__ = ["VIEWS", "View", "answer_logits", "right", "targets"]
 
@@ -25,7 +27,14 @@ IGNORED = -100  # cross_entropy's own default
 
 
 def answer_logits(
-    backbone: Backbone, batch: Batch, view: View, pad_id: int, gists: Piece | None = None, end: int = 0
+    backbone: Backbone,
+    batch: Batch,
+    view: View,
+    pad_id: int,
+    gists: Piece | None = None,
+    end: int = 0,
+    *,
+    questions: bool = False,
 ) -> Tensor:
     """(B, n, V) float32 logits at the places of `targets`, for the questions of a batch.
 
@@ -36,34 +45,37 @@ def answer_logits(
         pad_id: the padding token.
         gists: of the batch's documents, for the view "gist".
         end: position of the token that follows a gist.
+        questions: whether the questions' own tokens are targets too.
 
     Raises:
         SettingsError: a question with what it sees is longer than the model's window.
         UnsupportedModelError: gists and question together do not fit a sliding window.
     """
     device, rows = backbone.device, batch.asked
-    texts = [(row.full if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
-    length, count = max(map(len, texts)), max(len(row.answer) for row in rows)
-    if (last := length + (end if view == "gist" else 0)) > backbone.max_length:
+    shortest = reach(backbone)
+    shares = view == "full" and joins(backbone) and shortest is None and all(row.page for row in rows)
+    texts = [(row.full[row.page * shares :] if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
+    count = max(len(row.answer) + row.asked * questions for row in rows)
+    ids, mask = padded(texts, pad_id, device)
+    places = positions(mask)
+    taken = inspect.signature(backbone.model.forward).parameters
+    extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
+    if view == "gist" or shares:
+        if view == "gist":
+            assert gists is not None
+            cache, before = _in_front(backbone, gists, [row.gists for row in rows])
+            places = places + end
+        else:
+            cache, before = _pages(backbone, rows, pad_id)
+            places = places + before.sum(1, keepdim=True)
+        mask = torch.cat([before, mask], 1)
+        extra[cache_name(backbone.model.forward)] = cache
+    if (last := int(places.max()) + 1) > backbone.max_length:
         raise SettingsError(
             f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
             f"{last}; leave out the longest samples, or train with a smaller `window`"
         )
-    ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, length - len(text) :] = torch.as_tensor(text)
-        mask[row, length - len(text) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
-    places = (mask.cumsum(1) - 1).clamp_min(0)
-    taken = inspect.signature(backbone.model.forward).parameters
-    extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
-    if view == "gist":
-        assert gists is not None
-        cache, before = _in_front(backbone, gists, [row.gists for row in rows])
-        mask, places = torch.cat([before, mask], 1), places + end
-        extra |= {cache_name(backbone.model.forward): cache}
-    if (shortest := reach(backbone)) is not None and mask.shape[1] > shortest:
+    if shortest is not None and mask.shape[1] > shortest:
         # Padding between gists and question would move the window.
         raise unsupported(
             f"a sliding window of {shortest} columns is shorter than a question's {mask.shape[1]} with what it sees",
@@ -73,15 +85,40 @@ def answer_logits(
     return out.logits[:, -count:].float()  # type: ignore[no-any-return]
 
 
-def targets(asked: Sequence[Asked], device: torch.device) -> Tensor:
-    """(B, n) answer tokens, aligned on the right; `IGNORED` before them."""
-    count = max(len(row.answer) for row in asked)
-    return torch.tensor([(IGNORED,) * (count - len(row.answer)) + row.answer for row in asked], device=device)
+def targets(asked: Sequence[Asked], device: torch.device, *, questions: bool = False) -> Tensor:
+    """(B, n) answer tokens, with `questions` behind those of the question, aligned on the right; before them
+    `IGNORED`."""
+    rows = [(row.prompt[len(row.prompt) - row.asked :] if questions else ()) + row.answer for row in asked]
+    count = max(map(len, rows))
+    return torch.tensor([(IGNORED,) * (count - len(row)) + row for row in rows], device=device)
 
 
 def right(logits: Tensor, targets: Tensor) -> int:
     """How many answers greedy decoding would give exactly, token by token."""
     return int(((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).sum())
+
+
+def padded(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N, T) token ids and their mask, padded on the left."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), pad_id)
+    mask = torch.zeros(len(texts), longest, dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, longest - len(text) :] = torch.as_tensor(text)
+        mask[row, longest - len(text) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+@torch.no_grad()
+def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cache, Tensor]:
+    """A cache with the documents of each row's full prompt, which are run once for all rows that have the same, and its
+    mask."""
+    pages = list(dict.fromkeys(row.full[: row.page] for row in rows))
+    ids, mask = padded(pages, pad_id, backbone.device)
+    cache = run(backbone, ids, mask, None, positions(mask))[-1]
+    index = torch.tensor([pages.index(row.full[: row.page]) for row in rows], device=mask.device)
+    cache.batch_select_indices(index)
+    return cache, mask[index]
 
 
 def _in_front(backbone: Backbone, gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
