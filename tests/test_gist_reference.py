@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,16 +105,40 @@ def test_questions_see_only_their_gists_and_each_row_is_as_alone() -> None:
     assert float((together[0] - together[2]).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2", "phi", "qwen3"])
 @torch.no_grad()
-def test_the_controls_are_ordinary_passes() -> None:
+def test_the_controls_are_ordinary_passes(family: str) -> None:
+    """Also where pages are run once for the questions that share them."""
+    backbone = made(family, "eager")
+    page, other = (*QUESTION[:2], 7, 8, 9), (*QUESTION[:2], 7, 4)
+    asked = (
+        Asked(QUESTION, (*page, *QUESTION[2:]), ANSWER, (), asked=2, page=len(page)),
+        Asked(QUESTION, (*other, *QUESTION[2:]), ANSWER[:2], (), asked=4, page=len(other)),
+        Asked(QUESTION[:4], (*page, *QUESTION[2:4]), ANSWER[:1], (), page=len(page)),
+    )
+    for rows in (asked, tuple(replace(row, page=0) for row in asked)):
+        for view in ("full", "none"):
+            logits = answer_logits(backbone, Batch((), rows), view, 0, questions=True)
+            for n, row in enumerate(rows):
+                text = row.full if view == "full" else row.prompt
+                own = backbone.model(input_ids=torch.tensor([text + row.answer[:-1]])).logits[0]
+                count = row.asked + len(row.answer)
+                torch.testing.assert_close(logits[n, -count:], own[-count:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_questions_and_answers_have_the_loss_of_the_masked_pass() -> None:
+    """Cross-entropy of the last three tokens of the question at half the weight of the answer's."""
     backbone = made("llama")
-    full = (*QUESTION[:2], 7, 8, 9, *QUESTION[2:])
-    batch = Batch((), (Asked(QUESTION, full, ANSWER, ()), Asked(QUESTION[:4], full[:5], ANSWER[:1], ())))
-    for view, texts in {"full": (full, full[:5]), "none": (QUESTION, QUESTION[:4])}.items():
-        logits = answer_logits(backbone, batch, view, 0)  # type: ignore[arg-type]
-        for n, (text, row) in enumerate(zip(texts, batch.asked, strict=True)):
-            own = backbone.model(input_ids=torch.tensor([text + row.answer[:-1]])).logits[0, -len(row.answer) :]
-            torch.testing.assert_close(logits[n, -len(row.answer) :], own, rtol=1e-4, atol=1e-5)
+    weights = random_gist(backbone)
+    layout = Layout.of(DOCUMENTS, QUESTION + ANSWER[:-1], weights.tokens, weights.window)
+    mask = form(layout.allowed(), "sdpa")
+    logits, _ = masked_pass(backbone.model, maps(backbone), weights, DOCUMENTS, QUESTION + ANSWER[:-1], mask)
+    each = torch.nn.functional.cross_entropy(logits[3:], torch.tensor(QUESTION[-3:] + ANSWER), reduction="none")
+    (row,) = BATCH.asked
+    batch = Batch(DOCUMENTS, (replace(row, asked=3),))
+    own = loss_of(_model(backbone), weights, batch, ask=0.5)
+    torch.testing.assert_close(own, 0.5 * each[:3].sum() + each[3:].sum(), rtol=1e-5, atol=1e-5)
 
 
 def test_models_without_positions_are_refused_by_what_they_lack() -> None:

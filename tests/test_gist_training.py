@@ -87,6 +87,15 @@ class TestBatches:
         assert "Paris</s>" in answers
         assert {len(row.gists) for row in batch.asked} == {1, 2}
 
+    def test_a_question_ends_both_prompts(self, engine: Engine) -> None:
+        (batch,) = batches(engine).all(4)
+        for row, sample in zip(batch.asked, SAMPLES, strict=True):
+            tail = engine.tokenizer.decode(row.prompt[-row.asked :])
+            assert sample.question[len(sample.question) // 2 :] in tail
+            assert row.full[-row.asked :] == row.prompt[-row.asked :]
+            assert sample.question not in engine.tokenizer.decode(row.full[: row.page])
+            assert all(text in engine.tokenizer.decode(row.full[: row.page]) for text in sample.documents)
+
     def test_no_samples_are_refused(self, engine: Engine) -> None:
         with pytest.raises(SettingsError, match="gist training needs at least one sample, got none"):
             Batches([], parts_of(engine).prompts, 64, 1, 1, 0)
@@ -103,9 +112,9 @@ def test_a_batch_has_the_loss_of_its_questions_alone(engine: Engine) -> None:
     model, made = parts_of(engine), batches(engine)
     weights = fresh(model.backbone, SHORT, made.of_step(0, 1)[0], 0)
     (batch,) = made.all(4)
-    for distill in (0.0, 0.5, 1.0):
-        together = loss_of(model, weights, batch, distill)
-        alone = sum(loss_of(model, weights, replace(batch, asked=(row,)), distill) for row in batch.asked)
+    for shares in ((0.0, 0.0), (0.5, 0.3), (1.0, 0.0), (1.0, 1.0)):
+        together = loss_of(model, weights, batch, *shares)
+        alone = sum(loss_of(model, weights, replace(batch, asked=(row,)), *shares) for row in batch.asked)
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
 
 
