@@ -14,7 +14,8 @@ from conformance.case import Case
 from conformance.front import Front, user
 from conformance.pages import OTHER, PAGE, QUESTION
 from conformance.sameness import every_way
-from memograft import Bank, Compacted, Engine, FastMem, Kept
+from gists import saved_gist
+from memograft import Bank, Compacted, Engine, FastMem, Gist, Kept
 
 __all__ = ["Banks"]
 
@@ -62,11 +63,13 @@ class Banks(Case):
         assert trained == [1]
 
     @pytest.mark.parametrize(
-        "memory", [Kept(), Compacted(ratio=2), Compacted(FastMem(), 2)], ids=["kept", "half", "both"]
+        "memory", [Kept(), Compacted(ratio=2), Compacted(FastMem(), 2), Gist], ids=["kept", "half", "both", "gist"]
     )
     def test_documents_are_carried_as_keys_and_values(self, tmp_path: Path, memory: Any) -> None:
         """In every way to ask: as a setting, and as a handle, also after a restart."""
         chat = self.banked(tmp_path)
+        if memory is Gist:
+            memory = Gist(str(saved_gist(chat.engine, tmp_path / "gist")))
         said = every_way(chat, user(QUESTION), documents=[PAGE], memory=memory)
         assert len({one.text for one in said}) == 1
         handle = chat.memorize([PAGE], memory)
