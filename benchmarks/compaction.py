@@ -5,7 +5,8 @@
     python benchmarks/compaction.py --split tune --pages 20 --out runs/tune  # settings are chosen here
 
 Every page is kept (all keys and values), compacted, dropped (as many keys in each head, those with the highest
-attention of the same queries, without a fit), truncated (its first tokens), or left out; FastMem is added to some. F1
+attention of the same queries, without a fit), truncated (its first tokens), compressed into gist tokens (--gist), or
+left out; FastMem is added to some. F1
 and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens of the answer with the
 whole page. Intervals draw whole pages. Results are stored page by page, and an interrupted run goes on. Prints a table
 and, last, one JSON line.
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from memograft import Compacted, Document, Engine, FastMem, Kept, MemoryHandle, Request, Sampling
+from memograft import Compacted, Document, Engine, FastMem, Gist, Kept, MemoryHandle, Request, Sampling
 from memograft.evaluation.items import Item
 from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
@@ -35,10 +36,11 @@ from memograft.evaluation.readers import read
 from memograft.evaluation.scores import f1, holds
 from memograft.memory.base import Model, Task
 from memograft.memory.compact import keys
+from memograft.memory.gist.folder import about
 from memograft.model.backbone import Backbone, cache_name
 from memograft.model.carried import Carried, CarriedLayer
 from memograft.model.key_bias import biased
-from memograft.model.kv import Segment
+from memograft.model.kv import Segment, pairs
 from memograft.model.prefill import prefill
 from memograft.prompt.builder import Prompt, PromptBuilder
 
@@ -88,7 +90,7 @@ def asked_once() -> None:
 
 
 def ways(
-    engine: Engine, documents: Sequence[Document], ratios: Sequence[int]
+    engine: Engine, documents: Sequence[Document], ratios: Sequence[int], gists: Sequence[str]
 ) -> dict[str, Callable[[], MemoryHandle | None]]:
     """Name -> how a page is carried."""
 
@@ -111,6 +113,8 @@ def ways(
             found[f"compacted {ratio}x + FastMem"] = lambda ratio=ratio: engine.memorize(
                 documents, Compacted(FastMem(), ratio)
             )
+    for folder in gists:
+        found[f"gist {Path(folder).name}"] = lambda folder=folder: engine.memorize(documents, Gist(folder))
     return found
 
 
@@ -118,13 +122,13 @@ def predicted(engine: Engine, question: str, handle: MemoryHandle | None, said: 
     """(n, V) log-probabilities of the tokens of an answer, without an adapter."""
 
     def call(backbone: Backbone, prompts: PromptBuilder) -> Tensor:
-        documents = handle.documents if handle is not None else ()
+        documents = handle.settings.shown(handle.documents) if handle is not None else ()
         prompt = prompts.build([{"role": "user", "content": question}], documents)
         segment = handle.segment_of(backbone, prompt) if handle is not None else None
         filled = prefill(backbone, [prompt.ids], 0, [segment])
         ids = torch.tensor([[prompt.ids[-1], *said[:-1]]])
         mask = torch.cat([filled.mask[:, :-1], torch.ones_like(ids)], 1)
-        places = torch.arange(len(prompt.ids) - 1, len(prompt.ids) - 1 + ids.shape[1])[None]
+        places = filled.positions[:, -1:] + torch.arange(ids.shape[1])
         with torch.no_grad(), biased(backbone, filled.kv_cache):
             out = backbone.model(
                 input_ids=ids,
@@ -138,9 +142,11 @@ def predicted(engine: Engine, question: str, handle: MemoryHandle | None, said: 
     return engine.with_model(call)
 
 
-def measured(engine: Engine, items: Sequence[Item], ratios: Sequence[int]) -> list[dict[str, Any]]:
+def measured(
+    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row for each way and question of one page."""
-    handles = {name: make() for name, make in ways(engine, items[0].documents, ratios).items()}
+    handles = {name: make() for name, make in ways(engine, items[0].documents, ratios, gists).items()}
     asked = [(name, item, ASK + item.question) for name in handles for item in items]
     answers = engine.answer_batch([Request(q, memory=handles[name], sampling=SAMPLING) for name, _, q in asked])
     rows, base, said = [], {}, {}
@@ -154,8 +160,15 @@ def measured(engine: Engine, items: Sequence[Item], ratios: Sequence[int]) -> li
             kl = float((base[item.id].exp() * (base[item.id] - own)).sum(-1).mean())
         row = {"way": name, "id": item.id, "text": answer.text, "f1": f1(answer.text, item.answers), "kl": kl}
         row |= {"right": any(holds(answer.text, a) for a in item.answers), "ended": answer.finish_reason == "stop"}
-        rows.append(row | {"bytes": handle.nbytes if handle is not None else 0})
+        rows.append(row | {"bytes": size(handle) if handle is not None else 0})
     return rows
+
+
+def size(handle: MemoryHandle) -> int:
+    """Bytes of what is kept of a page."""
+    if isinstance(handle.settings, Gist) and handle.segment is not None:
+        return sum(k.nbytes + v.nbytes for k, v in pairs(handle.segment.kv_cache))
+    return handle.nbytes
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -183,10 +196,13 @@ def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def first_tokens(engine: Engine, items: Sequence[Item], ratios: Sequence[int]) -> dict[str, float]:
+def first_tokens(
+    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str]
+) -> dict[str, float]:
     """CPU time until the first token of an answer about one page, of each way, as a part of `generate`'s."""
     question, times = ASK + items[0].question, dict[str, list[float]]()
-    handles = {name: make() for name, make in ways(engine, items[0].documents, ratios).items() if "FastMem" not in name}
+    made = ways(engine, items[0].documents, ratios, gists)
+    handles = {name: make() for name, make in made.items() if "FastMem" not in name}
     ids = torch.tensor([engine.answer(Request(question, memory=handles[FULL], sampling=Sampling(1))).prompt_ids])
     parts: dict[str, Callable[[], object]] = {
         "generate": lambda: engine.model.generate(
@@ -216,6 +232,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     kinds = {"compacted": ("#D55E00", "o"), "dropped": ("#6B6B6B", "D"), "truncated": ("#0072B2", "s")}
+    kinds |= {"gist": ("#009E73", "^")}
     figure, sides = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axes, key, scale in zip(sides, ("bytes", "first_token"), (1024, 1), strict=True):
         for kind, (colour, marker) in kinds.items():
@@ -240,6 +257,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=100)
     parser.add_argument("--questions", type=int, default=3, help="of each page, at most")
     parser.add_argument("--ratios", type=int, nargs="+", default=RATIOS)
+    parser.add_argument("--gist", nargs="*", default=[], help="folders of trained gists")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="a .png file")
@@ -260,12 +278,12 @@ def main() -> None:
     with Engine.from_pretrained("smollm2", max_batch=64) as engine, file.open("a") as sink:
         for number, items in enumerate(tqdm(pages.values(), desc="pages")):
             if number not in done:
-                new = [row | {"page": number} for row in measured(engine, items, args.ratios)]
+                new = [row | {"page": number} for row in measured(engine, items, args.ratios, args.gist)]
                 sink.write("".join(json.dumps(row) + "\n" for row in new))
                 sink.flush()
                 rows += new
         found = table(rows)
-        for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios).items():
+        for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, args.gist).items():
             found[name]["first_token"] = value
     if args.picture:
         draw(found, args.picture, f"SmolLM2-135M-Instruct, {args.data}, {len(pages)} pages")
@@ -279,6 +297,7 @@ def main() -> None:
         )
     record = {"benchmark": "compaction", "model": "smollm2", "data": path.name, "set": context, "split": args.split}
     record |= {"pages": len(pages), "skipped": dict(reading.skipped), "dtype": str(engine.model.dtype)}
+    record |= {"gists": {folder: about(Path(folder)).training for folder in args.gist}}
     print(json.dumps(record | {"ways": found} | provenance(torch.device("cpu"))))
 
 
