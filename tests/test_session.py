@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from families import FAMILIES, ROUTED
 from gates import Gate, queued, until
-from memograft import Cad, Engine, FastMem, Request, Sampling
+from gists import saved_gist
+from memograft import Cad, Compacted, Engine, FastMem, Gist, Kept, Request, Sampling
 from memograft.decoding.loop import Loop
 from memograft.decoding.row import Row
 from memograft.errors import EngineClosedError, RequestCancelledError, SettingsError
@@ -36,7 +38,8 @@ def passes(engine: Engine) -> Iterator[list[tuple[int, int]]]:
     shapes: list[tuple[int, int]] = []
 
     def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-        shapes.append(tuple(kwargs["input_ids"].shape))
+        ids = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        shapes.append(tuple(ids.shape[:2]))
 
     handle = engine.model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -150,6 +153,27 @@ def test_memorizing_for_later_stalls_no_stream(make_engine: Any, monkeypatch: py
     assert inside[0] >= STRONG.steps, "a token after each step"
     assert answer.token_ids == generated(engine, ask(n=100))
     assert handle.report.losses == pytest.approx(alone.report.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [(Kept(), 5), (Compacted(ratio=2), 12), (Gist, 2)], ids=["kept", "compacted", "gist"]
+)
+def test_so_does_reading_for_later(make_engine: Any, tmp_path: Path, kind: Any, least: int) -> None:
+    """Documents are read in parts, those of several gists one after the other; and the result is the same."""
+    engine = make_engine("llama", max_stall=1e-9)
+    memory = kind if kind is not Gist else Gist(str(saved_gist(engine, tmp_path / "gist", window=64)))
+    job, gate = held(engine, n=100)
+    with passes(engine) as shapes, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(engine.memorize, LONG, memory)
+        queued(engine, 1)
+        gate.go.set()
+        handle = call.result(20)
+        job.future.result(20)
+    reading = [n for n, (_, tokens) in enumerate(shapes) if tokens > 1]
+    between = [n for n, m in itertools.pairwise(reading) if (1, 1) in shapes[n:m]]
+    assert len(between) >= least, shapes
+    alone = engine.answer(ask("Which?", memory=engine.memorize(LONG, memory), n=8))
+    assert engine.answer(ask("Which?", memory=handle, n=8)).token_ids == alone.token_ids
 
 
 def test_an_error_in_a_call_is_its_own(engine: Engine) -> None:

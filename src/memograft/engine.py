@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -216,7 +217,9 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """
         docs, settings = as_documents(documents), (memory or FastMem()).resolved(self._own)
         settings.check(self._backbone, self.fingerprint)
-        return self._alone(lambda given_up: made(self._model, docs, settings, self._window, Task(given_up, progress)))
+        return self._alone(
+            lambda task: made(self._model, docs, settings, self._window, replace(task, progress=progress))
+        )
 
     def load_memory(self, folder: str | Path) -> MemoryHandle:
         """Read a memory written by `MemoryHandle.save`.
@@ -283,7 +286,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._worker.submit(jobs)
         return jobs
 
-    def _alone(self, call: Callable[[Callable[[], bool]], T]) -> T:
+    def _alone(self, call: Callable[[Task], T]) -> T:
         """Run a function while no other work uses the model, and wait for its result."""
         job = Job(call=call)
         self._worker.submit([job])

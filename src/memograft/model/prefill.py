@@ -186,19 +186,10 @@ def _prefill(
     held = pairs(cache) if cache is not None and slides else []
     if rest > 1:
         behind = positions(mask[:, :-1], shifts)[:, width:]
-        step = min(rest - 1 if pace is None else pace.columns(len(prompts)), most_tokens(backbone, cache))
-        found = [(x, residual)]
-        for first in range(width, width + rest - 1, step):
-            last, begun = min(first + step, width + rest - 1), time.monotonic()
-            new_x, new_residual, cache = run(
-                backbone, ids[:, first:last], mask[:, :last], cache, behind[:, first - width : last - width]
-            )
-            found.append((new_x, new_residual))
-            if pace is not None:
-                pace.ran(len(prompts) * (last - first), time.monotonic() - begun)
-                if given_up():
-                    raise RequestCancelledError("the request was given up while its prompt was read")
-        x, residual = (torch.cat([part.to(states[-1]) for part in states], 1) for states in zip(*found, strict=True))
+        more_x, more_residual, cache = _in_parts(
+            backbone, ids[:, width:-1], mask[:, :-1], cache, behind, pace, given_up
+        )
+        x, residual = (torch.cat(pair, 1) for pair in ((x.to(more_x), more_x), (residual.to(more_x), more_residual)))
     spared = tuple(len(s.ids) - s.read for s in segments) or (0,) * len(prompts)
     filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts)
     return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled
@@ -222,11 +213,16 @@ def prefill_behind(
 
 
 @torch.no_grad()
-def prefill_segment(backbone: Backbone, ids: Sequence[int]) -> Segment:
-    """Prefill all P tokens `ids`, with which later prompts begin."""
+def prefill_segment(
+    backbone: Backbone,
+    ids: Sequence[int],
+    pace: Pace | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Segment:
+    """Prefill all P tokens `ids`, with which later prompts begin; `pace` and `given_up` as in `prefill`."""
     rows = torch.as_tensor(ids, dtype=torch.long, device=backbone.device)[None]
     mask = torch.ones_like(rows)
-    x, residual, cache = run(backbone, rows, mask, None, positions(mask))
+    x, residual, cache = _in_parts(backbone, rows, mask, None, positions(mask), pace, given_up)
     if window(cache) is not None:
         cache.reorder_cache(torch.zeros(1, dtype=torch.long))  # copies, so that columns outside the window are freed
     return Segment(tuple(ids), cache, x, residual)
@@ -248,6 +244,35 @@ def prefill_piece(backbone: Backbone, before: Segment | None, ids: Sequence[int]
         x, residual, cache = run(backbone, rows, mask, cache, positions(mask)[:, -rows.shape[1] :])
         parts.append(newest(cache, x, residual))
     return whole(parts)
+
+
+def _in_parts(
+    backbone: Backbone,
+    ids: Tensor,
+    mask: Tensor,
+    cache: Cache | None,
+    positions: Tensor,
+    pace: Pace | None,
+    given_up: Callable[[], bool],
+) -> tuple[Tensor, Tensor, Cache]:
+    """`run` over parts of the tokens, as many as the pace and the cache allow."""
+    (rows, count), before = ids.shape, mask.shape[1] - ids.shape[1]
+    found, first, most = list[tuple[Tensor, Tensor]](), 0, most_tokens(backbone, cache)
+    while first < count:
+        last = min(count, first + min(count if pace is None else pace.columns(rows), most))
+        begun = time.monotonic()
+        x, residual, cache = run(
+            backbone, ids[:, first:last], mask[:, : before + last], cache, positions[:, first:last]
+        )
+        found.append((x, residual))
+        if pace is not None:
+            pace.ran(rows * (last - first), time.monotonic() - begun)
+            if given_up():
+                raise RequestCancelledError("the request was given up while its prompt was read")
+        first = last
+    assert cache is not None, "there is at least one token"
+    x, residual = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    return x, residual, cache
 
 
 def run(

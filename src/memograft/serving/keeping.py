@@ -32,7 +32,7 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
     wanted = Wanted(memory, prompt, 0, documents=documents, task=task)
     segment = _segment(model, wanted)
-    filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment])
+    filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment], task.pace, task.given_up)
     model.remember([prompt], filled)
     (brought,) = memory.prepare(model, [wanted], filled, task)
     id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
@@ -59,5 +59,5 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
 def _segment(model: Model, wanted: Wanted) -> Segment | None:
     """The memory's own keys and values, or those of the prompt up to its documents' end, for later requests."""
     (own,) = wanted.memory.before(model, [wanted])
-    segment = own or exact(model, wanted.prompt)
+    segment = own or exact(model, wanted.prompt, wanted.task)
     return segment and replace(segment, read=0)

@@ -15,9 +15,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
+
+if TYPE_CHECKING:
+    from memograft.memory.base import Task
 
 __all__ = ["Job", "Worker"]
 
@@ -29,8 +32,8 @@ class Job:
 
     Attributes:
         payload: a request's work.
-        call: a function that uses the model alone; it receives `given_up`, and should call it between parts of its
-            work.
+        call: a function that uses the model alone. It receives a Task, whose `given_up` it should call between parts of
+            its work.
         on_text: called with pieces of text as they are generated.
         deadline: `time.monotonic()` at which the job is cancelled; None: never.
         future: its result. The first of result, cancellation and timeout counts, and waiters are notified at once.
@@ -40,7 +43,7 @@ class Job:
         self,
         payload: Any = None,
         *,
-        call: Callable[[Callable[[], bool]], Any] | None = None,
+        call: Callable[[Task], Any] | None = None,
         on_text: Callable[[str], None] | None = None,
         timeout: float | None = None,
     ) -> None:

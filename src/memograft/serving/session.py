@@ -117,7 +117,7 @@ class Session:
         task = Task(given_up, pace=None if idle else self._pace)
         try:
             if jobs and jobs[0].call is not None:
-                jobs[0].succeed(jobs[0].call(given_up))
+                jobs[0].succeed(jobs[0].call(task))
                 return []
             return [self._memorized(jobs, task)] if jobs else []
         except Exception as e:

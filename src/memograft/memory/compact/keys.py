@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from memograft.memory.base import Model
+from memograft.memory.base import Model, Task
 from memograft.memory.compact.match import chosen, importance, matched
 from memograft.memory.fastmem.rows import gather
 from memograft.model.backbone import Backbone, unsupported
@@ -23,14 +23,15 @@ __all__ = ["asked_of", "check", "compacted", "exact", "heads_of", "tail_of"]
 
 _QUERIES = 1024  # tokens whose queries are used, at most; they are evenly spaced
 _PASS = 2048  # tokens of the context in one pass
+_NOW = Task()  # nobody waits
 
 
-def exact(model: Model, prompt: Prompt) -> Segment | None:
+def exact(model: Model, prompt: Prompt, task: Task = _NOW) -> Segment | None:
     """Keys and values of a prompt up to the end of its documents; from the bank if possible."""
     ids, known = gather(prompt), model.recalled(prompt)
     if known is not None and known.ids == ids:
         return known
-    return replace(prefill_segment(model.backbone, ids), read=len(ids)) if ids else None
+    return replace(prefill_segment(model.backbone, ids, task.pace, task.given_up), read=len(ids)) if ids else None
 
 
 def tail_of(model: Model, prompt: Prompt, questions: Sequence[str]) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ def compacted(
     start: int,
     ratio: float,
     tail: Sequence[int],
-    pause: Callable[[], object] = lambda: None,
+    task: Task = _NOW,
 ) -> Carried:
     """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
 
@@ -75,30 +76,32 @@ def compacted(
         start: the first token of the context.
         ratio: the number of keys is divided by this.
         tail: the tokens that lead from the context to an answer; see `asked_of`.
-        pause: called between layers; others may use the model meanwhile.
+        task: its `given_up` is called between layers, and between parts of the pass.
 
     Raises:
         UnsupportedModelError: see `check`; or the model's queries cannot be observed.
     """
     check(backbone)
-    asked, layers = asked_of(backbone, segment, start, tail), segment.kv_cache.layers
+    asked, layers = asked_of(backbone, segment, start, tail, task), segment.kv_cache.layers
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
     found = []
     for n in whole:
-        pause()
+        task.given_up()
         size = float(layers[n].values.float().norm(dim=-1).mean())
         heads = [importance(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
         found.append(torch.stack(heads))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
     made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
     for n, layer in enumerate(layers):
-        pause()
+        task.given_up()
         made.append(_layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values))
     return Carried(segment.ids, tuple(made))
 
 
 @torch.no_grad()
-def asked_of(backbone: Backbone, segment: Segment, start: int, tail: Sequence[int]) -> dict[int, Asked]:
+def asked_of(
+    backbone: Backbone, segment: Segment, start: int, tail: Sequence[int], task: Task = _NOW
+) -> dict[int, Asked]:
     """The queries of each layer while the model is given the context as its own answer.
 
     They stand for those of later answers: behind the context comes the rest of a prompt with a question, by default one
@@ -111,9 +114,14 @@ def asked_of(backbone: Backbone, segment: Segment, start: int, tail: Sequence[in
         cache, mask, _, _ = spread(backbone, [segment])
         ids = torch.tensor([[*tail, *text[first : first + size]]], device=backbone.device)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        with asking(backbone) as asked:
-            run(backbone, ids, mask, cache, positions(mask)[:, segment.length :])
-        parts.append(asked)
+        places, at = positions(mask)[:, segment.length :], 0
+        while at < ids.shape[1]:
+            end = ids.shape[1] if task.pace is None else at + task.pace.columns(1)
+            with asking(backbone) as asked:  # not while others use the model
+                run(backbone, ids[:, at:end], mask[:, : segment.length + end], cache, places[:, at:end])
+            parts.append(asked)
+            task.given_up()
+            at = end
     whole = {n: torch.cat([part[n].queries for part in parts], 2) for n in parts[0]}
     return {n: replace(parts[0][n], queries=queries) for n, queries in whole.items()}
 

@@ -134,7 +134,7 @@ class Compacted(Kept):
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         """Compact the keys and values of a prompt's documents."""
         start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt, self.questions or ("?",))
-        return compacted(model.backbone, segment, start, self.ratio, tail, task.given_up)
+        return compacted(model.backbone, segment, start, self.ratio, tail, task)
 
     @property
     def said(self) -> str:
@@ -150,7 +150,7 @@ def _made(model: Model, row: Wanted) -> Segment | None:
     id = content_id(model.fingerprint, memory.kind, {"ratio": memory.ratio, "questions": memory.questions}, row.prompt)
     kept = model.bank.get(id, model.backbone) if model.bank is not None else None
     # FastMem is trained on states that are not kept.
-    whole = exact(model, row.prompt) if kept is None or memory.memory is not None else None
+    whole = exact(model, row.prompt, row.task) if kept is None or memory.memory is not None else None
     if kept is not None and kept.carried is not None:
         carried = kept.carried
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from memograft.documents import Document
-from memograft.errors import SettingsError
+from memograft.errors import RequestCancelledError, SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, parts
@@ -103,7 +103,7 @@ class Gist(Memory):
             if row.kept is not None and row.kept.segment is not None and row.kept.documents == row.documents:
                 segments.append(row.kept.segment)
             else:
-                segments.append(_segment(model, row.memory, row.documents))
+                segments.append(_segment(model, row.memory, row.documents, row.task))
         return segments
 
     @classmethod
@@ -140,7 +140,7 @@ def _weights(path: Path, id: str, backbone: Backbone) -> GistWeights:
 
 
 @torch.no_grad()
-def _segment(model: Model, memory: Gist, documents: Sequence[Document]) -> Segment | None:
+def _segment(model: Model, memory: Gist, documents: Sequence[Document], task: Task) -> Segment | None:
     if not documents:
         return None
     path = Path(memory.folder)
@@ -154,12 +154,15 @@ def _segment(model: Model, memory: Gist, documents: Sequence[Document]) -> Segme
         if piece is not None:
             pieces[place.id] = piece
     missing = list({place.id: (place, ids) for place, ids in places if place.id not in pieces}.values())
-    for n in range(0, len(missing), _TOGETHER):
-        now = missing[n : n + _TOGETHER]
+    while missing:
+        size = _TOGETHER if task.pace is None else max(1, min(_TOGETHER, task.pace.tokens // weights.end))
+        now, missing = missing[:size], missing[size:]
         made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
         for row, (place, _) in enumerate(now):
             pieces[place.id] = piece = _of_row(made, row)
             store.keep(model, place, piece)
+        if task.given_up() and missing:
+            raise RequestCancelledError("the request was given up while its documents were compressed")
     return replace(chain(model.backbone, (), [pieces[place.id] for place, _ in places]), end=weights.end)
 
 
