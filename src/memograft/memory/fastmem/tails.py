@@ -6,26 +6,28 @@ turns are always masked, because they may have the question in them.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from memograft.memory.fastmem.rows import TrainingRows
 from memograft.memory.fastmem.vocabulary import exact_losses
 from memograft.model.backbone import Backbone
-from memograft.model.kv import Prefill
+from memograft.model.kv import Prefill, Segment
 from memograft.model.packed import attention, copied, packs
-from memograft.model.prefill import run
+from memograft.model.prefill import prefill, prefill_segment, run
 from memograft.prompt.builder import Prompt, Span
 
 __all__ = ["Sight", "Tails", "before_documents", "last_of"]
 
 _LAST = 64  # tokens of the question, counted from its end, whose losses are used: earlier ones dilute the measure
 _TOKENS = 8192  # cache tokens copied at a time, where each sight needs a row of its own
+_FRONTS = 8  # for each model
 _PACKED = 512  # tokens of a row, beyond which the next sight goes to another pass
 
 
@@ -85,6 +87,7 @@ class Tails:
         """Losses in nats of the question's last 64 tokens, or from the start of its part, for each sight."""
         # x and residual (n, D) of each sight's question
         found = {n: self._read(sight.prompt) for n, sight in enumerate(sights) if self._is_read(sight)}
+        found |= self._led(sights, [n for n, s in enumerate(sights) if s.lead and not self._prompts[s.prompt].history])
         for rows in self._passes(sights, [n for n in range(len(sights)) if n not in found]):
             found |= self._run(sights, rows)
         x, residual = (torch.cat([found[n][part] for n in range(len(sights))]) for part in (0, 1))
@@ -103,6 +106,24 @@ class Tails:
         first, end = self._asked(number)
         row, columns = int(self._rows[number]), self._columns[number][first - 1 : end - 1].to(self._filled.x.device)
         return self._filled.x[row, columns], self._filled.residual[row, columns]
+
+    def _led(self, sights: Sequence[Sight], which: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """x and residual (n, D) of questions behind their lead and no document: a pass of its own, which needs neither
+        the prefill nor, again, what is the same for all questions."""
+        texts, segments = [], []
+        for sight in (sights[n] for n in which):
+            prompt = self._prompts[sight.prompt]
+            front = (*prompt.ids[: sight.end], *sight.lead)
+            segments.append(_front(self._backbone, front))
+            texts.append((*front, *prompt.ids[self._starts[sight.prompt] : prompt.question[1]]))
+        if not texts:
+            return {}
+        filled, found = prefill(self._backbone, texts, 0, segments), {}
+        for row, n in enumerate(which):
+            first, end = self._asked(sights[n].prompt)
+            columns = filled.columns(row, range(len(texts[row]) - 1 - (end - first), len(texts[row]) - 1))
+            found[n] = filled.x[row, columns], filled.residual[row, columns]
+        return found
 
     def _passes(self, sights: Sequence[Sight], which: Sequence[int]) -> list[list[list[int]]]:
         """Which of the sights run together: of each pass, of each row, their indices."""
@@ -137,7 +158,6 @@ class Tails:
             for own, n in zip(seen, row, strict=True):
                 own[self._columns[number][slice(*sights[n].span)]] = True
             cached.append(seen[owner[-1]])
-        cache, cached = self._seen_columns(self._own_cache(numbers), cached)
         device, text = self._filled.ids.device, pad_sequence([torch.ones_like(own) for own in owner], True)
         if all(len(row) == 1 for row in rows):
             mask = torch.cat([torch.stack([seen[0] for seen in cached]), text], 1).to(device)
@@ -146,7 +166,7 @@ class Tails:
             mask = attention(pad_sequence(cached, True).to(device), pad, self._backbone.model.dtype)
         # Padding gets position 0, because counting on could exceed the model's largest position.
         places = pad_sequence(positions, True).to(device)
-        x, residual, _ = run(self._backbone, pad_sequence(ids, True).to(device), mask, cache, places)
+        x, residual, _ = run(self._backbone, pad_sequence(ids, True).to(device), mask, self._own_cache(numbers), places)
         found = {}
         for at, (number, row) in enumerate(zip(numbers, rows, strict=True)):
             first, end = self._asked(number)
@@ -167,20 +187,6 @@ class Tails:
         start, end = self._prompts[number].question
         return max(min(last_of((start, end))[0], self._firsts[number]), self._starts[number] + 1), end
 
-    def _seen_columns(self, cache: Cache, cached: list[Tensor]) -> tuple[Cache, list[Tensor]]:
-        """The cache and what each token of a row attends to (Q, K), without columns that no token of the row attends
-        to. A row behind LEAD alone sees none of the documents, and attention takes time for masked columns too."""
-        used = [seen.any(0) for seen in cached]
-        length = max(int(own.sum()) for own in used)
-        if 2 * length > used[0].shape[0] or not packs(self._backbone, cache):  # the copy would cost more than it saves
-            return cache, cached
-        chosen = torch.stack([own.int().topk(length).indices.sort().values for own in used])  # (B, length)
-        for layer in cache.layers:
-            index = chosen.to(layer.keys.device)[:, None, :, None]
-            for name in (name for name in ("keys", "values", "bias") if hasattr(layer, name)):
-                setattr(layer, name, getattr(layer, name).take_along_dim(index, 2))
-        return cache, [seen[:, own] for seen, own in zip(cached, chosen, strict=True)]
-
     def _own_cache(self, numbers: Sequence[int]) -> Cache:
         """A copy of the cache for the rows of these prompts."""
         assert self._filled.kv_cache is not None
@@ -188,6 +194,19 @@ class Tails:
         if not torch.equal(rows, torch.arange(len(self._filled.ids))):
             cache.batch_select_indices(rows)
         return cache
+
+
+_fronts: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Segment]] = weakref.WeakKeyDictionary()
+
+
+def _front(backbone: Backbone, ids: tuple[int, ...]) -> Segment:
+    """The keys and values of the template's tokens and LEAD, which hardly ever differ between requests."""
+    known, key = _fronts.setdefault(backbone.model, {}), (backbone.device, backbone.model.dtype, ids)
+    if key not in known:
+        if len(known) >= _FRONTS:
+            known.pop(next(iter(known)))
+        known[key] = prefill_segment(backbone, ids)
+    return known[key]
 
 
 def last_of(span: Span) -> Span:

@@ -3,6 +3,8 @@
 adapter_config.json, adapter_model.safetensors   the LoRA as PEFT writes it
 gist.safetensors                                 embeddings (k, D), float32
 gist.json                                        k, W, model fingerprint, training; SHA-256 of the others, and of itself
+
+The folder "tiny" is the bundled gist of the bundled model.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from transformers.pytorch_utils import Conv1D
@@ -25,6 +28,7 @@ __all__ = ["GistAbout", "about", "inspected", "read", "write"]
 
 _FORMAT = 2  # in format 1, questions did not see the document's first token
 _ABOUT, _EMBEDDINGS = "gist.json", "gist.safetensors"
+_BUNDLED = {"tiny": "models/tiny-gist"}
 _REMEDY = "train it again, or restore the file"
 
 
@@ -77,6 +81,7 @@ def about(path: Path) -> GistAbout:
     Raises:
         MemoryFormatError: it is missing, damaged or of another format.
     """
+    path = _located(path)
     recover(path)
     file = path / _ABOUT
     if not file.is_file():
@@ -112,6 +117,7 @@ def read(path: Path, backbone: Backbone) -> GistWeights:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    path = _located(path)
     what, found = about(path), {}
     for name, digest in what.files.items():
         with told(path / name, MemoryFormatError, "read", _REMEDY):
@@ -136,7 +142,7 @@ def read(path: Path, backbone: Backbone) -> GistWeights:
 
 def inspected(path: Path) -> Findings:
     """Check a gist's folder for damage."""
-    found = Findings()
+    path, found = _located(path), Findings()
     try:
         files = about(path).files
     except MemoryFormatError as error:
@@ -146,6 +152,10 @@ def inspected(path: Path) -> Findings:
         if not file.is_file() or _sha256(file.read_bytes()) != digest:
             found.damaged[file] = str(_damaged(file, "it is missing, or its checksum is wrong"))
     return found
+
+
+def _located(path: Path) -> Path:
+    return Path(str(resources.files("memograft") / _BUNDLED[str(path)])) if str(path) in _BUNDLED else path
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

@@ -38,7 +38,7 @@ class Gist(Memory):
     have several gists. Train a folder with `memograft train gist`.
 
     Args:
-        folder: of a trained gist.
+        folder: of a trained gist; "tiny" is the bundled one of the bundled model.
         tokens: k that it must have; None takes any.
         show: how many of the first documents also stay in the prompt as text.
 
