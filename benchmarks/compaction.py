@@ -8,8 +8,8 @@ Every page is kept (all keys and values), compacted, dropped (as many keys in ea
 attention of the same queries, without a fit), truncated (its first tokens), compressed into gist tokens (--gist), or
 left out; FastMem is added to some. F1
 and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens of the answer with the
-whole page. Intervals draw whole pages. Results are stored page by page, and an interrupted run goes on. Prints a table
-and, last, one JSON line.
+whole page. Intervals draw whole pages. Results are stored page by page: an interrupted run goes on, and a later one may
+add pages, ratios and gists. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,10 +143,13 @@ def predicted(engine: Engine, question: str, handle: MemoryHandle | None, said: 
 
 
 def measured(
-    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str]
+    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str], known: Set[str]
 ) -> list[dict[str, Any]]:
-    """A row for each way and question of one page."""
-    handles = {name: make() for name, make in ways(engine, items[0].documents, ratios, gists).items()}
+    """A row for each way that is not known and question of one page."""
+    made = ways(engine, items[0].documents, ratios, gists)
+    if made.keys() <= known:
+        return []
+    handles = {name: make() for name, make in made.items() if name == FULL or name not in known}
     asked = [(name, item, ASK + item.question) for name in handles for item in items]
     answers = engine.answer_batch([Request(q, memory=handles[name], sampling=SAMPLING) for name, _, q in asked])
     rows, base, said = [], {}, {}
@@ -161,7 +164,7 @@ def measured(
         row = {"way": name, "id": item.id, "text": answer.text, "f1": f1(answer.text, item.answers), "kl": kl}
         row |= {"right": any(holds(answer.text, a) for a in item.answers), "ended": answer.finish_reason == "stop"}
         rows.append(row | {"bytes": size(handle) if handle is not None else 0})
-    return rows
+    return [row for row in rows if row["way"] not in known]
 
 
 def size(handle: MemoryHandle) -> int:
@@ -274,14 +277,16 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {row["page"] for row in rows}
+    known: dict[int, set[str]] = {}
+    for row in rows:
+        known.setdefault(row["page"], set()).add(row["way"])
     with Engine.from_pretrained("smollm2", max_batch=64) as engine, file.open("a") as sink:
         for number, items in enumerate(tqdm(pages.values(), desc="pages")):
-            if number not in done:
-                new = [row | {"page": number} for row in measured(engine, items, args.ratios, args.gist)]
-                sink.write("".join(json.dumps(row) + "\n" for row in new))
-                sink.flush()
-                rows += new
+            own = measured(engine, items, args.ratios, args.gist, known.get(number, set()))
+            new = [row | {"page": number} for row in own]
+            sink.write("".join(json.dumps(row) + "\n" for row in new))
+            sink.flush()
+            rows += new
         found = table(rows)
         for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, args.gist).items():
             found[name]["first_token"] = value
