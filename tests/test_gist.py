@@ -13,12 +13,15 @@ import pytest
 import torch
 from peft import PeftModel
 
+import memograft
 from families import build
 from gists import DOCUMENTS, closest, parts_of, random_gist, saved_gist
 from memograft import Bank, Compacted, Datastore, Engine, FastMem, Gist, Kept, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError, UnsupportedModelError
+from memograft.evaluation.items import world
+from memograft.evaluation.scores import holds
 from memograft.memory.gist import folder
 from memograft.memory.gist import memory as gist_memory
 from memograft.memory.gist.compress import compressed, parts
@@ -235,6 +238,19 @@ def test_a_model_without_positions_is_refused(tmp_path: Path, engine: Engine, gi
         folder.write(tmp_path / "own", weights, parts_of(engine).backbone, other.fingerprint, about["training"])
         with pytest.raises(UnsupportedModelError, match="gist tokens are embeddings at positions of their own"):
             other.answer(ask(documents=FACTS, memory=Gist(str(tmp_path / "own"))))
+
+
+def test_the_bundled_gist_answers_about_pages_that_it_has_not_seen() -> None:
+    """It is right about most, where the model without the pages knows none."""
+    asked = [item for item in world("tune") if item.set == "unseen"][:24]
+    with Engine.from_pretrained("tiny", max_batch=24) as engine:
+        requests = [Request(i.question, documents=i.documents, memory=Gist("tiny")) for i in asked]
+        answers = engine.answer_batch(requests)
+    right = sum(holds(answer.text, item.answers[0]) for answer, item in zip(answers, asked, strict=True))
+    assert right >= len(asked) / 2
+    (place,) = (Path(memograft.__file__).parent / "models").glob("tiny-gist")
+    assert sum(file.stat().st_size for file in place.iterdir()) < 2e6
+    assert folder.inspected(Path("tiny")).damaged == {}
 
 
 class TestFolder:

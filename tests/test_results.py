@@ -76,7 +76,7 @@ def test_the_table_of_gists() -> None:
     assert found == sorted(wanted)
 
 
-@pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried")])
+@pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried"), ("carried-nqswap", "carried-nqswap")])
 def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
     found = [row.strip("| ").split(" | ") for row in shown("docs/carried.md", marker).splitlines()[2:]]
