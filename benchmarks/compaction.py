@@ -80,10 +80,10 @@ def asked_once() -> None:
     """Let all ratios of a page share the pass that shows the queries; `speed.py` measures the time to compact."""
     real, seen = keys.asked_of, dict[tuple[int, ...], Any]()
 
-    def asked(backbone: Backbone, segment: Segment, start: int, tail: Sequence[int]) -> Any:
+    def asked(backbone: Backbone, segment: Segment, *rest: Any) -> Any:
         if segment.ids not in seen:
             seen.clear()
-            seen[segment.ids] = real(backbone, segment, start, tail)
+            seen[segment.ids] = real(backbone, segment, *rest)
         return seen[segment.ids]
 
     keys.asked_of = asked
