@@ -66,7 +66,7 @@ def test_the_tables_of_costs(file: str, page: str, marker: str) -> None:
 
 def test_the_table_of_gists() -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / "gist-tiny.json").read_text("utf-8"))
-    names = {"plain": "the page (plain)", "no document": "nothing (no document)"}
+    names = {"plain": "the page (plain)", "no document": "nothing (no document)", "gist tiny": '`Gist("tiny")`'}
     found = sorted(row.strip("| ").split(" | ") for row in shown("docs/gist.md", "gist-tiny").splitlines()[2:])
     wanted = []
     for name, sets in made["results"].items():
