@@ -19,13 +19,21 @@ from gists import DOCUMENTS, closest, parts_of, random_gist, saved_gist
 from memograft import Bank, Compacted, Datastore, Engine, FastMem, Gist, Kept, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
-from memograft.errors import MemoryFormatError, PromptTooLongError, SettingsError, UnsupportedModelError
+from memograft.errors import (
+    MemoryFormatError,
+    PromptTooLongError,
+    RequestCancelledError,
+    SettingsError,
+    UnsupportedModelError,
+)
 from memograft.evaluation.items import world
 from memograft.evaluation.scores import holds
+from memograft.memory.base import Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist import memory as gist_memory
 from memograft.memory.gist.compress import compressed, parts
 from memograft.model.kv import empty
+from memograft.model.prefill import Pace
 from memograft.serving.scoring import logprobs_of
 from test_engine import FACTS, ask
 from test_memory_protocol import FixedPrefix
@@ -152,6 +160,20 @@ def test_documents_are_compressed_once(engine: Engine, gist: Gist, monkeypatch: 
     assert sum(passes) == len(new)
     engine.answer(ask(documents=["Another new document."], memory=gist))
     assert passes[-1] == 1
+
+
+def test_giving_up_ends_the_compression(engine: Engine, gist: Gist, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pace, a pass has one document, and what is made until then is kept."""
+    texts, calls = [f"{fact} Nobody waits for this." for fact in FACTS], list[int]()
+    monkeypatch.setattr(gist_memory, "compressed", lambda *args: calls.append(len(args[2])) or compressed(*args))
+    model, documents = parts_of(engine), tuple(map(Document, texts))
+    prompt = model.prompts.build([{"role": "user", "content": "?"}])
+    wanted = Wanted(gist, prompt, 0, documents=documents, task=Task(lambda: len(calls) == 2, pace=Pace(1e-9)))
+    with pytest.raises(RequestCancelledError, match="given up while its documents were compressed"):
+        Gist.before(model, [wanted])
+    assert calls == [1, 1]
+    assert Gist.before(model, [replace(wanted, task=Task())]) != [None]
+    assert calls == [1, 1, len(FACTS) - 2]
 
 
 def test_a_bank_keeps_gists_for_later_processes(

@@ -13,11 +13,11 @@ import torch
 from families import build
 from memograft import Document, Engine, FastMem, Request, Sampling
 from memograft.errors import SettingsError
-from memograft.memory.fastmem import select
+from memograft.memory.fastmem import select, tails
 from memograft.memory.fastmem.relevance import AUTO, LEAD, can_judge, relevances
 from memograft.memory.fastmem.statements import Statement, statements
 from memograft.model.backbone import Backbone
-from memograft.model.prefill import prefill
+from memograft.model.prefill import prefill, prefill_segment
 from memograft.prompt.builder import Prompt, PromptBuilder, token_span
 from reference.relevance import question_losses, relevance
 from tokenizers_ import NATIVE_TEMPLATE, make
@@ -82,6 +82,16 @@ class TestRelevances:
         monkeypatch.setattr("memograft.memory.fastmem.tails._TOKENS", 1)
         for one, many in zip(judged(backbone, prompts), at_once, strict=True):
             assert one == pytest.approx(many, abs=1e-5)
+
+    def test_what_is_before_documents_is_read_once_and_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        backbone, read = Backbone.of(build("llama")), list[tuple[int, ...]]()
+        monkeypatch.setattr("memograft.memory.fastmem.tails._FRONTS", 2)
+        monkeypatch.setattr(tails, "prefill_segment", lambda *args: read.append(args[1]) or prefill_segment(*args))
+        prompt = built([GOLD])
+        fronts = [replace(prompt, ids=(first, *prompt.ids[1:])) for first in (7, 8, 7, 9, 8, 7)]
+        assert all(-1 < judged(backbone, [front])[0][0] < 1 for front in fronts)
+        assert [ids[0] for ids in read] == [7, 8, 9, 7]
+        assert judged(backbone, [fronts[0]]) == judged(Backbone.of(build("llama")), [fronts[0]])
 
     def test_an_empty_document_says_nothing(self) -> None:
         ((empty, _, blank),) = judged(Backbone.of(build("llama")), [built(["", QUORIN, "   \n "])])
