@@ -114,7 +114,9 @@ def ways(
                 documents, Compacted(FastMem(), ratio)
             )
     for folder in gists:
-        found[f"gist {Path(folder).name}"] = lambda folder=folder: engine.memorize(documents, Gist(folder))
+        found[f"gist {Path(folder).name} {about(Path(folder)).id[:8]}"] = lambda folder=folder: engine.memorize(
+            documents, Gist(folder)
+        )
     return found
 
 
@@ -175,7 +177,7 @@ def size(handle: MemoryHandle) -> int:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The means of each way, with intervals over pages."""
+    """The means of each way, with intervals over pages. Every way has rows of the same questions."""
     by_way: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_way.setdefault(row["way"], []).append(row)
@@ -287,7 +289,8 @@ def main() -> None:
             sink.write("".join(json.dumps(row) + "\n" for row in new))
             sink.flush()
             rows += new
-        found = table(rows)
+        wanted = ways(engine, next(iter(pages.values()))[0].documents, args.ratios, args.gist)
+        found = table([row for row in rows if row["page"] < len(pages) and row["way"] in wanted])
         for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, args.gist).items():
             found[name]["first_token"] = value
     if args.picture:

@@ -12,13 +12,13 @@ import torch
 
 from families import FAMILIES, build
 from memograft import Bank, Cad, Compacted, Datastore, Engine, FastMem, Kept, Memory, Request, Rtd, Sampling
-from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
+from memograft.errors import MemoryFormatError, RequestCancelledError, SettingsError, UnsupportedModelError
 from memograft.memory.base import Model, Task
 from memograft.memory.carried_file import packed, unpacked
-from memograft.memory.compact.keys import compacted, exact
+from memograft.memory.compact.keys import asked_of, compacted, exact
 from memograft.model.backbone import Backbone
 from memograft.model.carried import Carried
-from memograft.model.prefill import run
+from memograft.model.prefill import Pace, run
 from test_engine import FACTS, ask
 from test_key_bias import WITHOUT_INTERFACE
 
@@ -302,6 +302,33 @@ def test_others_may_use_the_model_between_layers_and_parts(engine: Engine) -> No
     assert segment is not None
     FOUR.compact(model, prompt, segment, Task(lambda: bool(calls.append(1))))
     assert len(calls) == 2 * len(segment.kv_cache.layers) + 1
+
+
+def test_giving_up_ends_the_compaction(engine: Engine) -> None:
+    model, prompt = model_of(engine), prompt_of(engine)
+    segment = exact(model, prompt)
+    assert segment is not None
+    with pytest.raises(RequestCancelledError, match="given up while its documents were compacted"):
+        FOUR.compact(model, prompt, segment, Task(lambda: True))
+    with pytest.raises(RequestCancelledError, match="given up while its prompt was read"):
+        exact(model, prompt, Task(lambda: True, pace=Pace(1e-9)))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2"])
+def test_parts_have_the_queries_of_the_whole(make_engine: Any, family: str) -> None:
+    engine = make_engine(family)
+    model, prompt = model_of(engine), prompt_of(engine)
+    start = prompt.spans[0][0]
+    with torch.no_grad():
+        segments = [exact(model, prompt, task) for task in (Task(), Task(pace=Pace(1e-9)))]
+        assert segments[0] is not None
+        assert segments[1] is not None
+        torch.testing.assert_close(segments[0].x, segments[1].x, rtol=1e-4, atol=1e-5)
+        whole, parts = (
+            asked_of(model.backbone, segments[0], start, (5, 6), t) for t in (Task(), Task(pace=Pace(1e-9)))
+        )
+    for n, asked in whole.items():
+        torch.testing.assert_close(asked.queries, parts[n].queries, rtol=1e-4, atol=1e-5)
 
 
 def test_a_long_question_is_read_in_parts(make_engine: Any, monkeypatch: Any) -> None:

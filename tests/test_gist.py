@@ -275,6 +275,15 @@ def test_the_bundled_gist_answers_about_pages_that_it_has_not_seen() -> None:
     assert folder.inspected(Path("tiny")).damaged == {}
 
 
+def test_a_folder_of_the_bundled_name_comes_first(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundled = folder.about(Path("tiny"))
+    own = folder.about(saved_gist(engine, Path("tiny")))
+    assert folder.about(Path("tiny")).id == own.id != bundled.id
+
+
 class TestFolder:
     """What training writes is read back, by PEFT too, and damage is reported."""
 

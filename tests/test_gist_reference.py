@@ -10,7 +10,7 @@ import torch
 
 from families import build
 from gists import DOCUMENTS, closest, random_gist
-from memograft.errors import UnsupportedModelError
+from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.gist.compress import check_model, compressed, maps
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.gist.train import loss_of
@@ -124,6 +124,15 @@ def test_the_controls_are_ordinary_passes(family: str) -> None:
                 own = backbone.model(input_ids=torch.tensor([text + row.answer[:-1]])).logits[0]
                 count = row.asked + len(row.answer)
                 torch.testing.assert_close(logits[n, -count:], own[-count:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_page_beyond_the_models_window_is_refused_before_it_is_run(family: str) -> None:
+    backbone = made(family)
+    page = (5,) * (backbone.max_length + 20)
+    batch = Batch((), (Asked(QUESTION, (*page, *QUESTION), ANSWER, (), page=len(page)),))
+    with pytest.raises(SettingsError, match="documents, question and answer must fit the model's window of"):
+        answer_logits(backbone, batch, "full", 0)
 
 
 @torch.no_grad()

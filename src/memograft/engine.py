@@ -227,7 +227,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         Raises:
             MemoryFormatError: the folder is damaged, incomplete or of another model.
         """
-        return self._alone(lambda _: loaded(self._model, folder, self._own))
+        return self._alone(lambda task: loaded(self._model, folder, self._own, task))
 
     def next_token_logprobs(self, request: Request) -> Tensor:
         """(V,) float32 log-probabilities of the first new token: after memory and processors, before sampling."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from memograft.decoding.rule import Rule
 from memograft.documents import Document
-from memograft.errors import SettingsError
+from memograft.errors import RequestCancelledError, SettingsError
 from memograft.memory import SHIPPED
 from memograft.memory.report import MemoryReport
 from memograft.model.adapter import Adapter
@@ -78,6 +78,15 @@ class Task:
     given_up: Callable[[], bool] = lambda: False
     progress: bool = False
     pace: Pace | None = None
+
+    def pause(self, work: str) -> None:
+        """Let others use the model; `work` completes "while its documents were ...".
+
+        Raises:
+            RequestCancelledError: the task was given up.
+        """
+        if self.given_up():
+            raise RequestCancelledError(f"the request was given up while its documents were {work}")
 
 
 @dataclass(frozen=True)

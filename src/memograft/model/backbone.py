@@ -32,7 +32,7 @@ __all__ = ["Backbone"]
 Output = Tensor | tuple[Tensor, *tuple[object, ...]]  # of a module: a tensor, or a tuple beginning with one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backbone:
     """A causal LM split at its last FFN. Make one with `Backbone.of(model)`.
 

@@ -42,7 +42,7 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     return replace(handle, segment=segment)
 
 
-def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHandle:
+def loaded(model: Model, folder: str | Path, own: Mapping[str, Any], task: Task) -> MemoryHandle:
     """Read a memory that `MemoryHandle.save` wrote; `own` are the model's settings (see `Memory.resolved`).
 
     Raises:
@@ -53,7 +53,9 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any]) -> MemoryHa
     if handle.carried is not None:
         return handle
     prompt = model.prompts.build([{"role": "user", "content": "?"}], handle.settings.shown(handle.documents))
-    return replace(handle, segment=_segment(model, Wanted(handle.settings, prompt, 0, documents=handle.documents)))
+    return replace(
+        handle, segment=_segment(model, Wanted(handle.settings, prompt, 0, documents=handle.documents, task=task))
+    )
 
 
 def _segment(model: Model, wanted: Wanted) -> Segment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -76,9 +77,10 @@ def compacted(
         start: the first token of the context.
         ratio: the number of keys is divided by this.
         tail: the tokens that lead from the context to an answer; see `asked_of`.
-        task: its `given_up` is called between layers, and between parts of the pass.
+        task: it pauses between layers, and between parts of the pass.
 
     Raises:
+        RequestCancelledError: the task was given up.
         UnsupportedModelError: see `check`; or the model's queries cannot be observed.
     """
     check(backbone)
@@ -86,14 +88,14 @@ def compacted(
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
     found = []
     for n in whole:
-        task.given_up()
+        task.pause("compacted")
         size = float(layers[n].values.float().norm(dim=-1).mean())
         heads = [importance(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
         found.append(torch.stack(heads))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
     made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
     for n, layer in enumerate(layers):
-        task.given_up()
+        task.pause("compacted")
         made.append(_layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values))
     return Carried(segment.ids, tuple(made))
 
@@ -117,10 +119,13 @@ def asked_of(
         places, at = positions(mask)[:, segment.length :], 0
         while at < ids.shape[1]:
             end = ids.shape[1] if task.pace is None else at + task.pace.columns(1)
+            begun = time.monotonic()
             with asking(backbone) as asked:  # not while others use the model
                 run(backbone, ids[:, at:end], mask[:, : segment.length + end], cache, places[:, at:end])
+            if task.pace is not None:
+                task.pace.ran(min(end, ids.shape[1]) - at, time.monotonic() - begun)
             parts.append(asked)
-            task.given_up()
+            task.pause("compacted")
             at = end
     whole = {n: torch.cat([part[n].queries for part in parts], 2) for n in parts[0]}
     return {n: replace(parts[0][n], queries=queries) for n, queries in whole.items()}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
@@ -27,7 +27,7 @@ __all__ = ["Sight", "Tails", "before_documents", "last_of"]
 
 _LAST = 64  # tokens of the question, counted from its end, whose losses are used: earlier ones dilute the measure
 _TOKENS = 8192  # cache tokens copied at a time, where each sight needs a row of its own
-_FRONTS = 8  # for each model
+_FRONTS, _FRONT = 8, 64  # how many are kept for each engine, and tokens before the documents that they may have
 _PACKED = 512  # tokens of a row, beyond which the next sight goes to another pass
 
 
@@ -87,7 +87,7 @@ class Tails:
         """Losses in nats of the question's last 64 tokens, or from the start of its part, for each sight."""
         # x and residual (n, D) of each sight's question
         found = {n: self._read(sight.prompt) for n, sight in enumerate(sights) if self._is_read(sight)}
-        found |= self._led(sights, [n for n, s in enumerate(sights) if s.lead and not self._prompts[s.prompt].history])
+        found |= self._led(sights, [n for n, sight in enumerate(sights) if sight.lead and self._shares(sight)])
         for rows in self._passes(sights, [n for n in range(len(sights)) if n not in found]):
             found |= self._run(sights, rows)
         x, residual = (torch.cat([found[n][part] for n in range(len(sights))]) for part in (0, 1))
@@ -107,6 +107,10 @@ class Tails:
         row, columns = int(self._rows[number]), self._columns[number][first - 1 : end - 1].to(self._filled.x.device)
         return self._filled.x[row, columns], self._filled.residual[row, columns]
 
+    def _shares(self, sight: Sight) -> bool:
+        """Whether what is before the documents is short, and therefore probably the same for other requests."""
+        return sight.end <= _FRONT and not self._prompts[sight.prompt].history
+
     def _led(self, sights: Sequence[Sight], which: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
         """x and residual (n, D) of questions behind their lead and no document: a pass of its own, which needs neither
         the prefill nor, again, what is the same for all questions."""
@@ -122,6 +126,7 @@ class Tails:
         for row, n in enumerate(which):
             first, end = self._asked(sights[n].prompt)
             columns = filled.columns(row, range(len(texts[row]) - 1 - (end - first), len(texts[row]) - 1))
+            columns = columns.to(filled.x.device)
             found[n] = filled.x[row, columns], filled.residual[row, columns]
         return found
 
@@ -196,17 +201,18 @@ class Tails:
         return cache
 
 
-_fronts: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Segment]] = weakref.WeakKeyDictionary()
+_fronts: weakref.WeakKeyDictionary[Backbone, dict[tuple[object, ...], Segment]] = weakref.WeakKeyDictionary()
 
 
 def _front(backbone: Backbone, ids: tuple[int, ...]) -> Segment:
-    """The keys and values of the template's tokens and LEAD, which hardly ever differ between requests."""
-    known, key = _fronts.setdefault(backbone.model, {}), (backbone.device, backbone.model.dtype, ids)
-    if key not in known:
+    """The keys and values of the template's tokens and LEAD, which are the same for most requests."""
+    known, key = _fronts.setdefault(backbone, {}), (backbone.device, backbone.model.dtype, ids)
+    found = known.get(key)
+    if found is None:
         if len(known) >= _FRONTS:
             known.pop(next(iter(known)))
-        known[key] = prefill_segment(backbone, ids)
-    return known[key]
+        found = known[key] = prefill_segment(backbone, ids)
+    return found
 
 
 def last_of(span: Span) -> Span:

@@ -35,7 +35,7 @@ from memograft.model.kv import Piece, joins, newest, whole
 from memograft.model.prefill import run
 from memograft.prompt.builder import PromptBuilder
 
-__all__ = ["GistWeights", "check_model", "compressed", "maps", "parts"]
+__all__ = ["GistWeights", "check_model", "compressed", "maps", "padded", "parts"]
 
 _LEAST = 8  # tokens of a document beside those of the template
 
@@ -124,12 +124,8 @@ def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Seq
         raise SettingsError(
             f"a document to compress must have at most {weights.window} tokens, got {longest}; cut it into `parts`"
         )
-    ids = torch.full((len(documents), longest), pad_id)
-    mask = torch.zeros(len(documents), longest + k, dtype=torch.long)
-    for row, own in enumerate(documents):
-        ids[row, longest - len(own) :] = torch.as_tensor(own)
-        mask[row, longest - len(own) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    ids, mask = padded(documents, pad_id, device)
+    mask = torch.cat([mask, mask.new_ones(len(documents), k)], 1)
     places = torch.arange(weights.window - longest, weights.end, device=device).expand(len(documents), -1)
     starts = (longest - mask[:, :longest].sum(1))[:, None]
     with everywhere(maps(backbone), weights.adapter) if weights.on_documents else torch.no_grad():
@@ -141,3 +137,14 @@ def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Seq
     with everywhere(maps(backbone), weights.adapter):
         x, residual, cache = run(backbone, embeddings, mask, cache, places[:, longest:])
     return whole([first, newest(cache, x, residual)])
+
+
+def padded(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(N, T) token ids and their mask, padded on the left."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), pad_id)
+    mask = torch.zeros(len(texts), longest, dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, longest - len(text) :] = torch.as_tensor(text)
+        mask[row, longest - len(text) :] = 1
+    return ids.to(device), mask.to(device)

@@ -142,7 +142,7 @@ class Batches:
         full = self._prompts.build(messages, [Document(text) for text in sample.documents])
         stop = self._prompts.turn_end
         page = max(end for _, end in full.spans)
-        # A prompt's first token, and the one behind the documents, are not predicted by tokens of the question's pass.
+        # Nothing in the question's own pass predicts its first token.
         asked = _alike(prompt.ids[max(1, prompt.question[0]) :], full.ids[page + 1 :])
         return Asked(prompt.ids, full.ids, (*answer, *(() if stop is None else (stop,))), gists, asked, page)
 

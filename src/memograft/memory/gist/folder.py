@@ -155,7 +155,10 @@ def inspected(path: Path) -> Findings:
 
 
 def _located(path: Path) -> Path:
-    return Path(str(resources.files("memograft") / _BUNDLED[str(path)])) if str(path) in _BUNDLED else path
+    """The folder of a bundled gist, unless there is one of that name."""
+    if str(path) not in _BUNDLED or (path / _ABOUT).exists():
+        return path
+    return Path(str(resources.files("memograft") / _BUNDLED[str(path)]))
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from memograft.documents import Document
-from memograft.errors import RequestCancelledError, SettingsError
+from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, parts
@@ -157,12 +158,14 @@ def _segment(model: Model, memory: Gist, documents: Sequence[Document], task: Ta
     while missing:
         size = _TOGETHER if task.pace is None else max(1, min(_TOGETHER, task.pace.tokens // weights.end))
         now, missing = missing[:size], missing[size:]
+        begun = time.monotonic()
         made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
+        if task.pace is not None:
+            task.pace.ran(sum(len(ids) for _, ids in now), time.monotonic() - begun)
         for row, (place, _) in enumerate(now):
             pieces[place.id] = piece = _of_row(made, row)
             store.keep(model, place, piece)
-        if task.given_up() and missing:
-            raise RequestCancelledError("the request was given up while its documents were compressed")
+        task.pause("compressed")
     return replace(chain(model.backbone, (), [pieces[place.id] for place, _ in places]), end=weights.end)
 
 

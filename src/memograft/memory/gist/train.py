@@ -49,8 +49,8 @@ class GistTraining:
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         distill: weight of the KL divergence from the model with the documents in view; 1 - `distill` is that of the
             cross-entropy.
-        ask: weight of a question's token in the loss, against 1 of an answer's. There are more of them, and how likely
-            a question is behind a gist tells what the gist holds.
+        ask: weight of a question's token (and of the template's behind it) in the loss, against 1 of an answer's. There
+            are more of them, and how likely a question is behind a gist tells what the gist holds.
         on_documents: the LoRA also acts on the document's tokens, never on a question or an answer.
         accumulate: passes of a step, each with a part of its groups.
         seed: of initial weights and batches.

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from memograft.errors import SettingsError
+from memograft.memory.gist.compress import padded
 from memograft.memory.gist.data import Asked, Batch
 from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
@@ -55,6 +56,12 @@ def answer_logits(
     shortest = reach(backbone)
     shares = view == "full" and joins(backbone) and shortest is None and all(row.page for row in rows)
     texts = [(row.full[row.page * shares :] if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
+    before = [end if view == "gist" else row.page * shares for row in rows]
+    if (last := max(first + len(text) for first, text in zip(before, texts, strict=True))) > backbone.max_length:
+        raise SettingsError(
+            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
+            f"{last}; leave out the longest samples, or train with a smaller `window`"
+        )
     count = max(len(row.answer) + row.asked * questions for row in rows)
     ids, mask = padded(texts, pad_id, device)
     places = positions(mask)
@@ -63,18 +70,13 @@ def answer_logits(
     if view == "gist" or shares:
         if view == "gist":
             assert gists is not None
-            cache, before = _in_front(backbone, gists, [row.gists for row in rows])
+            cache, seen = _in_front(backbone, gists, [row.gists for row in rows])
             places = places + end
         else:
-            cache, before = _pages(backbone, rows, pad_id)
-            places = places + before.sum(1, keepdim=True)
-        mask = torch.cat([before, mask], 1)
+            cache, seen = _pages(backbone, rows, pad_id)
+            places = places + seen.sum(1, keepdim=True)
+        mask = torch.cat([seen, mask], 1)
         extra[cache_name(backbone.model.forward)] = cache
-    if (last := int(places.max()) + 1) > backbone.max_length:
-        raise SettingsError(
-            f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
-            f"{last}; leave out the longest samples, or train with a smaller `window`"
-        )
     if shortest is not None and mask.shape[1] > shortest:
         # Padding between gists and question would move the window.
         raise unsupported(
@@ -98,17 +100,6 @@ def right(logits: Tensor, targets: Tensor) -> int:
     return int(((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).sum())
 
 
-def padded(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(N, T) token ids and their mask, padded on the left."""
-    longest = max(map(len, texts))
-    ids = torch.full((len(texts), longest), pad_id)
-    mask = torch.zeros(len(texts), longest, dtype=torch.long)
-    for row, text in enumerate(texts):
-        ids[row, longest - len(text) :] = torch.as_tensor(text)
-        mask[row, longest - len(text) :] = 1
-    return ids.to(device), mask.to(device)
-
-
 @torch.no_grad()
 def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cache, Tensor]:
     """A cache with the documents of each row's full prompt, which are run once for all rows that have the same, and its
@@ -116,7 +107,7 @@ def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cach
     pages = list(dict.fromkeys(row.full[: row.page] for row in rows))
     ids, mask = padded(pages, pad_id, backbone.device)
     cache = run(backbone, ids, mask, None, positions(mask))[-1]
-    index = torch.tensor([pages.index(row.full[: row.page]) for row in rows], device=mask.device)
+    index = torch.tensor([pages.index(row.full[: row.page]) for row in rows])  # a device map may spread the cache
     cache.batch_select_indices(index)
     return cache, mask[index]
 
