@@ -189,7 +189,7 @@ def _prefill(
         more_x, more_residual, cache = _in_parts(
             backbone, ids[:, width:-1], mask[:, :-1], cache, behind, pace, given_up
         )
-        x, residual = (torch.cat(pair, 1) for pair in ((x.to(more_x), more_x), (residual.to(more_x), more_residual)))
+        x, residual = torch.cat([x.to(more_x), more_x], 1), torch.cat([residual.to(more_residual), more_residual], 1)
     spared = tuple(len(s.ids) - s.read for s in segments) or (0,) * len(prompts)
     filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts)
     return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled
