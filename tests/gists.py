@@ -11,7 +11,7 @@ import torch
 from memograft import Engine
 from memograft.memory.base import Model
 from memograft.memory.gist import folder
-from memograft.memory.gist.compress import GistWeights
+from memograft.memory.gist.compress import GistWeights, Opening
 from memograft.memory.gist.data import Batch
 from memograft.memory.gist.train import GistTraining, fresh
 from memograft.model.adapter import Adapter
@@ -23,7 +23,7 @@ DOCUMENTS = ((1, 17, 40, 41, 99, 120), (1, 17, 250, 33, 77, 201, 202, 5, 61, 90)
 def random_gist(backbone: Backbone, *, k: int = 3, window: int = 32, on_documents: bool = False) -> GistWeights:
     """Embeddings of random tokens, and a LoRA whose change is about a tenth of the weights."""
     settings = GistTraining(tokens=k, window=window, rank=4, on_documents=on_documents, seed=5)
-    made = fresh(backbone, settings, Batch(DOCUMENTS[:1], ()), 0)
+    made = fresh(backbone, settings, Batch(DOCUMENTS[:1], (), Opening(DOCUMENTS[0][:2], 2)), 0)
     generator = torch.Generator().manual_seed(1)
     b = {n: (0.1 * torch.randn(t.shape, generator=generator)).requires_grad_() for n, t in made.adapter.lora_b.items()}
     return GistWeights(made.embeddings, Adapter(made.adapter.lora_a, b), window, on_documents)

@@ -31,7 +31,7 @@ from memograft.evaluation.scores import holds
 from memograft.memory.base import Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist import memory as gist_memory
-from memograft.memory.gist.compress import compressed, parts
+from memograft.memory.gist.compress import Opening, compressed, in_front, opening, parts
 from memograft.model.kv import empty
 from memograft.model.prefill import Pace
 from memograft.serving.scoring import logprobs_of
@@ -54,16 +54,19 @@ def first_logprobs(engine: Engine, requests: list[Request]) -> list[torch.Tensor
 def behind_gists(engine: Engine, memory: Gist, request: Request) -> torch.Tensor:
     """Log-probabilities of the next token by passes written out: each document compressed alone, then the prompt."""
     model = parts_of(engine)
-    weights = folder.read(Path(memory.folder), model.backbone)
+    weights, cache = folder.read(Path(memory.folder), model.backbone), empty(model.backbone)
     pieces = [
         compressed(model.backbone, weights, [ids], 0)
         for document in request.documents
         for ids in parts(model.prompts, document, weights.window)
     ]
-    cache = empty(model.backbone)
+    prompt = model.prompts.build(request.messages)
+    own = opening(model.prompts, prompt)
+    places = torch.arange(weights.window - len(own.ids), weights.window)[None]
+    model.backbone.model(input_ids=torch.tensor([own.ids]), position_ids=places, past_key_values=cache)
     for n in range(len(pieces[0].layers)):
         cache.update(*(torch.cat([piece.layers[n][side] for piece in pieces], 2) for side in (0, 1)), n)
-    ids = torch.tensor([model.prompts.build(request.messages).ids])
+    ids = torch.tensor([prompt.ids[own.spared :]])
     positions = torch.arange(weights.end, weights.end + ids.shape[1])[None]
     out = model.backbone.model(input_ids=ids, position_ids=positions, past_key_values=cache)
     return out.logits[0, -1].log_softmax(-1)
@@ -194,7 +197,9 @@ def test_a_handle_is_saved_and_loaded(engine: Engine, gist: Gist, tmp_path: Path
     handle = engine.memorize(FACTS, gist)
     assert handle.settings == gist
     assert handle.segment is not None
-    assert (handle.segment.ids, handle.segment.length, handle.segment.end) == ((), 3 * (1 + 3), 64 + 3)
+    prompts = parts_of(engine).prompts
+    front = opening(prompts, prompts.build([{"role": "user", "content": "?"}])).ids
+    assert (handle.segment.ids, handle.segment.length, handle.segment.end) == (front, 3 * 3 + len(front), 64 + 3)
     assert handle.id != engine.memorize(FACTS[:2], gist).id
     handle.save(tmp_path / "handle")
     loaded = engine.load_memory(tmp_path / "handle")
@@ -230,7 +235,7 @@ def test_position_and_columns_count_towards_the_window(make_engine: Any, gist: G
         make_engine(max_length=64 + 3 + prompt).answer(request)
     prompts = parts_of(make_engine()).prompts
     many = tuple(Document(text) for text in FACTS * 10)
-    assert gist.columns(prompts, many) == (1 + 3) * sum(len(parts(prompts, document, 64)) for document in many)
+    assert gist.columns(prompts, many) == 3 * sum(len(parts(prompts, document, 64)) for document in many)
 
 
 def test_a_gist_of_another_model_or_k_is_refused(make_engine: Any, gist: Gist) -> None:
@@ -322,8 +327,7 @@ class TestFolder:
         row = torch.cat([embed(torch.tensor(DOCUMENTS[0])), weights.embeddings])[None]
         positions = torch.arange(32 - len(DOCUMENTS[0]), 32 + 3)[None]
         out = peft(inputs_embeds=row, position_ids=positions, use_cache=True)
-        kept = [0, -3, -2, -1]
-        layers = [(layer.keys[:, :, kept], layer.values[:, :, kept]) for layer in out.past_key_values.layers]
+        layers = [(layer.keys[:, :, -3:], layer.values[:, :, -3:]) for layer in out.past_key_values.layers]
         assert closest(made.layers, layers) < 1e-5
 
     @pytest.mark.parametrize("name", ["gist.json", "gist.safetensors", "adapter_model.safetensors"])
@@ -344,7 +348,7 @@ class TestFolder:
             engine.answer(ask(documents=FACTS, memory=Gist(str(tmp_path / "nothing"))))
         file = Path(gist.folder) / "gist.json"
         file.write_text(json.dumps({"format": 99}))
-        with pytest.raises(MemoryFormatError, match="must be of format 2, got 99"):
+        with pytest.raises(MemoryFormatError, match="must be of format 3, got 99"):
             engine.answer(ask(documents=FACTS, memory=gist))
 
     def test_a_new_gist_in_the_same_folder_is_used(self, engine: Engine, gist: Gist) -> None:

@@ -27,12 +27,12 @@ from sets import items
 # Most pages are about invented things. Pages about known things teach when to follow the page and when it is no help.
 MIX = {
     "fresh_short": 0.1,
-    "fresh": 0.3,
-    "fresh_alike": 0.35,
+    "fresh": 0.25,
+    "fresh_alike": 0.3,
     "fiction": 0.1,
     "extends": 0.05,
     "known": 0.05,
-    "elsewhere": 0.05,
+    "elsewhere": 0.15,
 }
 REAL = 0.1  # share of values that exist
 

@@ -1,6 +1,6 @@
 """Gisting as the paper masks it: one pass over documents, gists and question, with a mask of four dimensions.
 
-The row is [document 1 | gist 1 | document 2 | gist 2 | ... | question]. The LoRA's outputs are multiplied by a mask of
+The row is [document 1 | gist 1 | document 2 | gist 2 | ... | opening | question]. The LoRA's outputs are multiplied by a mask of
 the tokens that it acts on. No cache, no padding; modules are wrapped by hooks that this file adds and removes.
 """
 
@@ -16,35 +16,34 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """The row's tokens: which document each belongs to (0 for the question), and whether it is a gist token, or the
-    document's first one."""
+    """The row's tokens: which document each belongs to (0 for opening and question), and whether it is a gist token."""
 
     owner: Tensor
     gist: Tensor
-    first: Tensor
     positions: Tensor
 
     @classmethod
-    def of(cls, documents: Sequence[Sequence[int]], question: Sequence[int], k: int, window: int) -> Layout:
+    def of(
+        cls, documents: Sequence[Sequence[int]], opening: int, question: Sequence[int], k: int, window: int
+    ) -> Layout:
+        """The first `opening` tokens of the question stand in front of the gists."""
         owner: list[int] = []
         gist: list[bool] = []
-        first: list[bool] = []
         positions: list[int] = []
         for n, ids in enumerate(documents, start=1):
             owner += [n] * (len(ids) + k)
             gist += [False] * len(ids) + [True] * k
-            first += [True] + [False] * (len(ids) - 1 + k)
             positions += range(window - len(ids), window + k)
         owner += [0] * len(question)
         gist += [False] * len(question)
-        first += [False] * len(question)
-        positions += range(window + k, window + k + len(question))
-        return cls(torch.tensor(owner), torch.tensor(gist), torch.tensor(first), torch.tensor([positions]))
+        positions += range(window - opening, window)
+        positions += range(window + k, window + k + len(question) - opening)
+        return cls(torch.tensor(owner), torch.tensor(gist), torch.tensor([positions]))
 
     def allowed(self, blind: bool = False) -> Tensor:
         """(T, T) bool: row sees column. `blind` gists do not see their document, so that nothing of it can pass."""
         same = self.owner[:, None] == self.owner[None]
-        behind = (self.owner[:, None] == 0) & (self.gist | self.first)[None]
+        behind = (self.owner[:, None] == 0) & (self.positions[0][:, None] > self.positions[0]) & self.gist[None]
         seen = (same | behind) & torch.ones(len(self.owner), len(self.owner), dtype=torch.bool).tril()
         if blind:
             seen &= ~(self.gist[:, None] & ~self.gist[None])
@@ -63,13 +62,12 @@ def masked_pass(
     modules: dict[str, nn.Module],
     weights: Any,
     documents: Sequence[Sequence[int]],
+    opening: int,
     question: Sequence[int],
     mask: Tensor,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Logits of the question (Q, V), and for each layer keys and values (N, H, 1 + k, head dimension).
-
-    These are of the documents' first tokens, and of their gists."""
-    layout = Layout.of(documents, question, len(weights.embeddings), weights.window)
+    """Logits of the question (Q, V), and for each layer the gists' keys and values (N, H, k, head dimension)."""
+    layout = Layout.of(documents, opening, question, len(weights.embeddings), weights.window)
     embed = model.get_input_embeddings()
     parts = [part for ids in documents for part in (embed(torch.tensor(ids)), weights.embeddings)]
     row = torch.cat([*parts, embed(torch.tensor(question))])[None]
@@ -88,7 +86,7 @@ def masked_pass(
     finally:
         for handle in handles:
             handle.remove()
-    columns = (layout.gist | layout.first).nonzero().flatten()
+    columns = layout.gist.nonzero().flatten()
 
     def of_gists(tensor: Tensor) -> Tensor:
         own = tensor[0, :, columns]

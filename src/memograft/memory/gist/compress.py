@@ -1,21 +1,26 @@
 """Compress documents into the keys and values of k gist tokens (Gisting, arXiv 2304.08467).
 
-    position   W-P ....... W-1   W .... W+k-1   W+k ...
-    tokens     [ document    ]   [ gist      ]   [ question, answer ]
-    weights      base              base + LoRA     base
-    sees                           document        gists, and the document's first token
+    position   W-P ....... W-1   W .... W+k-1
+    tokens     [ document    ]   [ gist      ]
+    weights      base              base + LoRA
+    sees                           document
+
+    position   W-h ....... W-1   W .... W+k-1   W+k ...
+    tokens     [ opening     ]   [ gists     ]   [ question, answer ]
+    weights      base              as above        base
 
 The paper masks one pass so that what follows a gist sees the gist and not the document. Here each part is a pass of its
 own over the keys and values that it may see, which gives the same numbers (`tests/reference/gist.py` is the masked
 pass) and the same gradients. The LoRA is computed for gist tokens only, and no mask of four dimensions is needed, which
 attention implementations take in different forms.
 
-The first token, with which the chat template begins, stays in front of the gist. Trained models attend to it where
-nothing else matters (an attention sink, arXiv 2309.17453): without it SmolLM2's answers cost 7.8 nats a token behind
-untrained gists, with it 6.0, and 6.1 without any document.
+A gist stands where the document would: behind the opening, the h tokens with which the chat template begins every
+prompt, and in front of the question. Trained models attend to the first token where nothing else matters (an attention
+sink, arXiv 2309.17453): without one in front SmolLM2's answers cost 7.8 nats a token behind untrained gists, and 6.1
+without any document.
 
 All documents end at the same position, so a gist depends neither on its place nor on other documents: it is made once,
-and a prompt can have several, in any order.
+and a prompt can have several, in any order, which share the positions W to W+k-1.
 """
 
 from __future__ import annotations
@@ -31,11 +36,11 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.model.adapter import Adapter, everywhere
 from memograft.model.backbone import Backbone, linear_shape, unsupported
-from memograft.model.kv import Piece, joins, newest, whole
+from memograft.model.kv import Piece, joins, newest
 from memograft.model.prefill import run
-from memograft.prompt.builder import PromptBuilder
+from memograft.prompt.builder import Prompt, PromptBuilder
 
-__all__ = ["GistWeights", "check_model", "compressed", "maps", "padded", "parts"]
+__all__ = ["GistWeights", "Opening", "check_model", "compressed", "in_front", "maps", "opening", "padded", "parts"]
 
 _LEAST = 8  # tokens of a document beside those of the template
 
@@ -65,6 +70,19 @@ class GistWeights:
     def end(self) -> int:
         """Position of the token that follows a gist: W + k."""
         return self.window + self.tokens
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What stands in front of gists.
+
+    Attributes:
+        ids: h tokens.
+        spared: how many of them the prompt begins with: all, or none.
+    """
+
+    ids: tuple[int, ...]
+    spared: int
 
 
 def check_model(backbone: Backbone) -> None:
@@ -112,11 +130,32 @@ def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple
     return [ids[:start] + ids[n : min(n + size, end)] for n in range(start, end, size)]
 
 
-def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int) -> Piece:
-    """The keys and values of the first token and the gist of N documents of at most W tokens each, and their x and
-    residual.
+def opening(prompts: PromptBuilder, prompt: Prompt) -> Opening:
+    """The tokens with which a prompt begins like one with documents, before its messages and documents.
 
-    They are tensors (N, ...) of 1 + k columns. With gradients enabled, these reach the weights.
+    If there are none, the first token of a prompt with documents is the attention sink.
+    """
+    other = prompts.build([{"role": "user", "content": "?"}], (Document("?"),))
+    texts = (prompt.question, *prompt.spans, *prompt.history)
+    most = min((len(prompt.ids) - 1, other.spans[0][0], *(start for start, end in texts if end)))
+    pairs = zip(prompt.ids[:most], other.ids, strict=False)
+    count = next((n for n, (own, its) in enumerate(pairs) if own != its), most)
+    return Opening(prompt.ids[:count], count) if count else Opening(other.ids[:1], 0)
+
+
+@torch.no_grad()
+def in_front(backbone: Backbone, opening: Opening, window: int) -> Piece:
+    """The keys and values of an opening, which ends where documents end."""
+    ids = torch.tensor([opening.ids], device=backbone.device)
+    places = torch.arange(window - ids.shape[1], window, device=backbone.device)[None]
+    x, residual, cache = run(backbone, ids, torch.ones_like(ids), None, places)
+    return newest(cache, x, residual)
+
+
+def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Sequence[int]], pad_id: int) -> Piece:
+    """The keys and values of the gists of N documents of at most W tokens each, and their x and residual.
+
+    They are tensors (N, ...) of k columns. With gradients enabled, these reach the weights.
     """
     device, k = backbone.device, weights.tokens
     longest = max(len(ids) for ids in documents)
@@ -127,16 +166,12 @@ def compressed(backbone: Backbone, weights: GistWeights, documents: Sequence[Seq
     ids, mask = padded(documents, pad_id, device)
     mask = torch.cat([mask, mask.new_ones(len(documents), k)], 1)
     places = torch.arange(weights.window - longest, weights.end, device=device).expand(len(documents), -1)
-    starts = (longest - mask[:, :longest].sum(1))[:, None]
     with everywhere(maps(backbone), weights.adapter) if weights.on_documents else torch.no_grad():
-        # A pass of its own, because a sliding window may drop the first column from the documents' cache.
-        x, residual, cache = run(backbone, ids.gather(1, starts), mask[:, -1:], None, places.gather(1, starts))
-        first = newest(cache, x, residual)
         _, _, cache = run(backbone, ids, mask[:, :longest], None, places[:, :longest])
     embeddings = weights.embeddings.to(device, backbone.model.dtype).expand(len(documents), -1, -1)
     with everywhere(maps(backbone), weights.adapter):
         x, residual, cache = run(backbone, embeddings, mask, cache, places[:, longest:])
-    return whole([first, newest(cache, x, residual)])
+    return newest(cache, x, residual)
 
 
 def padded(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

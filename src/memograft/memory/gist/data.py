@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.memory.gist.compress import parts
+from memograft.memory.gist.compress import Opening, opening, parts
 from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
 
@@ -63,10 +63,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents that are compressed in one pass, and questions that are asked in one pass over their gists."""
+    """Documents that are compressed in one pass, and questions that are asked in one pass over their gists.
+
+    Attributes:
+        documents: their tokens.
+        asked: the questions.
+        opening: what stands in front of the gists, the same for all questions.
+    """
 
     documents: tuple[tuple[int, ...], ...]
     asked: tuple[Asked, ...]
+    opening: Opening
 
 
 class Batches:
@@ -121,7 +128,7 @@ class Batches:
             own = parts(self._prompts, Document(text), self._window)
             places[text] = tuple(range(len(documents), len(documents) + len(own)))
             documents += own
-        asked = []
+        asked, openings = list[Asked](), list[Opening]()
         for group in groups:
             own_samples = list(group)
             if rng is not None:
@@ -133,18 +140,22 @@ class Batches:
                     more = rng.randint(0, max(0, self._most - len(texts)))
                     texts += rng.sample(others, min(more, len(others)))
                     rng.shuffle(texts)
-                asked.append(self._asked(sample, tuple(n for text in texts for n in places[text])))
-        return Batch(tuple(documents), tuple(asked))
+                own_asked, own_opening = self._asked(sample, tuple(n for text in texts for n in places[text]))
+                asked.append(own_asked)
+                openings.append(own_opening)
+        return Batch(tuple(documents), tuple(asked), min(openings, key=lambda own: own.spared))
 
-    def _asked(self, sample: Sample, gists: tuple[int, ...]) -> Asked:
+    def _asked(self, sample: Sample, gists: tuple[int, ...]) -> tuple[Asked, Opening]:
         messages = [{"role": "user", "content": sample.question}]
         prompt, answer = continuation(self._prompts, messages, (), sample.answer)
+        front = opening(self._prompts, prompt)
         full = self._prompts.build(messages, [Document(text) for text in sample.documents])
         stop = self._prompts.turn_end
         page = max(end for _, end in full.spans)
         # Nothing in the question's own pass predicts its first token.
-        asked = _alike(prompt.ids[max(1, prompt.question[0]) :], full.ids[page + 1 :])
-        return Asked(prompt.ids, full.ids, (*answer, *(() if stop is None else (stop,))), gists, asked, page)
+        asked = _alike(prompt.ids[max(front.spared + 1, prompt.question[0]) :], full.ids[page + 1 :])
+        answer = (*answer, *(() if stop is None else (stop,)))
+        return Asked(prompt.ids, full.ids, answer, gists, asked, page), front
 
     def _place(self, n: int) -> int:
         """The group in place `n` of an endless sequence of epochs, each in an order of its own."""

@@ -26,7 +26,7 @@ from memograft.storage.publish import published, recover
 
 __all__ = ["GistAbout", "about", "inspected", "read", "write"]
 
-_FORMAT = 2  # in format 1, questions did not see the document's first token
+_FORMAT = 3  # in format 2, the whole prompt came behind the gists, and only the first token in front of them
 _ABOUT, _EMBEDDINGS = "gist.json", "gist.safetensors"
 _BUNDLED = {"tiny": "models/tiny-gist"}
 _REMEDY = "train it again, or restore the file"

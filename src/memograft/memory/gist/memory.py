@@ -18,7 +18,7 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.gist import folder
-from memograft.memory.gist.compress import GistWeights, check_model, compressed, parts
+from memograft.memory.gist.compress import GistWeights, Opening, check_model, compressed, in_front, opening, parts
 from memograft.memory.prefixes import Place, Prefixes
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
@@ -89,22 +89,22 @@ class Gist(Memory):
         return documents[: self.show]
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:
-        """W + k, the position of the prompt's first token; or the columns of all gists, if they are more."""
+        """W + k, the position of the token behind the gists; or the columns of all gists, if they are more."""
         if not documents:
             return 0
         found = folder.about(Path(self.folder))
         count = sum(len(parts(prompts, document, found.window)) for document in documents)
-        return max(count * (1 + found.tokens), found.window + found.tokens)
+        return max(count * found.tokens, found.window + found.tokens)
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
         """The gists of each row's documents. Those that are not kept yet are made, in passes over several documents."""
         segments: list[Segment | None] = []
         for row in rows:
-            if row.kept is not None and row.kept.segment is not None and row.kept.documents == row.documents:
-                segments.append(row.kept.segment)
-            else:
-                segments.append(_segment(model, row.memory, row.documents, row.task))
+            kept = row.kept.segment if row.kept is not None and row.kept.documents == row.documents else None
+            if kept is None or row.prompt.ids[: len(kept.ids)] != kept.ids:
+                kept = _segment(model, row)
+            segments.append(kept)
         return segments
 
     @classmethod
@@ -129,6 +129,7 @@ def _brought(model: Model, row: Wanted) -> Brought:
 
 
 _loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, GistWeights]] = weakref.WeakKeyDictionary()
+_openings: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Opening, int, str], Piece]] = weakref.WeakKeyDictionary()
 _kept: weakref.WeakKeyDictionary[nn.Module, Prefixes] = weakref.WeakKeyDictionary()
 
 
@@ -140,11 +141,21 @@ def _weights(path: Path, id: str, backbone: Backbone) -> GistWeights:
     return known[id]
 
 
+def _opening(model: Model, own: Opening, window: int) -> Piece:
+    """The keys and values of an opening, which are computed once for a model; it has few openings."""
+    backbone = model.backbone
+    known, key = _openings.setdefault(backbone.model, {}), (own, window, f"{backbone.model.dtype} {backbone.device}")
+    if key not in known:
+        known[key] = in_front(backbone, own, window)
+    return known[key]
+
+
 @torch.no_grad()
-def _segment(model: Model, memory: Gist, documents: Sequence[Document], task: Task) -> Segment | None:
+def _segment(model: Model, row: Wanted) -> Segment | None:
+    documents, task = row.documents, row.task
     if not documents:
         return None
-    path = Path(memory.folder)
+    path = Path(row.memory.folder)
     id = folder.about(path).id
     weights = _weights(path, id, model.backbone)
     store = model.bank.prefixes if model.bank is not None else _kept.setdefault(model.backbone.model, Prefixes(_HELD))
@@ -162,11 +173,15 @@ def _segment(model: Model, memory: Gist, documents: Sequence[Document], task: Ta
         made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
         if task.pace is not None:
             task.pace.ran(sum(len(ids) for _, ids in now), time.monotonic() - begun)
-        for row, (place, _) in enumerate(now):
-            pieces[place.id] = piece = _of_row(made, row)
+        for n, (place, _) in enumerate(now):
+            pieces[place.id] = piece = _of_row(made, n)
             store.keep(model, place, piece)
         task.pause("compressed")
-    return replace(chain(model.backbone, (), [pieces[place.id] for place, _ in places]), end=weights.end)
+    own = opening(model.prompts, row.prompt)
+    front = _opening(model, own, weights.window)
+    # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
+    made = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
+    return replace(made, end=weights.end)
 
 
 def _places(

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from memograft.errors import SettingsError
-from memograft.memory.gist.compress import padded
+from memograft.memory.gist.compress import in_front, padded
 from memograft.memory.gist.data import Asked, Batch
 from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
@@ -45,7 +45,7 @@ def answer_logits(
         view: what they see.
         pad_id: the padding token.
         gists: of the batch's documents, for the view "gist".
-        end: position of the token that follows a gist.
+        end: position of the token that follows a gist: W + k.
         questions: whether the questions' own tokens are targets too.
 
     Raises:
@@ -55,7 +55,10 @@ def answer_logits(
     device, rows = backbone.device, batch.asked
     shortest = reach(backbone)
     shares = view == "full" and joins(backbone) and shortest is None and all(row.page for row in rows)
-    texts = [(row.full[row.page * shares :] if view == "full" else row.prompt) + row.answer[:-1] for row in rows]
+    spared = batch.opening.spared * (view == "gist")
+    texts = [
+        (row.full[row.page * shares :] if view == "full" else row.prompt[spared:]) + row.answer[:-1] for row in rows
+    ]
     before = [end if view == "gist" else row.page * shares for row in rows]
     if (last := max(first + len(text) for first, text in zip(before, texts, strict=True))) > backbone.max_length:
         raise SettingsError(
@@ -70,7 +73,8 @@ def answer_logits(
     if view == "gist" or shares:
         if view == "gist":
             assert gists is not None
-            cache, seen = _in_front(backbone, gists, [row.gists for row in rows])
+            front = in_front(backbone, batch.opening, end - gists.x.shape[1])
+            cache, seen = _behind(backbone, front, gists, [row.gists for row in rows])
             places = places + end
         else:
             cache, seen = _pages(backbone, rows, pad_id)
@@ -112,13 +116,18 @@ def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cach
     return cache, mask[index]
 
 
-def _in_front(backbone: Backbone, gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
-    """A cache with the gists that each row sees, padded on the left with others that are masked; and its mask."""
+def _behind(
+    backbone: Backbone, front: Piece, gists: Piece, seen: Sequence[Sequence[int]]
+) -> tuple[Cache, Tensor]:
+    """A cache with an opening and the gists that each row sees, padded with others that are masked; and its mask."""
     slots, k = max(map(len, seen)), gists.x.shape[1]
     index = torch.tensor([[0] * (slots - len(own)) + list(own) for own in seen])
     real = torch.tensor([[0] * (slots - len(own)) + [1] * len(own) for own in seen])
     cache = empty(backbone)
     for n, pair in enumerate(gists.layers):
         chosen = [tensor[index.to(tensor.device)] for tensor in pair]  # (B, slots, H, k, head dimension)
-        cache.update(*(t.transpose(1, 2).flatten(2, 3) for t in chosen), n)
-    return cache, real.repeat_interleave(k, 1).to(backbone.device)
+        own = [t.transpose(1, 2).flatten(2, 3) for t in chosen]
+        before = [t.expand(len(seen), -1, -1, -1) for t in front.layers[n]]
+        cache.update(*(torch.cat(pair, 2) for pair in zip(own, before, strict=True)), n)
+    mask = torch.cat([real.repeat_interleave(k, 1), real.new_ones(len(seen), front.x.shape[1])], 1)
+    return cache, mask.to(backbone.device)
