@@ -31,7 +31,7 @@ from memograft.evaluation.scores import holds
 from memograft.memory.base import Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist import memory as gist_memory
-from memograft.memory.gist.compress import Opening, compressed, in_front, opening, parts
+from memograft.memory.gist.compress import compressed, opening, parts
 from memograft.model.kv import empty
 from memograft.model.prefill import Pace
 from memograft.serving.scoring import logprobs_of

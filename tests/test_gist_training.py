@@ -14,10 +14,11 @@ from families import build
 from gists import closest, parts_of
 from memograft import Engine, Gist
 from memograft.errors import MemoryFormatError, SettingsError, UnsupportedModelError
-from memograft.memory.gist import checkpoint, folder
+from memograft.memory.fit import Progress
+from memograft.memory.gist import folder
 from memograft.memory.gist.compress import compressed, maps, parts
 from memograft.memory.gist.data import Batches, Sample
-from memograft.memory.gist.train import GistTraining, Progress, evaluated, fresh, loss_of, train
+from memograft.memory.gist.train import GistTraining, evaluated, fresh, loss_of, train
 from memograft.memory.gist.views import answer_logits, right, targets
 from test_engine import FACTS, ask
 
@@ -41,7 +42,7 @@ def run(engine: Engine, path: Path, settings: GistTraining = SHORT, **options: A
 
 
 def tensors(path: Path, engine: Engine) -> dict[str, torch.Tensor]:
-    return checkpoint.named(folder.read(path, parts_of(engine).backbone))
+    return folder.read(path, parts_of(engine).backbone).named
 
 
 class TestBatches:
@@ -134,7 +135,7 @@ def test_only_its_own_weights_change(engine: Engine, tmp_path: Path) -> None:
     model = engine.model
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     wanted = [parameter.requires_grad for parameter in model.parameters()]
-    untrained = checkpoint.named(fresh(parts_of(engine).backbone, SHORT, batches(engine).of_step(0, 1)[0], 0))
+    untrained = fresh(parts_of(engine).backbone, SHORT, batches(engine).of_step(0, 1)[0], 0).named
     done = run(engine, tmp_path / "gist")
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted
@@ -265,7 +266,7 @@ def test_settings_are_checked(values: dict[str, Any], rule: str) -> None:
 
 def test_the_rate_rises_and_falls() -> None:
     settings = GistTraining(steps=100, warmup=0.1, learning_rate=1.0)
-    rates = [settings.rate(step) for step in range(100)]
+    rates = [settings.schedule.rate(step) for step in range(100)]
     assert max(rates) == pytest.approx(1.0)
     assert rates[0] == pytest.approx(0.1)
     assert rates[:10] == sorted(rates[:10])

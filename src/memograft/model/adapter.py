@@ -44,6 +44,11 @@ class Adapter:
         """R, which is the same for all projections, as vLLM and SGLang require."""
         return next(iter(self.lora_a.values())).shape[0]
 
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """All tensors: `<projection>.a` and `<projection>.b`."""
+        return {f"{n}.a": t for n, t in self.lora_a.items()} | {f"{n}.b": t for n, t in self.lora_b.items()}
+
     @classmethod
     def from_dense(cls, changes: Mapping[str, Tensor], width: int) -> Adapter:
         """Make an exact LoRA of rank D = `width` from changes of whole weights, (out, in) each."""

@@ -67,6 +67,11 @@ class GistWeights:
         return self.embeddings.shape[0]
 
     @property
+    def named(self) -> dict[str, Tensor]:
+        """The trained tensors by name."""
+        return {"embeddings": self.embeddings, **self.adapter.named}
+
+    @property
     def end(self) -> int:
         """Position of the token that follows a gist: W + k."""
         return self.window + self.tokens

@@ -8,20 +8,17 @@ its settings and samples; after an interruption it continues from its last check
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
-from tqdm import tqdm
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
-from memograft.memory.gist import checkpoint
+from memograft.memory.fit import Progress, Schedule, fit, frozen
 from memograft.memory.gist import folder as gist_folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, maps
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
@@ -30,7 +27,7 @@ from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape
 from memograft.storage.disk import JsonObject
 
-__all__ = ["GistTraining", "Progress", "evaluated", "fresh", "loss_of", "train"]
+__all__ = ["GistTraining", "evaluated", "fresh", "loss_of", "train"]
 
 
 @dataclass(frozen=True)
@@ -82,27 +79,10 @@ class GistTraining:
         if not self.learning_rate > 0:
             raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step."""
-        rise = max(1.0, self.warmup * self.steps)
-        return self.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1.0, self.steps - rise), 1.0)
-
-
-@dataclass
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        step: steps done.
-        tokens: that were read: of documents, gists, questions and answers, without padding.
-        losses: of each step.
-        scores: of the held-out samples: step, and the numbers of `evaluated`.
-    """
-
-    step: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    scores: list[JsonObject] = field(default_factory=list)
+    @property
+    def schedule(self) -> Schedule:
+        """Steps and learning rates."""
+        return Schedule(self.steps, self.learning_rate, self.warmup)
 
 
 def train(
@@ -133,39 +113,31 @@ def train(
     if start is not None:
         stated["start"] = gist_folder.about(start).id
     batches = Batches(samples, model.prompts, settings.window, settings.documents, settings.questions, settings.seed)
-    with _frozen(backbone):
+    with frozen(backbone):
         weights = fresh(backbone, settings, batches.of_step(0, 1)[0], model.pad_id)
-        parameters = checkpoint.named(weights)
+        parameters = weights.named
         if start is not None:
             _begin_with(start, parameters, model)
-        optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
-        done = checkpoint.read(folder, stated, parameters, optimiser)
-        state = Progress(**done) if done is not None else Progress()
-        last = settings.steps if stop_at is None else min(stop_at, settings.steps)
-        bar = tqdm(range(state.step, last), initial=state.step, total=settings.steps, disable=not progress)
-        for step in bar:
-            began = time.perf_counter()
-            for group in optimiser.param_groups:
-                group["lr"] = settings.rate(step)
-            loss, tokens = _step(model, weights, batches.of_step(step, settings.groups, settings.accumulate), settings)
-            if not math.isfinite(loss):
-                raise SettingsError(
-                    f"the loss must be finite, got {loss} at step {step}; continue with a smaller `learning_rate` in "
-                    "another folder"
-                )
-            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            state.step, state.tokens = step + 1, state.tokens + tokens
-            state.losses.append(loss)
-            bar.set_postfix(loss=f"{loss:.3f}", tokens_s=f"{tokens / (time.perf_counter() - began):.0f}")
-            if state.step % every == 0 or state.step == last:
-                if held_out:
-                    state.scores.append({"step": state.step, **evaluated(model, weights, held_out)})
-                    bar.write(str(state.scores[-1]))
-                checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
-                made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
-                gist_folder.write(folder, weights, backbone, model.fingerprint, made)
+
+        def gradients(step: int) -> tuple[float, int]:
+            return _step(model, weights, batches.of_step(step, settings.groups, settings.accumulate), settings)
+
+        def write(state: Progress) -> None:
+            made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
+            gist_folder.write(folder, weights, backbone, model.fingerprint, made)
+
+        state = fit(
+            parameters,
+            gradients,
+            settings.schedule,
+            folder,
+            stated,
+            scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
+            write=write,
+            every=every,
+            stop_at=stop_at,
+            progress=progress,
+        )
     return weights, state
 
 
@@ -204,7 +176,7 @@ def _begin_with(start: Path, parameters: Mapping[str, Tensor], model: Model) -> 
             f"`start` must be a gist of this model (fingerprint {model.fingerprint}), got one of {about.fingerprint} "
             f"in {start}; leave it out"
         )
-    known = checkpoint.named(gist_folder.read(start, model.backbone))
+    known = gist_folder.read(start, model.backbone).named
     for name, parameter in parameters.items():
         if name == "embeddings":
             count = min(len(known[name]), len(parameter))
@@ -267,16 +239,3 @@ def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0
         apart = kl_div(own.log_softmax(-1), full, log_target=True, reduction="none").sum(-1)
         loss = loss + distill * (weight @ apart)
     return loss
-
-
-@contextmanager
-def _frozen(backbone: Backbone) -> Iterator[None]:
-    """Inside, the model's own weights get no gradients, which would cost as much as those of activations."""
-    wanted = [p for p in backbone.model.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)

@@ -20,7 +20,7 @@ from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
 from memograft.model.prefill import run
 
-__all__ = ["VIEWS", "View", "answer_logits", "right", "targets"]
+__all__ = ["IGNORED", "VIEWS", "View", "answer_logits", "logits_behind", "right", "targets"]
 
 View = Literal["gist", "full", "none"]
 VIEWS: tuple[View, ...] = ("gist", "full", "none")
@@ -52,9 +52,8 @@ def answer_logits(
         SettingsError: a question with what it sees is longer than the model's window.
         UnsupportedModelError: gists and question together do not fit a sliding window.
     """
-    device, rows = backbone.device, batch.asked
-    shortest = reach(backbone)
-    shares = view == "full" and joins(backbone) and shortest is None and all(row.page for row in rows)
+    rows = batch.asked
+    shares = view == "full" and joins(backbone) and reach(backbone) is None and all(row.page for row in rows)
     spared = batch.opening.spared * (view == "gist")
     texts = [
         (row.full[row.page * shares :] if view == "full" else row.prompt[spared:]) + row.answer[:-1] for row in rows
@@ -66,23 +65,43 @@ def answer_logits(
             f"{last}; leave out the longest samples, or train with a smaller `window`"
         )
     count = max(len(row.answer) + row.asked * questions for row in rows)
-    ids, mask = padded(texts, pad_id, device)
+    if view == "gist":
+        assert gists is not None
+        front = in_front(backbone, batch.opening, end - gists.x.shape[1])
+        cache, seen = _behind(backbone, front, gists, [row.gists for row in rows])
+        return logits_behind(backbone, texts, pad_id, count, cache, seen, torch.full_like(seen[:, :1], end))
+    if shares:
+        cache, seen = _pages(backbone, rows, pad_id)
+        return logits_behind(backbone, texts, pad_id, count, cache, seen, seen.sum(1, keepdim=True))
+    return logits_behind(backbone, texts, pad_id, count)
+
+
+def logits_behind(
+    backbone: Backbone,
+    texts: Sequence[Sequence[int]],
+    pad_id: int,
+    count: int,
+    cache: Cache | None = None,
+    seen: Tensor | None = None,
+    first: Tensor | None = None,
+) -> Tensor:
+    """(B, count, V) float32 logits of the last tokens of B texts, behind a cache with mask `seen` (B, C), or without.
+
+    `first` (B, 1) are the positions of the texts' first tokens.
+
+    Raises:
+        UnsupportedModelError: the columns do not fit a sliding window.
+    """
+    ids, mask = padded(texts, pad_id, backbone.device)
     places = positions(mask)
     taken = inspect.signature(backbone.model.forward).parameters
     extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
-    if view == "gist" or shares:
-        if view == "gist":
-            assert gists is not None
-            front = in_front(backbone, batch.opening, end - gists.x.shape[1])
-            cache, seen = _behind(backbone, front, gists, [row.gists for row in rows])
-            places = places + end
-        else:
-            cache, seen = _pages(backbone, rows, pad_id)
-            places = places + seen.sum(1, keepdim=True)
-        mask = torch.cat([seen, mask], 1)
+    if cache is not None and seen is not None and first is not None:
+        places, mask = places + first, torch.cat([seen, mask], 1)
         extra[cache_name(backbone.model.forward)] = cache
+    shortest = reach(backbone)
     if shortest is not None and mask.shape[1] > shortest:
-        # Padding between gists and question would move the window.
+        # Padding in front of the texts would move the window.
         raise unsupported(
             f"a sliding window of {shortest} columns is shorter than a question's {mask.shape[1]} with what it sees",
             "train on fewer documents at a time, or shorter ones",
@@ -116,9 +135,7 @@ def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cach
     return cache, mask[index]
 
 
-def _behind(
-    backbone: Backbone, front: Piece, gists: Piece, seen: Sequence[Sequence[int]]
-) -> tuple[Cache, Tensor]:
+def _behind(backbone: Backbone, front: Piece, gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
     """A cache with an opening and the gists that each row sees, padded with others that are masked; and its mask."""
     slots, k = max(map(len, seen)), gists.x.shape[1]
     index = torch.tensor([[0] * (slots - len(own)) + list(own) for own in seen])

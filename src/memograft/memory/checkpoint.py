@@ -1,4 +1,4 @@
-"""Checkpoints of gist training: weights and optimiser as safetensors, settings and progress as JSON, written together.
+"""Checkpoints of a training: weights and optimiser as safetensors, settings and progress as JSON, written together.
 
 checkpoint/state.safetensors    <name>, <name>.exp_avg, <name>.exp_avg_sq, <name>.step
 checkpoint/state.json           settings and progress; SHA-256 of the other file, and of itself
@@ -15,21 +15,12 @@ import torch
 from torch import Tensor
 
 from memograft.errors import MemoryFormatError, SettingsError
-from memograft.memory.gist.compress import GistWeights
 from memograft.storage.disk import JsonObject, is_sealed, sealed, told
 from memograft.storage.publish import published, recover
 
-__all__ = ["named", "read", "write"]
+__all__ = ["read", "write"]
 
 _FOLDER, _STATE, _ABOUT = "checkpoint", "state.safetensors", "state.json"
-
-
-def named(weights: GistWeights) -> dict[str, Tensor]:
-    """The trained tensors by name."""
-    a, b = weights.adapter.lora_a, weights.adapter.lora_b
-    return (
-        {"embeddings": weights.embeddings} | {f"{n}.a": t for n, t in a.items()} | {f"{n}.b": t for n, t in b.items()}
-    )
 
 
 def write(

@@ -1,0 +1,132 @@
+"""The loop of a training that can be interrupted, and continues from its last checkpoint with the same result."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from memograft.errors import SettingsError
+from memograft.memory import checkpoint
+from memograft.model.backbone import Backbone
+from memograft.storage.disk import JsonObject
+
+__all__ = ["Progress", "Schedule", "fit", "frozen"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of AdamW.
+
+    Attributes:
+        steps: all of them.
+        learning_rate: at its highest.
+        warmup: share of the steps in which it rises; it falls linearly to zero after them.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: float
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        rise = max(1.0, self.warmup * self.steps)
+        return self.learning_rate * min((step + 1) / rise, (self.steps - step) / max(1.0, self.steps - rise), 1.0)
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        tokens: that were read: of documents, learned tokens, questions and answers, without padding.
+        losses: of each step.
+        scores: of the held-out samples: step, and what was measured.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    scores: list[JsonObject] = field(default_factory=list)
+
+
+def fit(
+    parameters: Mapping[str, Tensor],
+    gradients: Callable[[int], tuple[float, int]],
+    schedule: Schedule,
+    folder: Path,
+    stated: JsonObject,
+    *,
+    scored: Callable[[], JsonObject] | None,
+    write: Callable[[Progress], None],
+    every: int,
+    stop_at: int | None = None,
+    progress: bool = True,
+) -> Progress:
+    """Train parameters to the end, or to step `stop_at`.
+
+    Args:
+        parameters: by name.
+        gradients: adds up the gradients of a step; returns its loss and how many tokens it read.
+        schedule: the steps.
+        folder: of the checkpoint. If it has one of the same run, the run continues there.
+        stated: what determines the result.
+        scored: measures held-out samples every `every` steps, and at the end.
+        write: writes what is trained, after that.
+        every: steps between checkpoints.
+        stop_at: stop at this step; a later call continues.
+        progress: whether to show a progress bar.
+
+    Raises:
+        SettingsError: the checkpoint has other settings, or the loss is not finite.
+        MemoryFormatError: the checkpoint is damaged.
+    """
+    optimiser = torch.optim.AdamW(parameters.values(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0)
+    done = checkpoint.read(folder, stated, parameters, optimiser)
+    state = Progress(**done) if done is not None else Progress()
+    last = schedule.steps if stop_at is None else min(stop_at, schedule.steps)
+    bar = tqdm(range(state.step, last), initial=state.step, total=schedule.steps, disable=not progress)
+    for step in bar:
+        began = time.perf_counter()
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        loss, tokens = gradients(step)
+        if not math.isfinite(loss):
+            raise SettingsError(
+                f"the loss must be finite, got {loss} at step {step}; continue with a smaller `learning_rate` in "
+                "another folder"
+            )
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        state.step, state.tokens = step + 1, state.tokens + tokens
+        state.losses.append(loss)
+        bar.set_postfix(loss=f"{loss:.3f}", tokens_s=f"{tokens / (time.perf_counter() - began):.0f}")
+        if state.step % every == 0 or state.step == last:
+            if scored is not None:
+                state.scores.append({"step": state.step, **scored()})
+                bar.write(str(state.scores[-1]))
+            checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
+            write(state)
+    return state
+
+
+@contextmanager
+def frozen(backbone: Backbone) -> Iterator[None]:
+    """Inside, the model's own weights get no gradients, which would cost as much as those of activations."""
+    wanted = [p for p in backbone.model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -1,0 +1,75 @@
+"""Trained MACs on disk; see `memory/trained.py`. mac.safetensors has the networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from memograft.memory.gist.compress import maps
+from memograft.memory.mac.networks import Networks
+from memograft.memory.mac.weights import MacWeights, shapes
+from memograft.memory.trained import Kind, damaged
+from memograft.model.backbone import Backbone
+from memograft.storage.disk import Findings, JsonObject
+
+__all__ = ["MacAbout", "about", "inspected", "read", "write"]
+
+_KIND = Kind("mac", 1)
+
+
+@dataclass(frozen=True)
+class MacAbout:
+    """The content of mac.json.
+
+    Attributes:
+        id: its checksum, which depends on all files.
+        fingerprint: of the model that it was trained for.
+        tokens: T.
+        window: W.
+        blocks: of the aggregation network.
+        on_documents: see `MacWeights`.
+        training: settings, steps and tokens seen.
+    """
+
+    id: str
+    fingerprint: str
+    tokens: int
+    window: int
+    blocks: int
+    on_documents: bool
+    training: JsonObject
+
+
+def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str, training: JsonObject) -> None:
+    """Write the folder; see `Kind.write`."""
+    what = {"fingerprint": fingerprint, "tokens": weights.tokens, "window": weights.window}
+    what |= {"blocks": len(weights.networks.blocks), "on_documents": weights.on_documents, "training": training}
+    _KIND.write(path, weights.adapter, weights.networks.state_dict(), backbone, maps(backbone), what)
+
+
+def about(path: Path) -> MacAbout:
+    """The content of a folder's mac.json; see `Kind.about`."""
+    what = _KIND.about(path)
+    names = ("id", "fingerprint", "tokens", "window", "blocks", "on_documents", "training")
+    try:
+        return MacAbout(*(what[name] for name in names))
+    except KeyError as e:
+        raise damaged(path / _KIND.file, e) from e
+
+
+def read(path: Path, backbone: Backbone) -> MacWeights:
+    """Read the weights for a model; see `Kind.read`."""
+    adapter, tensors, _ = _KIND.read(path, backbone, maps(backbone))
+    what = about(path)
+    networks = Networks(backbone.width, what.tokens, shapes(backbone), what.blocks, math.gcd(8, backbone.width))
+    try:
+        networks.load_state_dict(tensors)  # strict: every tensor, and no other
+    except RuntimeError as e:
+        raise damaged(path / _KIND.tensors, e) from e
+    return MacWeights(networks.to(backbone.device), adapter, what.window, what.on_documents)
+
+
+def inspected(path: Path) -> Findings:
+    """Check a MAC's folder for damage."""
+    return _KIND.inspected(path)

@@ -1,0 +1,118 @@
+"""The networks of MAC (Memory of Amortized Contexts, arXiv 2403.04317): amortise, aggregate, modulate.
+
+    document d_k ──> frozen LM + LoRA ──> T learned tokens ──> head ──> phi_k (T, D)          once, into the bank
+    question x ────> frozen LM + LoRA ──> T learned tokens ──> head ──> queries (T, D)
+                                                                          │ cross-attention over all phi of the bank
+    keys and values of every layer (T columns) <── linear <── phi* (T, D) ┘
+
+Sizes: T tokens, D the model's width, N tokens of a bank (T for each document), B questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["Networks", "hierarchical"]
+
+Shapes = Sequence[tuple[int, int]]  # of each layer: key and value heads H, head dimension
+Layers = list[tuple[Tensor, Tensor]]
+
+
+class CrossAttention(nn.Module):
+    """A block of the aggregation network: attention from questions to the bank, then a feed-forward network."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.asking, self.bank, self.inner = (nn.LayerNorm(width) for _ in range(3))
+        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, asked: Tensor, bank: Tensor) -> Tensor:
+        """asked (B, T, D), bank (N, D) or (B, N, D) -> (B, T, D)."""
+        query = self._split(self.query(self.asking(asked)))
+        key, value = self.key_value(self.bank(bank)).chunk(2, -1)
+        rows = query.shape[0]
+        key, value = (self._split(t if t.ndim == 3 else t.expand(rows, -1, -1)) for t in (key, value))
+        seen = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        asked = asked + self.out(seen)
+        return asked + self.feed_forward(self.inner(asked))
+
+    def _split(self, states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, heads, T, D / heads)."""
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Networks(nn.Module):
+    """What MAC trains beside the LoRA, in float32.
+
+    Args:
+        width: D.
+        tokens: T.
+        shapes: of the model's keys and values.
+        blocks: of the aggregation network; 4 in the paper.
+        heads: of its attention; must divide D.
+    """
+
+    def __init__(self, width: int, tokens: int, shapes: Shapes, blocks: int = 4, heads: int = 8) -> None:
+        super().__init__()
+        self.shapes = tuple(shapes)
+        self.document_tokens = nn.Parameter(torch.empty(tokens, width))
+        self.question_tokens = nn.Parameter(torch.empty(tokens, width))
+        self.document_head, self.question_head = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2)
+        )
+        self.blocks = nn.ModuleList(CrossAttention(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        size = sum(2 * h * d for h, d in shapes)
+        self.modulation = nn.Linear(width, size, bias=False)
+        self.prefix = nn.Parameter(torch.empty(tokens, size))
+
+    def amortise(self, states: Tensor) -> Tensor:
+        """phi_k = g_amort(d_k): the LM's states at the T tokens behind documents (K, T, D) -> (K, T, D)."""
+        return self.document_head(states)  # type: ignore[no-any-return]
+
+    def aggregate(self, states: Tensor, bank: Tensor) -> Tensor:
+        """phi* = h_psi(g_input(x), M): states at the T tokens behind questions (B, T, D) -> (B, T, D).
+
+        `bank` (N, D) are the tokens of all documents, for each question alike, or (B, N, D). Their order has no effect.
+        """
+        asked: Tensor = self.question_head(states)
+        for block in self.blocks:
+            asked = block(asked, bank)
+        return self.norm(asked)  # type: ignore[no-any-return]
+
+    def modulate(self, aggregated: Tensor) -> Layers:
+        """phi* (B, T, D) -> keys and values of each layer (B, H, T, head dimension), as in P-tuning v2.
+
+        They are a prefix that is the same for all questions, plus what the question found in the bank.
+        """
+        flat = self.prefix + self.modulation(aggregated)
+        parts = iter(flat.split([h * d for h, d in self.shapes for _ in ("key", "value")], -1))
+        split = (
+            (next(parts).unflatten(-1, shape).transpose(1, 2), next(parts).unflatten(-1, shape).transpose(1, 2))
+            for shape in self.shapes
+        )
+        return list(split)
+
+
+def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -> Tensor:
+    """phi* with groups of at most `group` documents at a time, so that memory grows with `group` and not with K.
+
+    Args:
+        networks: trained.
+        states: at the T tokens behind one question (T, D).
+        bank: (K, T, D), K documents.
+        group: documents that are aggregated together. The results are aggregated in the same way until one is left.
+
+    Returns:
+        (T, D). It depends on which documents share a group, unlike `Networks.aggregate`.
+    """
+    while len(bank) > group:
+        bank = torch.cat([networks.aggregate(states[None], part.flatten(0, 1)) for part in bank.split(group)])
+    return networks.aggregate(states[None], bank.flatten(0, 1))[0]

@@ -1,0 +1,251 @@
+"""Train MAC end to end on the answers' cross-entropy (arXiv 2403.04317). The model stays as it is.
+
+The bank of a step has all its documents, and each question is answered from that bank. Backpropagation dropout: with
+probability `stop_gradient` a document is in the bank without gradients, which saves their memory and keeps the bank
+whole. A run is determined by its settings and samples; after an interruption it continues with the same result.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from memograft.errors import SettingsError
+from memograft.memory.base import Model
+from memograft.memory.fit import Progress, Schedule, fit, frozen
+from memograft.memory.gist import folder as gist_folder
+from memograft.memory.gist.compress import check_model
+from memograft.memory.gist.data import Asked, Batch, Batches, Sample, digest
+from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
+from memograft.memory.mac import folder as mac_folder
+from memograft.memory.mac.weights import MacWeights, fresh, prefix
+from memograft.model.kv import empty
+from memograft.storage.disk import JsonObject
+
+__all__ = ["MacTraining", "answer_logits", "evaluated", "loss_of", "train"]
+
+_WAYS = ("bank", "own", "none")
+
+
+@dataclass(frozen=True)
+class MacTraining:
+    """Settings of a run; with seed and samples they determine the result.
+
+    Attributes:
+        tokens: T, learned tokens for each document.
+        window: W, tokens of a document or a question at most; longer documents have several modulations.
+        steps: optimiser steps.
+        groups: documents (with their questions) in a step, which are its bank; samples with the same documents are one.
+        questions: of a group in a step, at most.
+        rank: of the LoRA.
+        blocks: of the aggregation network.
+        learning_rate: of AdamW, at its highest.
+        warmup: share of the steps in which it rises; it falls linearly to zero after them.
+        stop_gradient: share of the documents without gradients.
+        on_documents: the LoRA also acts on the tokens of documents and questions while they are encoded.
+        accumulate: passes of a step, each with a bank of its own.
+        seed: of initial weights and batches.
+    """
+
+    tokens: int = 12
+    window: int = 256
+    steps: int = 1000
+    groups: int = 32
+    questions: int = 2
+    rank: int = 32
+    blocks: int = 4
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    stop_gradient: float = 0.0
+    on_documents: bool = False
+    accumulate: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "window", "steps", "groups", "questions", "rank", "blocks", "accumulate"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "stop_gradient"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
+
+
+def train(
+    model: Model,
+    samples: Sequence[Sample],
+    settings: MacTraining,
+    folder: Path,
+    *,
+    held_out: Sequence[Sample] = (),
+    start: Path | None = None,
+    every: int = 100,
+    stop_at: int | None = None,
+    progress: bool = True,
+) -> tuple[MacWeights, Progress]:
+    """Train to the end, or to step `stop_at`, and return the weights.
+
+    Every `every` steps, `held_out` samples are answered from one bank of all their documents, and the weights are
+    written into `folder`, with a checkpoint. A later call with the same settings continues from there. `start` is a
+    trained MAC to begin with, or a gist: its LoRA and its tokens, as many as there are, already hold documents.
+
+    Raises:
+        SettingsError: no samples, the checkpoint has other settings, samples or another model, or `start` does not fit.
+        MemoryFormatError: the checkpoint or `start` is damaged.
+        UnsupportedModelError: see `check_model`.
+    """
+    backbone = model.backbone
+    check_model(backbone)
+    stated: JsonObject = {"fingerprint": model.fingerprint, "samples": digest(samples), **asdict(settings)}
+    batches = Batches(samples, model.prompts, settings.window, 1, settings.questions, settings.seed)
+    with frozen(backbone):
+        weights = fresh(
+            backbone,
+            batches.of_step(0, 1)[0].documents[0],
+            tokens=settings.tokens,
+            window=settings.window,
+            rank=settings.rank,
+            blocks=settings.blocks,
+            seed=settings.seed,
+            on_documents=settings.on_documents,
+        )
+        parameters = weights.named
+        if start is not None:
+            stated["start"] = _begin_with(start, weights, model)
+
+        def gradients(step: int) -> tuple[float, int]:
+            rng = random.Random(f"{settings.seed}-{step}-stop")
+            return _step(
+                model,
+                weights,
+                batches.of_step(step, settings.groups, settings.accumulate),
+                lambda: rng.random() >= settings.stop_gradient,
+            )
+
+        def write(state: Progress) -> None:
+            made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
+            mac_folder.write(folder, weights, backbone, model.fingerprint, made)
+
+        state = fit(
+            parameters,
+            gradients,
+            Schedule(settings.steps, settings.learning_rate, settings.warmup),
+            folder,
+            stated,
+            scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
+            write=write,
+            every=every,
+            stop_at=stop_at,
+            progress=progress,
+        )
+    return weights, state
+
+
+def loss_of(model: Model, weights: MacWeights, batch: Batch, learns: Sequence[bool]) -> Tensor:
+    """Summed cross-entropy of a batch's answers in nats; `learns` says which documents have gradients."""
+    logits = answer_logits(model, weights, batch.asked, _bank(model, weights, batch.documents, learns))
+    return cross_entropy(logits.flatten(0, 1), targets(batch.asked, logits.device).flatten(), reduction="sum")
+
+
+def answer_logits(model: Model, weights: MacWeights, rows: Sequence[Asked], bank: Tensor) -> Tensor:
+    """(B, n, V) logits at the places of `targets`, for questions that are answered from a bank (K, T, D)."""
+    backbone, networks = model.backbone, weights.networks
+    states = weights.questions(backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
+    layers = networks.modulate(networks.aggregate(states, bank.flatten(0, 1)))
+    cache = empty(backbone)
+    for n, (keys, values) in enumerate(prefix(backbone, layers).layers):
+        cache.update(keys, values, n)
+    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long, device=backbone.device)
+    texts, count = [row.prompt + row.answer[:-1] for row in rows], max(len(row.answer) for row in rows)
+    return logits_behind(backbone, texts, model.pad_id, count, cache, seen, seen.sum(1, keepdim=True))
+
+
+@torch.no_grad()
+def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_once: int = 64) -> dict[str, float]:
+    """The share of samples that are answered exactly, each token given the right ones before it.
+
+    "bank": from one bank of all samples' documents; "own": from a bank of its own documents only; "none": without a
+    memory. Also `<way>_loss`, the mean cross-entropy of the answers' tokens in nats.
+    """
+    batches = Batches(samples, model.prompts, weights.window, 1, 1, 0).all(at_once)
+    banks = [_bank(model, weights, batch.documents, [False] * len(batch.documents)) for batch in batches]
+    everything = torch.cat(banks)
+    counts, losses, tokens = dict.fromkeys(_WAYS, 0), dict.fromkeys(_WAYS, 0.0), 0
+    for batch, bank in zip(batches, banks, strict=True):
+        goal = targets(batch.asked, model.backbone.device)
+        tokens += int((goal != IGNORED).sum())
+        count = goal.shape[1]
+        for way in _WAYS:
+            if way == "bank":
+                logits = answer_logits(model, weights, batch.asked, everything)
+            elif way == "none":
+                texts = [row.prompt + row.answer[:-1] for row in batch.asked]
+                logits = logits_behind(model.backbone, texts, model.pad_id, count)
+            else:
+                own = [answer_logits(model, weights, [row], bank[list(row.gists)]) for row in batch.asked]
+                logits = torch.cat([torch.nn.functional.pad(t, (0, 0, count - t.shape[1], 0)) for t in own])
+            counts[way] += right(logits, goal)
+            losses[way] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
+    shares: dict[str, float] = {way: count / len(samples) for way, count in counts.items()}
+    return shares | {f"{way}_loss": round(loss / tokens, 4) for way, loss in losses.items()}
+
+
+def _bank(model: Model, weights: MacWeights, texts: Sequence[Sequence[int]], learns: Sequence[bool]) -> Tensor:
+    """phi (K, T, D) of documents, those that do not learn without gradients."""
+    bank = torch.empty(len(texts), weights.tokens, model.backbone.width, device=model.backbone.device)
+    for wanted in (False, True):
+        chosen = [n for n, learn in enumerate(learns) if learn == wanted]
+        if chosen:
+            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+                made = weights.documents(model.backbone, [texts[n] for n in chosen], model.pad_id)
+            bank = bank.index_copy(0, torch.tensor(chosen, device=bank.device), made)
+    return bank
+
+
+def _step(model: Model, weights: MacWeights, batches: Sequence[Batch], learns: Callable[[], bool]) -> tuple[float, int]:
+    """Add up the gradients of a step. Returns its loss and how many tokens it read."""
+    weight = sum(len(row.answer) for batch in batches for row in batch.asked)
+    total, tokens = 0.0, 0
+    for batch in batches:
+        loss = loss_of(model, weights, batch, [learns() for _ in batch.documents]) / weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+        tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
+        tokens += sum(2 * len(row.prompt) + weights.tokens + len(row.answer) for row in batch.asked)
+    return total, tokens
+
+
+@torch.no_grad()
+def _begin_with(start: Path, weights: MacWeights, model: Model) -> str:
+    """Copy the weights of a MAC, or LoRA and tokens of a gist. Returns its id."""
+    is_mac = (start / "mac.json").exists()
+    found: mac_folder.MacAbout | gist_folder.GistAbout = (mac_folder if is_mac else gist_folder).about(start)
+    if found.fingerprint != model.fingerprint:
+        raise SettingsError(
+            f"`start` must be of this model (fingerprint {model.fingerprint}), got one of {found.fingerprint} in "
+            f"{start}; leave it out"
+        )
+    if is_mac:
+        known = mac_folder.read(start, model.backbone).named
+    else:
+        gist = gist_folder.read(start, model.backbone)
+        known = gist.adapter.named | dict.fromkeys(("document_tokens", "question_tokens"), gist.embeddings)
+    for name, parameter in weights.named.items():
+        if name in known and name in ("document_tokens", "question_tokens"):
+            count = min(len(known[name]), len(parameter))
+            parameter[:count] = known[name][:count]
+        elif name in known and known[name].shape == parameter.shape:
+            parameter.copy_(known[name])
+        elif name in known or is_mac:
+            raise SettingsError(
+                f"`start` must have the same `rank`, `tokens` and `blocks`, and {start} has others at {name}; set its "
+                "values"
+            )
+    return found.id

@@ -1,0 +1,128 @@
+"""What MAC trains for a model, and the model's passes that it needs: states behind documents and behind questions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from memograft.memory.gist.compress import GistWeights, compressed, maps
+from memograft.memory.mac.networks import Layers, Networks
+from memograft.model.adapter import Adapter
+from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.kv import Piece, nothing, pairs
+from memograft.model.prefill import run
+
+__all__ = ["MacWeights", "fresh", "prefix", "shapes"]
+
+
+@dataclass(frozen=True)
+class MacWeights:
+    """Only these are trained; the model stays as it is.
+
+    Attributes:
+        networks: learned tokens, heads, aggregation and modulation.
+        adapter: LoRA of the layers' linear maps by their full names. It acts while documents and questions are encoded,
+            never while an answer is generated.
+        window: W, the largest number of tokens of a document, and of a question.
+        on_documents: whether the LoRA acts on the tokens of documents and questions too, and not on learned tokens only.
+    """
+
+    networks: Networks
+    adapter: Adapter
+    window: int
+    on_documents: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.networks.prefix.shape[0]
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The trained tensors by name."""
+        return {**dict(self.networks.named_parameters()), **self.adapter.named}
+
+    def documents(self, backbone: Backbone, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """phi (K, T, D) of the token ids of K documents, float32."""
+        return self.networks.amortise(self._states(backbone, self.networks.document_tokens, texts, pad_id))
+
+    def questions(self, backbone: Backbone, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """States (B, T, D) behind the token ids of B questions, for `Networks.aggregate`."""
+        return self._states(backbone, self.networks.question_tokens, texts, pad_id)
+
+    def _states(self, backbone: Backbone, tokens: Tensor, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        own = GistWeights(tokens, self.adapter, self.window, self.on_documents)
+        return compressed(backbone, own, texts, pad_id).x.float()
+
+
+def shapes(backbone: Backbone) -> list[tuple[int, int]]:
+    """Heads and head dimension of each layer's keys and values, from a pass over one token."""
+    return [(keys.shape[1], keys.shape[3]) for keys, _ in _start(backbone, (0,))]
+
+
+def prefix(backbone: Backbone, layers: Layers) -> Piece:
+    """Keys and values as a piece of a cache, in the model's dtype. It has no states of its own."""
+    like = next(backbone.model.parameters())
+    rows, _, count, _ = layers[0][0].shape
+    x = nothing(backbone, rows, count)
+    return Piece(tuple((keys.to(like.dtype), values.to(like.dtype)) for keys, values in layers), x, x)
+
+
+def fresh(
+    backbone: Backbone,
+    opening: Sequence[int],
+    *,
+    tokens: int,
+    window: int,
+    rank: int,
+    blocks: int,
+    seed: int,
+    on_documents: bool,
+) -> MacWeights:
+    """Untrained weights. The prefix begins as the keys and values of the first T tokens of `opening`, repeated: values
+    that the model knows train faster than random ones (Prefix-Tuning, arXiv 2101.00190)."""
+    width, generator = backbone.width, torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        heads = math.gcd(8, width)
+        networks = Networks(width, tokens, shapes(backbone), blocks, heads)
+    networks.to(backbone.device)
+    ids = [opening[n % len(opening)] for n in range(tokens)]
+    embed = backbone.model.get_input_embeddings()
+    with torch.no_grad():
+        for own in (networks.document_tokens, networks.question_tokens):
+            chosen = torch.randint(len(embed.weight), (tokens,), generator=generator)
+            own.copy_(embed(chosen.to(backbone.device)).float())
+        flat = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids) for t in pair]
+        networks.prefix.copy_(torch.cat([t.to(backbone.device) for t in flat], 1))
+        networks.modulation.weight.mul_(0.1)
+    a, b = {}, {}
+    for name, module in maps(backbone).items():
+        inside, out = linear_shape(module) or (0, 0)
+        device = next(module.parameters()).device
+        a[name] = (torch.randn(rank, inside, generator=generator) / math.sqrt(inside)).to(device).requires_grad_()
+        b[name] = torch.zeros(out, rank, device=device).requires_grad_()
+    return _used(backbone, MacWeights(networks, Adapter(a, b), window, on_documents), opening)
+
+
+def _used(backbone: Backbone, weights: MacWeights, ids: Sequence[int]) -> MacWeights:
+    """Without the LoRA of maps on which no encoded state depends, such as the last FFN."""
+    b = weights.adapter.lora_b
+    with torch.enable_grad():
+        total = weights.questions(backbone, [tuple(ids)], 0).sum()
+        found = torch.autograd.grad(total, list(b.values()), allow_unused=True)
+    used = [name for name, gradient in zip(b, found, strict=True) if gradient is not None]
+    adapter = Adapter({name: weights.adapter.lora_a[name] for name in used}, {name: b[name] for name in used})
+    return replace(weights, adapter=adapter)
+
+
+@torch.no_grad()
+def _start(backbone: Backbone, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of a text's first tokens."""
+    rows = torch.tensor([ids], device=backbone.device)
+    places = torch.arange(len(ids), device=backbone.device)[None]
+    return pairs(run(backbone, rows, torch.ones_like(rows), None, places)[-1])
