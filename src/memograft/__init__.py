@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from memograft.memory.fastmem.memory import FastMem
     from memograft.memory.gist.memory import Gist
     from memograft.memory.handle import MemoryHandle
+    from memograft.memory.mac.bank import MacBank
+    from memograft.memory.mac.memory import Mac
     from memograft.memory.report import MemoryReport
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
     from memograft.passages.index import IndexSettings
@@ -60,6 +62,8 @@ _HOMES = {
     "IndexSettings": "memograft.passages.index",
     "Kept": "memograft.memory.compact.memory",
     "LexicalEmbedder": "memograft.passages.embedders",
+    "Mac": "memograft.memory.mac.memory",
+    "MacBank": "memograft.memory.mac.bank",
     "Memory": "memograft.memory.base",
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
@@ -97,6 +101,8 @@ __all__ = [
     "IndexSettings",
     "Kept",
     "LexicalEmbedder",
+    "Mac",
+    "MacBank",
     "Memory",
     "MemoryHandle",
     "MemoryReport",

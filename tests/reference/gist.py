@@ -1,7 +1,8 @@
 """Gisting as the paper masks it: one pass over documents, gists and question, with a mask of four dimensions.
 
 The row is [document 1 | gist 1 | document 2 | gist 2 | ... | opening | question]. The LoRA's outputs are multiplied by
-a mask of the tokens that it acts on. No cache, no padding; modules are wrapped by hooks that this file adds and removes.
+a mask of the tokens that it acts on. No cache, no padding; modules are wrapped by hooks that this file adds and
+removes.
 """
 
 from __future__ import annotations

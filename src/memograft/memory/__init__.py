@@ -4,4 +4,5 @@ SHIPPED = (
     "memograft.memory.fastmem.memory",
     "memograft.memory.compact.memory",
     "memograft.memory.gist.memory",
+    "memograft.memory.mac.memory",
 )  # modules that define the kinds of memory in saved settings

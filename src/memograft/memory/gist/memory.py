@@ -180,8 +180,8 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     own = opening(model.prompts, row.prompt)
     front = _opening(model, own, weights.window)
     # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
-    made = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
-    return replace(made, end=weights.end)
+    segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
+    return replace(segment, end=weights.end)
 
 
 def _places(

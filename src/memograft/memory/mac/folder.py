@@ -13,7 +13,7 @@ from memograft.memory.trained import Kind, damaged
 from memograft.model.backbone import Backbone
 from memograft.storage.disk import Findings, JsonObject
 
-__all__ = ["MacAbout", "about", "inspected", "read", "write"]
+__all__ = ["MacAbout", "about", "files", "inspected", "read", "write"]
 
 _KIND = Kind("mac", 1)
 
@@ -27,6 +27,7 @@ class MacAbout:
         fingerprint: of the model that it was trained for.
         tokens: T.
         window: W.
+        width: D.
         blocks: of the aggregation network.
         on_documents: see `MacWeights`.
         training: settings, steps and tokens seen.
@@ -36,6 +37,7 @@ class MacAbout:
     fingerprint: str
     tokens: int
     window: int
+    width: int
     blocks: int
     on_documents: bool
     training: JsonObject
@@ -44,6 +46,7 @@ class MacAbout:
 def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str, training: JsonObject) -> None:
     """Write the folder; see `Kind.write`."""
     what = {"fingerprint": fingerprint, "tokens": weights.tokens, "window": weights.window}
+    what |= {"width": backbone.width}
     what |= {"blocks": len(weights.networks.blocks), "on_documents": weights.on_documents, "training": training}
     _KIND.write(path, weights.adapter, weights.networks.state_dict(), backbone, maps(backbone), what)
 
@@ -51,7 +54,7 @@ def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str,
 def about(path: Path) -> MacAbout:
     """The content of a folder's mac.json; see `Kind.about`."""
     what = _KIND.about(path)
-    names = ("id", "fingerprint", "tokens", "window", "blocks", "on_documents", "training")
+    names = ("id", "fingerprint", "tokens", "window", "width", "blocks", "on_documents", "training")
     try:
         return MacAbout(*(what[name] for name in names))
     except KeyError as e:
@@ -68,6 +71,11 @@ def read(path: Path, backbone: Backbone) -> MacWeights:
     except RuntimeError as e:
         raise damaged(path / _KIND.tensors, e) from e
     return MacWeights(networks.to(backbone.device), adapter, what.window, what.on_documents)
+
+
+def files(path: Path) -> list[Path]:
+    """The files of a trained MAC."""
+    return [path / name for name in (*_KIND.about(path)["files"], _KIND.file)]
 
 
 def inspected(path: Path) -> Findings:

@@ -33,19 +33,22 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, asked: Tensor, bank: Tensor) -> Tensor:
-        """asked (B, T, D), bank (N, D) or (B, N, D) -> (B, T, D)."""
+    def forward(self, asked: Tensor, bank: Tensor, seen: Tensor | None = None) -> Tensor:
+        """asked (B, T, D), bank (N, D) or (B, N, D), seen (B, N) or None -> (B, T, D)."""
         query = self._split(self.query(self.asking(asked)))
         key, value = self.key_value(self.bank(bank)).chunk(2, -1)
         rows = query.shape[0]
         key, value = (self._split(t if t.ndim == 3 else t.expand(rows, -1, -1)) for t in (key, value))
-        seen = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        asked = asked + self.out(seen)
-        return asked + self.feed_forward(self.inner(asked))
+        mask = None if seen is None else seen[:, None, None]
+        found = scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
+        asked = asked + self.out(found)
+        changed: Tensor = asked + self.feed_forward(self.inner(asked))
+        return changed
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)."""
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        rows, tokens, width = states.shape
+        return states.view(rows, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
 class Networks(nn.Module):
@@ -77,14 +80,15 @@ class Networks(nn.Module):
         """phi_k = g_amort(d_k): the LM's states at the T tokens behind documents (K, T, D) -> (K, T, D)."""
         return self.document_head(states)  # type: ignore[no-any-return]
 
-    def aggregate(self, states: Tensor, bank: Tensor) -> Tensor:
+    def aggregate(self, states: Tensor, bank: Tensor, seen: Tensor | None = None) -> Tensor:
         """phi* = h_psi(g_input(x), M): states at the T tokens behind questions (B, T, D) -> (B, T, D).
 
         `bank` (N, D) are the tokens of all documents, for each question alike, or (B, N, D). Their order has no effect.
+        `seen` (B, N) is True for the tokens that a question may attend to; None is all of them.
         """
         asked: Tensor = self.question_head(states)
         for block in self.blocks:
-            asked = block(asked, bank)
+            asked = block(asked, bank, seen)
         return self.norm(asked)  # type: ignore[no-any-return]
 
     def modulate(self, aggregated: Tensor) -> Layers:
@@ -92,13 +96,15 @@ class Networks(nn.Module):
 
         They are a prefix that is the same for all questions, plus what the question found in the bank.
         """
-        flat = self.prefix + self.modulation(aggregated)
-        parts = iter(flat.split([h * d for h, d in self.shapes for _ in ("key", "value")], -1))
-        split = (
-            (next(parts).unflatten(-1, shape).transpose(1, 2), next(parts).unflatten(-1, shape).transpose(1, 2))
-            for shape in self.shapes
-        )
-        return list(split)
+        flat: Tensor = self.prefix + self.modulation(aggregated)
+        rows, tokens, _ = flat.shape
+        found, start = list[tuple[Tensor, Tensor]](), 0
+        for heads, size in self.shapes:
+            both = flat[..., start : start + 2 * heads * size].view(rows, tokens, 2, heads, size)
+            key_value = both.permute(2, 0, 3, 1, 4)
+            found.append((key_value[0], key_value[1]))
+            start += 2 * heads * size
+        return found
 
 
 def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -> Tensor:
@@ -114,5 +120,5 @@ def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -
         (T, D). It depends on which documents share a group, unlike `Networks.aggregate`.
     """
     while len(bank) > group:
-        bank = torch.cat([networks.aggregate(states[None], part.flatten(0, 1)) for part in bank.split(group)])
+        bank = torch.cat([networks.aggregate(states[None], part.flatten(0, 1)) for part in torch.split(bank, group)])
     return networks.aggregate(states[None], bank.flatten(0, 1))[0]

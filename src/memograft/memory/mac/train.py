@@ -8,7 +8,7 @@ whole. A run is determined by its settings and samples; after an interruption it
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class MacTraining:
         learning_rate: of AdamW, at its highest.
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         stop_gradient: share of the documents without gradients.
+        alone: share of the questions that see their own documents only, and not the whole bank. These teach what a
+            modulation must hold, before it matters which one is chosen.
         on_documents: the LoRA also acts on the tokens of documents and questions while they are encoded.
         accumulate: passes of a step, each with a bank of its own.
         seed: of initial weights and batches.
@@ -63,6 +65,7 @@ class MacTraining:
     learning_rate: float = 1e-3
     warmup: float = 0.03
     stop_gradient: float = 0.0
+    alone: float = 0.5
     on_documents: bool = False
     accumulate: int = 1
     seed: int = 0
@@ -71,7 +74,7 @@ class MacTraining:
         for name in ("tokens", "window", "steps", "groups", "questions", "rank", "blocks", "accumulate"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "stop_gradient"):
+        for name in ("warmup", "stop_gradient", "alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -121,12 +124,12 @@ def train(
             stated["start"] = _begin_with(start, weights, model)
 
         def gradients(step: int) -> tuple[float, int]:
-            rng = random.Random(f"{settings.seed}-{step}-stop")
             return _step(
                 model,
                 weights,
                 batches.of_step(step, settings.groups, settings.accumulate),
-                lambda: rng.random() >= settings.stop_gradient,
+                settings,
+                random.Random(f"{settings.seed}-{step}-drawn"),
             )
 
         def write(state: Progress) -> None:
@@ -148,23 +151,39 @@ def train(
     return weights, state
 
 
-def loss_of(model: Model, weights: MacWeights, batch: Batch, learns: Sequence[bool]) -> Tensor:
-    """Summed cross-entropy of a batch's answers in nats; `learns` says which documents have gradients."""
-    logits = answer_logits(model, weights, batch.asked, _bank(model, weights, batch.documents, learns))
+def loss_of(
+    model: Model, weights: MacWeights, batch: Batch, learns: Sequence[bool], alone: Sequence[bool] = ()
+) -> Tensor:
+    """Summed cross-entropy of a batch's answers in nats.
+
+    `learns` says which documents have gradients, and `alone` which questions see only their own; if empty, none does.
+    """
+    bank = _bank(model, weights, batch.documents, learns)
+    seen = [row.gists if own else () for row, own in zip(batch.asked, alone, strict=True)] if alone else []
+    logits = answer_logits(model, weights, batch.asked, bank, seen)
     return cross_entropy(logits.flatten(0, 1), targets(batch.asked, logits.device).flatten(), reduction="sum")
 
 
-def answer_logits(model: Model, weights: MacWeights, rows: Sequence[Asked], bank: Tensor) -> Tensor:
-    """(B, n, V) logits at the places of `targets`, for questions that are answered from a bank (K, T, D)."""
+def answer_logits(
+    model: Model, weights: MacWeights, rows: Sequence[Asked], bank: Tensor, seen: Sequence[Sequence[int]] = ()
+) -> Tensor:
+    """(B, n, V) logits at the places of `targets`, for questions that are answered from a bank (K, T, D).
+
+    `seen` are the numbers of the modulations that each question attends to; if they are empty, to all.
+    """
     backbone, networks = model.backbone, weights.networks
     states = weights.questions(backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
-    layers = networks.modulate(networks.aggregate(states, bank.flatten(0, 1)))
+    mask: Tensor | None = None
+    if any(seen):
+        allowed = torch.tensor([[not own or n in own for n in range(len(bank))] for own in seen])
+        mask = allowed.repeat_interleave(weights.tokens, 1).to(bank.device)
+    layers = networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask))
     cache = empty(backbone)
     for n, (keys, values) in enumerate(prefix(backbone, layers).layers):
         cache.update(keys, values, n)
-    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long, device=backbone.device)
+    ones = torch.ones(len(rows), weights.tokens, dtype=torch.long, device=backbone.device)
     texts, count = [row.prompt + row.answer[:-1] for row in rows], max(len(row.answer) for row in rows)
-    return logits_behind(backbone, texts, model.pad_id, count, cache, seen, seen.sum(1, keepdim=True))
+    return logits_behind(backbone, texts, model.pad_id, count, cache, ones, ones.sum(1, keepdim=True))
 
 
 @torch.no_grad()
@@ -189,8 +208,7 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
                 texts = [row.prompt + row.answer[:-1] for row in batch.asked]
                 logits = logits_behind(model.backbone, texts, model.pad_id, count)
             else:
-                own = [answer_logits(model, weights, [row], bank[list(row.gists)]) for row in batch.asked]
-                logits = torch.cat([torch.nn.functional.pad(t, (0, 0, count - t.shape[1], 0)) for t in own])
+                logits = answer_logits(model, weights, batch.asked, bank, [row.gists for row in batch.asked])
             counts[way] += right(logits, goal)
             losses[way] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
     shares: dict[str, float] = {way: count / len(samples) for way, count in counts.items()}
@@ -209,12 +227,16 @@ def _bank(model: Model, weights: MacWeights, texts: Sequence[Sequence[int]], lea
     return bank
 
 
-def _step(model: Model, weights: MacWeights, batches: Sequence[Batch], learns: Callable[[], bool]) -> tuple[float, int]:
+def _step(
+    model: Model, weights: MacWeights, batches: Sequence[Batch], settings: MacTraining, rng: random.Random
+) -> tuple[float, int]:
     """Add up the gradients of a step. Returns its loss and how many tokens it read."""
     weight = sum(len(row.answer) for batch in batches for row in batch.asked)
     total, tokens = 0.0, 0
     for batch in batches:
-        loss = loss_of(model, weights, batch, [learns() for _ in batch.documents]) / weight
+        learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
+        alone = [rng.random() < settings.alone for _ in batch.asked]
+        loss = loss_of(model, weights, batch, learns, alone) / weight
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)

@@ -28,7 +28,7 @@ class MacWeights:
         adapter: LoRA of the layers' linear maps by their full names. It acts while documents and questions are encoded,
             never while an answer is generated.
         window: W, the largest number of tokens of a document, and of a question.
-        on_documents: whether the LoRA acts on the tokens of documents and questions too, and not on learned tokens only.
+        on_documents: whether the LoRA acts on the tokens of documents and questions too, not only on learned ones.
     """
 
     networks: Networks

@@ -1,0 +1,136 @@
+"""`Mac`: answer from a bank of modulations, with or without documents in the prompt."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from memograft.documents import Document
+from memograft.errors import SettingsError
+from memograft.memory.base import Model, Wanted
+from memograft.memory.compact.memory import Kept
+from memograft.memory.fastmem.memory import FastMem
+from memograft.memory.gist.compress import check_model
+from memograft.memory.mac.bank import MacBank
+from memograft.memory.mac.networks import hierarchical
+from memograft.memory.mac.weights import MacWeights, prefix
+from memograft.model.backbone import Backbone
+from memograft.model.kv import Segment, chain
+from memograft.prompt.builder import Prompt, PromptBuilder
+
+__all__ = ["Mac"]
+
+
+@dataclass(frozen=True)
+class Mac(Kept):
+    """Answer from all documents of a bank, of which only their modulations are kept (MAC, arXiv 2403.04317).
+
+    The question attends to the bank, and what it finds becomes a prefix of keys and values in front of the prompt. The
+    prompt has the request's documents too, if it has any. Train a MAC with `memograft train mac`, and add documents
+    with `MacBank`.
+
+    Args:
+        bank: folder of a `MacBank`.
+        group: how many modulations are aggregated at once (M); their results are aggregated again. None takes all at
+            once, which needs more memory for large banks, and is what was trained.
+        memory: what else is done with the documents in the prompt, e.g. FastMem().
+
+    Raises:
+        SettingsError: a value is out of its range.
+    """
+
+    bank: str
+    group: int | None = None
+    memory: FastMem | None = field(default=None, kw_only=True)
+
+    kind: ClassVar[str] = "mac"
+    carries: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "bank", str(self.bank))  # a JSON value
+        if not self.bank:
+            raise SettingsError("`bank` must be the folder of a MacBank, got ''; see `memograft mac add`")
+        group: object = self.group
+        if group is not None and (not isinstance(group, int) or isinstance(group, bool) or group < 2):
+            raise SettingsError(f"`group` must be a whole number of at least 2, or None, got {self.group!r}")
+
+    def check(self, backbone: Backbone, fingerprint: str) -> None:
+        """Refuse a bank of another model.
+
+        Raises:
+            MemoryFormatError: the bank is missing or damaged.
+            SettingsError: it belongs to another model.
+            UnsupportedModelError: the model cannot have learned tokens, or FastMem does not support it.
+        """
+        super().check(backbone, fingerprint)
+        found = MacBank(self.bank).mac.fingerprint
+        if found != fingerprint:
+            raise SettingsError(
+                f"the bank in {self.bank} belongs to another model (fingerprint {found}, this model's is "
+                f"{fingerprint}); use that model, or make a bank for this one"
+            )
+        check_model(backbone)
+
+    def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
+        """T."""
+        return MacBank(self.bank).mac.tokens
+
+    @classmethod
+    def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
+        """The prefix of each row's question. Rows do not share anything but their passes."""
+        return [_segment(model, row) for row in rows]
+
+    @property
+    def said(self) -> str:
+        """Why a report has no losses."""
+        return f"answered from the bank in {self.bank}, and nothing was trained"
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    version: str
+    weights: MacWeights
+    tokens: Tensor  # (K, T, D) float32
+
+
+_loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, _Loaded]] = weakref.WeakKeyDictionary()
+
+
+def _bank(model: Model, path: str) -> _Loaded:
+    """A bank, which is read again if it has changed."""
+    known, bank = _loaded.setdefault(model.backbone.model, {}), MacBank(path)
+    version = f"{bank.version} {model.backbone.device}"
+    if path not in known or known[path].version != version:
+        tokens = bank.modulations().float().to(model.backbone.device)
+        known[path] = _Loaded(version, bank.weights(model.backbone), tokens)
+    return known[path]
+
+
+@torch.no_grad()
+def _segment(model: Model, row: Wanted) -> Segment | None:
+    """The prefix of a row; None without a question, or if the bank is empty."""
+    question = _question(row.prompt)
+    loaded = _bank(model, row.memory.bank)
+    if not question or not len(loaded.tokens):
+        return None
+    weights = loaded.weights
+    ids = model.prompts.build([{"role": "user", "content": question}]).ids[-weights.window :]
+    states = weights.questions(model.backbone, [ids], model.pad_id)
+    if row.memory.group is None:
+        found = weights.networks.aggregate(states, loaded.tokens.flatten(0, 1))
+    else:
+        found = hierarchical(weights.networks, states[0], loaded.tokens, row.memory.group)[None]
+    made = prefix(model.backbone, weights.networks.modulate(found))
+    return chain(model.backbone, (), [made])
+
+
+def _question(prompt: Prompt) -> str:
+    """The last user message, as text."""
+    start, end = prompt.question
+    return prompt.text[prompt.offsets[start][0] : prompt.offsets[end - 1][1]] if end > start else ""
