@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from families import build
-from gists import DOCUMENTS
+from gists import DOCUMENTS, random_gist
 from macs import random_mac
 from memograft.memory.base import Model
-from memograft.memory.gist.compress import Opening, maps
+from memograft.memory.gist.compress import Opening, compressed, maps
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.mac.networks import hierarchical
-from memograft.memory.mac.train import answer_logits, loss_of
+from memograft.memory.mac.train import answer_logits, loss_of, prefixes
 from memograft.model.backbone import Backbone
 from reference.mac import aggregated, perceptron, prefixed, states
 
 QUESTION, ANSWER = (1, 4, 30, 31, 32, 2, 5), (60, 61, 62, 2)
 FAMILIES = ("llama", "gpt2", "mistral", "qwen3", "phi", "gpt_neox", "granite", "gemma2")
 ROWS = (Asked(QUESTION, QUESTION, ANSWER, (0,)), Asked(QUESTION[:5], QUESTION[:5], ANSWER[:2], (2, 1)))
-BATCH = Batch(DOCUMENTS, ROWS, Opening(QUESTION[:1], 1))
+BATCH = Batch(DOCUMENTS, ROWS, Opening(QUESTION[:2], 2))
 
 
 def model_of(backbone: Backbone) -> Model:
@@ -33,6 +33,11 @@ def made(family: str) -> tuple[Backbone, Any]:
     model.set_attn_implementation("eager")
     backbone = Backbone.of(model)
     return backbone, random_mac(backbone)
+
+
+def answered(backbone: Backbone, weights: Any, bank: torch.Tensor, seen: Any = ()) -> torch.Tensor:
+    model = model_of(backbone)
+    return answer_logits(model, weights, BATCH, prefixes(model, weights, ROWS, bank, seen))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,10 +52,10 @@ def test_answers_are_those_of_the_method_written_out(family: str) -> None:
     bank = weights.documents(backbone, DOCUMENTS, 0)
     naive = [perceptron(behind(ids, networks.document_tokens), networks.document_head) for ids in DOCUMENTS]
     torch.testing.assert_close(bank, torch.stack(naive), rtol=1e-5, atol=1e-5)
-    together = answer_logits(model_of(backbone), weights, ROWS, bank)
+    together = answered(backbone, weights, bank)
     for n, row in enumerate(ROWS):
         found = aggregated(networks, behind(row.prompt, networks.question_tokens), naive)
-        logits = prefixed(backbone.model, networks, found, row.prompt + row.answer[:-1])
+        logits = prefixed(backbone.model, weights, found, 2, row.prompt + row.answer[:-1])
         torch.testing.assert_close(together[n, -len(row.answer) :], logits[-len(row.answer) :], rtol=1e-4, atol=1e-5)
 
 
@@ -68,7 +73,7 @@ def test_so_are_the_gradients() -> None:
     ]
     for row in ROWS:
         asked = states(backbone.model, backbone.ffn[0], known, weights, row.prompt, networks.question_tokens)
-        logits = prefixed(backbone.model, networks, aggregated(networks, asked, bank), row.prompt + row.answer[:-1])
+        logits = prefixed(backbone.model, weights, aggregated(networks, asked, bank), 2, row.prompt + row.answer[:-1])
         goal = torch.tensor(row.answer)
         loss = loss + torch.nn.functional.cross_entropy(logits[-len(goal) :], goal, reduction="sum")
     for name, mine, other in zip(names, own, torch.autograd.grad(loss, trained), strict=True):
@@ -79,20 +84,20 @@ def test_so_are_the_gradients() -> None:
 @torch.no_grad()
 def test_the_order_of_the_bank_does_not_matter_and_its_content_does() -> None:
     backbone, weights = made("llama")
-    model, bank = model_of(backbone), weights.documents(backbone, DOCUMENTS, 0)
-    first = answer_logits(model, weights, ROWS, bank)
-    torch.testing.assert_close(answer_logits(model, weights, ROWS, bank.flip(0)), first, rtol=1e-4, atol=1e-5)
-    other = answer_logits(model, weights, ROWS, bank[:2])
+    bank = weights.documents(backbone, DOCUMENTS, 0)
+    first = answered(backbone, weights, bank)
+    torch.testing.assert_close(answered(backbone, weights, bank.flip(0)), first, rtol=1e-4, atol=1e-5)
+    other = answered(backbone, weights, bank[:2])
     assert float((other - first).abs().max()) > 1e-3
 
 
 @torch.no_grad()
 def test_a_question_alone_sees_its_own_documents() -> None:
     backbone, weights = made("llama")
-    model, bank = model_of(backbone), weights.documents(backbone, DOCUMENTS, 0)
-    alone = answer_logits(model, weights, ROWS, bank, [(0,), ()])
-    torch.testing.assert_close(alone[0], answer_logits(model, weights, ROWS, bank[:1])[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(alone[1], answer_logits(model, weights, ROWS, bank)[1], rtol=1e-4, atol=1e-5)
+    bank = weights.documents(backbone, DOCUMENTS, 0)
+    alone = answered(backbone, weights, bank, [(0,), ()])
+    torch.testing.assert_close(alone[0], answered(backbone, weights, bank[:1])[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone[1], answered(backbone, weights, bank)[1], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -117,3 +122,23 @@ def test_groups_are_aggregated_and_their_results_again() -> None:
     first, second = (networks.aggregate(asked[None], part.flatten(0, 1)) for part in (bank[:2], bank[2:]))
     again = networks.aggregate(asked[None], torch.cat([first[0], second[0]]))[0]
     torch.testing.assert_close(hierarchical(networks, asked, bank, 2), again)
+
+
+def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:
+    """Of questions about one document; the second row is about two."""
+    backbone, weights = made("llama")
+    model, teacher = model_of(backbone), random_gist(backbone, k=3, window=64)
+    whole = loss_of(model, weights, BATCH, [True] * 3, imitate=0.5, teacher=teacher)
+    answers = loss_of(model, weights, BATCH, [True] * 3)
+    gists = compressed(backbone, teacher, DOCUMENTS, 0)
+    mine = prefixes(model, weights, ROWS, weights.documents(backbone, DOCUMENTS, 0))
+    apart = []
+    for pair, others in zip(mine, gists.layers, strict=True):
+        for own, its in zip(pair, others, strict=True):
+            mean = its.mean(0)
+            spread = ((its - mean) ** 2).mean()
+            if spread > 1e-9 * (its**2).mean():
+                apart.append(((own[0] - its[0]) ** 2).mean() / spread)
+    assert 0 < len(apart) < 2 * len(gists.layers)  # gists of the first layer are the same for all documents
+    expected = 0.5 * torch.stack(apart).mean() * len(ANSWER)
+    torch.testing.assert_close(whole - answers, expected, rtol=1e-4, atol=1e-4)

@@ -152,7 +152,7 @@ def test_the_command_has_a_line_for_each_damaged_file(copy: Path, kind: str) -> 
 def test_the_command_wants_a_folder_of_ours(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         (line,) = run("check", folder, code=1)
-        assert "must be a saved memory, a gist, a datastore or a vector store, and has the files of none" in line
+        assert "must be a saved memory, a gist, a MAC or its bank, a datastore or a vector store, and has the" in line
 
 
 # memories ---------------------------------------------------------------------------------------------------------

@@ -70,9 +70,12 @@ def aggregated(networks: Any, asked: Tensor, bank: Sequence[Tensor]) -> Tensor:
     return normed(x, networks.norm)
 
 
-def prefixed(model: Any, networks: Any, found: Tensor, ids: Sequence[int]) -> Tensor:
-    """Logits (T', V) of a text behind the keys and values of phi* (T, D)."""
+def prefixed(model: Any, weights: Any, found: Tensor, opening: int, ids: Sequence[int]) -> Tensor:
+    """Logits of a text behind its first `opening` tokens and the keys and values of phi* (T, D)."""
+    networks, window = weights.networks, weights.window
     cache = DynamicCache(config=model.config)
+    places = torch.arange(window - opening, window)[None]
+    model(input_ids=torch.tensor([ids[:opening]]), position_ids=places, past_key_values=cache)
     start = 0
     for layer, (heads, size) in enumerate(networks.shapes):
         halves = []
@@ -82,6 +85,6 @@ def prefixed(model: Any, networks: Any, found: Tensor, ids: Sequence[int]) -> Te
             halves.append(torch.stack([flat[:, h * size : (h + 1) * size] for h in range(heads)])[None])
             start += heads * size
         cache.update(*halves, layer)
-    count = len(networks.prefix)
-    places = torch.arange(count, count + len(ids))[None]
-    return model(input_ids=torch.tensor([ids]), position_ids=places, past_key_values=cache).logits[0]  # type: ignore[no-any-return]
+    first = window + len(networks.prefix)
+    places = torch.arange(first, first + len(ids) - opening)[None]
+    return model(input_ids=torch.tensor([ids[opening:]]), position_ids=places, past_key_values=cache).logits[0]  # type: ignore[no-any-return]

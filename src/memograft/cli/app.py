@@ -11,6 +11,7 @@ from memograft import __version__
 from memograft.cli.ask_app import ask
 from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
 from memograft.cli.datastore_app import datastore_app
+from memograft.cli.mac_app import mac_app
 from memograft.cli.memory_app import memory_app
 from memograft.cli.options import (
     STORE,
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.add_typer(datastore_app, name="datastore")
+app.add_typer(mac_app, name="mac")
 app.add_typer(memory_app, name="memory")
 app.add_typer(train_app, name="train")
 
@@ -162,7 +164,10 @@ def memorize(
 @app.command()
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="A saved memory, a gist, a datastore or a vector store.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="A saved memory, a gist, a MAC or its bank, a datastore or a vector store.", metavar="FOLDER"
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:

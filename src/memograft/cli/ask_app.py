@@ -42,6 +42,9 @@ def ask(
         Path | None,
         typer.Option(help="Answer from gist tokens, trained by `memograft train gist`, instead of memorizing."),
     ] = None,
+    mac: Annotated[
+        Path | None, typer.Option(help="Answer from this bank of `memograft mac add`, instead of memorizing.")
+    ] = None,
     datastore: Annotated[
         Path | None, typer.Option(help="Use this datastore, a folder of `memograft datastore build`.")
     ] = None,
@@ -89,18 +92,24 @@ def ask(
         raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
     if gist and (named := [f"--{n.replace('_', '-')}" for n in chosen] + ["--memory-folder"] * bool(memory_folder)):
         raise typer.BadParameter(f"gist tokens are not memorized, got {', '.join(named)}; leave them or --gist out")
+    if mac and (named := [f"--{n.replace('_', '-')}" for n in chosen] + ["--gist"] * bool(gist)):
+        raise typer.BadParameter(f"nothing is memorized with --mac, got {', '.join(named)}; leave them or --mac out")
+    if mac and memory_folder:
+        raise typer.BadParameter("a saved memory has its own settings, got --mac; leave --mac or --memory-folder out")
     ways = [way for way, wanted in (("plain", plain or not memory), ("memorized", memory or not plain)) if wanted]
     with reporting(as_json) as result:
         from memograft.cli.ask import ask as run
         from memograft.cli.models import fast_mem
         from memograft.memory.gist.memory import Gist
+        from memograft.memory.mac.memory import Mac
 
+        instead = Mac(str(mac)) if mac else Gist(str(gist)) if gist else None
         result |= run(
             question,
             model=model,
             store=store,
             k=k,
-            memory=Gist(str(gist)) if gist else fast_mem(settings, **given),
+            memory=instead or fast_mem(settings, **given),
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,

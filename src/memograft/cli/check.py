@@ -1,4 +1,4 @@
-"""`memograft check`: verify a saved memory, a gist, a datastore or a vector store."""
+"""`memograft check`: verify a saved memory, a gist, a MAC or its bank, a datastore or a vector store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from memograft.storage.disk import Findings
 
 __all__ = ["check"]
 
-_KINDS = {  # files that identify the kind; a gist has an adapter's files too
+_KINDS = {  # files that identify the kind; a gist and a MAC have an adapter's files too
+    "bank of MAC": ("mac_bank.json",),
+    "mac": ("mac.json", "mac.safetensors"),
     "gist": ("gist.json", "gist.safetensors"),
     "memory": ("memograft.json", "adapter_model.safetensors", "adapter_config.json"),
     "datastore": ("header.json", "sources.jsonl"),
@@ -29,8 +31,8 @@ def check(folder: Path, *, quiet: bool) -> dict[str, object]:
     kind = next((kind for kind, files in _KINDS.items() if any(any(folder.glob(file)) for file in files)), None)
     if kind is None:
         raise StoreError(
-            f"{folder} must be a saved memory, a gist, a datastore or a vector store, and has the files of none; check "
-            "the path"
+            f"{folder} must be a saved memory, a gist, a MAC or its bank, a datastore or a vector store, and has the "
+            "files of none; check the path"
         )
     found = _inspected(kind, folder)
     if not quiet:
@@ -47,6 +49,14 @@ def check(folder: Path, *, quiet: bool) -> dict[str, object]:
 
 
 def _inspected(kind: str, folder: Path) -> Findings:
+    if kind == "bank of MAC":
+        from memograft.memory.mac.bank import inspected as mac_bank
+
+        return mac_bank(folder)
+    if kind == "mac":
+        from memograft.memory.mac.folder import inspected as mac
+
+        return mac(folder)
     if kind == "gist":
         from memograft.memory.gist.folder import inspected as gist
 

@@ -25,7 +25,7 @@ def memorize(paths: Sequence[Path], *, model: str, memory: Memory, folder: Path,
         SettingsError: a named file cannot be read, or no file in the folders can.
         PromptTooLongError: together they do not fit the model's window.
     """
-    documents, failed = _documents(paths)
+    documents, failed = documents_of(paths)
     with load_engine(model) as engine:
         handle = engine.memorize(documents, memory, progress=not quiet)
         handle.save(folder)
@@ -46,7 +46,12 @@ def memorize(paths: Sequence[Path], *, model: str, memory: Memory, folder: Path,
     }
 
 
-def _documents(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, str]]]:
+def documents_of(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, str]]]:
+    """Whole files as documents, and files in folders that cannot be read, with the reason.
+
+    Raises:
+        SettingsError: a named file cannot be read, or no file in the folders can.
+    """
     documents, failed = [], []
     for path in find_files(paths):
         try:

@@ -1,4 +1,4 @@
-"""`memograft train gist` and its options. Importing this imports neither torch nor FAISS."""
+"""`memograft train gist | mac` and their options. Importing this imports neither torch nor FAISS."""
 
 from __future__ import annotations
 
@@ -12,6 +12,33 @@ from memograft.cli.options import ContextOption, DeviceOption, FormatOption, Jso
 
 train_app = typer.Typer(help="Train what a kind of memory needs.", no_args_is_help=True, pretty_exceptions_enable=False)
 
+DataOption = Annotated[
+    str,
+    typer.Option(
+        help="Questions with documents and answers: JSON lines, a file of a public set (SQuAD), or an id of the hub."
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="Folder of the result. An interrupted run with the same options continues.")
+]
+NOption = Annotated[int | None, typer.Option("--n", min=1, help="Questions to train on; left out, all.")]
+HeldOutOption = Annotated[
+    str | None, typer.Option(help="Questions to score at each checkpoint, in a file as for --data.")
+]
+HeldOutNOption = Annotated[int, typer.Option(min=1, help="How many of them.")]
+WindowOption = Annotated[int, typer.Option(min=1, help="Tokens of a document at most; longer ones are cut into parts.")]
+StepsOption = Annotated[int, typer.Option(min=1, help="Optimiser steps.")]
+GroupsOption = Annotated[int, typer.Option(min=1, help="Documents (with their questions) in a step.")]
+AccumulateOption = Annotated[int, typer.Option(min=1, help="Passes of a step, each with a part of its documents.")]
+QuestionsOption = Annotated[int, typer.Option(min=1, help="Questions about a document in a step, at most.")]
+RankOption = Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")]
+RateOption = Annotated[float, typer.Option(help="Highest learning rate.")]
+WarmupOption = Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which it rises.")]
+OnDocumentsOption = Annotated[bool, typer.Option("--on-documents", help="The LoRA also acts on the texts' own tokens.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")]
+EveryOption = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+StopAtOption = Annotated[int | None, typer.Option(min=1, help="Stop at this step; a later run continues.")]
+
 
 @train_app.callback()
 def options() -> None:
@@ -20,38 +47,26 @@ def options() -> None:
 
 @train_app.command()
 def gist(
-    data: Annotated[
-        str,
-        typer.Option(
-            help="Questions with documents and answers: JSON lines, a file of a public set (SQuAD), or an id of the "
-            "hub."
-        ),
-    ],
-    folder: Annotated[
-        Path, typer.Option("--out", help="Folder of the gist. An interrupted run with the same options continues.")
-    ],
+    data: DataOption,
+    folder: OutOption,
     model: ModelOption = "tiny",
     format: FormatOption = None,
     context: ContextOption = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Questions to train on; left out, all.")] = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="Questions to score at each checkpoint, in a file as for --data.")
-    ] = None,
-    held_out_n: Annotated[int, typer.Option(min=1, help="How many of them.")] = 200,
+    n: NOption = None,
+    held_out: HeldOutOption = None,
+    held_out_n: HeldOutNOption = 200,
     tokens: Annotated[int, typer.Option(min=1, help="Gist tokens for each document (k).")] = 10,
-    window: Annotated[
-        int, typer.Option(min=1, help="Tokens of a document at most; longer ones get several gists.")
-    ] = 256,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    groups: Annotated[int, typer.Option(min=1, help="Documents (with their questions) in a step.")] = 32,
-    accumulate: Annotated[int, typer.Option(min=1, help="Passes of a step, each with a part of its documents.")] = 1,
-    questions: Annotated[int, typer.Option(min=1, help="Questions about a document in a step, at most.")] = 4,
+    window: WindowOption = 256,
+    steps: StepsOption = 1000,
+    groups: GroupsOption = 32,
+    accumulate: AccumulateOption = 1,
+    questions: QuestionsOption = 4,
     documents: Annotated[
         int, typer.Option(min=1, help="Documents that a question sees at most, with others that distract.")
     ] = 3,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the LoRA.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
-    warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which it rises.")] = 0.03,
+    rank: RankOption = 32,
+    learning_rate: RateOption = 1e-3,
+    warmup: WarmupOption = 0.03,
     distill: Annotated[
         float,
         typer.Option(min=0, max=1, help="Weight of the KL from the model with the documents in its prompt."),
@@ -59,22 +74,20 @@ def gist(
     ask: Annotated[
         float, typer.Option(min=0, max=1, help="Weight of a question's token in the loss; an answer's is 1.")
     ] = 0.0,
-    on_documents: Annotated[
-        bool, typer.Option("--on-documents", help="The LoRA also acts on the documents' tokens.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and batches.")] = 0,
+    on_documents: OnDocumentsOption = False,
+    seed: SeedOption = 0,
     start: Annotated[
         Path | None, typer.Option(help="Begin with the weights of this gist of the same model and rank.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 100,
-    stop_at: Annotated[int | None, typer.Option(min=1, help="Stop at this step; a later run continues.")] = None,
+    every: EveryOption = 100,
+    stop_at: StopAtOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train gist tokens: documents as the keys and values of a few tokens. The model stays as it is."""
     with reporting(as_json) as result:
-        from memograft.cli.train_gist import train_gist as run
-        from memograft.memory.gist.train import GistTraining
+        from memograft.cli.training import learn
+        from memograft.memory.gist.train import GistTraining, train
 
         settings = GistTraining(
             tokens=tokens,
@@ -92,8 +105,10 @@ def gist(
             accumulate=accumulate,
             seed=seed,
         )
-        result |= run(
+        result |= learn(
+            train,
             settings,
+            title=f"Gist of {tokens} tokens: loss of each step",
             data=data,
             folder=folder,
             model=model,
@@ -109,7 +124,89 @@ def gist(
             quiet=as_json,
         )
         if not as_json:
-            said = f"{result['steps']} of {settings.steps} steps, {result['tokens_seen']} tokens, loss {result['loss']}"
-            out().print(f"{said}: {folder}", markup=False, soft_wrap=True)
-            for score in result["scores"][-1:]:  # type: ignore[index]
-                out().print(f"held-out questions: {score}", markup=False, soft_wrap=True)
+            _say(result, steps)
+
+
+@train_app.command()
+def mac(
+    data: DataOption,
+    folder: OutOption,
+    model: ModelOption = "tiny",
+    format: FormatOption = None,
+    context: ContextOption = None,
+    n: NOption = None,
+    held_out: HeldOutOption = None,
+    held_out_n: HeldOutNOption = 100,
+    tokens: Annotated[int, typer.Option(min=1, help="Learned tokens for each document (T).")] = 12,
+    window: WindowOption = 256,
+    steps: StepsOption = 1000,
+    groups: GroupsOption = 32,
+    accumulate: AccumulateOption = 1,
+    questions: QuestionsOption = 2,
+    rank: RankOption = 32,
+    blocks: Annotated[int, typer.Option(min=1, help="Blocks of the aggregation network.")] = 4,
+    learning_rate: RateOption = 1e-3,
+    warmup: WarmupOption = 0.03,
+    stop_gradient: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the documents without gradients, which saves memory.")
+    ] = 0.0,
+    alone: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the questions that see their own documents only.")
+    ] = 0.5,
+    on_documents: OnDocumentsOption = False,
+    seed: SeedOption = 0,
+    start: Annotated[Path | None, typer.Option(help="Begin with this MAC, or with the LoRA of this gist.")] = None,
+    every: EveryOption = 100,
+    stop_at: StopAtOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train MAC: documents as modulations in a bank, from which questions are answered. The model stays as it is."""
+    with reporting(as_json) as result:
+        from memograft.cli.training import learn
+        from memograft.memory.mac.train import MacTraining, train
+
+        settings = MacTraining(
+            tokens=tokens,
+            window=window,
+            steps=steps,
+            groups=groups,
+            questions=questions,
+            rank=rank,
+            blocks=blocks,
+            learning_rate=learning_rate,
+            warmup=warmup,
+            stop_gradient=stop_gradient,
+            alone=alone,
+            on_documents=on_documents,
+            accumulate=accumulate,
+            seed=seed,
+        )
+        result |= learn(
+            train,
+            settings,
+            title=f"MAC of {tokens} tokens: loss of each step",
+            data=data,
+            folder=folder,
+            model=model,
+            format=format,
+            contexts=context or [],
+            n=n,
+            held_out=held_out,
+            held_out_n=held_out_n,
+            start=start,
+            every=every,
+            stop_at=stop_at,
+            device=device,
+            quiet=as_json,
+        )
+        if not as_json:
+            _say(result, steps)
+
+
+def _say(result: dict[str, object], steps: int) -> None:
+    said = f"{result['steps']} of {steps} steps, {result['tokens_seen']} tokens, loss {result['loss']}"
+    out().print(f"{said}: {result['folder']}", markup=False, soft_wrap=True)
+    scores = result["scores"]
+    if isinstance(scores, list) and scores:
+        out().print(f"held-out questions: {scores[-1]}", markup=False, soft_wrap=True)

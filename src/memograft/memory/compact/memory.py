@@ -69,7 +69,11 @@ class Kept(Memory):
     @classmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
         """What `memory` brings, or nothing; see `Memory.prepare`."""
-        brought = [Brought(report=MemoryReport(reason=row.memory.said, reused=row.kept is not None)) for row in rows]
+        reports = [
+            MemoryReport(reason=row.memory.said, settings=row.memory.to_json(), reused=row.kept is not None)
+            for row in rows
+        ]
+        brought = [Brought(report=report) for report in reports]
         inner = [n for n, row in enumerate(rows) if row.memory.memory is not None]
         wanted = [replace(rows[n], memory=rows[n].memory.memory) for n in inner]
         for n, its in zip(inner, FastMem.prepare(model, wanted, filled, task) if wanted else (), strict=True):

@@ -20,8 +20,9 @@ from memograft.model.backbone import Backbone, cache_name, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
 from memograft.model.prefill import run
 
-__all__ = ["IGNORED", "VIEWS", "View", "answer_logits", "logits_behind", "right", "targets"]
+__all__ = ["IGNORED", "VIEWS", "View", "answer_logits", "logits_behind", "right", "targets", "with_opening"]
 
+Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values
 View = Literal["gist", "full", "none"]
 VIEWS: tuple[View, ...] = ("gist", "full", "none")
 IGNORED = -100  # cross_entropy's own default
@@ -68,11 +69,11 @@ def answer_logits(
     if view == "gist":
         assert gists is not None
         front = in_front(backbone, batch.opening, end - gists.x.shape[1])
-        cache, seen = _behind(backbone, front, gists, [row.gists for row in rows])
-        return logits_behind(backbone, texts, pad_id, count, cache, seen, torch.full_like(seen[:, :1], end))
+        own, seen = _chosen(gists, [row.gists for row in rows])
+        return logits_behind(backbone, texts, pad_id, count, *with_opening(backbone, front, own, seen), end)
     if shares:
         cache, seen = _pages(backbone, rows, pad_id)
-        return logits_behind(backbone, texts, pad_id, count, cache, seen, seen.sum(1, keepdim=True))
+        return logits_behind(backbone, texts, pad_id, count, cache, seen)
     return logits_behind(backbone, texts, pad_id, count)
 
 
@@ -83,11 +84,11 @@ def logits_behind(
     count: int,
     cache: Cache | None = None,
     seen: Tensor | None = None,
-    first: Tensor | None = None,
+    end: int | None = None,
 ) -> Tensor:
     """(B, count, V) float32 logits of the last tokens of B texts, behind a cache with mask `seen` (B, C), or without.
 
-    `first` (B, 1) are the positions of the texts' first tokens.
+    `end` is the position of the texts' first tokens; None if it is the number of columns that they see.
 
     Raises:
         UnsupportedModelError: the columns do not fit a sliding window.
@@ -96,8 +97,9 @@ def logits_behind(
     places = positions(mask)
     taken = inspect.signature(backbone.model.forward).parameters
     extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
-    if cache is not None and seen is not None and first is not None:
-        places, mask = places + first, torch.cat([seen, mask], 1)
+    if cache is not None and seen is not None:
+        places = places + (seen.sum(1, keepdim=True) if end is None else end)
+        mask = torch.cat([seen, mask], 1)
         extra[cache_name(backbone.model.forward)] = cache
     shortest = reach(backbone)
     if shortest is not None and mask.shape[1] > shortest:
@@ -135,16 +137,27 @@ def _pages(backbone: Backbone, rows: Sequence[Asked], pad_id: int) -> tuple[Cach
     return cache, mask[index]
 
 
-def _behind(backbone: Backbone, front: Piece, gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Cache, Tensor]:
-    """A cache with an opening and the gists that each row sees, padded with others that are masked; and its mask."""
+def with_opening(backbone: Backbone, front: Piece, own: Layers, seen: Tensor) -> tuple[Cache, Tensor]:
+    """A cache with an opening and keys and values of B rows, (B, H, C, head dimension) in each layer; and its mask.
+
+    `seen` (B, C) is 1 for columns that a row attends to, all of them in the opening. The opening comes last in the
+    cache; positions tell the order.
+    """
+    cache, rows = empty(backbone), len(seen)
+    for n, (pair, before) in enumerate(zip(own, front.layers, strict=True)):
+        both = zip(pair, before, strict=True)
+        cache.update(*(torch.cat([t, b.expand(rows, -1, -1, -1)], 2) for t, b in both), n)
+    mask = torch.cat([seen, seen.new_ones(rows, front.x.shape[1])], 1)
+    return cache, mask.to(backbone.device)
+
+
+def _chosen(gists: Piece, seen: Sequence[Sequence[int]]) -> tuple[Layers, Tensor]:
+    """The gists that each row sees, side by side, padded with others; and which are its own."""
     slots, k = max(map(len, seen)), gists.x.shape[1]
     index = torch.tensor([[0] * (slots - len(own)) + list(own) for own in seen])
     real = torch.tensor([[0] * (slots - len(own)) + [1] * len(own) for own in seen])
-    cache = empty(backbone)
-    for n, pair in enumerate(gists.layers):
-        chosen = [tensor[index.to(tensor.device)] for tensor in pair]  # (B, slots, H, k, head dimension)
-        own = [t.transpose(1, 2).flatten(2, 3) for t in chosen]
-        before = [t.expand(len(seen), -1, -1, -1) for t in front.layers[n]]
-        cache.update(*(torch.cat(pair, 2) for pair in zip(own, before, strict=True)), n)
-    mask = torch.cat([real.repeat_interleave(k, 1), real.new_ones(len(seen), front.x.shape[1])], 1)
-    return cache, mask.to(backbone.device)
+    layers = []
+    for keys, values in gists.layers:
+        own = [t[index.to(t.device)].transpose(1, 2).flatten(2, 3) for t in (keys, values)]  # of (B, slots, H, k, d)
+        layers.append((own[0], own[1]))
+    return layers, real.repeat_interleave(k, 1)

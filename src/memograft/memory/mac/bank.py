@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,11 @@ from memograft.memory.mac.folder import MacAbout
 from memograft.memory.mac.weights import MacWeights
 from memograft.model.backbone import Backbone
 from memograft.prompt.builder import PromptBuilder
-from memograft.storage.disk import JsonObject, is_sealed, sealed, sync, told
+from memograft.storage.disk import Findings, JsonObject, is_sealed, sealed, sync, told
 from memograft.storage.locks import WriterLock
 from memograft.storage.publish import published
 
-__all__ = ["Entry", "MacBank"]
+__all__ = ["Entry", "MacBank", "inspected"]
 
 _FORMAT, _ABOUT, _MAC = 1, "mac_bank.json", "mac"
 _TOGETHER = 32  # documents in one pass
@@ -66,11 +66,13 @@ class Entry:
 
     Attributes:
         ids: of the documents that it is made of: one, or several that were merged.
+        texts: hashes of their texts.
         file: that has it.
         row: in that file.
     """
 
     ids: tuple[str, ...]
+    texts: tuple[str, ...]
     file: str
     row: int
 
@@ -103,7 +105,8 @@ class MacBank:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All modulations, in the order in which they were added."""
-        return tuple(Entry(tuple(ids), file, row) for ids, file, row in self._read()["entries"])
+        rows = self._read()["entries"]
+        return tuple(Entry(tuple(ids), tuple(texts), file, row) for ids, texts, file, row in rows)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -124,6 +127,7 @@ class MacBank:
     ) -> int:
         """Add documents that the bank does not have, with one pass each, and return how many they are.
 
+        A document whose id the bank has with another text replaces that one.
         They are committed in parts: after an interruption, call it again with the same documents.
 
         Args:
@@ -141,8 +145,8 @@ class MacBank:
                 f"the bank in {self.path} belongs to another model (fingerprint {self.mac.fingerprint}, this model's "
                 f"is {owner.fingerprint}); use that model, or make a bank for this one"
             )
-        known = set(self.ids)
-        new = list({d.id: d for d in as_documents(documents) if d.id not in known}.values())
+        known = self._known()
+        new = list({d.id: d for d in as_documents(documents) if known.get(d.id) != _digest(d)}.values())
         size = _TOGETHER * _COMMIT
         with tqdm(total=len(new), desc="documents", unit="", disable=not progress) as bar:
             for start in range(0, len(new), size):
@@ -159,15 +163,8 @@ class MacBank:
         """
         gone = set(ids)
         with self._writing():
-            before = self.entries
-            mixed = [entry for entry in before if gone & set(entry.ids) and not gone >= set(entry.ids)]
-            if mixed:
-                raise SettingsError(
-                    f"document {min(gone & set(mixed[0].ids))!r} was merged with {len(mixed[0].ids) - 1} others and "
-                    "cannot be taken out alone; remove them together, or make the bank again"
-                )
             there = gone & set(self.ids)
-            self._commit([entry for entry in before if not gone & set(entry.ids)])
+            self._commit(self._without(gone))
         return len(there)
 
     def merge(self, most: int) -> int:
@@ -185,10 +182,11 @@ class MacBank:
             entries = self.entries
             if len(entries) <= most:
                 return len(entries)
-            merged = _merged(self.modulations().float(), [entry.ids for entry in entries], most)
-            ids, tokens = zip(*merged, strict=True)
-            self._commit([], ids, torch.stack(tokens))
-        return len(ids)
+            own = [dict(zip(entry.ids, entry.texts, strict=True)) for entry in entries]
+            merged = _merged(self.modulations().float(), own, most)
+            names, tokens = zip(*merged, strict=True)
+            self._commit([], names, torch.stack(tokens))
+        return len(names)
 
     def modulations(self) -> Tensor:
         """(K, T, D) float16: the modulations of all entries.
@@ -242,45 +240,63 @@ class MacBank:
             raise MemoryFormatError(
                 f"{self.path} exists and is not a MAC bank, so it is not overwritten; choose another folder"
             )
+        files = folder.files(mac)
         with told(self.path, MemoryFormatError, "written"), published(self.path) as draft:
             (draft / _MAC).mkdir()
-            for file in folder.files(mac):
+            for file in files:
                 shutil.copy2(file, draft / _MAC)
             what = {"format": _FORMAT, "files": {}, "entries": []}
             (draft / _ABOUT).write_text(json.dumps(sealed(what)), encoding="utf-8")
 
     def _add(self, owner: Owner, documents: Sequence[Document], bar: tqdm[Never]) -> None:
-        def passes(backbone: Backbone, prompts: PromptBuilder) -> tuple[list[tuple[str, ...]], Tensor]:
+        def passes(backbone: Backbone, prompts: PromptBuilder) -> tuple[list[dict[str, str]], Tensor]:
             check_model(backbone)
-            weights, ids, made = self.weights(backbone), list[tuple[str, ...]](), list[Tensor]()
+            weights, names, made = self.weights(backbone), list[dict[str, str]](), list[Tensor]()
             pad_id = prompts.tokenizer.pad_token_id or 0
             with torch.no_grad():
                 for start in range(0, len(documents), _TOGETHER):
                     chosen = documents[start : start + _TOGETHER]
-                    texts = [(d.id, text) for d in chosen for text in parts(prompts, d, weights.window)]
-                    ids += [(id,) for id, _ in texts]
+                    texts = [({d.id: _digest(d)}, text) for d in chosen for text in parts(prompts, d, weights.window)]
+                    names += [own for own, _ in texts]
                     for first in range(0, len(texts), _TOGETHER):
                         own = [text for _, text in texts[first : first + _TOGETHER]]
                         made.append(weights.documents(backbone, own, pad_id).half().cpu())
                     bar.update(len(chosen))
-            return ids, torch.cat(made)
+            return names, torch.cat(made)
 
-        ids, made = owner.with_model(passes)
+        names, made = owner.with_model(passes)
         with self._writing():
-            known = set(self.ids)  # another writer may have added some meanwhile
-            rows = [n for n, own in enumerate(ids) if own[0] not in known]
-            self._commit(self.entries, [ids[n] for n in rows], made[rows])
+            known = self._known()  # another writer may have added some meanwhile
+            rows = [n for n, own in enumerate(names) if not own.items() <= known.items()]
+            chosen = [names[n] for n in rows]
+            self._commit(self._without({id for own in chosen for id in own}), chosen, made[rows])
 
-    def _commit(self, entries: Sequence[Entry], ids: Sequence[Sequence[str]] = (), made: Tensor | None = None) -> None:
-        """Write the entries that stay, and new ones with their modulations (n, T, D)."""
+    def _known(self) -> dict[str, str]:
+        """The hash of each document's text."""
+        return {id: text for entry in self.entries for id, text in zip(entry.ids, entry.texts, strict=True)}
+
+    def _without(self, gone: Set[str]) -> list[Entry]:
+        entries = self.entries
+        mixed = [entry for entry in entries if gone & set(entry.ids) and not gone >= set(entry.ids)]
+        if mixed:
+            raise SettingsError(
+                f"document {min(gone & set(mixed[0].ids))!r} was merged with {len(mixed[0].ids) - 1} others and "
+                "cannot be taken out alone; remove them together, or make the bank again"
+            )
+        return [entry for entry in entries if not gone & set(entry.ids)]
+
+    def _commit(
+        self, entries: Sequence[Entry], names: Sequence[Mapping[str, str]] = (), made: Tensor | None = None
+    ) -> None:
+        """Write the entries that stay, and new ones (ids and hashes of texts) with their modulations (n, T, D)."""
         from safetensors.torch import save
 
         wanted = {entry.file for entry in entries}
         files = {name: own for name, own in self._read()["files"].items() if name in wanted}
-        rows: list[list[object]] = [[entry.ids, entry.file, entry.row] for entry in entries]
+        rows: list[list[object]] = [[e.ids, e.texts, e.file, e.row] for e in entries]
         if len(files) >= _FILES or 2 * len(entries) < sum(own["rows"] for own in files.values()):
             old = self._tokens(entries)  # one file instead of many, or of some with more removed than left
-            ids = [*(entry.ids for entry in entries), *ids]
+            names = [*(dict(zip(e.ids, e.texts, strict=True)) for e in entries), *names]
             made, rows, files = old if made is None else torch.cat([old, made.half()]), [], {}
         with told(self.path, MemoryFormatError, "written"):
             if made is not None and len(made):
@@ -289,7 +305,7 @@ class MacBank:
                 name = f"modulations-{digest[:16]}.safetensors"
                 self._replace(name, data)
                 files[name] = {"sha256": digest, "rows": len(made)}
-                rows += [[list(own), name, n] for n, own in enumerate(ids)]
+                rows += [[list(own), list(own.values()), name, n] for n, own in enumerate(names)]
             self._replace(_ABOUT, json.dumps(sealed({"format": _FORMAT, "files": files, "entries": rows})).encode())
             for file in self.path.glob("modulations-*.safetensors"):
                 if file.name not in files:
@@ -323,9 +339,19 @@ class MacBank:
         return what
 
 
-def _merged(tokens: Tensor, ids: Sequence[tuple[str, ...]], most: int) -> list[tuple[tuple[str, ...], Tensor]]:
-    """Merge the nearest of (K, T, D) until `most` are left; each with the ids of its documents."""
-    tokens, own, weight = tokens.clone(), list(ids), torch.tensor([float(len(i)) for i in ids])
+def inspected(path: Path) -> Findings:
+    """Check a bank's folder for damage, with the MAC in it."""
+    found = folder.inspected(path / _MAC)
+    try:
+        MacBank(path).modulations()
+    except MemoryFormatError as error:
+        found.damaged[path / _ABOUT] = str(error)
+    return found
+
+
+def _merged(tokens: Tensor, names: Sequence[dict[str, str]], most: int) -> list[tuple[dict[str, str], Tensor]]:
+    """Merge the nearest of (K, T, D) until `most` are left; each with the names of its documents."""
+    tokens, own, weight = tokens.clone(), list(names), torch.tensor([float(len(ids)) for ids in names])
     there = torch.ones(len(tokens), dtype=torch.bool)
     directions = normalize(tokens.mean(1), dim=-1)
     near = directions @ directions.T
@@ -334,11 +360,15 @@ def _merged(tokens: Tensor, ids: Sequence[tuple[str, ...]], most: int) -> list[t
         a, b = divmod(int(near.argmax()), len(tokens))
         total = weight[a] + weight[b]
         tokens[a] = (weight[a] * tokens[a] + weight[b] * tokens[b]) / total
-        own[a], weight[a], there[b] = tuple(dict.fromkeys(own[a] + own[b])), total, False
+        own[a], weight[a], there[b] = {**own[a], **own[b]}, total, False
         directions[a] = normalize(tokens[a].mean(0), dim=-1)
         near[a] = near[:, a] = (directions @ directions[a]).where(there, torch.tensor(-2.0))
         near[b] = near[:, b] = near[a, a] = -2
     return [(own[n], tokens[n]) for n in there.nonzero().flatten().tolist()]
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

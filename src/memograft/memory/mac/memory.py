@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from memograft.errors import SettingsError
 from memograft.memory.base import Model, Wanted
 from memograft.memory.compact.memory import Kept
 from memograft.memory.fastmem.memory import FastMem
-from memograft.memory.gist.compress import check_model
+from memograft.memory.gist.compress import check_model, in_front, opening
 from memograft.memory.mac.bank import MacBank
 from memograft.memory.mac.networks import hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
@@ -78,8 +78,9 @@ class Mac(Kept):
         check_model(backbone)
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
-        """T."""
-        return MacBank(self.bank).mac.tokens
+        """W + T, the position of the token behind the prefix."""
+        mac = MacBank(self.bank).mac
+        return mac.window + mac.tokens
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
@@ -127,7 +128,10 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     else:
         found = hierarchical(weights.networks, states[0], loaded.tokens, row.memory.group)[None]
     made = prefix(model.backbone, weights.networks.modulate(found))
-    return chain(model.backbone, (), [made])
+    own = opening(model.prompts, row.prompt)
+    front = in_front(model.backbone, own, weights.window)
+    # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
+    return replace(chain(model.backbone, own.ids[: own.spared], [made, front]), end=weights.end)
 
 
 def _question(prompt: Prompt) -> str:

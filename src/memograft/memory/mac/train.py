@@ -20,17 +20,18 @@ from memograft.errors import SettingsError
 from memograft.memory.base import Model
 from memograft.memory.fit import Progress, Schedule, fit, frozen
 from memograft.memory.gist import folder as gist_folder
-from memograft.memory.gist.compress import check_model
+from memograft.memory.gist.compress import GistWeights, check_model, compressed, in_front
 from memograft.memory.gist.data import Asked, Batch, Batches, Sample, digest
-from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
+from memograft.memory.gist.views import IGNORED, logits_behind, right, targets, with_opening
 from memograft.memory.mac import folder as mac_folder
+from memograft.memory.mac.networks import Layers
 from memograft.memory.mac.weights import MacWeights, fresh, prefix
-from memograft.model.kv import empty
 from memograft.storage.disk import JsonObject
 
-__all__ = ["MacTraining", "answer_logits", "evaluated", "loss_of", "train"]
+__all__ = ["MacTraining", "answer_logits", "evaluated", "loss_of", "prefixes", "train"]
 
 _WAYS = ("bank", "own", "none")
+_NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class MacTraining:
         learning_rate: of AdamW, at its highest.
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         stop_gradient: share of the documents without gradients.
+        imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
+            units of their variance. Needs a gist to start with. The answers' loss alone says little about which
+            document to choose, and what to keep of it.
         alone: share of the questions that see their own documents only, and not the whole bank. These teach what a
             modulation must hold, before it matters which one is chosen.
         on_documents: the LoRA also acts on the tokens of documents and questions while they are encoded.
@@ -66,6 +70,7 @@ class MacTraining:
     warmup: float = 0.03
     stop_gradient: float = 0.0
     alone: float = 0.5
+    imitate: float = 0.0
     on_documents: bool = False
     accumulate: int = 1
     seed: int = 0
@@ -77,6 +82,8 @@ class MacTraining:
         for name in ("warmup", "stop_gradient", "alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
+        if not self.imitate >= 0:
+            raise SettingsError(f"`imitate` must be at least 0, got {self.imitate}")
         if not self.learning_rate > 0:
             raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
 
@@ -120,8 +127,13 @@ def train(
             on_documents=settings.on_documents,
         )
         parameters = weights.named
+        teacher: GistWeights | None = None
         if start is not None:
-            stated["start"] = _begin_with(start, weights, model)
+            stated["start"], teacher = _begin_with(start, weights, model)
+        if teacher is not None:
+            _center(model, weights, teacher, batches.of_step(0, settings.groups)[0])
+        if settings.imitate and teacher is None:
+            raise SettingsError("`imitate` needs a gist, got none; start with one, of as many tokens")
 
         def gradients(step: int) -> tuple[float, int]:
             return _step(
@@ -129,6 +141,7 @@ def train(
                 weights,
                 batches.of_step(step, settings.groups, settings.accumulate),
                 settings,
+                teacher,
                 random.Random(f"{settings.seed}-{step}-drawn"),
             )
 
@@ -152,38 +165,72 @@ def train(
 
 
 def loss_of(
-    model: Model, weights: MacWeights, batch: Batch, learns: Sequence[bool], alone: Sequence[bool] = ()
+    model: Model,
+    weights: MacWeights,
+    batch: Batch,
+    learns: Sequence[bool],
+    alone: Sequence[bool] = (),
+    imitate: float = 0.0,
+    teacher: GistWeights | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of a batch's answers in nats.
+    """Summed cross-entropy of a batch's answers in nats, and `imitate` times the distance from the gist for each.
 
     `learns` says which documents have gradients, and `alone` which questions see only their own; if empty, none does.
     """
     bank = _bank(model, weights, batch.documents, learns)
     seen = [row.gists if own else () for row, own in zip(batch.asked, alone, strict=True)] if alone else []
-    logits = answer_logits(model, weights, batch.asked, bank, seen)
-    return cross_entropy(logits.flatten(0, 1), targets(batch.asked, logits.device).flatten(), reduction="sum")
+    layers = prefixes(model, weights, batch.asked, bank, seen)
+    goal = targets(batch.asked, model.backbone.device)
+    logits = answer_logits(model, weights, batch, layers)
+    loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
+    if imitate and teacher is not None:
+        loss = loss + imitate * (_distances(model, batch, layers, teacher) * (goal != IGNORED).sum(1)).sum()
+    return loss
 
 
-def answer_logits(
+def prefixes(
     model: Model, weights: MacWeights, rows: Sequence[Asked], bank: Tensor, seen: Sequence[Sequence[int]] = ()
-) -> Tensor:
-    """(B, n, V) logits at the places of `targets`, for questions that are answered from a bank (K, T, D).
+) -> Layers:
+    """Keys and values of each layer (B, H, T, head dimension), for questions that are answered from a bank (K, T, D).
 
     `seen` are the numbers of the modulations that each question attends to; if they are empty, to all.
     """
-    backbone, networks = model.backbone, weights.networks
-    states = weights.questions(backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
+    networks = weights.networks
+    states = weights.questions(model.backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
     mask: Tensor | None = None
     if any(seen):
         allowed = torch.tensor([[not own or n in own for n in range(len(bank))] for own in seen])
         mask = allowed.repeat_interleave(weights.tokens, 1).to(bank.device)
-    layers = networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask))
-    cache = empty(backbone)
-    for n, (keys, values) in enumerate(prefix(backbone, layers).layers):
-        cache.update(keys, values, n)
-    ones = torch.ones(len(rows), weights.tokens, dtype=torch.long, device=backbone.device)
-    texts, count = [row.prompt + row.answer[:-1] for row in rows], max(len(row.answer) for row in rows)
-    return logits_behind(backbone, texts, model.pad_id, count, cache, ones, ones.sum(1, keepdim=True))
+    return networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask))
+
+
+def answer_logits(model: Model, weights: MacWeights, batch: Batch, layers: Layers) -> Tensor:
+    """(B, n, V) logits at the places of `targets`, behind the opening and each question's keys and values."""
+    backbone, rows = model.backbone, batch.asked
+    front = in_front(backbone, batch.opening, weights.window)
+    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
+    texts = [row.prompt[batch.opening.spared :] + row.answer[:-1] for row in rows]
+    behind = with_opening(backbone, front, prefix(backbone, layers).layers, seen)
+    return logits_behind(backbone, texts, model.pad_id, max(len(r.answer) for r in rows), *behind, weights.end)
+
+
+def _distances(model: Model, batch: Batch, layers: Layers, teacher: GistWeights) -> Tensor:
+    """(B,) squared distance of keys and values from those of the document's gist, relative to their variance.
+
+    It is 0 for questions about several documents.
+    """
+    with torch.no_grad():
+        gists = compressed(model.backbone, teacher, batch.documents, model.pad_id)
+    index = torch.tensor([row.gists[0] for row in batch.asked])
+    total, count = torch.zeros(len(index), device=model.backbone.device), 0
+    for own, others in zip(layers, gists.layers, strict=True):
+        for mine, its in zip(own, others, strict=True):
+            variance = its.float().var(0, correction=0).mean()
+            if float(variance) > _NOISE * float(its.float().square().mean()):
+                apart = (mine - its[index.to(its.device)].float()).square().mean((1, 2, 3)) / variance
+                total, count = total + apart.to(total.device), count + 1
+    single = torch.tensor([len(row.gists) == 1 for row in batch.asked], device=total.device)
+    return total * single / max(1, count)
 
 
 @torch.no_grad()
@@ -202,13 +249,12 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
         tokens += int((goal != IGNORED).sum())
         count = goal.shape[1]
         for way in _WAYS:
-            if way == "bank":
-                logits = answer_logits(model, weights, batch.asked, everything)
-            elif way == "none":
+            if way == "none":
                 texts = [row.prompt + row.answer[:-1] for row in batch.asked]
                 logits = logits_behind(model.backbone, texts, model.pad_id, count)
             else:
-                logits = answer_logits(model, weights, batch.asked, bank, [row.gists for row in batch.asked])
+                of, seen = (everything, ()) if way == "bank" else (bank, [row.gists for row in batch.asked])
+                logits = answer_logits(model, weights, batch, prefixes(model, weights, batch.asked, of, seen))
             counts[way] += right(logits, goal)
             losses[way] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
     shares: dict[str, float] = {way: count / len(samples) for way, count in counts.items()}
@@ -228,7 +274,12 @@ def _bank(model: Model, weights: MacWeights, texts: Sequence[Sequence[int]], lea
 
 
 def _step(
-    model: Model, weights: MacWeights, batches: Sequence[Batch], settings: MacTraining, rng: random.Random
+    model: Model,
+    weights: MacWeights,
+    batches: Sequence[Batch],
+    settings: MacTraining,
+    teacher: GistWeights | None,
+    rng: random.Random,
 ) -> tuple[float, int]:
     """Add up the gradients of a step. Returns its loss and how many tokens it read."""
     weight = sum(len(row.answer) for batch in batches for row in batch.asked)
@@ -236,7 +287,7 @@ def _step(
     for batch in batches:
         learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
         alone = [rng.random() < settings.alone for _ in batch.asked]
-        loss = loss_of(model, weights, batch, learns, alone) / weight
+        loss = loss_of(model, weights, batch, learns, alone, settings.imitate, teacher) / weight
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
@@ -245,8 +296,16 @@ def _step(
 
 
 @torch.no_grad()
-def _begin_with(start: Path, weights: MacWeights, model: Model) -> str:
-    """Copy the weights of a MAC, or LoRA and tokens of a gist. Returns its id."""
+def _center(model: Model, weights: MacWeights, teacher: GistWeights, batch: Batch) -> None:
+    """Let the prefix be the mean of some documents' gists, so that only the differences must be learned."""
+    made = compressed(model.backbone, teacher, batch.documents, model.pad_id)
+    flat = [t.float().mean(0).transpose(0, 1).flatten(1) for pair in made.layers for t in pair]
+    weights.networks.prefix.copy_(torch.cat([t.to(model.backbone.device) for t in flat], 1))
+
+
+@torch.no_grad()
+def _begin_with(start: Path, weights: MacWeights, model: Model) -> tuple[str, GistWeights | None]:
+    """Copy the weights of a MAC, or LoRA and tokens of a gist. Returns its id, and the gist if it can be imitated."""
     is_mac = (start / "mac.json").exists()
     found: mac_folder.MacAbout | gist_folder.GistAbout = (mac_folder if is_mac else gist_folder).about(start)
     if found.fingerprint != model.fingerprint:
@@ -254,6 +313,7 @@ def _begin_with(start: Path, weights: MacWeights, model: Model) -> str:
             f"`start` must be of this model (fingerprint {model.fingerprint}), got one of {found.fingerprint} in "
             f"{start}; leave it out"
         )
+    gist: GistWeights | None = None
     if is_mac:
         known = mac_folder.read(start, model.backbone).named
     else:
@@ -270,4 +330,5 @@ def _begin_with(start: Path, weights: MacWeights, model: Model) -> str:
                 f"`start` must have the same `rank`, `tokens` and `blocks`, and {start} has others at {name}; set its "
                 "values"
             )
-    return found.id
+    same = gist is not None and (gist.tokens, gist.window) == (weights.tokens, weights.window)
+    return found.id, gist if same else None

@@ -42,6 +42,11 @@ class MacWeights:
         return self.networks.prefix.shape[0]
 
     @property
+    def end(self) -> int:
+        """Position of the token behind a prefix: W + T."""
+        return self.window + self.tokens
+
+    @property
     def named(self) -> dict[str, Tensor]:
         """The trained tensors by name."""
         return {**dict(self.networks.named_parameters()), **self.adapter.named}
@@ -74,7 +79,7 @@ def prefix(backbone: Backbone, layers: Layers) -> Piece:
 
 def fresh(
     backbone: Backbone,
-    opening: Sequence[int],
+    text: Sequence[int],
     *,
     tokens: int,
     window: int,
@@ -83,21 +88,23 @@ def fresh(
     seed: int,
     on_documents: bool,
 ) -> MacWeights:
-    """Untrained weights. The prefix begins as the keys and values of the first T tokens of `opening`, repeated: values
-    that the model knows train faster than random ones (Prefix-Tuning, arXiv 2101.00190)."""
+    """Untrained weights. The prefix begins as the keys and values of T tokens of `text`, at the prefix's positions.
+
+    What the model knows trains faster than random numbers (Prefix-Tuning, arXiv 2101.00190).
+    """
     width, generator = backbone.width, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         heads = math.gcd(8, width)
         networks = Networks(width, tokens, shapes(backbone), blocks, heads)
     networks.to(backbone.device)
-    ids = [opening[n % len(opening)] for n in range(tokens)]
+    ids = [text[n % len(text)] for n in range(tokens)]
     embed = backbone.model.get_input_embeddings()
     with torch.no_grad():
         for own in (networks.document_tokens, networks.question_tokens):
             chosen = torch.randint(len(embed.weight), (tokens,), generator=generator)
             own.copy_(embed(chosen.to(backbone.device)).float())
-        flat = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids) for t in pair]
+        flat = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids, window) for t in pair]
         networks.prefix.copy_(torch.cat([t.to(backbone.device) for t in flat], 1))
         networks.modulation.weight.mul_(0.1)
     a, b = {}, {}
@@ -106,7 +113,7 @@ def fresh(
         device = next(module.parameters()).device
         a[name] = (torch.randn(rank, inside, generator=generator) / math.sqrt(inside)).to(device).requires_grad_()
         b[name] = torch.zeros(out, rank, device=device).requires_grad_()
-    return _used(backbone, MacWeights(networks, Adapter(a, b), window, on_documents), opening)
+    return _used(backbone, MacWeights(networks, Adapter(a, b), window, on_documents), text)
 
 
 def _used(backbone: Backbone, weights: MacWeights, ids: Sequence[int]) -> MacWeights:
@@ -121,8 +128,8 @@ def _used(backbone: Backbone, weights: MacWeights, ids: Sequence[int]) -> MacWei
 
 
 @torch.no_grad()
-def _start(backbone: Backbone, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of a text's first tokens."""
+def _start(backbone: Backbone, ids: Sequence[int], first: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of tokens at positions from `first` on."""
     rows = torch.tensor([ids], device=backbone.device)
-    places = torch.arange(len(ids), device=backbone.device)[None]
+    places = torch.arange(first, first + len(ids), device=backbone.device)[None]
     return pairs(run(backbone, rows, torch.ones_like(rows), None, places)[-1])

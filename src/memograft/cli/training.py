@@ -1,10 +1,10 @@
-"""`memograft train gist`: read questions, train, and write the gist with a picture of its loss."""
+"""`memograft train`: read questions, train, and write what was trained with a picture of its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from memograft.cli.console import warn
 from memograft.cli.models import load_engine
@@ -15,16 +15,42 @@ from memograft.evaluation.readers import read
 from memograft.evaluation.readers.formats import OWN, recognised
 
 if TYPE_CHECKING:
+    from memograft.memory.base import Model
+    from memograft.memory.fit import Progress
     from memograft.memory.gist.data import Sample
-    from memograft.memory.gist.train import GistTraining
 
 _PICTURE = "loss.png"
 _SHOWN = 50  # steps whose mean is the loss that is reported
 
 
-def train_gist(
-    settings: GistTraining,
+S = TypeVar("S", contravariant=True)
+
+
+class Train(Protocol[S]):
+    """`train` of a kind of memory that is learned."""
+
+    def __call__(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        settings: S,
+        folder: Path,
+        *,
+        held_out: Sequence[Sample],
+        start: Path | None,
+        every: int,
+        stop_at: int | None,
+        progress: bool,
+    ) -> tuple[object, Progress]:
+        """Train to the end, or to step `stop_at`."""
+        ...
+
+
+def learn(
+    train: Train[S],
+    settings: S,
     *,
+    title: str,
     data: str,
     folder: Path,
     model: str,
@@ -39,15 +65,14 @@ def train_gist(
     device: str | None,
     quiet: bool,
 ) -> dict[str, object]:
-    """Train or continue a gist; returns JSON values.
+    """Train or continue; returns JSON values. `title` is that of the picture.
 
     Raises:
         SettingsError: the questions cannot be read, or the folder has a run with other settings.
-        UnsupportedModelError: the model cannot have gist tokens.
+        UnsupportedModelError: the model cannot have learned tokens.
     """
     from memograft.evaluation.plots import curve
     from memograft.memory.base import Model
-    from memograft.memory.gist.train import train
 
     samples = _samples(data, format, contexts, n)
     scored = _samples(held_out, format, contexts, held_out_n) if held_out is not None else []
@@ -67,7 +92,7 @@ def train_gist(
             progress=not quiet,
         )
     try:
-        picture = curve(done.losses, folder / _PICTURE, f"Gist of {settings.tokens} tokens: loss of each step")
+        picture = curve(done.losses, folder / _PICTURE, title)
     except MissingExtraError as error:
         picture = None
         warn(str(error))
