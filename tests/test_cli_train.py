@@ -76,7 +76,7 @@ def test_what_cannot_be_trained_on_is_refused(model: str, data: Path, tmp_path: 
     arguments = ("train", "gist", "--model", model, "--out", tmp_path / "gist")
     assert "there is no file" in run_json(*arguments, "--data", tmp_path / "nothing.jsonl", code=1)["error"]
     small = run_json(*arguments, "--data", data, "--window", 9, code=1)
-    assert "a gist's `window` must have at least 8 tokens behind the" in small["error"]
+    assert "`window` must have at least 8 tokens behind the" in small["error"]
     assert not (tmp_path / "gist").exists()
 
 

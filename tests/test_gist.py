@@ -263,7 +263,7 @@ def test_a_model_without_positions_is_refused(tmp_path: Path, engine: Engine, gi
         about = json.loads((Path(gist.folder) / "gist.json").read_text())
         weights = folder.read(Path(gist.folder), parts_of(engine).backbone)
         folder.write(tmp_path / "own", weights, parts_of(engine).backbone, other.fingerprint, about["training"])
-        with pytest.raises(UnsupportedModelError, match="gist tokens are embeddings at positions of their own"):
+        with pytest.raises(UnsupportedModelError, match="learned tokens are embeddings at positions of their own"):
             other.answer(ask(documents=FACTS, memory=Gist(str(tmp_path / "own"))))
 
 

@@ -292,7 +292,7 @@ def test_a_model_without_positions_is_refused(tmp_path: Path, engine: Engine, ma
         weights = folder.read(Path(mac.bank) / "mac", parts_of(engine).backbone)
         folder.write(tmp_path / "own", weights, parts_of(engine).backbone, other.fingerprint, {})
         bank = MacBank(tmp_path / "falcon", tmp_path / "own")
-        with pytest.raises(UnsupportedModelError, match="gist tokens are embeddings at positions of their own"):
+        with pytest.raises(UnsupportedModelError, match="learned tokens are embeddings at positions of their own"):
             other.answer(ask(memory=Mac(str(bank.path))))
 
 

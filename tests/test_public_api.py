@@ -30,6 +30,8 @@ NAMES = [
     "IndexSettings",
     "Kept",
     "LexicalEmbedder",
+    "Mac",
+    "MacBank",
     "Memory",
     "MemoryHandle",
     "MemoryReport",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from conformance.front import Front, user
 from conformance.pages import OTHER, PAGE, QUESTION
 from conformance.sameness import every_way
 from gists import saved_gist
-from memograft import Bank, Compacted, Engine, FastMem, Gist, Kept
+from macs import saved_mac
+from memograft import Bank, Compacted, Engine, FastMem, Gist, Kept, Mac, MacBank
 
 __all__ = ["Banks"]
 
@@ -79,6 +81,19 @@ class Banks(Case):
         again = self.banked(tmp_path)
         assert again.text(QUESTION, memory=again.engine.load_memory(folder)) == said[0].text
         again.engine.close()
+
+    def test_answers_come_from_a_bank_of_modulations(self, tmp_path: Path) -> None:
+        """In every way to ask, without documents and with them, and beside a request that has no memory."""
+        chat = self.banked(None)
+        bank = MacBank(tmp_path / "bank", saved_mac(chat.engine, tmp_path / "mac"))
+        bank.add(chat.engine, [PAGE, OTHER], progress=False)
+        memory = Mac(str(bank.path))
+        said = every_way(chat, user(QUESTION), documents=[], memory=memory)
+        assert len({one.text for one in said}) == 1
+        assert {one.report["reason"] for one in said} == {memory.said}
+        both = every_way(chat, user(QUESTION), documents=[PAGE], memory=replace(memory, memory=FastMem(relevance=None)))
+        assert len({one.text for one in both}) == 1
+        assert all(one.report["memorized"] for one in both)
 
     def test_objects_of_one_folder_share_an_engine(self, tmp_path: Path) -> None:
         chat = self.banked(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.llms import memograft
 from llama_index.llms.memograft import Memograft
-from memograft import Compacted, FastMem, Gist, Kept
+from memograft import Compacted, FastMem, Gist, Kept, Mac
 
 from conftest import MEMORIZED, PAGE, QUESTION
 
@@ -102,7 +102,7 @@ def test_it_is_rebuilt_from_what_it_was_serialized_to() -> None:
 
 
 def test_other_kinds_are_rebuilt_too() -> None:
-    for memory in (Kept(), Compacted(FastMem(steps=5), 4), Gist("somewhere", show=1)):
+    for memory in (Kept(), Compacted(FastMem(steps=5), 4), Gist("somewhere", show=1), Mac("bank", 4)):
         again = Memograft.from_dict(json.loads(Memograft(model="tiny", memory=memory).to_json()))
         assert again.memory == memory
 

@@ -153,6 +153,9 @@ def mac(
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the questions that see their own documents only.")
     ] = 0.5,
+    imitate: Annotated[
+        float, typer.Option(min=0, help="Weight of the distance from the keys and values of a gist, see --start.")
+    ] = 0.0,
     on_documents: OnDocumentsOption = False,
     seed: SeedOption = 0,
     start: Annotated[Path | None, typer.Option(help="Begin with this MAC, or with the LoRA of this gist.")] = None,
@@ -178,6 +181,7 @@ def mac(
             warmup=warmup,
             stop_gradient=stop_gradient,
             alone=alone,
+            imitate=imitate,
             on_documents=on_documents,
             accumulate=accumulate,
             seed=seed,

@@ -102,7 +102,7 @@ def check_model(backbone: Backbone) -> None:
     if lacking or getattr(config, "alibi", False) or not joins(backbone):
         what = f"takes no `{lacking[0]}`" if lacking else "has positions or a cache that cannot be set"
         raise unsupported(
-            f"gist tokens are embeddings at positions of their own, and {type(backbone.model).__name__} {what}",
+            f"learned tokens are embeddings at positions of their own, and {type(backbone.model).__name__} {what}",
             "use a model with rotary or learned positions, or keep the documents' own keys and values",
         )
 
@@ -129,7 +129,7 @@ def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple
     size = window - start
     if size < _LEAST:
         raise SettingsError(
-            f"a gist's `window` must have at least {_LEAST} tokens behind the {start} of the chat template, got "
+            f"`window` must have at least {_LEAST} tokens behind the {start} of the chat template, got "
             f"{window}; train with a larger one"
         )
     return [ids[:start] + ids[n : min(n + size, end)] for n in range(start, end, size)]
