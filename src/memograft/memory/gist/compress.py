@@ -26,6 +26,7 @@ and a prompt can have several, in any order, which share the positions W to W+k-
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -148,9 +149,22 @@ def opening(prompts: PromptBuilder, prompt: Prompt) -> Opening:
     return Opening(prompt.ids[:count], count) if count else Opening(other.ids[:1], 0)
 
 
+_openings: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Opening, int, str], Piece]] = weakref.WeakKeyDictionary()
+
+
 @torch.no_grad()
 def in_front(backbone: Backbone, opening: Opening, window: int) -> Piece:
-    """The keys and values of an opening, which ends where documents end."""
+    """The keys and values of an opening, which ends where documents end. They are computed once for a model."""
+    known, key = (
+        _openings.setdefault(backbone.model, {}),
+        (opening, window, f"{backbone.model.dtype} {backbone.device}"),
+    )
+    if key not in known:  # there are few: openings are beginnings of one text
+        known[key] = _in_front(backbone, opening, window)
+    return known[key]
+
+
+def _in_front(backbone: Backbone, opening: Opening, window: int) -> Piece:
     ids = torch.tensor([opening.ids], device=backbone.device)
     places = torch.arange(window - ids.shape[1], window, device=backbone.device)[None]
     x, residual, cache = run(backbone, ids, torch.ones_like(ids), None, places)

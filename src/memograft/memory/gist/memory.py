@@ -18,7 +18,7 @@ from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.gist import folder
-from memograft.memory.gist.compress import GistWeights, Opening, check_model, compressed, in_front, opening, parts
+from memograft.memory.gist.compress import GistWeights, check_model, compressed, in_front, opening, parts
 from memograft.memory.prefixes import Place, Prefixes
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
@@ -129,7 +129,6 @@ def _brought(model: Model, row: Wanted) -> Brought:
 
 
 _loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, GistWeights]] = weakref.WeakKeyDictionary()
-_openings: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Opening, int, str], Piece]] = weakref.WeakKeyDictionary()
 _kept: weakref.WeakKeyDictionary[nn.Module, Prefixes] = weakref.WeakKeyDictionary()
 
 
@@ -139,15 +138,6 @@ def _weights(path: Path, id: str, backbone: Backbone) -> GistWeights:
     if id not in known:
         known[id] = folder.read(path, backbone)
     return known[id]
-
-
-def _opening(model: Model, own: Opening, window: int) -> Piece:
-    """The keys and values of an opening, which are computed once for a model; it has few openings."""
-    backbone = model.backbone
-    known, key = _openings.setdefault(backbone.model, {}), (own, window, f"{backbone.model.dtype} {backbone.device}")
-    if key not in known:
-        known[key] = in_front(backbone, own, window)
-    return known[key]
 
 
 @torch.no_grad()
@@ -178,7 +168,7 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
             store.keep(model, place, piece)
         task.pause("compressed")
     own = opening(model.prompts, row.prompt)
-    front = _opening(model, own, weights.window)
+    front = in_front(model.backbone, own, weights.window)
     # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
     segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
     return replace(segment, end=weights.end)

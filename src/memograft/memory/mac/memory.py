@@ -84,8 +84,18 @@ class Mac(Kept):
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
-        """The prefix of each row's question. Rows do not share anything but their passes."""
-        return [_segment(model, row) for row in rows]
+        """The prefix of each row's question. Rows with the same settings share a pass, and each is aggregated alone.
+
+        There is none without a question, or if the bank is empty.
+        """
+        segments: list[Segment | None] = [None] * len(rows)
+        asked = [(n, row.memory.bank, row.memory.group, _question(row.prompt)) for n, row in enumerate(rows)]
+        for bank, group in dict.fromkeys((bank, group) for _, bank, group, _ in asked):
+            own = [(n, question) for n, b, g, question in asked if (b, g) == (bank, group) and question]
+            made = _segments(model, bank, group, [(rows[n].prompt, question) for n, question in own])
+            for (n, _), segment in zip(own, made, strict=True):
+                segments[n] = segment
+        return segments
 
     @property
     def said(self) -> str:
@@ -114,24 +124,27 @@ def _bank(model: Model, path: str) -> _Loaded:
 
 
 @torch.no_grad()
-def _segment(model: Model, row: Wanted) -> Segment | None:
-    """The prefix of a row; None without a question, or if the bank is empty."""
-    question = _question(row.prompt)
-    loaded = _bank(model, row.memory.bank)
-    if not question or not len(loaded.tokens):
-        return None
-    weights = loaded.weights
-    ids = model.prompts.build([{"role": "user", "content": question}]).ids[-weights.window :]
-    states = weights.questions(model.backbone, [ids], model.pad_id)
-    if row.memory.group is None:
-        found = weights.networks.aggregate(states, loaded.tokens.flatten(0, 1))
+def _segments(
+    model: Model, bank: str, group: int | None, asked: Sequence[tuple[Prompt, str]]
+) -> Sequence[Segment | None]:
+    """The prefixes of prompts with their questions."""
+    loaded = _bank(model, bank)
+    if not asked or not len(loaded.tokens):
+        return [None] * len(asked)
+    weights, networks = loaded.weights, loaded.weights.networks
+    ids = [model.prompts.build([{"role": "user", "content": q}]).ids[-weights.window :] for _, q in asked]
+    states = weights.questions(model.backbone, ids, model.pad_id)
+    if group is None:
+        found = torch.cat([networks.aggregate(own[None], loaded.tokens.flatten(0, 1)) for own in states])
     else:
-        found = hierarchical(weights.networks, states[0], loaded.tokens, row.memory.group)[None]
-    made = prefix(model.backbone, weights.networks.modulate(found))
-    own = opening(model.prompts, row.prompt)
-    front = in_front(model.backbone, own, weights.window)
-    # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
-    return replace(chain(model.backbone, own.ids[: own.spared], [made, front]), end=weights.end)
+        found = torch.stack([hierarchical(networks, own, loaded.tokens, group) for own in states])
+    segments = []
+    for (prompt, _), own in zip(asked, found, strict=True):
+        made, front = prefix(model.backbone, networks.modulate(own[None])), opening(model.prompts, prompt)
+        # The opening comes last in the cache: a segment's tokens are its last columns, and positions tell the order.
+        pieces = [made, in_front(model.backbone, front, weights.window)]
+        segments.append(replace(chain(model.backbone, front.ids[: front.spared], pieces), end=weights.end))
+    return segments
 
 
 def _question(prompt: Prompt) -> str:
