@@ -13,7 +13,7 @@ from macs import random_mac
 from memograft.memory.base import Model
 from memograft.memory.gist.compress import Opening, compressed, maps
 from memograft.memory.gist.data import Asked, Batch
-from memograft.memory.mac.networks import hierarchical
+from memograft.memory.mac.networks import CrossAttention, hierarchical
 from memograft.memory.mac.train import answer_logits, loss_of, prefixes
 from memograft.model.backbone import Backbone
 from reference.mac import aggregated, perceptron, prefixed, states
@@ -142,3 +142,37 @@ def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:
     assert 0 < len(apart) < 2 * len(gists.layers)  # gists of the first layer are the same for all documents
     expected = 0.5 * torch.stack(apart).mean() * len(ANSWER)
     torch.testing.assert_close(whole - answers, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_few_questions_need_no_keys_of_the_bank() -> None:
+    """The result is the same, with and without a mask."""
+    torch.manual_seed(0)
+    block = CrossAttention(48, 4)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    bank, asked = torch.randn(30, 48), torch.randn(3, 5, 48)
+    query = block._split(block.query(block.asking(asked)))
+    for mask in (None, torch.rand(3, 1, 1, 30) < 0.5):
+        few, many = block._from_few(query, bank, mask), block._from_many(query, bank, mask)
+        torch.testing.assert_close(few, many, rtol=1e-4, atol=1e-5)
+    alone = [block(one[None], bank) for one in asked]  # 4 * 5 rows of queries are fewer than 48
+    torch.testing.assert_close(torch.cat(alone), block(asked, bank), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_to_the_own_documents_is_rewarded() -> None:
+    """Its negative logarithm for each token of the answer; shares are of all blocks, heads and tokens."""
+    backbone, weights = made("llama")
+    model, bank = model_of(backbone), weights.documents(backbone, DOCUMENTS, 0)
+    shares: list[torch.Tensor] = []
+    layers = prefixes(model, weights, ROWS, bank, shares=shares)
+    for pair, others in zip(layers, prefixes(model, weights, ROWS, bank), strict=True):
+        torch.testing.assert_close(pair, others, rtol=1e-4, atol=1e-5)
+    assert len(shares) == 2
+    torch.testing.assert_close(shares[0].sum(1), torch.ones(2))
+    whole = loss_of(model, weights, BATCH, [True] * 3, point=0.5) - loss_of(model, weights, BATCH, [True] * 3)
+    mean = (shares[0] + shares[1]) / 2
+    first = mean[0, :3].sum()
+    second = mean[1, 3:].sum()
+    torch.testing.assert_close(whole, -0.5 * (4 * first.log() + 2 * second.log()), rtol=1e-4, atol=1e-4)

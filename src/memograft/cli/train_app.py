@@ -156,6 +156,9 @@ def mac(
     imitate: Annotated[
         float, typer.Option(min=0, help="Weight of the distance from the keys and values of a gist, see --start.")
     ] = 0.0,
+    point: Annotated[
+        float, typer.Option(min=0, help="Weight of the attention that a question's own documents should get.")
+    ] = 0.0,
     on_documents: OnDocumentsOption = False,
     seed: SeedOption = 0,
     start: Annotated[Path | None, typer.Option(help="Begin with this MAC, or with the LoRA of this gist.")] = None,
@@ -182,6 +185,7 @@ def mac(
             stop_gradient=stop_gradient,
             alone=alone,
             imitate=imitate,
+            point=point,
             on_documents=on_documents,
             accumulate=accumulate,
             seed=seed,

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-__all__ = ["Networks", "hierarchical"]
+__all__ = ["CrossAttention", "Networks", "hierarchical"]
 
 Shapes = Sequence[tuple[int, int]]  # of each layer: key and value heads H, head dimension
 Layers = list[tuple[Tensor, Tensor]]
@@ -33,17 +33,48 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(width, 2 * width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, asked: Tensor, bank: Tensor, seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, asked: Tensor, bank: Tensor, seen: Tensor | None = None, shares: list[Tensor] | None = None
+    ) -> Tensor:
         """asked (B, T, D), bank (N, D) or (B, N, D), seen (B, N) or None -> (B, T, D)."""
         query = self._split(self.query(self.asking(asked)))
-        key, value = self.key_value(self.bank(bank)).chunk(2, -1)
-        rows = query.shape[0]
-        key, value = (self._split(t if t.ndim == 3 else t.expand(rows, -1, -1)) for t in (key, value))
         mask = None if seen is None else seen[:, None, None]
-        found = scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2)
-        asked = asked + self.out(found)
+        rows, heads, tokens, _ = query.shape
+        few = shares is None and bank.ndim == 2 and rows * heads * tokens < bank.shape[-1]
+        found = self._from_few(query, bank, mask) if few else self._from_many(query, bank, mask, shares)
+        asked = asked + self.out(found.transpose(1, 2).flatten(2))
         changed: Tensor = asked + self.feed_forward(self.inner(asked))
         return changed
+
+    def _from_many(
+        self, query: Tensor, bank: Tensor, mask: Tensor | None, shares: list[Tensor] | None = None
+    ) -> Tensor:
+        """(B, heads, T, D / heads): attention with the keys and values of the whole bank."""
+        key, value = self.key_value(self.bank(bank)).chunk(2, -1)
+        key, value = (self._split(t if t.ndim == 3 else t.expand(len(query), -1, -1)) for t in (key, value))
+        if shares is None:
+            return scaled_dot_product_attention(query, key, value, mask)
+        scores = query @ key.mT * query.shape[-1] ** -0.5
+        weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+        shares.append(weights.mean((1, 2)))
+        found: Tensor = weights @ value
+        return found
+
+    def _from_few(self, query: Tensor, bank: Tensor, mask: Tensor | None) -> Tensor:
+        """The same for few questions, without keys and values of the bank (N, D), whose products would cost most.
+
+        The maps to keys and values, and the norm's factors, are applied to queries and results: what they add to all
+        scores of a query does not change its softmax, and what they add to values is added once.
+        """
+        rows, heads, tokens, size = query.shape
+        plain = layer_norm(bank, bank.shape[-1:], eps=self.bank.eps)
+        key, value = (w.view(heads, size, -1) for w in self.key_value.weight.chunk(2))
+        turned = (query @ key * self.bank.weight).flatten(1, 2)[:, None]  # (B, 1, heads * T, D)
+        shared = plain.expand(rows, 1, -1, -1)
+        means = scaled_dot_product_attention(turned, shared, shared, mask, scale=size**-0.5)
+        means = means.view(rows, heads, tokens, -1) * self.bank.weight + self.bank.bias
+        values: Tensor = means @ value.mT + self.key_value.bias.chunk(2)[1].view(heads, 1, size)
+        return values
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)."""
@@ -80,15 +111,18 @@ class Networks(nn.Module):
         """phi_k = g_amort(d_k): the LM's states at the T tokens behind documents (K, T, D) -> (K, T, D)."""
         return self.document_head(states)  # type: ignore[no-any-return]
 
-    def aggregate(self, states: Tensor, bank: Tensor, seen: Tensor | None = None) -> Tensor:
+    def aggregate(
+        self, states: Tensor, bank: Tensor, seen: Tensor | None = None, shares: list[Tensor] | None = None
+    ) -> Tensor:
         """phi* = h_psi(g_input(x), M): states at the T tokens behind questions (B, T, D) -> (B, T, D).
 
         `bank` (N, D) are the tokens of all documents, for each question alike, or (B, N, D). Their order has no effect.
-        `seen` (B, N) is True for the tokens that a question may attend to; None is all of them.
+        `seen` (B, N) is True for the tokens that a question may attend to; None is all of them. To the list `shares`
+        each block adds the mean attention that tokens of the bank get (B, N).
         """
         asked: Tensor = self.question_head(states)
         for block in self.blocks:
-            asked = block(asked, bank, seen)
+            asked = block(asked, bank, seen, shares)
         return self.norm(asked)  # type: ignore[no-any-return]
 
     def modulate(self, aggregated: Tensor) -> Layers:

@@ -52,6 +52,7 @@ class MacTraining:
         imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
             units of their variance. Needs a gist to start with. The answers' loss alone says little about which
             document to choose, and what to keep of it.
+        point: weight of the negative logarithm of the attention that a question's own documents get, in nats.
         alone: share of the questions that see their own documents only, and not the whole bank. These teach what a
             modulation must hold, before it matters which one is chosen.
         on_documents: the LoRA also acts on the tokens of documents and questions while they are encoded.
@@ -71,6 +72,7 @@ class MacTraining:
     stop_gradient: float = 0.0
     alone: float = 0.5
     imitate: float = 0.0
+    point: float = 0.0
     on_documents: bool = False
     accumulate: int = 1
     seed: int = 0
@@ -82,8 +84,9 @@ class MacTraining:
         for name in ("warmup", "stop_gradient", "alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
-        if not self.imitate >= 0:
-            raise SettingsError(f"`imitate` must be at least 0, got {self.imitate}")
+        for name in ("imitate", "point"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"`{name}` must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
 
@@ -171,29 +174,42 @@ def loss_of(
     learns: Sequence[bool],
     alone: Sequence[bool] = (),
     imitate: float = 0.0,
+    point: float = 0.0,
     teacher: GistWeights | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of a batch's answers in nats, and `imitate` times the distance from the gist for each.
+    """Summed cross-entropy of a batch's answers in nats, and `imitate` and `point` for each of their tokens.
 
     `learns` says which documents have gradients, and `alone` which questions see only their own; if empty, none does.
     """
     bank = _bank(model, weights, batch.documents, learns)
     seen = [row.gists if own else () for row, own in zip(batch.asked, alone, strict=True)] if alone else []
-    layers = prefixes(model, weights, batch.asked, bank, seen)
+    shares: list[Tensor] = []
+    layers = prefixes(model, weights, batch.asked, bank, seen, shares if point else None)
     goal = targets(batch.asked, model.backbone.device)
     logits = answer_logits(model, weights, batch, layers)
     loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
+    counts = (goal != IGNORED).sum(1)
     if imitate and teacher is not None:
-        loss = loss + imitate * (_distances(model, batch, layers, teacher) * (goal != IGNORED).sum(1)).sum()
+        loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
+    if point:
+        own = torch.tensor([[float(n in row.gists) for n in range(len(bank))] for row in batch.asked])
+        mean = torch.stack(shares).mean(0).view(len(own), len(bank), -1).sum(-1)  # (B, K)
+        loss = loss - point * ((mean * own.to(mean)).sum(1).clamp_min(1e-9).log() * counts).sum()
     return loss
 
 
 def prefixes(
-    model: Model, weights: MacWeights, rows: Sequence[Asked], bank: Tensor, seen: Sequence[Sequence[int]] = ()
+    model: Model,
+    weights: MacWeights,
+    rows: Sequence[Asked],
+    bank: Tensor,
+    seen: Sequence[Sequence[int]] = (),
+    shares: list[Tensor] | None = None,
 ) -> Layers:
     """Keys and values of each layer (B, H, T, head dimension), for questions that are answered from a bank (K, T, D).
 
-    `seen` are the numbers of the modulations that each question attends to; if they are empty, to all.
+    `seen` are the numbers of the modulations that each question attends to; if they are empty, to all. `shares` as in
+    `Networks.aggregate`.
     """
     networks = weights.networks
     states = weights.questions(model.backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
@@ -201,7 +217,7 @@ def prefixes(
     if any(seen):
         allowed = torch.tensor([[not own or n in own for n in range(len(bank))] for own in seen])
         mask = allowed.repeat_interleave(weights.tokens, 1).to(bank.device)
-    return networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask))
+    return networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask, shares))
 
 
 def answer_logits(model: Model, weights: MacWeights, batch: Batch, layers: Layers) -> Tensor:
@@ -287,7 +303,7 @@ def _step(
     for batch in batches:
         learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
         alone = [rng.random() < settings.alone for _ in batch.asked]
-        loss = loss_of(model, weights, batch, learns, alone, settings.imitate, teacher) / weight
+        loss = loss_of(model, weights, batch, learns, alone, settings.imitate, settings.point, teacher) / weight
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
