@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from transformers import LogitsProcessor
 
 from families import build
-from memograft import Answer, Compacted, Engine, FastMem, Kept, Request
+from macs import saved_mac
+from memograft import Answer, Compacted, Engine, FastMem, Kept, Mac, MacBank, Request
 from memograft.errors import RequestCancelledError
 from memograft.memory.fastmem import train
 from test_engine import FACTS, ask, generated, prompt_ids
@@ -26,9 +28,24 @@ LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, 
 class Case:
     settings: FastMem | Kept
     kept: bool = False  # as a handle of Engine.memorize
+    banked: bool = False  # with a bank of modulations in front
 
     def memory(self, engine: Engine, documents: list[str] = FACTS) -> Any:
-        return engine.memorize(documents, self.settings) if self.kept else self.settings
+        settings = self.of(engine)
+        return engine.memorize(documents, settings) if self.kept else settings
+
+    def of(self, engine: Engine) -> FastMem | Kept:
+        if not self.banked:
+            return self.settings
+        if engine not in _BANKS:
+            _BANKS[engine] = folder = tempfile.TemporaryDirectory()
+            bank = MacBank(Path(folder.name) / "bank", saved_mac(engine, Path(folder.name) / "mac"))
+            bank.add(engine, ["Bergen is a town.", "A sailor wrote it."], progress=False)
+        assert isinstance(self.settings, FastMem)
+        return Mac(str(Path(_BANKS[engine].name) / "bank"), memory=self.settings)
+
+
+_BANKS: dict[Engine, tempfile.TemporaryDirectory[str]] = {}
 
 
 MEMORIES = {
@@ -45,6 +62,8 @@ MEMORIES = {
     "compacted": Case(Compacted(LORA, 4)),
     "kept-handle": Case(Kept(LORA), kept=True),
     "compacted-handle": Case(Compacted(LORA, 4), kept=True),
+    "mac": Case(LORA, banked=True),
+    "mac-handle": Case(LORA, kept=True, banked=True),
     "full-handle": Case(replace(LORA, adapter="full", learning_rate=0.01), kept=True),
 }
 FAMILIES = ["llama", "olmo2"]
@@ -103,6 +122,8 @@ def engines(tokenizer: Any) -> Any:
     yield get
     for engine in made.values():
         engine.close()
+        if engine in _BANKS:
+            _BANKS.pop(engine).cleanup()
 
 
 def logits(engine: Engine) -> torch.Tensor:
@@ -221,7 +242,7 @@ class TestEveryMemory:
 
     def test_saved_and_loaded(self, engines: Any, family: str, name: str, tmp_path: Path) -> None:
         engine = engines(family)
-        handle = engine.memorize(FACTS, MEMORIES[name].settings)
+        handle = engine.memorize(FACTS, MEMORIES[name].of(engine))
         again = engine.load_memory(handle.save(tmp_path / "memory"))
         assert (again.id, again.settings, again.report) == (handle.id, handle.settings, handle.report)
         assert handle.adapter is not None

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from memograft.memory.gist.compress import maps
 from memograft.memory.mac.networks import Networks
 from memograft.memory.mac.weights import MacWeights, shapes
@@ -65,12 +67,13 @@ def read(path: Path, backbone: Backbone) -> MacWeights:
     """Read the weights for a model; see `Kind.read`."""
     adapter, tensors, _ = _KIND.read(path, backbone, maps(backbone))
     what = about(path)
-    networks = Networks(backbone.width, what.tokens, shapes(backbone), what.blocks, math.gcd(8, backbone.width))
+    with torch.device("meta"):  # no random numbers, which would change the state of the process
+        networks = Networks(backbone.width, what.tokens, shapes(backbone), what.blocks, math.gcd(8, backbone.width))
     try:
-        networks.load_state_dict(tensors)  # strict: every tensor, and no other
+        networks.load_state_dict(tensors, assign=True)  # strict: every tensor, and no other
     except RuntimeError as e:
         raise damaged(path / _KIND.tensors, e) from e
-    return MacWeights(networks.to(backbone.device), adapter, what.window, what.on_documents)
+    return MacWeights(networks, adapter, what.window, what.on_documents)
 
 
 def files(path: Path) -> list[Path]:
