@@ -4,9 +4,10 @@
 
     short.jsonl      one page with one or two facts about one thing
     pages.jsonl      one to three pages about one to four things
-    held_out.jsonl   for scores during training; its names do not occur in the other two
+    single.jsonl     those of pages.jsonl with one page
+    held_out.jsonl   for scores during training; its names do not occur in the others
 
-The names of the held-out questions (`memograft eval world`) do not occur in the first two either.
+The names of the held-out questions (`memograft eval world`) do not occur in the others either.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tiny"))
 
@@ -44,13 +46,13 @@ def short(rng: random.Random) -> Example:
     return Example([turn for pair in asked for turn in pair], [page([entity], rng)])
 
 
-def lines(made: Example) -> Iterator[dict[str, object]]:
+def lines(made: Example) -> Iterator[dict[str, Any]]:
     """A sample for each question."""
     for (_, question), (_, answer) in zip(made.turns[::2], made.turns[1::2], strict=True):
         yield {"documents": made.documents, "question": question, "answer": answer}
 
 
-def write(file: Path, samples: Iterator[dict[str, object]]) -> None:
+def write(file: Path, samples: Iterator[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as out:
         for sample in samples:
@@ -68,7 +70,9 @@ def main() -> None:
     rngs = (random.Random(f"{args.seed}-short-{n}") for n in range(args.short))
     write(args.out / "short.jsonl", (line for rng in rngs for line in lines(short(rng))))
     rngs = (random.Random(f"{args.seed}-{n}") for n in range(args.pages))
-    write(args.out / "pages.jsonl", (line for rng in rngs for line in lines(example(rng, MIX))))
+    made = [line for rng in rngs for line in lines(example(rng, MIX))]
+    write(args.out / "pages.jsonl", iter(made))
+    write(args.out / "single.jsonl", (line for line in made if len(line["documents"]) == 1))
     held_out = items("unseen", args.held_out, f"{args.seed}-tune")
     asked = ({"documents": list(i.documents), "question": i.question, "answer": i.answer} for i in held_out)
     write(args.out / "held_out.jsonl", asked)

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Train a MAC for tiny: recipes/mac/tiny.sh FOLDER. FOLDER has the files of recipes/gist/tiny_samples.py, and k10, the
+# gist of recipes/gist/tiny.sh. An interrupted run continues if the command is repeated.
+set -euo pipefail
+folder=$1
+common=(--model tiny --held-out "$folder/held_out.jsonl" --tokens 10 --window 256 --rank 32 --on-documents
+    --learning-rate 2e-3 --groups 32 --questions 2 --every 250)
+memograft train mac "${common[@]}" --data "$folder/short.jsonl" --out "$folder/mac-short" \
+    --start "$folder/k10" --imitate 1 --alone 0.5 --steps 1500 --stop-at 1000
+memograft train mac "${common[@]}" --data "$folder/single.jsonl" --out "$folder/mac" \
+    --start "$folder/mac-short" --point 0.5 --alone 0.3 --steps 2200 --seed 1
