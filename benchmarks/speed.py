@@ -47,7 +47,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
         "peak": lambda: peak.extra(half, 1024, 0.10, min(repeat, 3)),
         "growth": lambda: memorizing.growth(half, LENGTHS, 1.1),
         "kept": lambda: answering.kept(half, 1024, 0.08, repeat),
-        "carried": lambda: answering.carried(half, 1024, {"kept": 0.10, "compacted": 0.08}, repeat),
+        "carried": lambda: answering.carried(half, 1024, {"kept": 0.10, "compacted": 0.08, "gist": 0.07}, repeat),
         "compacting": lambda: answering.compacting(half, 512, 2.0, repeat),
         "contrast": lambda: answering.contrast(half, 256, 1.10, repeat),
     }

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from costs.clock import Line, Times, of_ratio, turns
 from costs.memorizing import QUESTION, RANDOM
 from costs.models import document, random_engine
-from memograft import Compacted, Engine, Kept, Memory, MemoryHandle, Request, Sampling
+from memograft import Compacted, Engine, Gist, Kept, Memory, MemoryHandle, Request, Sampling
 from memograft.memory.compact.keys import compacted
+from memograft.memory.gist import folder
+from memograft.memory.gist.compress import Opening, parts
+from memograft.memory.gist.data import Batch
+from memograft.memory.gist.train import GistTraining, fresh
 from memograft.model.backbone import Backbone
 from memograft.model.prefill import prefill_segment
 from memograft.prompt.builder import PromptBuilder
@@ -34,9 +40,11 @@ def kept(name: str, tokens: int, target: float, repeat: int) -> list[Line]:
 
 
 def carried(name: str, tokens: int, targets: Mapping[str, float], repeat: int) -> list[Line]:
-    """The time to the first token with kept and with compacted keys and values, and of `generate`."""
-    memories: dict[str, Memory] = {"kept": Kept(), "compacted": Compacted(ratio=10)}
-    with random_engine(name) as engine:
+    """The time to the first token with kept and compacted keys and values, an untrained gist, and of `generate`."""
+    with random_engine(name) as engine, TemporaryDirectory() as place:
+        _untrained_gist(engine, Path(place) / "gist", tokens)
+        gist = Gist(str(Path(place) / "gist"))
+        memories: dict[str, Memory] = {"kept": Kept(), "compacted": Compacted(ratio=10), "gist": gist}
         requests = {
             way: Request(QUESTION, memory=engine.memorize([document(tokens)], memory), sampling=Sampling(1))
             for way, memory in memories.items()
@@ -44,6 +52,18 @@ def carried(name: str, tokens: int, targets: Mapping[str, float], repeat: int) -
         times = _first_tokens(engine, requests, repeat, f"{name}, carried")
     title = f"time to the first token, {{}} / generate, {name}, T {tokens:,}"
     return [of_ratio(title.format(way), times[way], times["generate"], target=targets[way]) for way in requests]
+
+
+def _untrained_gist(engine: Engine, path: Path, tokens: int) -> None:
+    """A gist of ten tokens for documents of up to `tokens` and the template's, which costs as much as a trained one."""
+
+    def write(backbone: Backbone, prompts: PromptBuilder) -> None:
+        settings = GistTraining(tokens=10, window=tokens + 64, rank=8)
+        text = tuple(parts(prompts, document(64), settings.window)[0])
+        weights = fresh(backbone, settings, Batch((text,), (), Opening(text[:1], 1)), 0)
+        folder.write(path, weights, backbone, engine.fingerprint, {"steps": 0})
+
+    engine.with_model(write)
 
 
 def compacting(name: str, tokens: int, target: float, repeat: int) -> list[Line]:

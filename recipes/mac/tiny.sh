@@ -8,4 +8,4 @@ common=(--model tiny --held-out "$folder/held_out.jsonl" --tokens 10 --window 25
 memograft train mac "${common[@]}" --data "$folder/short.jsonl" --out "$folder/mac-short" \
     --start "$folder/k10" --imitate 1 --alone 0.5 --steps 1500 --stop-at 1000
 memograft train mac "${common[@]}" --data "$folder/single.jsonl" --out "$folder/mac" \
-    --start "$folder/mac-short" --point 0.5 --alone 0.3 --steps 2200 --seed 1
+    --start "$folder/mac-short" --point 0.5 --alone 0.3 --steps 1500 --seed 1
