@@ -38,7 +38,7 @@ from memograft.storage.disk import Findings, JsonObject, is_sealed, sealed, sync
 from memograft.storage.locks import WriterLock
 from memograft.storage.publish import published
 
-__all__ = ["Entry", "MacBank", "inspected"]
+__all__ = ["Entry", "MacBank", "inspected", "mac_of", "version"]
 
 _FORMAT, _ABOUT, _MAC = 1, "mac_bank.json", "mac"
 _TOGETHER = 32  # documents in one pass
@@ -95,7 +95,7 @@ class MacBank:
         if mac is not None and not (self.path / _ABOUT).exists():
             self._make(Path(mac))
         self._read()
-        self.mac: MacAbout = folder.about(self.path / _MAC)
+        self.mac: MacAbout = mac_of(self.path)
         if mac is not None and folder.about(Path(mac)).id != self.mac.id:
             raise SettingsError(
                 f"the bank in {self.path} was made with another MAC than {mac}, whose modulations mean something else; "
@@ -105,8 +105,7 @@ class MacBank:
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All modulations, in the order in which they were added."""
-        rows = self._read()["entries"]
-        return tuple(Entry(tuple(ids), tuple(texts), file, row) for ids, texts, file, row in rows)
+        return _entries(self._read())
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -195,29 +194,21 @@ class MacBank:
             MemoryFormatError: a file is missing or damaged.
         """
         while True:
-            version = self.version
+            what = self._read()
             try:
-                return self._tokens(self.entries)
+                return self._tokens(what, _entries(what))
             except MemoryFormatError:
-                if version == self.version:
+                if what == self._read():
                     raise  # else a writer has replaced the files meanwhile
 
     def weights(self, backbone: Backbone) -> MacWeights:
         """The trained MAC for a model; see `folder.read`."""
         return folder.read(self.path / _MAC, backbone)
 
-    @property
-    def version(self) -> str:
-        """Changes with every commit."""
-        file = self.path / _ABOUT
-        with told(file, MemoryFormatError, "read", "name the folder of a MAC bank"):
-            stat = file.stat()
-        return f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
-
-    def _tokens(self, entries: Sequence[Entry]) -> Tensor:
+    def _tokens(self, what: JsonObject, entries: Sequence[Entry]) -> Tensor:
         from safetensors.torch import load
 
-        files, found = self._read()["files"], dict[str, Tensor]()
+        files, found = what["files"], dict[str, Tensor]()
         for name in {entry.file for entry in entries}:
             with told(self.path / name, MemoryFormatError, "read", "restore it, or make the bank again"):
                 data = (self.path / name).read_bytes()
@@ -245,31 +236,36 @@ class MacBank:
             (draft / _MAC).mkdir()
             for file in files:
                 shutil.copy2(file, draft / _MAC)
-            what = {"format": _FORMAT, "files": {}, "entries": []}
-            (draft / _ABOUT).write_text(json.dumps(sealed(what)), encoding="utf-8")
+            if (self.path / _ABOUT).exists():  # another process has made it meanwhile
+                shutil.copy2(self.path / _ABOUT, draft)
+            else:
+                what = {"format": _FORMAT, "files": {}, "entries": []}
+                (draft / _ABOUT).write_text(json.dumps(sealed(what)), encoding="utf-8")
 
     def _add(self, owner: Owner, documents: Sequence[Document], bar: tqdm[Never]) -> None:
-        def passes(backbone: Backbone, prompts: PromptBuilder) -> tuple[list[dict[str, str]], Tensor]:
-            check_model(backbone)
-            weights, names, made = self.weights(backbone), list[dict[str, str]](), list[Tensor]()
-            pad_id = prompts.tokenizer.pad_token_id or 0
-            with torch.no_grad():
-                for start in range(0, len(documents), _TOGETHER):
-                    chosen = documents[start : start + _TOGETHER]
-                    texts = [({d.id: _digest(d)}, text) for d in chosen for text in parts(prompts, d, weights.window)]
-                    names += [own for own, _ in texts]
-                    for first in range(0, len(texts), _TOGETHER):
-                        own = [text for _, text in texts[first : first + _TOGETHER]]
-                        made.append(weights.documents(backbone, own, pad_id).half().cpu())
-                    bar.update(len(chosen))
-            return names, torch.cat(made)
+        names, made, weights = list[dict[str, str]](), list[Tensor](), list[MacWeights]()
 
-        names, made = owner.with_model(passes)
+        @torch.no_grad()
+        def run(backbone: Backbone, prompts: PromptBuilder) -> None:
+            check_model(backbone)
+            if not weights:
+                weights.append(self.weights(backbone))
+            texts = [({d.id: _digest(d)}, text) for d in chosen for text in parts(prompts, d, weights[0].window)]
+            names.extend(own for own, _ in texts)
+            for first in range(0, len(texts), _TOGETHER):
+                own = [text for _, text in texts[first : first + _TOGETHER]]
+                made.append(weights[0].documents(backbone, own, prompts.tokenizer.pad_token_id or 0).half().cpu())
+
+        for start in range(0, len(documents), _TOGETHER):
+            chosen = documents[start : start + _TOGETHER]
+            owner.with_model(run)  # others may use the model between passes
+            bar.update(len(chosen))
         with self._writing():
             known = self._known()  # another writer may have added some meanwhile
             rows = [n for n, own in enumerate(names) if not own.items() <= known.items()]
-            chosen = [names[n] for n in rows]
-            self._commit(self._without({id for own in chosen for id in own}), chosen, made[rows])
+            chosen_names = [names[n] for n in rows]
+            gone = {id for own in chosen_names for id in own}
+            self._commit(self._without(gone), chosen_names, torch.cat(made)[rows])
 
     def _known(self) -> dict[str, str]:
         """The hash of each document's text."""
@@ -292,10 +288,11 @@ class MacBank:
         from safetensors.torch import save
 
         wanted = {entry.file for entry in entries}
-        files = {name: own for name, own in self._read()["files"].items() if name in wanted}
+        what = self._read()
+        files = {name: own for name, own in what["files"].items() if name in wanted}
         rows: list[list[object]] = [[e.ids, e.texts, e.file, e.row] for e in entries]
         if len(files) >= _FILES or 2 * len(entries) < sum(own["rows"] for own in files.values()):
-            old = self._tokens(entries)  # one file instead of many, or of some with more removed than left
+            old = self._tokens(what, entries)  # one file instead of many, or of some with more removed than left
             names = [*(dict(zip(e.ids, e.texts, strict=True)) for e in entries), *names]
             made, rows, files = old if made is None else torch.cat([old, made.half()]), [], {}
         with told(self.path, MemoryFormatError, "written"):
@@ -323,11 +320,7 @@ class MacBank:
 
     def _read(self) -> JsonObject:
         file = self.path / _ABOUT
-        if not file.is_file():
-            raise MemoryFormatError(
-                f"{self.path} has no {_ABOUT}; make a bank with MacBank({str(self.path)!r}, mac=FOLDER), or "
-                "`memograft mac add`"
-            )
+        version(self.path)
         with told(file, MemoryFormatError, "read"):
             text = file.read_bytes()
         try:
@@ -347,6 +340,36 @@ def inspected(path: Path) -> Findings:
     except MemoryFormatError as error:
         found.damaged[path / _ABOUT] = str(error)
     return found
+
+
+def mac_of(path: Path | str) -> MacAbout:
+    """The MAC of a bank.
+
+    Raises:
+        MemoryFormatError: there is no bank, or it is damaged.
+    """
+    version(path)
+    return folder.about(Path(path) / _MAC)
+
+
+def version(path: Path | str) -> str:
+    """Changes with every commit to a bank.
+
+    Raises:
+        MemoryFormatError: there is no bank.
+    """
+    file = Path(path) / _ABOUT
+    with told(file, MemoryFormatError, "read", "name the folder of a MAC bank"):
+        if not file.is_file():
+            raise MemoryFormatError(
+                f"{path} has no {_ABOUT}; make a bank with MacBank({str(path)!r}, mac=FOLDER), or `memograft mac add`"
+            )
+        stat = file.stat()
+    return f"{stat.st_ino} {stat.st_mtime_ns} {stat.st_size}"
+
+
+def _entries(what: JsonObject) -> tuple[Entry, ...]:
+    return tuple(Entry(tuple(ids), tuple(texts), file, row) for ids, texts, file, row in what["entries"])
 
 
 def _merged(tokens: Tensor, names: Sequence[dict[str, str]], most: int) -> list[tuple[dict[str, str], Tensor]]:

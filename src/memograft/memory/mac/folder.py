@@ -67,8 +67,9 @@ def read(path: Path, backbone: Backbone) -> MacWeights:
     """Read the weights for a model; see `Kind.read`."""
     adapter, tensors, _ = _KIND.read(path, backbone, maps(backbone))
     what = about(path)
+    sizes = shapes(backbone)
     with torch.device("meta"):  # no random numbers, which would change the state of the process
-        networks = Networks(backbone.width, what.tokens, shapes(backbone), what.blocks, math.gcd(8, backbone.width))
+        networks = Networks(backbone.width, what.tokens, sizes, what.blocks, math.gcd(8, backbone.width))
     try:
         networks.load_state_dict(tensors, assign=True)  # strict: every tensor, and no other
     except RuntimeError as e:

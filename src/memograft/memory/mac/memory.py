@@ -16,7 +16,7 @@ from memograft.memory.base import Model, Wanted
 from memograft.memory.compact.memory import Kept
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.gist.compress import check_model, in_front, opening
-from memograft.memory.mac.bank import MacBank
+from memograft.memory.mac.bank import MacBank, mac_of, version
 from memograft.memory.mac.networks import hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.backbone import Backbone
@@ -69,7 +69,7 @@ class Mac(Kept):
             UnsupportedModelError: the model cannot have learned tokens, or FastMem does not support it.
         """
         super().check(backbone, fingerprint)
-        found = MacBank(self.bank).mac.fingerprint
+        found = mac_of(self.bank).fingerprint
         if found != fingerprint:
             raise SettingsError(
                 f"the bank in {self.bank} belongs to another model (fingerprint {found}, this model's is "
@@ -79,7 +79,7 @@ class Mac(Kept):
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
         """W + T, the position of the token behind the prefix."""
-        mac = MacBank(self.bank).mac
+        mac = mac_of(self.bank)
         return mac.window + mac.tokens
 
     @classmethod
@@ -103,6 +103,9 @@ class Mac(Kept):
         return f"answered from the bank in {self.bank}, and nothing was trained"
 
 
+_BANKS = 4  # whose modulations are in memory, for a model
+
+
 @dataclass(frozen=True)
 class _Loaded:
     version: str
@@ -115,11 +118,13 @@ _loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, _Loaded]] = weakref.Weak
 
 def _bank(model: Model, path: str) -> _Loaded:
     """A bank, which is read again if it has changed."""
-    known, bank = _loaded.setdefault(model.backbone.model, {}), MacBank(path)
-    version = f"{bank.version} {model.backbone.device}"
-    if path not in known or known[path].version != version:
+    known, now = _loaded.setdefault(model.backbone.model, {}), f"{version(path)} {model.backbone.device}"
+    if path not in known or known[path].version != now:
+        bank = MacBank(path)
         tokens = bank.modulations().float().to(model.backbone.device)
-        known[path] = _Loaded(version, bank.weights(model.backbone), tokens)
+        known[path] = _Loaded(now, bank.weights(model.backbone), tokens)
+        while len(known) > _BANKS:
+            known.pop(next(iter(known)))
     return known[path]
 
 
