@@ -219,6 +219,26 @@ def test_the_first_documents_may_stay_in_the_prompt(engine: Engine, gist: Gist) 
     assert both.usage.prompt_tokens == shown.usage.prompt_tokens
 
 
+def test_another_system_message_has_only_the_first_token_in_front(make_engine: Any, gist: Gist) -> None:
+    """A handle that was made for the template's own beginning is made again."""
+    engine = make_engine()
+    handle = engine.memorize(FACTS, gist)
+    system = [{"role": "system", "content": "Answer in Spanish."}, {"role": "user", "content": "Who wrote it?"}]
+    request = Request(messages=system, documents=FACTS, memory=gist)
+    model = parts_of(engine)
+    own = opening(model.prompts, model.prompts.build(system))
+    assert len(own.ids) == 1
+    fresh = engine.next_token_logprobs(request)
+    torch.testing.assert_close(fresh, behind_gists(engine, gist, request), rtol=1e-5, atol=1e-5)
+    again = engine.next_token_logprobs(Request(messages=system, memory=handle))
+    torch.testing.assert_close(again, fresh, rtol=1e-5, atol=1e-5)
+
+
+def test_documents_without_text_have_no_gist(engine: Engine, gist: Gist) -> None:
+    empty = engine.next_token_logprobs(ask(documents=[""], memory=gist))
+    assert torch.equal(empty, engine.next_token_logprobs(ask()))
+
+
 def test_without_documents_the_answer_is_the_plain_one(engine: Engine, gist: Gist) -> None:
     answer = engine.answer(ask(memory=gist))
     assert answer.token_ids == engine.answer(ask()).token_ids

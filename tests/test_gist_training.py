@@ -98,7 +98,7 @@ class TestBatches:
             assert all(text in engine.tokenizer.decode(row.full[: row.page]) for text in sample.documents)
 
     def test_no_samples_are_refused(self, engine: Engine) -> None:
-        with pytest.raises(SettingsError, match="gist training needs at least one sample, got none"):
+        with pytest.raises(SettingsError, match="training needs at least one sample, got none"):
             Batches([], parts_of(engine).prompts, 64, 1, 1, 0)
 
 

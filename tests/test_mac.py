@@ -79,6 +79,8 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path
         ask(documents=FACTS[:2], memory=mac),
         ask(documents=FACTS, memory=LORA),
         ask(documents=FACTS, memory=replace(mac, memory=LORA)),
+        ask("Which numbers, and where?", documents=FACTS, memory=replace(mac, memory=LORA)),
+        ask(documents=FACTS, memory=Mac(str(other.path), memory=LORA)),
         ask(documents=FACTS, memory=gist),
         ask(documents=FACTS, memory=Kept()),
         ask(memory=mac, processors=[Rtd(examples, weight=0.8, gate=None)]),
@@ -111,6 +113,18 @@ def test_documents_may_be_memorized_too(engine: Engine, mac: Mac) -> None:
     again = engine.answer(ask(memory=handle))
     assert again.memory is not None
     assert again.memory.reused
+
+
+def test_what_is_memorized_depends_on_no_bank(make_engine: Any, mac: Mac, tmp_path: Path) -> None:
+    """So a bank of memories may give it to other requests, and a handle is like a request."""
+    clean = make_engine().next_token_logprobs(ask("Where?", documents=FACTS, memory=LORA))
+    engine = make_engine(bank=Bank(tmp_path / "memories"))
+    both = engine.next_token_logprobs(ask(documents=FACTS, memory=replace(mac, memory=LORA)))
+    torch.testing.assert_close(
+        engine.next_token_logprobs(ask("Where?", documents=FACTS, memory=LORA)), clean, rtol=1e-5, atol=1e-5
+    )
+    handle = make_engine().memorize(FACTS, replace(mac, memory=LORA))
+    torch.testing.assert_close(engine.next_token_logprobs(ask(memory=handle)), both, rtol=1e-5, atol=1e-5)
 
 
 def test_an_empty_bank_answers_plainly(engine: Engine, tmp_path: Path) -> None:
@@ -180,6 +194,46 @@ class TestBank:
         assert bank.add(engine, [Document(FACTS[1], "page")], progress=False) == 1
         assert (len(bank), len(bank.entries)) == (len(FACTS) + 1, len(FACTS) + 1)
         assert not torch.equal(bank.modulations()[-1], old)
+
+    def test_documents_that_cannot_be_added(self, engine: Engine, mac: Mac) -> None:
+        """They are refused before anything is computed or written."""
+        bank = MacBank(mac.bank)
+        before = bank.modulations()
+        with pytest.raises(SettingsError, match=r"a document must have text to be added, got none in 'p'"):
+            bank.add(engine, [MORE[0], Document(" ", "p")], progress=False)
+        with pytest.raises(SettingsError, match=r"an id must stand for one text, got two for 'q'; give each document"):
+            bank.add(engine, [Document("one", "q"), Document("two", "q")], progress=False)
+        with pytest.raises(SettingsError, match="`most` must be at least 1 modulation, got 0"):
+            bank.add(engine, MORE, most=0, progress=False)
+        with pytest.raises(SettingsError, match=r"`ids` must be a list, got the string 'q'; write \['q'\]"):
+            bank.remove("q")
+        assert torch.equal(bank.modulations(), before)
+        assert bank.add(engine, FACTS, most=1, progress=False) == 0
+        assert len(bank.entries) == 1
+
+    @torch.no_grad()
+    def test_merging_in_steps_is_the_mean(self, engine: Engine, mac: Mac) -> None:
+        """Of a long document's parts too, which have one id."""
+        bank = MacBank(mac.bank)
+        bank.remove(bank.ids)
+        bank.add(engine, [Document(" ".join(FACTS * 3), "long")], progress=False)
+        mean = bank.modulations().float().mean(0)
+        for most in range(len(bank.entries), 0, -1):
+            bank.merge(most)
+        torch.testing.assert_close(bank.modulations()[0].float(), mean, rtol=2e-2, atol=2e-2)
+        assert bank.entries[0].count > 2
+
+    def test_numbers_that_cannot_be_kept(self, engine: Engine, tmp_path: Path) -> None:
+        path = saved_mac(engine, tmp_path / "mac")
+        model = parts_of(engine)
+        weights = folder.read(path, model.backbone)
+        with torch.no_grad():
+            weights.networks.document_head[2].weight.mul_(1e6)
+        folder.write(tmp_path / "large", weights, model.backbone, model.fingerprint, {})
+        bank = MacBank(tmp_path / "bank", tmp_path / "large")
+        with pytest.raises(SettingsError, match="a modulation must have numbers below 65,504, got a larger one"):
+            bank.add(engine, FACTS, progress=False)
+        assert len(bank) == 0
 
     def test_the_nearest_are_merged(self, engine: Engine, mac: Mac) -> None:
         bank = MacBank(mac.bank)

@@ -38,11 +38,16 @@ def add(
     with reporting(as_json) as result:
         from memograft.cli.memorize import documents_of
         from memograft.cli.models import load_engine
+        from memograft.documents import Document
         from memograft.memory.mac.bank import MacBank
 
-        documents, failed = documents_of(paths)
-        opened = MacBank(bank, mac)
+        documents, failed = list[Document](), list[dict[str, str]]()
+        for path in paths:
+            read, unread = documents_of([path], lambda file, path=path: _id(file, path))  # type: ignore[misc]
+            documents += read
+            failed += unread
         with load_engine(model, device) as engine:
+            opened = MacBank(bank, mac)
             count = opened.add(engine, documents, most=most, progress=not as_json)
         for failure in failed:
             warn(f"not read: {failure['reason']}")
@@ -54,7 +59,10 @@ def add(
 @mac_app.command()
 def rm(
     bank: BankArgument,
-    ids: Annotated[list[str], typer.Argument(help="Ids of documents: names of files.", metavar="ID...")],
+    ids: Annotated[
+        list[str],
+        typer.Argument(help="Names of files, or their paths in the folder that was added.", metavar="ID..."),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Remove documents from a bank."""
@@ -91,3 +99,7 @@ def info(bank: BankArgument, as_json: JsonOption = False) -> None:
             out().print(Text(f"{said}; MAC {mac.id}, of the model {mac.fingerprint}"), soft_wrap=True)
             for id in opened.ids:
                 out().print(Text(id), soft_wrap=True)
+
+
+def _id(file: Path, argument: Path) -> str:
+    return file.relative_to(argument).as_posix() if argument.is_dir() else file.name

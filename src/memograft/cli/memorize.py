@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,10 @@ def memorize(paths: Sequence[Path], *, model: str, memory: Memory, folder: Path,
     }
 
 
-def documents_of(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, str]]]:
-    """Whole files as documents, and files in folders that cannot be read, with the reason.
+def documents_of(
+    paths: Sequence[Path], id: Callable[[Path], str] = lambda path: path.name
+) -> tuple[list[Document], list[dict[str, str]]]:
+    """Whole files as documents with these ids, and files in folders that cannot be read, with the reason.
 
     Raises:
         SettingsError: a named file cannot be read, or no file in the folders can.
@@ -61,7 +63,7 @@ def documents_of(paths: Sequence[Path]) -> tuple[list[Document], list[dict[str, 
                 raise
             failed.append({"file": str(path), "reason": str(error)})
             continue
-        documents.append(Document(text.text, path.name, {"title": text.title, "source": path.name}))
+        documents.append(Document(text.text, id(path), {"title": text.title, "source": path.name}))
     if not documents:
         raise SettingsError(
             failed[0]["reason"] if failed else "the folders hold no txt, md, pdf, html or docx files; name other ones"

@@ -62,12 +62,13 @@ def read(
         about, data = json.loads((path / _ABOUT).read_text(encoding="utf-8")), (path / _STATE).read_bytes()
     if not is_sealed(about) or about["sha256"] != hashlib.sha256(data).hexdigest():
         raise MemoryFormatError(f"{path} is damaged (a checksum is wrong); remove it, and training begins anew")
-    other = {name: value for name, value in about["settings"].items() if settings.get(name) != value}
+    before: JsonObject = about["settings"]
+    other = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if other:
-        name, value = next(iter(other.items()))
+        name = other[0]
         raise SettingsError(
-            f"{folder} has a run with `{name}` = {value!r}, got {settings.get(name)!r}; repeat its settings to "
-            "continue it, or choose another folder"
+            f"{folder} has a run with `{name}` = {before.get(name)!r}, got {settings.get(name)!r}; repeat its "
+            "settings to continue it, or choose another folder"
         )
     tensors = load(data)
     with torch.no_grad():

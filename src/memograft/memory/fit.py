@@ -114,8 +114,8 @@ def fit(
             if scored is not None:
                 state.scores.append({"step": state.step, **scored()})
                 bar.write(str(state.scores[-1]))
+            write(state)  # first: a run that is killed here does these steps again
             checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
-            write(state)
     return state
 
 

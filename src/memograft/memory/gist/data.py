@@ -95,7 +95,7 @@ class Batches:
         self, samples: Sequence[Sample], prompts: PromptBuilder, window: int, most: int, questions: int, seed: int
     ) -> None:
         if not samples:
-            raise SettingsError("gist training needs at least one sample, got none; check the file and its split")
+            raise SettingsError("training needs at least one sample, got none; check the file and its split")
         groups: dict[tuple[str, ...], list[Sample]] = {}
         for sample in samples:
             groups.setdefault(sample.documents, []).append(sample)

@@ -102,7 +102,8 @@ class Gist(Memory):
         segments: list[Segment | None] = []
         for row in rows:
             kept = row.kept.segment if row.kept is not None and row.kept.documents == row.documents else None
-            if kept is None or row.prompt.ids[: len(kept.ids)] != kept.ids:
+            own = opening(model.prompts, row.prompt)
+            if kept is None or kept.ids != own.ids[: own.spared]:
                 kept = _segment(model, row)
             segments.append(kept)
         return segments
@@ -150,6 +151,8 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     weights = _weights(path, id, model.backbone)
     store = model.bank.prefixes if model.bank is not None else _kept.setdefault(model.backbone.model, Prefixes(_HELD))
     places = list(_places(model, id, weights, documents))
+    if not places:  # documents without text
+        return None
     pieces: dict[str, Piece] = {}
     for place, _ in places:
         piece = store.recall(model, place)

@@ -15,21 +15,20 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Never, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from memograft.documents import Document, as_documents
 from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory.gist.compress import check_model, parts
 from memograft.memory.mac import folder
+from memograft.memory.mac.entries import Entry, Name, digest, merged
 from memograft.memory.mac.folder import MacAbout
 from memograft.memory.mac.weights import MacWeights
 from memograft.model.backbone import Backbone
@@ -58,23 +57,6 @@ class Owner(Protocol):
     def with_model(self, call: Callable[[Backbone, PromptBuilder], T]) -> T:
         """Call a function with the model's parts, while no other work uses them."""
         ...
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A modulation of a bank.
-
-    Attributes:
-        ids: of the documents that it is made of: one, or several that were merged.
-        texts: hashes of their texts.
-        file: that has it.
-        row: in that file.
-    """
-
-    ids: tuple[str, ...]
-    texts: tuple[str, ...]
-    file: str
-    row: int
 
 
 class MacBank:
@@ -136,56 +118,68 @@ class MacBank:
             progress: whether to show a progress bar.
 
         Raises:
-            SettingsError: the bank belongs to another model.
+            SettingsError: the bank belongs to another model, a document has no text, an id has two texts, a document
+                that was merged with others has another text, or `most` is less than 1.
             StoreLockedError: another writer has the bank.
         """
+        _check(most)
         if owner.fingerprint != self.mac.fingerprint:
             raise SettingsError(
                 f"the bank in {self.path} belongs to another model (fingerprint {self.mac.fingerprint}, this model's "
                 f"is {owner.fingerprint}); use that model, or make a bank for this one"
             )
-        known = self._known()
-        new = list({d.id: d for d in as_documents(documents) if known.get(d.id) != _digest(d)}.values())
+        given, known = dict[str, Document](), self._known()
+        for document in as_documents(documents):
+            if not document.text.strip():
+                raise SettingsError(f"a document must have text to be added, got none in {document.id!r}; leave it out")
+            if given.setdefault(document.id, document).text != document.text:
+                raise SettingsError(
+                    f"an id must stand for one text, got two for {document.id!r}; give each document an id of its own"
+                )
+        new = [document for document in given.values() if known.get(document.id) != digest(document)]
+        self._without({document.id for document in new})  # what cannot be replaced is refused before any pass
         size = _TOGETHER * _COMMIT
         with tqdm(total=len(new), desc="documents", unit="", disable=not progress) as bar:
             for start in range(0, len(new), size):
                 self._add(owner, new[start : start + size], bar)
                 if most is not None:
                     self.merge(most)
+        if most is not None and not new:
+            self.merge(most)
         return len(new)
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove documents, and return how many were there.
 
         Raises:
-            SettingsError: a document was merged with others, from which it cannot be separated.
+            SettingsError: a document was merged with others, from which it cannot be separated; or `ids` is one string.
         """
+        if isinstance(ids, str):
+            raise SettingsError(f"`ids` must be a list, got the string {ids!r}; write [{ids!r}]")
         gone = set(ids)
         with self._writing():
             there = gone & set(self.ids)
-            self._commit(self._without(gone))
+            if there:
+                self._commit(self._without(there))
         return len(there)
 
     def merge(self, most: int) -> int:
         """Merge the two nearest modulations until there are at most `most`; return how many are left.
 
-        Nearest by the cosine of their mean tokens. A merged one is the mean of its documents' modulations, token by
-        token (arXiv 2403.04317 compares this with dropping and averaging at random).
+        Nearest by the cosine of their mean tokens. A merged one is the mean of those that it is made of, token by token
+        (arXiv 2403.04317 compares this with dropping and averaging at random). It takes memory for K^2 cosines.
 
         Raises:
             SettingsError: `most` is less than 1.
         """
-        if most < 1:
-            raise SettingsError(f"`most` must be at least 1 modulation, got {most}")
+        _check(most)
         with self._writing():
             entries = self.entries
             if len(entries) <= most:
                 return len(entries)
-            own = [dict(zip(entry.ids, entry.texts, strict=True)) for entry in entries]
-            merged = _merged(self.modulations().float(), own, most)
-            names, tokens = zip(*merged, strict=True)
-            self._commit([], names, torch.stack(tokens))
-        return len(names)
+            own, tokens = merged(self.modulations().float(), [Name.of(entry) for entry in entries], most)
+            self._commit([], own, tokens)
+        return len(own)
 
     def modulations(self) -> Tensor:
         """(K, T, D) float16: the modulations of all entries.
@@ -234,23 +228,24 @@ class MacBank:
         files = folder.files(mac)
         with told(self.path, MemoryFormatError, "written"), published(self.path) as draft:
             (draft / _MAC).mkdir()
-            for file in files:
+            made = (self.path / _ABOUT).exists()  # by another process, meanwhile
+            for file in folder.files(self.path / _MAC) if made else files:
                 shutil.copy2(file, draft / _MAC)
-            if (self.path / _ABOUT).exists():  # another process has made it meanwhile
+            if made:
                 shutil.copy2(self.path / _ABOUT, draft)
             else:
                 what = {"format": _FORMAT, "files": {}, "entries": []}
                 (draft / _ABOUT).write_text(json.dumps(sealed(what)), encoding="utf-8")
 
     def _add(self, owner: Owner, documents: Sequence[Document], bar: tqdm[Never]) -> None:
-        names, made, weights = list[dict[str, str]](), list[Tensor](), list[MacWeights]()
+        names, made, weights = list[Name](), list[Tensor](), list[MacWeights]()
 
         @torch.no_grad()
         def run(backbone: Backbone, prompts: PromptBuilder) -> None:
             check_model(backbone)
             if not weights:
                 weights.append(self.weights(backbone))
-            texts = [({d.id: _digest(d)}, text) for d in chosen for text in parts(prompts, d, weights[0].window)]
+            texts = [(Name.new(d), text) for d in chosen for text in parts(prompts, d, weights[0].window)]
             names.extend(own for own, _ in texts)
             for first in range(0, len(texts), _TOGETHER):
                 own = [text for _, text in texts[first : first + _TOGETHER]]
@@ -262,10 +257,9 @@ class MacBank:
             bar.update(len(chosen))
         with self._writing():
             known = self._known()  # another writer may have added some meanwhile
-            rows = [n for n, own in enumerate(names) if not own.items() <= known.items()]
-            chosen_names = [names[n] for n in rows]
-            gone = {id for own in chosen_names for id in own}
-            self._commit(self._without(gone), chosen_names, torch.cat(made)[rows])
+            rows = [n for n, own in enumerate(names) if not own.texts.items() <= known.items()]
+            left = [names[n] for n in rows]
+            self._commit(self._without({id for own in left for id in own.texts}), left, torch.cat(made)[rows])
 
     def _known(self) -> dict[str, str]:
         """The hash of each document's text."""
@@ -281,19 +275,23 @@ class MacBank:
             )
         return [entry for entry in entries if not gone & set(entry.ids)]
 
-    def _commit(
-        self, entries: Sequence[Entry], names: Sequence[Mapping[str, str]] = (), made: Tensor | None = None
-    ) -> None:
-        """Write the entries that stay, and new ones (ids and hashes of texts) with their modulations (n, T, D)."""
+    def _commit(self, entries: Sequence[Entry], names: Sequence[Name] = (), made: Tensor | None = None) -> None:
+        """Write the entries that stay, and new ones with their modulations (n, T, D).
+
+        Raises:
+            SettingsError: a modulation has numbers that float16 cannot hold.
+        """
+        if made is not None and not made.half().isfinite().all():
+            raise SettingsError("a modulation must have numbers below 65,504, got a larger one; train the MAC again")
         from safetensors.torch import save
 
         wanted = {entry.file for entry in entries}
         what = self._read()
         files = {name: own for name, own in what["files"].items() if name in wanted}
-        rows: list[list[object]] = [[e.ids, e.texts, e.file, e.row] for e in entries]
+        rows: list[list[object]] = [[e.ids, e.texts, e.count, e.file, e.row] for e in entries]
         if len(files) >= _FILES or 2 * len(entries) < sum(own["rows"] for own in files.values()):
             old = self._tokens(what, entries)  # one file instead of many, or of some with more removed than left
-            names = [*(dict(zip(e.ids, e.texts, strict=True)) for e in entries), *names]
+            names = [*map(Name.of, entries), *names]
             made, rows, files = old if made is None else torch.cat([old, made.half()]), [], {}
         with told(self.path, MemoryFormatError, "written"):
             if made is not None and len(made):
@@ -302,9 +300,10 @@ class MacBank:
                 name = f"modulations-{digest[:16]}.safetensors"
                 self._replace(name, data)
                 files[name] = {"sha256": digest, "rows": len(made)}
-                rows += [[list(own), list(own.values()), name, n] for n, own in enumerate(names)]
+                rows += [[[*own.texts], [*own.texts.values()], own.count, name, n] for n, own in enumerate(names)]
             self._replace(_ABOUT, json.dumps(sealed({"format": _FORMAT, "files": files, "entries": rows})).encode())
-            for file in self.path.glob("modulations-*.safetensors"):
+            # Also what killed writers have left.
+            for file in [*self.path.glob("*modulations-*.safetensors*"), *self.path.glob(f".{_ABOUT}-*")]:
                 if file.name not in files:
                     file.unlink()
 
@@ -369,29 +368,13 @@ def version(path: Path | str) -> str:
 
 
 def _entries(what: JsonObject) -> tuple[Entry, ...]:
-    return tuple(Entry(tuple(ids), tuple(texts), file, row) for ids, texts, file, row in what["entries"])
+    rows = what["entries"]
+    return tuple(Entry(tuple(ids), tuple(texts), count, file, row) for ids, texts, count, file, row in rows)
 
 
-def _merged(tokens: Tensor, names: Sequence[dict[str, str]], most: int) -> list[tuple[dict[str, str], Tensor]]:
-    """Merge the nearest of (K, T, D) until `most` are left; each with the names of its documents."""
-    tokens, own, weight = tokens.clone(), list(names), torch.tensor([float(len(ids)) for ids in names])
-    there = torch.ones(len(tokens), dtype=torch.bool)
-    directions = normalize(tokens.mean(1), dim=-1)
-    near = directions @ directions.T
-    near.fill_diagonal_(-2)
-    for _ in range(len(tokens) - most):
-        a, b = divmod(int(near.argmax()), len(tokens))
-        total = weight[a] + weight[b]
-        tokens[a] = (weight[a] * tokens[a] + weight[b] * tokens[b]) / total
-        own[a], weight[a], there[b] = {**own[a], **own[b]}, total, False
-        directions[a] = normalize(tokens[a].mean(0), dim=-1)
-        near[a] = near[:, a] = (directions @ directions[a]).where(there, torch.tensor(-2.0))
-        near[b] = near[:, b] = near[a, a] = -2
-    return [(own[n], tokens[n]) for n in there.nonzero().flatten().tolist()]
-
-
-def _digest(document: Document) -> str:
-    return hashlib.sha256(document.text.encode("utf-8", "replace")).hexdigest()[:16]
+def _check(most: int | None) -> None:
+    if most is not None and most < 1:
+        raise SettingsError(f"`most` must be at least 1 modulation, got {most}")
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

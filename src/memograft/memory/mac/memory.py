@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from memograft.documents import Document
 from memograft.errors import SettingsError
-from memograft.memory.base import Model, Wanted
+from memograft.memory.base import Brought, Model, Task, Wanted
+from memograft.memory.compact.keys import exact
 from memograft.memory.compact.memory import Kept
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.gist.compress import check_model, in_front, opening
@@ -20,7 +21,7 @@ from memograft.memory.mac.bank import MacBank, mac_of, version
 from memograft.memory.mac.networks import hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.backbone import Backbone
-from memograft.model.kv import Segment, chain
+from memograft.model.kv import Prefill, Segment, chain
 from memograft.prompt.builder import Prompt, PromptBuilder
 
 __all__ = ["Mac"]
@@ -97,6 +98,23 @@ class Mac(Kept):
                 segments[n] = segment
         return segments
 
+    @classmethod
+    def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
+        """What `memory` brings, or nothing; see `Memory.prepare`.
+
+        It is trained on the documents' states without a prefix, as alone: its id does not depend on bank and question.
+        """
+        x, residual = filled.x, filled.residual
+        for row in rows:
+            if row.memory.memory is not None and filled.shifts[row.row]:
+                if x is filled.x:
+                    x, residual = x.clone(), residual.clone()
+                whole = exact(model, row.prompt, task)
+                if whole is not None and whole.x is not None and whole.residual is not None:
+                    columns = filled.columns(row.row, range(len(whole.ids)))
+                    x[row.row, columns], residual[row.row, columns] = whole.x[0].to(x), whole.residual[0].to(residual)
+        return super().prepare(model, rows, replace(filled, x=x, residual=residual), task)
+
     @property
     def said(self) -> str:
         """Why a report has no losses."""
@@ -119,13 +137,15 @@ _loaded: weakref.WeakKeyDictionary[nn.Module, dict[str, _Loaded]] = weakref.Weak
 def _bank(model: Model, path: str) -> _Loaded:
     """A bank, which is read again if it has changed."""
     known, now = _loaded.setdefault(model.backbone.model, {}), f"{version(path)} {model.backbone.device}"
-    if path not in known or known[path].version != now:
+    found = known.pop(path, None)
+    if found is None or found.version != now:
         bank = MacBank(path)
         tokens = bank.modulations().float().to(model.backbone.device)
-        known[path] = _Loaded(now, bank.weights(model.backbone), tokens)
-        while len(known) > _BANKS:
-            known.pop(next(iter(known)))
-    return known[path]
+        found = _Loaded(now, bank.weights(model.backbone), tokens)
+    known[path] = found  # the most recently used comes last
+    while len(known) > _BANKS:
+        known.pop(next(iter(known)), None)
+    return found
 
 
 @torch.no_grad()
