@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,12 +117,36 @@ def test_documents_without_gradients_are_in_the_bank() -> None:
 def test_groups_are_aggregated_and_their_results_again() -> None:
     backbone, weights = made("llama")
     networks, bank = weights.networks, weights.documents(backbone, DOCUMENTS, 0)
-    (asked,) = weights.questions(backbone, [QUESTION], 0)
-    all_at_once = networks.aggregate(asked[None], bank.flatten(0, 1))[0]
+    asked = weights.questions(backbone, [row.prompt for row in ROWS], 0)
+    all_at_once = networks.aggregate(asked, bank.flatten(0, 1))
     torch.testing.assert_close(hierarchical(networks, asked, bank, 3), all_at_once)
-    first, second = (networks.aggregate(asked[None], part.flatten(0, 1)) for part in (bank[:2], bank[2:]))
-    again = networks.aggregate(asked[None], torch.cat([first[0], second[0]]))[0]
-    torch.testing.assert_close(hierarchical(networks, asked, bank, 2), again)
+    for n in (0, 1):
+        first, second = (networks.aggregate(asked[n : n + 1], part.flatten(0, 1)) for part in (bank[:2], bank[2:]))
+        again = networks.aggregate(asked[n : n + 1], torch.cat([first[0], second[0]]))
+        torch.testing.assert_close(hierarchical(networks, asked, bank, 2)[n], again[0], rtol=1e-4, atol=1e-5)
+    grouped = prefixes(model_of(backbone), weights, ROWS, bank, group=2)
+    expected = networks.modulate(hierarchical(networks, asked, bank, 2))
+    for own, other in zip(grouped, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_page_may_be_in_the_prompt_too() -> None:
+    """That of the question itself, or of another one."""
+    backbone, weights = made("llama")
+    pages = ((*QUESTION[:2], 7, 8, 9), (*QUESTION[:2], 7, 4))
+    rows = tuple(
+        replace(row, full=(*page, *row.prompt[2:]), page=len(page)) for row, page in zip(ROWS, pages, strict=True)
+    )
+    batch, bank = replace(BATCH, asked=rows), weights.documents(backbone, DOCUMENTS, 0)
+    layers = prefixes(model_of(backbone), weights, rows, bank)
+    found = answer_logits(model_of(backbone), weights, batch, layers, {0: 1})
+    for n, (row, text) in enumerate(zip(rows, ((*pages[1], *rows[0].prompt[2:]), rows[1].prompt), strict=True)):
+        asked = weights.questions(backbone, [row.prompt], 0)
+        mine = weights.networks.aggregate(asked, bank.flatten(0, 1))[0]
+        logits = prefixed(backbone.model, weights, mine, 2, (*text, *row.answer[:-1]))
+        count = len(row.answer)
+        torch.testing.assert_close(found[n, -count:], logits[-count:], rtol=1e-4, atol=1e-5)
 
 
 def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:

@@ -153,6 +153,12 @@ def mac(
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the questions that see their own documents only.")
     ] = 0.5,
+    grouped: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the passes that aggregate the bank in groups.")
+    ] = 0.0,
+    shown: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the questions with a page in the prompt too.")
+    ] = 0.0,
     imitate: Annotated[
         float, typer.Option(min=0, help="Weight of the distance from the keys and values of a gist, see --start.")
     ] = 0.0,
@@ -184,6 +190,8 @@ def mac(
             warmup=warmup,
             stop_gradient=stop_gradient,
             alone=alone,
+            grouped=grouped,
+            shown=shown,
             imitate=imitate,
             point=point,
             on_documents=on_documents,

@@ -15,9 +15,9 @@ pass) and the same gradients. The LoRA is computed for gist tokens only, and no 
 attention implementations take in different forms.
 
 A gist stands where the document would: behind the opening, the h tokens with which the chat template begins a prompt
-(see `opening`), and in front of the question. Trained models attend to the first token where nothing else matters (an attention
-sink, arXiv 2309.17453): without one in front SmolLM2's answers cost 7.8 nats a token behind untrained gists, and 6.1
-without any document.
+(see `opening`), and in front of the question. Trained models attend to the first token where nothing else matters (an
+attention sink, arXiv 2309.17453): without one in front SmolLM2's answers cost 7.8 nats a token behind untrained gists,
+and 6.1 without any document.
 
 All documents end at the same position, so a gist depends neither on its place nor on other documents: it is made once,
 and a prompt can have several, in any order, which share the positions W to W+k-1.

@@ -162,7 +162,7 @@ def _segments(
     if group is None:
         found = torch.cat([networks.aggregate(own[None], loaded.tokens.flatten(0, 1)) for own in states])
     else:
-        found = torch.stack([hierarchical(networks, own, loaded.tokens, group) for own in states])
+        found = torch.cat([hierarchical(networks, own[None], loaded.tokens, group) for own in states])
     segments = []
     for (prompt, _), own in zip(asked, found, strict=True):
         made, front = prefix(model.backbone, networks.modulate(own[None])), opening(model.prompts, prompt)

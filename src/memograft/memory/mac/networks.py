@@ -142,17 +142,15 @@ class Networks(nn.Module):
 
 
 def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -> Tensor:
-    """phi* with groups of at most `group` documents at a time, so that memory grows with `group` and not with K.
+    """phi* (B, T, D) with groups of modulations at a time, so that memory grows with `group` and not with K.
 
     Args:
-        networks: trained.
-        states: at the T tokens behind one question (T, D).
-        bank: (K, T, D), K documents.
-        group: documents that are aggregated together. The results are aggregated in the same way until one is left.
-
-    Returns:
-        (T, D). It depends on which documents share a group, unlike `Networks.aggregate`.
+        networks: trained, also in groups.
+        states: at the T tokens behind questions (B, T, D).
+        bank: (K, T, D), K modulations.
+        group: how many are aggregated together. The results are aggregated in the same way until one is left.
     """
-    while len(bank) > group:
-        bank = torch.cat([networks.aggregate(states[None], part.flatten(0, 1)) for part in torch.split(bank, group)])
-    return networks.aggregate(states[None], bank.flatten(0, 1))[0]
+    found = [networks.aggregate(states, part.flatten(0, 1)) for part in torch.split(bank, group)]
+    while len(found) > 1:
+        found = [networks.aggregate(states, torch.cat(found[n : n + group], 1)) for n in range(0, len(found), group)]
+    return found[0]

@@ -8,7 +8,7 @@ whole. A run is determined by its settings and samples; after an interruption it
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,13 +24,14 @@ from memograft.memory.gist.compress import GistWeights, check_model, compressed,
 from memograft.memory.gist.data import Asked, Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, logits_behind, right, targets, with_opening
 from memograft.memory.mac import folder as mac_folder
-from memograft.memory.mac.networks import Layers
+from memograft.memory.mac.networks import Layers, hierarchical
 from memograft.memory.mac.weights import MacWeights, fresh, prefix
 from memograft.storage.disk import JsonObject
 
 __all__ = ["MacTraining", "answer_logits", "evaluated", "loss_of", "prefixes", "train"]
 
 _WAYS = ("bank", "own", "none")
+_GROUPS = (4, 8, 16)
 _NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
 
 
@@ -49,6 +50,8 @@ class MacTraining:
         learning_rate: of AdamW, at its highest.
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         stop_gradient: share of the documents without gradients.
+        grouped: share of the passes that aggregate 4, 8 or 16 modulations at a time (`hierarchical`).
+        shown: share of the questions with a page in the prompt too, in half of the cases that of another question.
         imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
             units of their variance. Needs a gist to start with. The answers' loss alone says little about which
             document to choose, and what to keep of it.
@@ -71,6 +74,8 @@ class MacTraining:
     warmup: float = 0.03
     stop_gradient: float = 0.0
     alone: float = 0.5
+    grouped: float = 0.0
+    shown: float = 0.0
     imitate: float = 0.0
     point: float = 0.0
     on_documents: bool = False
@@ -81,7 +86,7 @@ class MacTraining:
         for name in ("tokens", "window", "steps", "groups", "questions", "rank", "blocks", "accumulate"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "stop_gradient", "alone"):
+        for name in ("warmup", "stop_gradient", "alone", "grouped", "shown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
         for name in ("imitate", "point"):
@@ -176,22 +181,26 @@ def loss_of(
     imitate: float = 0.0,
     point: float = 0.0,
     teacher: GistWeights | None = None,
+    group: int | None = None,
+    shown: Mapping[int, int] | None = None,
 ) -> Tensor:
     """Summed cross-entropy of a batch's answers in nats, and `imitate` and `point` for each of their tokens.
 
     `learns` says which documents have gradients, and `alone` which questions see only their own; if empty, none does.
+    With a `group`, no question is alone, and none points. `shown` has the questions that have a page in the prompt too,
+    with the question that it belongs to.
     """
     bank = _bank(model, weights, batch.documents, learns)
     seen = [row.gists if own else () for row, own in zip(batch.asked, alone, strict=True)] if alone else []
     shares: list[Tensor] = []
-    layers = prefixes(model, weights, batch.asked, bank, seen, shares if point else None)
+    layers = prefixes(model, weights, batch.asked, bank, seen, shares if point and group is None else None, group)
     goal = targets(batch.asked, model.backbone.device)
-    logits = answer_logits(model, weights, batch, layers)
+    logits = answer_logits(model, weights, batch, layers, shown)
     loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
     counts = (goal != IGNORED).sum(1)
     if imitate and teacher is not None:
         loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
-    if point:
+    if shares:
         own = torch.tensor([[float(n in row.gists) for n in range(len(bank))] for row in batch.asked])
         mean = torch.stack(shares).mean(0).view(len(own), len(bank), -1).sum(-1)  # (B, K)
         loss = loss - point * ((mean * own.to(mean)).sum(1).clamp_min(1e-9).log() * counts).sum()
@@ -205,14 +214,17 @@ def prefixes(
     bank: Tensor,
     seen: Sequence[Sequence[int]] = (),
     shares: list[Tensor] | None = None,
+    group: int | None = None,
 ) -> Layers:
     """Keys and values of each layer (B, H, T, head dimension), for questions that are answered from a bank (K, T, D).
 
     `seen` are the numbers of the modulations that each question attends to; if they are empty, to all. `shares` as in
-    `Networks.aggregate`.
+    `Networks.aggregate`, `group` as in `hierarchical`.
     """
     networks = weights.networks
     states = weights.questions(model.backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
+    if group is not None:
+        return networks.modulate(hierarchical(networks, states, bank, group))
     mask: Tensor | None = None
     if any(seen):
         allowed = torch.tensor([[not own or n in own for n in range(len(bank))] for own in seen])
@@ -220,12 +232,18 @@ def prefixes(
     return networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask, shares))
 
 
-def answer_logits(model: Model, weights: MacWeights, batch: Batch, layers: Layers) -> Tensor:
+def answer_logits(
+    model: Model, weights: MacWeights, batch: Batch, layers: Layers, shown: Mapping[int, int] | None = None
+) -> Tensor:
     """(B, n, V) logits at the places of `targets`, behind the opening and each question's keys and values."""
     backbone, rows = model.backbone, batch.asked
     front = in_front(backbone, batch.opening, weights.window)
     seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
-    texts = [row.prompt[batch.opening.spared :] + row.answer[:-1] for row in rows]
+    texts = []
+    for n, row in enumerate(rows):
+        page = rows[shown[n]] if shown is not None and n in shown else None
+        prompt = row.prompt if page is None else page.full[: page.page] + row.full[row.page :]
+        texts.append(prompt[batch.opening.spared :] + row.answer[:-1])
     behind = with_opening(backbone, front, prefix(backbone, layers).layers, seen)
     return logits_behind(backbone, texts, model.pad_id, max(len(r.answer) for r in rows), *behind, weights.end)
 
@@ -303,7 +321,22 @@ def _step(
     for batch in batches:
         learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
         alone = [rng.random() < settings.alone for _ in batch.asked]
-        loss = loss_of(model, weights, batch, learns, alone, settings.imitate, settings.point, teacher) / weight
+        group = rng.choice(_GROUPS) if rng.random() < settings.grouped else None
+        count = len(batch.asked)
+        shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
+        loss = loss_of(
+            model,
+            weights,
+            batch,
+            learns,
+            alone if group is None else (),
+            settings.imitate,
+            settings.point,
+            teacher,
+            group,
+            shown,
+        )
+        loss = loss / weight
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
