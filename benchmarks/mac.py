@@ -1,278 +1,265 @@
-"""What MAC answers from a bank, beside retrieval and both: pages about invented things, tiny.
+"""What answers gain from a MAC bank, with tiny and invented pages; baselines, controls and costs.
 
-    python benchmarks/mac.py --mac runs/gist/mac --out runs/mac
+    python benchmarks/mac.py --mac FOLDER --out runs/mac              # FOLDER of `memograft train mac`
+    python benchmarks/mac.py --mac FOLDER --out runs/mac --sections retention costs
+    python benchmarks/mac.py --mac FOLDER --out runs/tune --split tune   # settings are chosen here
 
-The names on the pages occur in no training page (`recipes/tiny/sets.py`, set "unseen"), so an answer can come from a
-page only. "MAC" has a bank of all pages and none in the prompt; retrieval puts the best pages into the prompt.
-Controls: a bank of other pages, and one in which each number of a modulation was exchanged with that of another page.
+The facts are in no page that tiny or the MAC was trained on: the set "unseen" of the bundled questions and, where these
+have too few pages, further ones made in the same way with held-out names. For each seed, some questions are drawn, and
+the bank and the stores have the pages of just these.
 
-"bounded" cuts the bank by merging the nearest, averaging at random and dropping; "retention" adds 1,400 pages to 200;
-"costs" has CPU seconds and bytes. Intervals draw questions. Results are stored way by way: an interrupted run goes on.
-Prints a table and, last, one JSON line.
+    quality     no page, retrieval, the bank, and both; with banks that cannot help as controls
+    groups      aggregation of 16 modulations at a time instead of all at once
+    bounded     the bank reduced to a half and a quarter of its modulations
+    retention   the same questions before and after many more pages were added
+    costs       time and bytes of a page, and of a question for banks of several sizes, beside the search in a store
+
+An answer is right if it contains the value that is asked for. Exact match and F1 compare it with that value and with
+the whole sentence in which tiny gives it, whichever is nearer. Intervals (95 %) are over the questions of all seeds; a
+question that several seeds draw is one. Results are stored for each section, seed and way: an interrupted run goes on.
+Prints tables and, last, one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from amortized.costs import GROUP, aggregation_bytes, costs, show_costs
+from amortized.drawn import Drawn, Rows, pages
 from tqdm import tqdm
 
-from memograft import Document, Engine, FastMem, LexicalEmbedder, Mac, MacBank, Memory, Request, Sampling, VectorStore
+from memograft import Engine, FastMem, Mac, MacBank
+from memograft.evaluation.items import SPLITS
 from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
-from memograft.evaluation.scores import exact_match, f1, holds
-from memograft.memory.mac import folder
-from memograft.memory.mac.networks import hierarchical
+from memograft.memory.mac.folder import about
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "tiny"))
-from sets import Item, items
+Ways = dict[str, Callable[[], Rows]]  # name -> asks all questions
 
-SAMPLING = Sampling(max_new_tokens=32)
-Row = dict[str, Any]
-
-
-class Rows:
-    """What was measured, in a file."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.rows: list[Row] = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def of(self, part: str, seed: int, way: str, measured: Callable[[], Row]) -> None:
-        """Measure it unless it is there."""
-        key = {"part": part, "seed": seed, "way": way}
-        if not any(key.items() <= row.items() for row in self.rows):
-            self.rows.append(key | measured())
-            with self._file.open("a") as sink:
-                sink.write(json.dumps(self.rows[-1]) + "\n")
+KEPT = (0.5, 0.25)  # shares of the modulations
+# Paired differences, beside those to the first way of a section.
+AGAINST = {
+    "MAC": ("BM25 top-1", "MAC, unrelated bank", "MAC, shuffled bank"),
+    "MAC + BM25 top-1": ("BM25 top-1",),
+    "MAC + FastMem + BM25 top-1": ("FastMem + BM25 top-1",),
+}
 
 
-def answered(
-    engine: Engine, asked: Sequence[Item], documents: Sequence[Sequence[Document]], memory: Memory | None
-) -> Row:
-    """Scores of each question, and the time of all."""
-    requests = [
-        Request(item.question, documents=own, memory=memory, sampling=SAMPLING)
-        for item, own in zip(asked, documents, strict=True)
-    ]
-    began = time.process_time()
-    answers = engine.answer_batch(requests)
-    took = time.process_time() - began
-    pairs = [(answer.text, item.answer) for answer, item in zip(answers, asked, strict=True)]
+def quality(drawn: Drawn, _: argparse.Namespace) -> Ways:
+    def memory(**options: Any) -> Mac:
+        return Mac(str(drawn.bank.path), **options)
+
+    def unrelated() -> Rows:
+        return drawn.ask(Mac(str(drawn.added("unrelated", drawn.others[: len(drawn.documents)]).path)))
+
+    def shuffled() -> Rows:
+        # Attention sees the bank as a set of tokens: exchanging whole tokens among documents would change nothing.
+        # So every number of a token changes places with that of another document, on its own.
+        tokens = drawn.bank.modulations()
+        order = torch.rand(tokens.shape, generator=drawn.chance).argsort(0)
+        return drawn.ask(Mac(str(drawn.written("shuffled", drawn.own, tokens.gather(0, order)).path)))
+
     return {
-        "right": [float(holds(answer.text, item.right)) for answer, item in zip(answers, asked, strict=True)],
-        "exact": [float(exact_match(text, [own])) for text, own in pairs],
-        "f1": [f1(text, [own]) for text, own in pairs],
-        "unfinished": sum(answer.finish_reason == "length" for answer in answers),
-        "seconds": took,
+        "no document": drawn.ask,
+        "BM25 top-1": lambda: drawn.ask(find=drawn.searched("text", 1)),
+        "BM25 top-5": lambda: drawn.ask(find=drawn.searched("text", 5)),
+        "vector store top-1": lambda: drawn.ask(find=drawn.searched("vector", 1)),
+        "own pages": lambda: drawn.ask(find=lambda item: item.documents),
+        "MAC": lambda: drawn.ask(memory()),
+        "MAC, unrelated bank": unrelated,
+        "MAC, shuffled bank": shuffled,
+        "MAC + BM25 top-1": lambda: drawn.ask(memory(), drawn.searched("text", 1)),
+        "FastMem + BM25 top-1": lambda: drawn.ask(FastMem(), drawn.searched("text", 1)),
+        "MAC + FastMem + BM25 top-1": lambda: drawn.ask(memory(memory=FastMem()), drawn.searched("text", 1)),
     }
 
 
-def banked(engine: Engine, path: Path, mac: Path, pages: Sequence[str]) -> MacBank:
-    bank = MacBank(path, mac)
-    bank.add(engine, pages, progress=False)
-    return bank
-
-
-def changed(source: MacBank, path: Path, mac: Path, tokens: torch.Tensor) -> MacBank:
-    """A bank with other modulations, one for each row."""
-    from memograft.memory.mac.entries import Name
-
-    bank = MacBank(path, mac)
-    with bank._writing():
-        bank._commit([], [Name({str(n): ""}) for n in range(len(tokens))], tokens)
-    return bank
-
-
-def quality(engine: Engine, rows: Rows, mac: Path, seed: int, size: int, questions: int, place: Path) -> None:
-    """MAC, retrieval and both, and the controls, for a bank of `size` pages."""
-    asked, pages = drawn(seed, size)
-    asked = asked[:questions]
-    bank = banked(engine, place / "bank", mac, pages)
-    _, others = drawn(seed + 1000, size)
-    unrelated = banked(engine, place / "unrelated", mac, others)
-    tokens = bank.modulations()
-    order = torch.stack(
-        [torch.randperm(len(tokens), generator=torch.Generator().manual_seed(n)) for n in range(tokens.shape[1])], 1
-    )
-    shuffled = changed(bank, place / "shuffled", mac, tokens[order, torch.arange(tokens.shape[1])])
-    nothing: list[list[Document]] = [[] for _ in asked]
-    with VectorStore(LexicalEmbedder(), place / "store") as store:
-        store.add(pages)
-        found = {
-            f"{name} top-{k}": [[hit.document for hit in store.search(i.question, k, mode=mode)] for i in asked]
-            for name, mode in (("BM25", "text"), ("vector store", "vector"))
-            for k in (1, 5)
-        }
-    own = Mac(str(bank.path))
-    ways: dict[str, tuple[Sequence[Sequence[Document]], Memory | None]] = {"no page": (nothing, None)}
-    ways |= {name: (documents, None) for name, documents in found.items()}
-    best = found["BM25 top-1"]
-    ways |= {
-        "MAC": (nothing, own),
-        "MAC + BM25 top-1": (best, own),
-        "FastMem + BM25 top-1": (best, FastMem()),
-        "MAC + FastMem + BM25 top-1": (best, Mac(str(bank.path), memory=FastMem())),
-        "MAC, bank of other pages": (nothing, Mac(str(unrelated.path))),
-        "MAC, numbers exchanged among pages": (nothing, Mac(str(shuffled.path))),
-        "MAC, 16 at a time": (nothing, Mac(str(bank.path), group=16)),
+def groups(drawn: Drawn, _: argparse.Namespace) -> Ways:
+    return {
+        "all at once": lambda: drawn.ask(Mac(str(drawn.bank.path))),
+        f"groups of {GROUP}": lambda: drawn.ask(Mac(str(drawn.bank.path), group=GROUP)),
     }
-    for way, (documents, memory) in tqdm(ways.items(), desc=f"quality, seed {seed}"):
-        rows.of("quality", seed, way, lambda d=documents, m=memory: answered(engine, asked, d, m))
-    for share in (0.5, 0.25):
-        most, rng = max(1, round(share * len(tokens))), random.Random(seed)
-        merged = banked(engine, place / f"merged-{share}", mac, pages)
-        merged.merge(most)
-        left = tokens[sorted(rng.sample(range(len(tokens)), most))]
-        dropped = changed(bank, place / f"dropped-{share}", mac, left)
-        parts = np.array_split(rng.sample(range(len(tokens)), len(tokens)), most)
-        means = torch.stack([tokens[list(part)].float().mean(0) for part in parts])
-        averaged = changed(bank, place / f"averaged-{share}", mac, means)
-        for how, cut in {"nearest merged": merged, "dropped": dropped, "averaged at random": averaged}.items():
-            memory = Mac(str(cut.path))
-            rows.of("bounded", seed, f"{share:.0%}, {how}", lambda m=memory: answered(engine, asked, nothing, m))
 
 
-def retention(engine: Engine, rows: Rows, mac: Path, seed: int, questions: int, place: Path) -> None:
-    """Questions about the first 200 pages, before and after 1,400 more were added."""
-    asked, pages = drawn(seed + 2000, 1600)
-    first = set(pages[:200])
-    asked = [item for item in asked if set(item.documents) <= first][:questions]
-    bank = banked(engine, place / "stream", mac, pages[:200])
-    nothing: list[list[Document]] = [[] for _ in asked]
-    memory = Mac(str(bank.path))
-    rows.of("retention", seed, "200 pages", lambda: answered(engine, asked, nothing, memory))
-    bank.add(engine, pages, progress=False)
-    rows.of("retention", seed, "1,600 pages", lambda: answered(engine, asked, nothing, memory))
+def bounded(drawn: Drawn, _: argparse.Namespace) -> Ways:
+    def merged(share: float, name: str) -> MacBank:
+        bank = drawn.written(name, drawn.own, drawn.bank.modulations())
+        bank.merge(most(share))
+        return bank
+
+    def dropped(share: float, name: str) -> MacBank:
+        kept, own = drawn_at_random()[: most(share)], drawn.own
+        return drawn.written(name, [own[n] for n in kept], drawn.bank.modulations()[kept])
+
+    def averaged(share: float, name: str) -> MacBank:
+        parts, own = torch.tensor(drawn_at_random()).tensor_split(most(share)), drawn.own
+        names = [{id: text for n in part.tolist() for id, text in own[n].items()} for part in parts]
+        tokens = drawn.bank.modulations().float()
+        return drawn.written(name, names, torch.stack([tokens[part].mean(0) for part in parts]))
+
+    def most(share: float) -> int:
+        return max(1, round(share * len(drawn.own)))
+
+    def drawn_at_random() -> list[int]:
+        return torch.randperm(len(drawn.own), generator=drawn.chance).tolist()
+
+    ways: Ways = {"whole bank": lambda: drawn.ask(Mac(str(drawn.bank.path)))}
+    for share in KEPT:
+        for how, cut in (("merged", merged), ("dropped at random", dropped), ("averaged at random", averaged)):
+            name = f"{how} to {share:.0%}"
+            ways[name] = lambda cut=cut, share=share, name=name: drawn.ask(Mac(str(cut(share, name).path)))
+    return ways
 
 
-def costs(engine: Engine, rows: Rows, mac: Path, place: Path) -> None:
-    """CPU seconds for each page and question, and bytes."""
-    _, pages = drawn(0, 1000)
-    bank, times = MacBank(place / "added", mac), list[float]()
-    for start in range(0, 200, 40):
-        began = time.process_time()
-        bank.add(engine, pages[start : start + 40], progress=False)
-        times.append((time.process_time() - began) / 40)
-    rows.of("costs", 0, "a page added", lambda: {"seconds": statistics.median(times), "bytes": bank.nbytes / len(bank)})
-    with VectorStore(LexicalEmbedder(), place / "costs") as store:
-        began = time.process_time()
-        store.add(pages)
-        took = (time.process_time() - began) / len(pages)
-        size = sum(file.stat().st_size for file in (place / "costs").iterdir()) / len(pages)
-        rows.of("costs", 0, "a page in a vector store", lambda: {"seconds": took, "bytes": size})
-        for mode in ("text", "vector"):
-            each = [_timed(lambda n=n, mode=mode: store.search(pages[n][:40], 1, mode=mode)) for n in range(20)]
-            rows.of("costs", 0, f"search, {mode}, 1,000 pages", lambda e=each: {"seconds": statistics.median(e)})
-    tokens = bank.modulations().float()
-    networks = engine.with_model(lambda backbone, _: bank.weights(backbone).networks)
-    asked = torch.randn(1, tokens.shape[1], tokens.shape[2])
-    for count in (100, 1_000, 10_000):
-        many = tokens.repeat(-(-count // len(tokens)), 1, 1)[:count]
-        for way, part in {
-            "at once": lambda m=many: networks.aggregate(asked, m.flatten(0, 1)),
-            "16 at a time": lambda m=many: hierarchical(networks, asked, m, 16),
-        }.items():
-            each = [_timed(part) for _ in range(6)][1:]
-            rows.of("costs", 0, f"aggregation, {count:,}, {way}", lambda e=each: {"seconds": statistics.median(e)})
+def retention(drawn: Drawn, args: argparse.Namespace) -> Ways:
+    def later() -> Rows:
+        drawn.bank.add(drawn.engine, drawn.others[: args.more], progress=False)
+        return drawn.ask(Mac(str(drawn.bank.path)))
+
+    return {
+        "the first documents": lambda: drawn.ask(Mac(str(drawn.bank.path))),
+        "with the others": later,
+    }
 
 
-@torch.no_grad()
-def _timed(part: Callable[[], object]) -> float:
-    began = time.process_time()
-    part()
-    return time.process_time() - began
+def summary(ways: Mapping[str, Rows]) -> dict[str, dict[str, Any]]:
+    """The means of each way with intervals, and paired differences; every way has rows of the same questions."""
+    first, results = next(iter(ways)), {}
+    for name, rows in ways.items():
+        cell: dict[str, Any] = {"n": len(rows)}
+        for measure in ("right", "em", "f1"):
+            values = np.array([float(row[measure]) for row in rows])
+            label = "accuracy" if measure == "right" else measure
+            cell |= {label: values.mean(), f"{label}_interval": interval(values, [row["id"] for row in rows])}
+        cell |= {"unfinished": sum(row["unfinished"] for row in rows), "found": sum(row["found"] for row in rows)}
+        bases = [other for other in (first, *AGAINST.get(name, ())) if other != name and other in ways]
+        cell["minus"] = {other: difference(rows, ways[other]) for other in bases}
+        results[name] = cell
+    return results
 
 
-def drawn(seed: int, size: int) -> tuple[list[Item], list[str]]:
-    """Questions, and the first `size` pages of theirs; the questions' pages are among these."""
-    made = items("unseen", size, f"mac-{seed}")
-    pages = list(dict.fromkeys(text for item in made for text in item.documents))[:size]
-    there = set(pages)
-    return [item for item in made if set(item.documents) <= there], pages
-
-
-def table(rows: Sequence[Row]) -> dict[str, Row]:
-    """Part and way -> scores over all seeds, with intervals; and differences of ways that were asked the same."""
-    found: dict[str, Row] = {}
-    pooled: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        pooled.setdefault((row["part"], row["way"]), []).append(row)
-    for (part, way), own in pooled.items():
-        if "right" not in own[0]:
-            found[f"{part}: {way}"] = {key: own[0][key] for key in ("seconds", "bytes") if key in own[0]}
-            continue
-        scores = {key: np.array([v for row in own for v in row[key]]) for key in ("right", "exact", "f1")}
-        found[f"{part}: {way}"] = {
-            "n": len(scores["right"]),
-            "accuracy": round(float(scores["right"].mean()), 4),
-            "interval": interval(scores["right"]),
-            "exact": round(float(scores["exact"].mean()), 4),
-            "f1": round(float(scores["f1"].mean()), 4),
-            "unfinished": sum(row["unfinished"] for row in own),
-            "seconds": round(sum(row["seconds"] for row in own) / len(scores["right"]), 4),
-            "by_seed": [round(float(np.mean(row["right"])), 4) for row in own],
-        }
-    for part, way, other in (
-        ("quality", "MAC", "no page"),
-        ("quality", "MAC + BM25 top-1", "BM25 top-1"),
-        ("quality", "MAC + FastMem + BM25 top-1", "FastMem + BM25 top-1"),
-        ("quality", "MAC, 16 at a time", "MAC"),
-        ("retention", "1,600 pages", "200 pages"),
-    ):
-        if (part, way) in pooled:
-            mine, its = (np.array([v for row in pooled[part, name] for v in row["right"]]) for name in (way, other))
-            found[f"{part}: {way}"] |= {
-                "against": other,
-                "difference": round(float((mine - its).mean()), 4),
-                "difference_interval": interval(mine - its),
-                "ratio": round(float(mine.mean() / its.mean()), 4) if its.mean() else None,
-            }
+def difference(rows: Rows, others: Rows) -> dict[str, Any]:
+    """Of the accuracies, and their ratio; the ratio's interval takes the other accuracy as given."""
+    if [row["id"] for row in rows] != [row["id"] for row in others]:
+        raise ValueError("a paired difference needs the same questions in the same order")
+    change = np.array([float(a["right"]) - float(b["right"]) for a, b in zip(rows, others, strict=True)])
+    bounds, base = interval(change, [row["id"] for row in rows]), statistics.mean(row["right"] for row in others)
+    found: dict[str, Any] = {"difference": change.mean(), "interval": bounds}
+    if base:
+        found |= {"ratio": 1 + change.mean() / base, "ratio_interval": [1 + bound / base for bound in bounds]}
     return found
 
 
+def show(section: str, results: Mapping[str, Any]) -> None:
+    """Print a section's table."""
+    if section == "costs":
+        show_costs(results)
+        return
+    print(f"\n| {section} | n | right | 95 % | exact | F1 | not ended | page found | difference to |\n{'|---' * 9}|")
+    for name, cell in results["ways"].items():
+        low, high = cell["accuracy_interval"]
+        minus = "; ".join(
+            f"{other}: {d['difference']:+.3f} [{d['interval'][0]:+.3f}, {d['interval'][1]:+.3f}]"
+            + (f", ratio {d['ratio']:.3f}" if section != "quality" and "ratio" in d else "")
+            for other, d in cell["minus"].items()
+        )
+        print(
+            f"| {name} | {cell['n']} | {cell['accuracy']:.3f} | {low:.3f} to {high:.3f} | {cell['em']:.3f} | "
+            f"{cell['f1']:.3f} | {cell['unfinished']} | {cell['found']} | {minus} |"
+        )
+    for count, sizes in results.get("aggregation_bytes", {}).items():
+        print(f"Keys and values of a block, {count} modulations, groups / all at once: {sizes['ratio']:.4f}")
+    print(f"Drawn: {results['drawn']}; {results.get('note', 'all that was asked for')}")
+
+
+ASKED: dict[str, Callable[[Drawn, argparse.Namespace], Ways]] = {
+    "quality": quality,
+    "groups": groups,
+    "bounded": bounded,
+    "retention": retention,
+}
+SETTINGS = ("split", "bank", "questions", "first", "more")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What results depend on beside section, seed and way."""
+    return {"mac": about(args.mac).id} | {name: getattr(args, name) for name in SETTINGS}
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Section -> its results. What is stored is not measured again."""
+    settings, items = settings_of(args), pages(args.split, args.bank + args.first + args.more)
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "rows.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    known = {tuple(line["part"]): line["result"] for line in lines if line["settings"] == settings}
+    results: dict[str, Any] = {}
+    with Engine.from_pretrained("tiny") as engine, file.open("a") as sink, tempfile.TemporaryDirectory() as folder:
+
+        def stored(part: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
+            if part not in known:
+                known[part] = measure()
+                sink.write(json.dumps({"settings": settings, "part": part, "result": known[part]}) + "\n")
+                sink.flush()
+            return known[part]
+
+        def drawn_for(section: str, seed: int) -> Drawn:
+            most = args.first if section == "retention" else args.bank
+            return Drawn(engine, args.mac, items, seed, most, args.questions, Path(folder) / f"{section}-{seed}")
+
+        for section in args.sections:
+            if section == "costs":
+                part = (section, *args.sizes)
+                results[section] = stored(part, lambda: costs(drawn_for("costs", 0), args.sizes))
+                continue
+            ways: dict[str, Rows] = {}
+            sizes: list[dict[str, int]] = []
+            for seed in range(args.seeds):
+                drawn = drawn_for(section, seed)
+                sizes.append({"documents": len(drawn.documents), "questions": len(drawn.items)})
+                if section == "retention":
+                    sizes[-1]["others"] = len(drawn.others[: args.more])
+                for way, ask in tqdm(ASKED[section](drawn, args).items(), desc=f"{section}, seed {seed}"):
+                    ways.setdefault(way, []).extend(stored((section, seed, way), ask))
+            results[section] = {"ways": summary(ways), "drawn": sizes}
+            if any(size["questions"] < args.questions for size in sizes):
+                results[section]["note"] = f"the drawn documents have fewer than {args.questions} questions"
+        if "groups" in results:
+            mac = about(args.mac)
+            counts = (args.bank, *args.sizes)
+            computed = {count: aggregation_bytes(count, mac.tokens, mac.width) for count in counts}
+            results["groups"]["aggregation_bytes"] = computed
+    return results
+
+
 def main() -> None:
-    """Parse the arguments, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mac", type=Path, required=True, help="folder of a trained MAC of tiny")
-    parser.add_argument("--bank", type=int, default=100, help="pages of a bank")
-    parser.add_argument("--questions", type=int, default=60, help="of each bank, at most")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--mac", type=Path, required=True, help="a trained MAC of tiny")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sections", nargs="+", choices=(*ASKED, "costs"), default=(*ASKED, "costs"))
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--bank", type=int, default=100, help="documents")
+    parser.add_argument("--questions", type=int, default=150, help="of each seed, at most")
+    parser.add_argument("--first", type=int, default=200, help="documents before the questions, in retention")
+    parser.add_argument("--more", type=int, default=1400, help="documents after them")
+    parser.add_argument("--sizes", type=int, nargs="+", default=(100, 1000, 10000), help="of banks, in costs")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = Rows(args.out / "rows.jsonl")
-    with Engine.from_pretrained("tiny", max_batch=32) as engine:
-        for seed in args.seeds:
-            with TemporaryDirectory() as place:
-                quality(engine, rows, args.mac, seed, args.bank, args.questions, Path(place))
-                retention(engine, rows, args.mac, seed, args.questions, Path(place))
-        with TemporaryDirectory() as place:
-            costs(engine, rows, args.mac, Path(place))
-    found = table(rows.rows)
-    for name, row in found.items():
-        if "accuracy" in row:
-            low, high = row["interval"]
-            print(
-                f"{name:55}{row['accuracy']:7.3f} [{low:.3f}, {high:.3f}]  F1 {row['f1']:.3f}  {row['seconds']:.3f} s"
-            )
-        else:
-            print(f"{name:55}" + ", ".join(f"{key} {value:.5f}" for key, value in row.items()))
-    record = {"benchmark": "mac", "model": "tiny", "data": "invented pages, recipes/tiny/sets.py", "bank": args.bank}
-    record |= {"questions": args.questions, "seeds": args.seeds, "mac": folder.about(args.mac).training}
+    found = measured(args)
+    for section, results in found.items():
+        show(section, results)
+    record = {"benchmark": "mac", "model": "tiny", "data": f"world, {args.split}, unseen"} | settings_of(args)
+    record |= {"seeds": args.seeds, "sizes": args.sizes, "training": about(args.mac).training}
     print(json.dumps(record | {"results": found} | provenance(torch.device("cpu"))))
 
 

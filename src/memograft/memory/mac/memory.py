@@ -38,7 +38,7 @@ class Mac(Kept):
     Args:
         bank: folder of a `MacBank`.
         group: how many modulations are aggregated at once (M); their results are aggregated again. None takes all at
-            once, which needs more memory for large banks, and is what was trained.
+            once. Use a group only with a MAC that was trained in groups (`--grouped`).
         memory: what else is done with the documents in the prompt, e.g. FastMem().
 
     Raises:
