@@ -273,8 +273,8 @@ class TestOnDisk:
             ({"settings": {"kind": "fastmem", "steps": 0}}, "is damaged .*`steps` must be a whole number"),
             ({"settings": {"kind": "fastmem", "unknown": 1}}, "is damaged .*`fastmem` has no such setting"),
             (
-                {"settings": {"kind": "mac"}},
-                "is damaged .*`kind` must be one of .*fastmem.*, got 'mac'; import the module",
+                {"settings": {"kind": "none"}},
+                "is damaged .*`kind` must be one of .*fastmem.*, got 'none'; import the module",
             ),
             ({"documents": [{"name": "x"}]}, "is damaged"),
             ({"report": 3}, "is damaged"),
