@@ -76,6 +76,25 @@ def test_the_table_of_gists() -> None:
     assert found == sorted(wanted)
 
 
+def test_the_tables_of_mac() -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / "mac-tiny.json").read_text("utf-8"))
+    for part in ("quality", "groups", "bounded", "retention"):
+        found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", f"mac-{part}").splitlines()[2:]]
+        wanted = []
+        for name, row in made["results"][part]["ways"].items():
+            (low, high), mean = row["accuracy_interval"], row["accuracy"]
+            cells = [name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{row['em']:.3f}", f"{row['unfinished']}"]
+            for other, change in row["minus"].items():
+                low, high = change["interval"]
+                cells += [f"{other} {change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+            wanted.append([*cells[:4], ", ".join(cells[4:])])
+        assert [[*row, ""][:5] for row in found] == wanted
+    questions = made["results"]["costs"]["questions"]
+    found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", "mac-costs").splitlines()[2:]]
+    assert found == [[name, f"{1000 * row['cpu_seconds']:.2f}"] for name, row in questions.items()]
+    assert "dirty" not in made["commit"]
+
+
 @pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried"), ("carried-nqswap", "carried-nqswap")])
 def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
