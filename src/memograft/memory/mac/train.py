@@ -239,11 +239,13 @@ def answer_logits(
     backbone, rows = model.backbone, batch.asked
     front = in_front(backbone, batch.opening, weights.window)
     seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
-    texts = []
+    texts, spared = [], batch.opening.spared
     for n, row in enumerate(rows):
-        page = rows[shown[n]] if shown is not None and n in shown else None
-        prompt = row.prompt if page is None else page.full[: page.page] + row.full[row.page :]
-        texts.append(prompt[batch.opening.spared :] + row.answer[:-1])
+        page = rows[shown[n]] if shown is not None and n in shown else row
+        begins = page.full[:spared] == row.prompt[:spared]  # not if the template puts documents in front of messages
+        in_prompt = shown is not None and n in shown and begins
+        prompt = page.full[: page.page] + row.full[row.page :] if in_prompt else row.prompt
+        texts.append(prompt[spared:] + row.answer[:-1])
     behind = with_opening(backbone, front, prefix(backbone, layers).layers, seen)
     return logits_behind(backbone, texts, model.pad_id, max(len(r.answer) for r in rows), *behind, weights.end)
 
