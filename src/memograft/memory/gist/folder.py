@@ -61,7 +61,8 @@ def about(path: Path) -> GistAbout:
 def read(path: Path, backbone: Backbone) -> GistWeights:
     """Read the weights for a model; see `Kind.read`."""
     adapter, tensors, _ = _KIND.read(path, backbone, maps(backbone))
-    found, shape = about(path), (about(path).tokens, backbone.width)
+    found = about(path)
+    shape = (found.tokens, backbone.width)
     embeddings = tensors.get("embeddings")
     if embeddings is None or tuple(embeddings.shape) != shape:
         raise damaged(path / _KIND.tensors, f"embeddings must be of shape {shape}")
