@@ -53,7 +53,7 @@ def test_an_answer_is_that_of_the_method_written_out(make_engine: Any, tmp_path:
     model, question = parts_of(engine), ask().messages
     weights, prompt = bank.weights(model.backbone), model.prompts.build(question)
     states = weights.questions(model.backbone, [prompt.ids], 0)
-    found = weights.networks.aggregate(states, bank.modulations().float().flatten(0, 1))[0]
+    found = weights.networks.aggregate(states, bank.modulations().float())[0]
     own = opening(model.prompts, prompt)
     assert own.spared > 0
     expected = prefixed(model.backbone.model, weights, found, own.spared, prompt.ids)[-1].log_softmax(-1)

@@ -14,11 +14,12 @@ from macs import random_mac
 from memograft.memory.base import Model
 from memograft.memory.gist.compress import Opening, compressed, maps
 from memograft.memory.gist.data import Asked, Batch
+from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
 from memograft.memory.mac.networks import CrossAttention, hierarchical
-from memograft.memory.mac.train import answer_logits, loss_of, prefixes
 from memograft.model.backbone import Backbone
 from reference.mac import aggregated, perceptron, prefixed, states
 
+ALL = Drawn()
 QUESTION, ANSWER = (1, 4, 30, 31, 32, 2, 5), (60, 61, 62, 2)
 FAMILIES = ("llama", "gpt2", "mistral", "qwen3", "phi", "gpt_neox", "granite", "gemma2")
 ROWS = (Asked(QUESTION, QUESTION, ANSWER, (0,)), Asked(QUESTION[:5], QUESTION[:5], ANSWER[:2], (2, 1)))
@@ -36,9 +37,20 @@ def made(family: str) -> tuple[Backbone, Any]:
     return backbone, random_mac(backbone)
 
 
-def answered(backbone: Backbone, weights: Any, bank: torch.Tensor, seen: Any = ()) -> torch.Tensor:
+def answered(backbone: Backbone, weights: Any, bank: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
     model = model_of(backbone)
-    return answer_logits(model, weights, BATCH, prefixes(model, weights, ROWS, bank, seen))
+    return answer_logits(model, weights, BATCH, found_in(model, weights, ROWS, bank, seen))
+
+
+def loss(
+    backbone: Backbone,
+    weights: Any,
+    drawn: Drawn = ALL,
+    learns: Any = (True,) * 3,
+    **terms: Any,
+) -> torch.Tensor:
+    model = model_of(backbone)
+    return loss_of(model, weights, BATCH, bank_of(model, weights, DOCUMENTS, learns), drawn, **terms)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,8 +75,8 @@ def test_answers_are_those_of_the_method_written_out(family: str) -> None:
 def test_so_are_the_gradients() -> None:
     backbone, weights = made("llama")
     names, trained = zip(*weights.named.items(), strict=True)
-    own = torch.autograd.grad(loss_of(model_of(backbone), weights, BATCH, [True] * 3), trained)
-    networks, known, loss = weights.networks, maps(backbone), torch.zeros(())
+    own = torch.autograd.grad(loss(backbone, weights), trained)
+    networks, known, total = weights.networks, maps(backbone), torch.zeros(())
     bank = [
         perceptron(
             states(backbone.model, backbone.ffn[0], known, weights, ids, networks.document_tokens),
@@ -76,8 +88,8 @@ def test_so_are_the_gradients() -> None:
         asked = states(backbone.model, backbone.ffn[0], known, weights, row.prompt, networks.question_tokens)
         logits = prefixed(backbone.model, weights, aggregated(networks, asked, bank), 2, row.prompt + row.answer[:-1])
         goal = torch.tensor(row.answer)
-        loss = loss + torch.nn.functional.cross_entropy(logits[-len(goal) :], goal, reduction="sum")
-    for name, mine, other in zip(names, own, torch.autograd.grad(loss, trained), strict=True):
+        total = total + torch.nn.functional.cross_entropy(logits[-len(goal) :], goal, reduction="sum")
+    for name, mine, other in zip(names, own, torch.autograd.grad(total, trained), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, msg=name)
         assert float(other.abs().max()) > 0, name
 
@@ -96,7 +108,7 @@ def test_the_order_of_the_bank_does_not_matter_and_its_content_does() -> None:
 def test_a_question_alone_sees_its_own_documents() -> None:
     backbone, weights = made("llama")
     bank = weights.documents(backbone, DOCUMENTS, 0)
-    alone = answered(backbone, weights, bank, [(0,), ()])
+    alone = answered(backbone, weights, bank, torch.tensor([[True, False, False], [True, True, True]]))
     torch.testing.assert_close(alone[0], answered(backbone, weights, bank[:1])[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone[1], answered(backbone, weights, bank)[1], rtol=1e-4, atol=1e-5)
 
@@ -104,12 +116,11 @@ def test_a_question_alone_sees_its_own_documents() -> None:
 @torch.no_grad()
 def test_documents_without_gradients_are_in_the_bank() -> None:
     backbone, weights = made("llama")
-    model = model_of(backbone)
-    whole, half = (loss_of(model, weights, BATCH, learns) for learns in ([True] * 3, [True, False, False]))
+    whole, half = (loss(backbone, weights, learns=learns) for learns in ([True] * 3, [True, False, False]))
     torch.testing.assert_close(whole, half)
     with torch.enable_grad():
-        loss = loss_of(model, weights, BATCH, [False] * 3)
-        (found,) = torch.autograd.grad(loss, [weights.networks.document_tokens], allow_unused=True)
+        without = loss(backbone, weights, learns=[False] * 3)
+        (found,) = torch.autograd.grad(without, [weights.networks.document_tokens], allow_unused=True)
     assert found is None
 
 
@@ -118,16 +129,14 @@ def test_groups_are_aggregated_and_their_results_again() -> None:
     backbone, weights = made("llama")
     networks, bank = weights.networks, weights.documents(backbone, DOCUMENTS, 0)
     asked = weights.questions(backbone, [row.prompt for row in ROWS], 0)
-    all_at_once = networks.aggregate(asked, bank.flatten(0, 1))
+    all_at_once = networks.aggregate(asked, bank)
     torch.testing.assert_close(hierarchical(networks, asked, bank, 3), all_at_once)
     for n in (0, 1):
-        first, second = (networks.aggregate(asked[n : n + 1], part.flatten(0, 1)) for part in (bank[:2], bank[2:]))
-        again = networks.aggregate(asked[n : n + 1], torch.cat([first[0], second[0]]))
+        first, second = (networks.aggregate(asked[n : n + 1], part) for part in (bank[:2], bank[2:]))
+        again = networks.aggregate(asked[n : n + 1], torch.stack([first[0], second[0]]))
         torch.testing.assert_close(hierarchical(networks, asked, bank, 2)[n], again[0], rtol=1e-4, atol=1e-5)
-    grouped = prefixes(model_of(backbone), weights, ROWS, bank, group=2)
-    expected = networks.modulate(hierarchical(networks, asked, bank, 2))
-    for own, other in zip(grouped, expected, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    grouped = found_in(model_of(backbone), weights, ROWS, bank, group=2)
+    torch.testing.assert_close(grouped, hierarchical(networks, asked, bank, 2), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
@@ -139,11 +148,11 @@ def test_a_page_may_be_in_the_prompt_too() -> None:
         replace(row, full=(*page, *row.prompt[2:]), page=len(page)) for row, page in zip(ROWS, pages, strict=True)
     )
     batch, bank = replace(BATCH, asked=rows), weights.documents(backbone, DOCUMENTS, 0)
-    layers = prefixes(model_of(backbone), weights, rows, bank)
-    found = answer_logits(model_of(backbone), weights, batch, layers, {0: 1})
+    of_bank = found_in(model_of(backbone), weights, rows, bank)
+    found = answer_logits(model_of(backbone), weights, batch, of_bank, {0: 1})
     for n, (row, text) in enumerate(zip(rows, ((*pages[1], *rows[0].prompt[2:]), rows[1].prompt), strict=True)):
         asked = weights.questions(backbone, [row.prompt], 0)
-        mine = weights.networks.aggregate(asked, bank.flatten(0, 1))[0]
+        mine = weights.networks.aggregate(asked, bank)[0]
         logits = prefixed(backbone.model, weights, mine, 2, (*text, *row.answer[:-1]))
         count = len(row.answer)
         torch.testing.assert_close(found[n, -count:], logits[-count:], rtol=1e-4, atol=1e-5)
@@ -153,10 +162,10 @@ def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:
     """Of questions about one document; the second row is about two."""
     backbone, weights = made("llama")
     model, teacher = model_of(backbone), random_gist(backbone, k=3, window=64)
-    whole = loss_of(model, weights, BATCH, [True] * 3, imitate=0.5, teacher=teacher)
-    answers = loss_of(model, weights, BATCH, [True] * 3)
+    whole = loss(backbone, weights, imitate=0.5, teacher=teacher)
+    answers = loss(backbone, weights)
     gists = compressed(backbone, teacher, DOCUMENTS, 0)
-    mine = prefixes(model, weights, ROWS, weights.documents(backbone, DOCUMENTS, 0))
+    mine = weights.networks.modulate(found_in(model, weights, ROWS, weights.documents(backbone, DOCUMENTS, 0)))
     apart = []
     for pair, others in zip(mine, gists.layers, strict=True):
         for own, its in zip(pair, others, strict=True):
@@ -187,17 +196,51 @@ def test_few_questions_need_no_keys_of_the_bank() -> None:
 
 @torch.no_grad()
 def test_attention_to_the_own_documents_is_rewarded() -> None:
-    """Its negative logarithm for each token of the answer; shares are of all blocks, heads and tokens."""
+    """Its negative logarithm for each token of the answer. The first question is about one document, the second about
+    two."""
+    backbone, weights = made("llama")
+    networks, bank = weights.networks, weights.documents(backbone, DOCUMENTS, 0)
+    asked = weights.questions(backbone, [row.prompt for row in ROWS], 0)
+
+    def attention(rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """(documents,), with each block's own scores."""
+        x, total = networks.question_head(rows)[None], torch.zeros(len(tokens))
+        for block in networks.blocks:
+            query = block._split(block.query(block.asking(x)))[0]
+            key = block._split(block.key_value(block.bank(tokens.flatten(0, 1)[None])).chunk(2, -1)[0])[0]
+            weights_of = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)  # heads, T, documents * T
+            total += weights_of.mean((0, 1)).view(len(tokens), -1).sum(1) / len(networks.blocks)
+            x = block(x, tokens.flatten(0, 1))
+        return total
+
+    first, second = (attention(rows, bank) for rows in asked)
+    torch.testing.assert_close(first.sum(), torch.tensor(1.0))
+    rewarded = loss(backbone, weights, point=0.5) - loss(backbone, weights)
+    expected = -0.5 * (4 * first[0].log() + 2 * (second[1] + second[2]).log())
+    torch.testing.assert_close(rewarded, expected, rtol=1e-4, atol=1e-4)
+    # In groups of two, with the documents 2 and 0 in the first of them.
+    drawn = Drawn(group=2, order=torch.tensor([2, 0, 1]))
+    rewarded = loss(backbone, weights, drawn, point=0.5) - loss(backbone, weights, drawn)
+    expected = torch.zeros(())
+    for rows, own, tokens in ((asked[0], (False, True, False), 4), (asked[1], (True, False, True), 2)):
+        parts, ours = (bank[[2, 0]], bank[[1]]), (own[:2], own[2:])
+        shares = [attention(rows, part)[list(mine)].sum() for part, mine in zip(parts, ours, strict=True)]
+        results = torch.cat([networks.aggregate(rows[None], part) for part in parts])
+        having = [any(mine) for mine in ours]
+        below = sum(shares) / sum(having)
+        above = attention(rows, results)[having].sum() / 1
+        expected -= 0.5 * tokens * (below.log() + above.log()) / 2
+    torch.testing.assert_close(rewarded, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_modulations_of_earlier_steps_may_be_in_the_bank() -> None:
     backbone, weights = made("llama")
     model, bank = model_of(backbone), weights.documents(backbone, DOCUMENTS, 0)
-    shares: list[torch.Tensor] = []
-    layers = prefixes(model, weights, ROWS, bank, shares=shares)
-    for pair, others in zip(layers, prefixes(model, weights, ROWS, bank), strict=True):
-        torch.testing.assert_close(pair, others, rtol=1e-4, atol=1e-5)
-    assert len(shares) == 2
-    torch.testing.assert_close(shares[0].sum(1), torch.ones(2))
-    whole = loss_of(model, weights, BATCH, [True] * 3, point=0.5) - loss_of(model, weights, BATCH, [True] * 3)
-    mean = (shares[0] + shares[1]) / 2
-    first = mean[0, :3].sum()
-    second = mean[1, 3:].sum()
-    torch.testing.assert_close(whole, -0.5 * (4 * first.log() + 2 * second.log()), rtol=1e-4, atol=1e-4)
+    more = torch.cat([bank, weights.documents(backbone, [(40, 41, 42)], 0)])
+    with_it, without = loss_of(model, weights, BATCH, more), loss_of(model, weights, BATCH, bank)
+    assert float((with_it - without).abs()) > 1e-3
+    torch.testing.assert_close(
+        loss_of(model, weights, BATCH, more, Drawn(alone=(True, True))),
+        loss_of(model, weights, BATCH, bank, Drawn(alone=(True, True))),
+    )

@@ -153,6 +153,10 @@ def mac(
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the questions that see their own documents only.")
     ] = 0.5,
+    earlier: Annotated[
+        int,
+        typer.Option(min=0, help="Modulations of earlier steps in the bank too: more to be told apart, at low cost."),
+    ] = 0,
     grouped: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the passes that aggregate the bank in groups.")
     ] = 0.0,
@@ -190,6 +194,7 @@ def mac(
             warmup=warmup,
             stop_gradient=stop_gradient,
             alone=alone,
+            earlier=earlier,
             grouped=grouped,
             shown=shown,
             imitate=imitate,

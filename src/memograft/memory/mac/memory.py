@@ -159,10 +159,8 @@ def _segments(
     weights, networks = loaded.weights, loaded.weights.networks
     ids = [model.prompts.build([{"role": "user", "content": q}]).ids[-weights.window :] for _, q in asked]
     states = weights.questions(model.backbone, ids, model.pad_id)
-    if group is None:
-        found = torch.cat([networks.aggregate(own[None], loaded.tokens.flatten(0, 1)) for own in states])
-    else:
-        found = torch.cat([hierarchical(networks, own[None], loaded.tokens, group) for own in states])
+    size = group or len(loaded.tokens)
+    found = torch.cat([hierarchical(networks, own[None], loaded.tokens, max(2, size)) for own in states])
     segments = []
     for (prompt, _), own in zip(asked, found, strict=True):
         made, front = prefix(model.backbone, networks.modulate(own[None])), opening(model.prompts, prompt)

@@ -50,15 +50,20 @@ class CrossAttention(nn.Module):
         self, query: Tensor, bank: Tensor, mask: Tensor | None, shares: list[Tensor] | None = None
     ) -> Tensor:
         """(B, heads, T, D / heads): attention with the keys and values of the whole bank."""
-        key, value = self.key_value(self.bank(bank)).chunk(2, -1)
-        key, value = (self._split(t if t.ndim == 3 else t.expand(len(query), -1, -1)) for t in (key, value))
+        rows, _, tokens, _ = query.shape
+        both = self.key_value(self.bank(bank))
+        key, value = (self._split(t) for t in (both if bank.ndim == 3 else both[None]).chunk(2, -1))
+        if bank.ndim == 2:  # one bank for all rows, which are then one row of B * T tokens
+            query = query.transpose(0, 1).flatten(1, 2)[None]
+            mask = None if mask is None else mask[:, 0].expand(-1, tokens, -1).flatten(0, 1)
         if shares is None:
-            return scaled_dot_product_attention(query, key, value, mask)
-        scores = query @ key.mT * query.shape[-1] ** -0.5
-        weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
-        shares.append(weights.mean((1, 2)))
-        found: Tensor = weights @ value
-        return found
+            found = scaled_dot_product_attention(query, key, value, mask)
+        else:
+            scores = query @ key.mT * query.shape[-1] ** -0.5
+            weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
+            shares.append(weights.mean(1).view(rows, tokens, -1).mean(1))
+            found = weights @ value
+        return found[0].view(-1, rows, tokens, found.shape[-1]).transpose(0, 1) if bank.ndim == 2 else found
 
     def _from_few(self, query: Tensor, bank: Tensor, mask: Tensor | None) -> Tensor:
         """The same for few questions, without keys and values of the bank (N, D), whose products would cost most.
@@ -116,13 +121,17 @@ class Networks(nn.Module):
     ) -> Tensor:
         """phi* = h_psi(g_input(x), M): states at the T tokens behind questions (B, T, D) -> (B, T, D).
 
-        `bank` (N, D) are the tokens of all documents, for each question alike, or (B, N, D). Their order has no effect.
-        `seen` (B, N) is True for the tokens that a question may attend to; None is all of them. To the list `shares`
-        each block adds the mean attention that tokens of the bank get (B, N).
+        `bank` (K, T, D) are modulations, for each question alike, or (B, K, T, D). Their order has no effect. `seen`
+        (B, K) is True for those that a question may attend to; None is all of them. To the list `shares` is added the
+        attention that each modulation gets (B, K), the mean of blocks, heads and the question's tokens.
         """
+        tokens, mask = bank.flatten(-3, -2), None if seen is None else seen.repeat_interleave(bank.shape[-2], 1)
         asked: Tensor = self.question_head(states)
+        each: list[Tensor] | None = None if shares is None else []
         for block in self.blocks:
-            asked = block(asked, bank, seen, shares)
+            asked = block(asked, tokens, mask, each)
+        if shares is not None and each is not None:
+            shares.append(torch.stack(each).mean(0).view(len(asked), -1, bank.shape[-2]).sum(-1))
         return self.norm(asked)  # type: ignore[no-any-return]
 
     def modulate(self, aggregated: Tensor) -> Layers:
@@ -141,7 +150,9 @@ class Networks(nn.Module):
         return found
 
 
-def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -> Tensor:
+def hierarchical(
+    networks: Networks, states: Tensor, bank: Tensor, group: int, shares: list[Tensor] | None = None
+) -> Tensor:
     """phi* (B, T, D) with groups of modulations at a time, so that memory grows with `group` and not with K.
 
     Args:
@@ -149,8 +160,15 @@ def hierarchical(networks: Networks, states: Tensor, bank: Tensor, group: int) -
         states: at the T tokens behind questions (B, T, D).
         bank: (K, T, D), K modulations.
         group: how many are aggregated together. The results are aggregated in the same way until one is left.
+        shares: to this list each level adds the attention that its modulations get within their groups (B, their
+            number).
     """
-    found = [networks.aggregate(states, part.flatten(0, 1)) for part in torch.split(bank, group)]
-    while len(found) > 1:
-        found = [networks.aggregate(states, torch.cat(found[n : n + group], 1)) for n in range(0, len(found), group)]
-    return found[0]
+    level = bank
+    while True:
+        own: list[Tensor] | None = None if shares is None else []
+        found = [networks.aggregate(states, part, None, own) for part in torch.split(level, group, -3)]
+        if shares is not None and own is not None:
+            shares.append(torch.cat(own, 1))
+        if len(found) == 1:
+            return found[0]
+        level = torch.stack(found, 1)  # (B, groups, T, D)

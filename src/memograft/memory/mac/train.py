@@ -8,7 +8,7 @@ whole. A run is determined by its settings and samples; after an interruption it
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,19 +20,19 @@ from memograft.errors import SettingsError
 from memograft.memory.base import Model
 from memograft.memory.fit import Progress, Schedule, fit, frozen
 from memograft.memory.gist import folder as gist_folder
-from memograft.memory.gist.compress import GistWeights, check_model, compressed, in_front
-from memograft.memory.gist.data import Asked, Batch, Batches, Sample, digest
-from memograft.memory.gist.views import IGNORED, logits_behind, right, targets, with_opening
+from memograft.memory.gist.compress import GistWeights, check_model, compressed
+from memograft.memory.gist.data import Batch, Batches, Sample, digest
+from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
 from memograft.memory.mac import folder as mac_folder
-from memograft.memory.mac.networks import Layers, hierarchical
-from memograft.memory.mac.weights import MacWeights, fresh, prefix
+from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
+from memograft.memory.mac.weights import MacWeights, fresh
 from memograft.storage.disk import JsonObject
 
-__all__ = ["MacTraining", "answer_logits", "evaluated", "loss_of", "prefixes", "train"]
+__all__ = ["MacTraining", "evaluated", "train"]
 
 _WAYS = ("bank", "own", "none")
-_GROUPS = (4, 8, 16)
-_NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
+_GROUPS = (8, 16, 32)
+_IN_GROUPS = 3  # earlier modulations for each of a pass's own, if it aggregates in groups: a group costs as much as all
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class MacTraining:
         learning_rate: of AdamW, at its highest.
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
         stop_gradient: share of the documents without gradients.
-        grouped: share of the passes that aggregate 4, 8 or 16 modulations at a time (`hierarchical`).
+        earlier: modulations of earlier steps that are in the bank too, without gradients. They cost only attention, and
+            a question must find its documents among more.
+        grouped: share of the passes that aggregate 8, 16 or 32 modulations at a time (`hierarchical`).
         shown: share of the questions with a page in the prompt too, in half of the cases that of another question.
         imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
             units of their variance. Needs a gist to start with. The answers' loss alone says little about which
@@ -74,6 +76,7 @@ class MacTraining:
     warmup: float = 0.03
     stop_gradient: float = 0.0
     alone: float = 0.5
+    earlier: int = 0
     grouped: float = 0.0
     shown: float = 0.0
     imitate: float = 0.0
@@ -89,7 +92,7 @@ class MacTraining:
         for name in ("warmup", "stop_gradient", "alone", "grouped", "shown"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("imitate", "point"):
+        for name in ("earlier", "imitate", "point"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"`{name}` must be at least 0, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -140,6 +143,7 @@ def train(
             stated["start"], teacher = _begin_with(start, weights, model)
         if teacher is not None:
             _center(model, weights, teacher, batches.of_step(0, settings.groups)[0])
+        earlier = _Earlier(settings, backbone.width, backbone.device)
         if settings.imitate and teacher is None:
             raise SettingsError("`imitate` needs a gist, got none; start with one, of as many tokens")
 
@@ -150,6 +154,7 @@ def train(
                 batches.of_step(step, settings.groups, settings.accumulate),
                 settings,
                 teacher,
+                earlier,
                 random.Random(f"{settings.seed}-{step}-drawn"),
             )
 
@@ -165,108 +170,12 @@ def train(
             stated,
             scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
             write=write,
+            kept=earlier.tensors,
             every=every,
             stop_at=stop_at,
             progress=progress,
         )
     return weights, state
-
-
-def loss_of(
-    model: Model,
-    weights: MacWeights,
-    batch: Batch,
-    learns: Sequence[bool],
-    alone: Sequence[bool] = (),
-    imitate: float = 0.0,
-    point: float = 0.0,
-    teacher: GistWeights | None = None,
-    group: int | None = None,
-    shown: Mapping[int, int] | None = None,
-) -> Tensor:
-    """Summed cross-entropy of a batch's answers in nats, and `imitate` and `point` for each of their tokens.
-
-    `learns` says which documents have gradients, and `alone` which questions see only their own; if empty, none does.
-    With a `group`, no question is alone, and none points. `shown` has the questions that have a page in the prompt too,
-    with the question that it belongs to.
-    """
-    bank = _bank(model, weights, batch.documents, learns)
-    seen = [row.gists if own else () for row, own in zip(batch.asked, alone, strict=True)] if alone else []
-    shares: list[Tensor] = []
-    layers = prefixes(model, weights, batch.asked, bank, seen, shares if point and group is None else None, group)
-    goal = targets(batch.asked, model.backbone.device)
-    logits = answer_logits(model, weights, batch, layers, shown)
-    loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
-    counts = (goal != IGNORED).sum(1)
-    if imitate and teacher is not None:
-        loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
-    if shares:
-        own = torch.tensor([[float(n in row.gists) for n in range(len(bank))] for row in batch.asked])
-        mean = torch.stack(shares).mean(0).view(len(own), len(bank), -1).sum(-1)  # (B, K)
-        loss = loss - point * ((mean * own.to(mean)).sum(1).clamp_min(1e-9).log() * counts).sum()
-    return loss
-
-
-def prefixes(
-    model: Model,
-    weights: MacWeights,
-    rows: Sequence[Asked],
-    bank: Tensor,
-    seen: Sequence[Sequence[int]] = (),
-    shares: list[Tensor] | None = None,
-    group: int | None = None,
-) -> Layers:
-    """Keys and values of each layer (B, H, T, head dimension), for questions that are answered from a bank (K, T, D).
-
-    `seen` are the numbers of the modulations that each question attends to; if they are empty, to all. `shares` as in
-    `Networks.aggregate`, `group` as in `hierarchical`.
-    """
-    networks = weights.networks
-    states = weights.questions(model.backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
-    if group is not None:
-        return networks.modulate(hierarchical(networks, states, bank, group))
-    mask: Tensor | None = None
-    if any(seen):
-        allowed = torch.tensor([[not own or n in own for n in range(len(bank))] for own in seen])
-        mask = allowed.repeat_interleave(weights.tokens, 1).to(bank.device)
-    return networks.modulate(networks.aggregate(states, bank.flatten(0, 1), mask, shares))
-
-
-def answer_logits(
-    model: Model, weights: MacWeights, batch: Batch, layers: Layers, shown: Mapping[int, int] | None = None
-) -> Tensor:
-    """(B, n, V) logits at the places of `targets`, behind the opening and each question's keys and values."""
-    backbone, rows = model.backbone, batch.asked
-    front = in_front(backbone, batch.opening, weights.window)
-    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
-    texts, spared = [], batch.opening.spared
-    for n, row in enumerate(rows):
-        page = rows[shown[n]] if shown is not None and n in shown else row
-        begins = page.full[:spared] == row.prompt[:spared]  # not if the template puts documents in front of messages
-        in_prompt = shown is not None and n in shown and begins
-        prompt = page.full[: page.page] + row.full[row.page :] if in_prompt else row.prompt
-        texts.append(prompt[spared:] + row.answer[:-1])
-    behind = with_opening(backbone, front, prefix(backbone, layers).layers, seen)
-    return logits_behind(backbone, texts, model.pad_id, max(len(r.answer) for r in rows), *behind, weights.end)
-
-
-def _distances(model: Model, batch: Batch, layers: Layers, teacher: GistWeights) -> Tensor:
-    """(B,) squared distance of keys and values from those of the document's gist, relative to their variance.
-
-    It is 0 for questions about several documents.
-    """
-    with torch.no_grad():
-        gists = compressed(model.backbone, teacher, batch.documents, model.pad_id)
-    index = torch.tensor([row.gists[0] for row in batch.asked])
-    total, count = torch.zeros(len(index), device=model.backbone.device), 0
-    for own, others in zip(layers, gists.layers, strict=True):
-        for mine, its in zip(own, others, strict=True):
-            variance = its.float().var(0, correction=0).mean()
-            if float(variance) > _NOISE * float(its.float().square().mean()):
-                apart = (mine - its[index.to(its.device)].float()).square().mean((1, 2, 3)) / variance
-                total, count = total + apart.to(total.device), count + 1
-    single = torch.tensor([len(row.gists) == 1 for row in batch.asked], device=total.device)
-    return total * single / max(1, count)
 
 
 @torch.no_grad()
@@ -277,7 +186,7 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
     memory. Also `<way>_loss`, the mean cross-entropy of the answers' tokens in nats.
     """
     batches = Batches(samples, model.prompts, weights.window, 1, 1, 0).all(at_once)
-    banks = [_bank(model, weights, batch.documents, [False] * len(batch.documents)) for batch in batches]
+    banks = [bank_of(model, weights, batch.documents, [False] * len(batch.documents)) for batch in batches]
     everything = torch.cat(banks)
     counts, losses, tokens = dict.fromkeys(_WAYS, 0), dict.fromkeys(_WAYS, 0.0), 0
     for batch, bank in zip(batches, banks, strict=True):
@@ -289,24 +198,34 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
                 texts = [row.prompt + row.answer[:-1] for row in batch.asked]
                 logits = logits_behind(model.backbone, texts, model.pad_id, count)
             else:
-                of, seen = (everything, ()) if way == "bank" else (bank, [row.gists for row in batch.asked])
-                logits = answer_logits(model, weights, batch, prefixes(model, weights, batch.asked, of, seen))
+                own = torch.tensor([[n in row.gists for n in range(len(bank))] for row in batch.asked])
+                of, seen = (everything, None) if way == "bank" else (bank, own.to(bank.device))
+                logits = answer_logits(model, weights, batch, found_in(model, weights, batch.asked, of, seen))
             counts[way] += right(logits, goal)
             losses[way] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
     shares: dict[str, float] = {way: count / len(samples) for way, count in counts.items()}
     return shares | {f"{way}_loss": round(loss / tokens, 4) for way, loss in losses.items()}
 
 
-def _bank(model: Model, weights: MacWeights, texts: Sequence[Sequence[int]], learns: Sequence[bool]) -> Tensor:
-    """phi (K, T, D) of documents, those that do not learn without gradients."""
-    bank = torch.empty(len(texts), weights.tokens, model.backbone.width, device=model.backbone.device)
-    for wanted in (False, True):
-        chosen = [n for n, learn in enumerate(learns) if learn == wanted]
-        if chosen:
-            with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
-                made = weights.documents(model.backbone, [texts[n] for n in chosen], model.pad_id)
-            bank = bank.index_copy(0, torch.tensor(chosen, device=bank.device), made)
-    return bank
+class _Earlier:
+    """Modulations of the last documents of earlier steps, which are written over in turn. A checkpoint has them."""
+
+    def __init__(self, settings: MacTraining, width: int, device: torch.device) -> None:
+        self._kept = torch.zeros(settings.earlier, settings.tokens, width, device=device)
+        self._count = torch.zeros((), dtype=torch.int64)  # of all that were added
+        self.tensors = {"earlier": self._kept, "earlier_count": self._count}
+
+    def all(self) -> Tensor:
+        """(K, T, D), those that there are. A copy, because later ones are written over them."""
+        return self._kept[: int(self._count)].clone()
+
+    def add(self, made: Tensor) -> None:
+        """Keep modulations (K, T, D)."""
+        if len(self._kept):
+            made = made.detach()[-len(self._kept) :]
+            places = (int(self._count) + torch.arange(len(made))) % len(self._kept)
+            self._kept[places.to(self._kept.device)] = made
+            self._count += len(made)
 
 
 def _step(
@@ -315,6 +234,7 @@ def _step(
     batches: Sequence[Batch],
     settings: MacTraining,
     teacher: GistWeights | None,
+    earlier: _Earlier,
     rng: random.Random,
 ) -> tuple[float, int]:
     """Add up the gradients of a step. Returns its loss and how many tokens it read."""
@@ -322,28 +242,33 @@ def _step(
     total, tokens = 0.0, 0
     for batch in batches:
         learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
-        alone = [rng.random() < settings.alone for _ in batch.asked]
-        group = rng.choice(_GROUPS) if rng.random() < settings.grouped else None
-        count = len(batch.asked)
-        shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
+        own, others = bank_of(model, weights, batch.documents, learns), earlier.all()
+        drawn = _drawn(settings, batch, len(others), rng)
+        if drawn.order is not None:
+            others = others[: len(drawn.order) - len(own)]
+        bank = torch.cat([own, others])
         loss = loss_of(
-            model,
-            weights,
-            batch,
-            learns,
-            alone if group is None else (),
-            settings.imitate,
-            settings.point,
-            teacher,
-            group,
-            shown,
+            model, weights, batch, bank, drawn, imitate=settings.imitate, point=settings.point, teacher=teacher
         )
         loss = loss / weight
         loss.backward()  # type: ignore[no-untyped-call]
+        earlier.add(own)
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
         tokens += sum(2 * len(row.prompt) + weights.tokens + len(row.answer) for row in batch.asked)
     return total, tokens
+
+
+def _drawn(settings: MacTraining, batch: Batch, others: int, rng: random.Random) -> Drawn:
+    """What is drawn for a pass, with `others` modulations of earlier steps."""
+    count, own = len(batch.asked), len(batch.documents)
+    alone = [rng.random() < settings.alone for _ in batch.asked]
+    group = rng.choice(_GROUPS) if rng.random() < settings.grouped else None
+    shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
+    if group is None:
+        return Drawn(alone, shown)
+    all_of_them = own + min(others, _IN_GROUPS * own)
+    return Drawn((), shown, group, torch.tensor(rng.sample(range(all_of_them), all_of_them)))
 
 
 @torch.no_grad()
