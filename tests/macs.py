@@ -23,6 +23,11 @@ def random_mac(backbone: Backbone, *, tokens: int = 3, window: int = 64, **optio
         for b in made.adapter.lora_b.values():
             b.copy_(0.1 * torch.randn(b.shape, generator=generator))
         made.networks.modulation.weight.mul_(10)
+        if made.modulation == "lora":
+            made.networks.start.copy_(0.1 * torch.randn(made.networks.start.shape, generator=generator))
+            made.networks.modulation.weight.copy_(
+                0.1 * torch.randn(made.networks.modulation.weight.shape, generator=generator)
+            )
         for head in (made.networks.document_head, made.networks.question_head):
             for layer in (head[0], head[2]):
                 layer.weight.mul_(5)

@@ -21,7 +21,7 @@ def mac(model: str, data: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 def test_an_interrupted_run_continues(model: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
     arguments = ("train", "mac", "--model", model, "--data", data, "--held-out", data, *SHORT, "--stop-gradient", 0.5)
-    arguments += ("--grouped", 0.5, "--shown", 0.5, "--point", 0.5)
+    arguments += ("--grouped", 0.5, "--shown", 0.5, "--point", 0.5, "--earlier", 3)
     whole = run_json(*arguments, "--out", tmp_path / "whole")
     assert (whole["steps"], [score["step"] for score in whole["scores"]]) == (4, [2, 4])
     assert set(whole["scores"][0]) == {"step", "bank", "own", "none", "bank_loss", "own_loss", "none_loss"}
@@ -42,6 +42,12 @@ def test_a_run_begins_with_a_gist_or_a_mac(model: str, data: Path, mac: Path, tm
     again = ("train", "mac", *common, "--blocks", 1, "--groups", 2)
     assert run_json(*again, "--start", mac, "--out", tmp_path / "a")["steps"] == 2
     assert run_json(*again, "--start", gist, "--imitate", 1, "--out", tmp_path / "b")["steps"] == 2
+    lora = (*again, "--modulation", "lora", "--start", mac)
+    assert run_json(*lora, "--out", tmp_path / "lora")["steps"] == 2
+    refused = run_json(*lora, "--imitate", 1, "--out", tmp_path / "e", code=1)
+    assert "`imitate` is for keys and values, and a LoRA has none, got 1.0; set it to 0" in refused["error"]
+    refused = run_json(*again, "--modulation", "both", "--out", tmp_path / "f", code=1)
+    assert "`modulation` must be one of prefix, lora, got 'both'" in refused["error"]
     refused = run_json(*again, "--imitate", 1, "--out", tmp_path / "c", code=1)
     assert "`imitate` needs a gist, got none; start with one" in refused["error"]
     other = ("train", "mac", "--model", model, "--data", data, "--tokens", 2, "--window", 128, "--rank", 3)

@@ -28,7 +28,7 @@ LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, 
 class Case:
     settings: FastMem | Kept
     kept: bool = False  # as a handle of Engine.memorize
-    banked: bool = False  # with a bank of modulations in front
+    banked: str = ""  # with a bank of modulations, which become this
 
     def memory(self, engine: Engine, documents: list[str] = FACTS) -> Any:
         settings = self.of(engine)
@@ -37,15 +37,17 @@ class Case:
     def of(self, engine: Engine) -> FastMem | Kept:
         if not self.banked:
             return self.settings
-        if engine not in _BANKS:
-            _BANKS[engine] = folder = tempfile.TemporaryDirectory()
-            bank = MacBank(Path(folder.name) / "bank", saved_mac(engine, Path(folder.name) / "mac"))
+        key = (engine, self.banked)
+        if key not in _BANKS:
+            _BANKS[key] = folder = tempfile.TemporaryDirectory()
+            mac = saved_mac(engine, Path(folder.name) / "mac", modulation=self.banked)
+            bank = MacBank(Path(folder.name) / "bank", mac)
             bank.add(engine, ["Bergen is a town.", "A sailor wrote it."], progress=False)
         assert isinstance(self.settings, FastMem)
-        return Mac(str(Path(_BANKS[engine].name) / "bank"), memory=self.settings)
+        return Mac(str(Path(_BANKS[key].name) / "bank"), memory=self.settings)
 
 
-_BANKS: dict[Engine, tempfile.TemporaryDirectory[str]] = {}
+_BANKS: dict[tuple[Engine, str], tempfile.TemporaryDirectory[str]] = {}
 
 
 MEMORIES = {
@@ -62,8 +64,10 @@ MEMORIES = {
     "compacted": Case(Compacted(LORA, 4)),
     "kept-handle": Case(Kept(LORA), kept=True),
     "compacted-handle": Case(Compacted(LORA, 4), kept=True),
-    "mac": Case(LORA, banked=True),
-    "mac-handle": Case(LORA, kept=True, banked=True),
+    "mac": Case(LORA, banked="prefix"),
+    "mac-handle": Case(LORA, kept=True, banked="prefix"),
+    "mac-lora": Case(LORA, banked="lora"),
+    "mac-lora-handle": Case(LORA, kept=True, banked="lora"),
     "full-handle": Case(replace(LORA, adapter="full", learning_rate=0.01), kept=True),
 }
 FAMILIES = ["llama", "olmo2"]

@@ -22,7 +22,7 @@ from memograft.memory.mac.bank import inspected
 from memograft.memory.mac.networks import hierarchical
 from memograft.serving.scoring import logprobs_of
 from memograft.storage.locks import WriterLock
-from reference.mac import prefixed
+from reference.mac import changed, prefixed
 from test_engine import FACTS, ask
 from tokenizers_ import make
 
@@ -65,10 +65,29 @@ def test_an_answer_is_that_of_the_method_written_out(make_engine: Any, tmp_path:
     assert answer.memory.settings == memory.to_json()
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@torch.no_grad()
+def test_a_lora_of_what_was_found_acts_on_the_last_ffn(make_engine: Any, tmp_path: Path, family: str) -> None:
+    """The prompt is the plain one, with documents too, and its keys and values are exact."""
+    engine = make_engine(family)
+    bank = bank_of(engine, tmp_path, modulation="lora")
+    model, memory = parts_of(engine), Mac(str(bank.path))
+    weights = bank.weights(model.backbone)
+    states = weights.questions(model.backbone, [model.prompts.build(ask().messages).ids], 0)
+    found = weights.networks.aggregate(states, bank.modulations().float())[0]
+    for documents in ((), tuple(map(Document, FACTS[:2]))):
+        ids = model.prompts.build(ask().messages, documents).ids
+        expected = changed(model.backbone.model, model.backbone.projections, weights, found, ids)[-1].log_softmax(-1)
+        own = engine.next_token_logprobs(ask(documents=documents, memory=memory))
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    assert engine.answer(ask(memory=memory)).usage == engine.answer(ask()).usage
+
+
 def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path) -> None:
     examples = Datastore.build(engine, [("Who wrote it?", "A sailor."), ("Where?", "In Bergen.")], progress=False)
     other = MacBank(tmp_path / "other", tmp_path / "mac")
     other.add(engine, MORE, progress=False)
+    lora = Mac(str(bank_of(engine, tmp_path / "lora", modulation="lora").path))
     gist = Gist(str(saved_gist(engine, tmp_path / "gist", window=64)))
     requests = [
         ask(documents=FACTS),
@@ -81,6 +100,9 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path
         ask(documents=FACTS, memory=replace(mac, memory=LORA)),
         ask("Which numbers, and where?", documents=FACTS, memory=replace(mac, memory=LORA)),
         ask(documents=FACTS, memory=Mac(str(other.path), memory=LORA)),
+        ask(memory=lora),
+        ask("Which numbers, and where?", documents=FACTS, memory=lora),
+        ask(documents=FACTS, memory=replace(lora, memory=LORA)),
         ask(documents=FACTS, memory=gist),
         ask(documents=FACTS, memory=Kept()),
         ask(memory=mac, processors=[Rtd(examples, weight=0.8, gate=None)]),

@@ -16,8 +16,9 @@ from memograft.memory.gist.compress import Opening, compressed, maps
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
 from memograft.memory.mac.networks import CrossAttention, hierarchical
+from memograft.memory.mac.weights import fresh
 from memograft.model.backbone import Backbone
-from reference.mac import aggregated, perceptron, prefixed, states
+from reference.mac import aggregated, changed, perceptron, prefixed, states
 
 ALL = Drawn()
 QUESTION, ANSWER = (1, 4, 30, 31, 32, 2, 5), (60, 61, 62, 2)
@@ -30,11 +31,11 @@ def model_of(backbone: Backbone) -> Model:
     return Model(backbone, None, 0, "")  # type: ignore[arg-type]
 
 
-def made(family: str) -> tuple[Backbone, Any]:
+def made(family: str, **options: Any) -> tuple[Backbone, Any]:
     model = build(family)
     model.set_attn_implementation("eager")
     backbone = Backbone.of(model)
-    return backbone, random_mac(backbone)
+    return backbone, random_mac(backbone, **options)
 
 
 def answered(backbone: Backbone, weights: Any, bank: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,6 +71,38 @@ def test_answers_are_those_of_the_method_written_out(family: str) -> None:
         found = aggregated(networks, behind(row.prompt, networks.question_tokens), naive)
         logits = prefixed(backbone.model, weights, found, 2, row.prompt + row.answer[:-1])
         torch.testing.assert_close(together[n, -len(row.answer) :], logits[-len(row.answer) :], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_answers_from_a_lora_are_too(family: str) -> None:
+    backbone, weights = made(family, modulation="lora")
+    bank = weights.documents(backbone, DOCUMENTS, 0)
+    together, none = answered(backbone, weights, bank), torch.zeros(0)
+    for n, row in enumerate(ROWS):
+        asked = weights.questions(backbone, [row.prompt], 0)
+        found, text = weights.networks.aggregate(asked, bank)[0], row.prompt + row.answer[:-1]
+        logits = changed(backbone.model, backbone.projections, weights, found, text)[-len(row.answer) :]
+        torch.testing.assert_close(together[n, -len(row.answer) :], logits, rtol=1e-4, atol=1e-5)
+        none = backbone.model(input_ids=torch.tensor([text])).logits[0, -len(row.answer) :]
+        assert float((none - logits).abs().max()) > 1e-3
+
+
+def test_a_new_lora_changes_nothing_and_learns() -> None:
+    """B is 0, so that only A's gradients are."""
+    model = build("llama")
+    backbone = Backbone.of(model)
+    weights = fresh(
+        backbone, DOCUMENTS[1], tokens=3, window=64, rank=4, blocks=2, seed=5, on_documents=True, modulation="lora"
+    )
+    bank = weights.documents(backbone, DOCUMENTS, 0)
+    logits = answered(backbone, weights, bank)
+    plain = model(input_ids=torch.tensor([ROWS[0].prompt + ROWS[0].answer[:-1]])).logits[0, -len(ANSWER) :]
+    torch.testing.assert_close(logits[0], plain, rtol=1e-4, atol=1e-5)
+    (found,) = torch.autograd.grad(loss(backbone, weights), [weights.networks.modulation.weight])
+    for a, b in weights.form.of(found.T[None]).values():  # type: ignore[union-attr]
+        assert float(a.abs().max()) == 0
+        assert float(b.abs().max()) > 0
 
 
 def test_so_are_the_gradients() -> None:
@@ -165,7 +198,8 @@ def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:
     whole = loss(backbone, weights, imitate=0.5, teacher=teacher)
     answers = loss(backbone, weights)
     gists = compressed(backbone, teacher, DOCUMENTS, 0)
-    mine = weights.networks.modulate(found_in(model, weights, ROWS, weights.documents(backbone, DOCUMENTS, 0)))
+    found = found_in(model, weights, ROWS, weights.documents(backbone, DOCUMENTS, 0))
+    mine = weights.form.of(weights.networks.modulate(found))
     apart = []
     for pair, others in zip(mine, gists.layers, strict=True):
         for own, its in zip(pair, others, strict=True):

@@ -77,14 +77,31 @@ def prefixed(model: Any, weights: Any, found: Tensor, opening: int, ids: Sequenc
     places = torch.arange(window - opening, window)[None]
     model(input_ids=torch.tensor([ids[:opening]]), position_ids=places, past_key_values=cache)
     start = 0
-    for layer, (heads, size) in enumerate(networks.shapes):
+    for layer, (heads, size) in enumerate(weights.form.shapes):
         halves = []
         for _ in ("key", "value"):
             columns = slice(start, start + heads * size)
-            flat = networks.prefix[:, columns] + found @ networks.modulation.weight[columns].T
+            flat = networks.start[:, columns] + found @ networks.modulation.weight[columns].T
             halves.append(torch.stack([flat[:, h * size : (h + 1) * size] for h in range(heads)])[None])
             start += heads * size
         cache.update(*halves, layer)
-    first = window + len(networks.prefix)
+    first = window + len(networks.start)
     places = torch.arange(first, first + len(ids) - opening)[None]
     return model(input_ids=torch.tensor([ids[opening:]]), position_ids=places, past_key_values=cache).logits[0]  # type: ignore[no-any-return]
+
+
+def changed(model: Any, modules: Mapping[str, nn.Module], weights: Any, found: Tensor, ids: Sequence[int]) -> Tensor:
+    """Logits of a text whose last FFN has the change that phi* (T, D) stands for: the sum of T products b a."""
+    networks, handles, start = weights.networks, [], 0
+    for name, (inside, out) in weights.form.shapes.items():
+        flat = networks.start + found @ networks.modulation.weight.T
+        a, b = flat[:, start : start + inside], flat[:, start + inside : start + inside + out]
+        change = torch.stack([torch.outer(own_b, own_a) for own_a, own_b in zip(a, b, strict=True)]).sum(0)
+        hook = lambda _m, args, y, change=change: y + args[0] @ change.T  # noqa: E731
+        handles.append(modules[name].register_forward_hook(hook))
+        start += inside + out
+    try:
+        return model(input_ids=torch.tensor([list(ids)])).logits[0]  # type: ignore[no-any-return]
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -138,6 +138,9 @@ def mac(
     held_out: HeldOutOption = None,
     held_out_n: HeldOutNOption = 100,
     tokens: Annotated[int, typer.Option(min=1, help="Learned tokens for each document (T).")] = 12,
+    modulation: Annotated[
+        str, typer.Option(help="What is found becomes a prefix of keys and values, or a lora on the last FFN.")
+    ] = "prefix",
     window: WindowOption = 256,
     steps: StepsOption = 1000,
     groups: GroupsOption = 32,
@@ -184,6 +187,7 @@ def mac(
 
         settings = MacTraining(
             tokens=tokens,
+            modulation=modulation,
             window=window,
             steps=steps,
             groups=groups,

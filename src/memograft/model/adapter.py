@@ -24,7 +24,7 @@ from memograft.model.backbone import Backbone, linear_shape
 from memograft.model.gradients import through
 from memograft.model.repeated import Delta, Repeated
 
-__all__ = ["Adapter", "applied", "everywhere", "mean", "replaced", "stack"]
+__all__ = ["Adapter", "added", "applied", "everywhere", "mean", "replaced", "stack"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,22 @@ def mean(adapters: Sequence[Adapter], width: int) -> Adapter:
     b = {name: torch.cat([adapter.lora_b[name] for adapter in adapters], dim=1) / len(adapters) for name in names}
     if sum(adapter.rank for adapter in adapters) > width:
         return Adapter.from_dense({name: b[name] @ a[name] for name in names}, width)
+    return Adapter(a, b)
+
+
+def added(adapters: Sequence[Adapter]) -> Adapter:
+    """The adapter whose change is the sum of all changes. Its rank is the sum of ranks."""
+    shapes = {n: (own.lora_a[n].shape[1], own.lora_b[n].shape[0]) for own in adapters for n in own.lora_a}
+    a, b = {}, {}
+    for name, (inside, out) in shapes.items():
+        device = next(own.lora_a[name].device for own in adapters if name in own.lora_a)
+        pairs = [
+            (own.lora_a[name], own.lora_b[name])
+            if name in own.lora_a
+            else (torch.zeros(own.rank, inside, device=device), torch.zeros(out, own.rank, device=device))
+            for own in adapters
+        ]
+        a[name], b[name] = torch.cat([one for one, _ in pairs]), torch.cat([other for _, other in pairs], 1)
     return Adapter(a, b)
 
 

@@ -10,14 +10,14 @@ import torch
 
 from memograft.memory.gist.compress import maps
 from memograft.memory.mac.networks import Networks
-from memograft.memory.mac.weights import MacWeights, shapes
+from memograft.memory.mac.weights import MODULATIONS, MacWeights, form_of
 from memograft.memory.trained import Kind, damaged
 from memograft.model.backbone import Backbone
 from memograft.storage.disk import Findings, JsonObject
 
 __all__ = ["MacAbout", "about", "files", "inspected", "read", "write"]
 
-_KIND = Kind("mac", 1)
+_KIND = Kind("mac", 2)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class MacAbout:
         window: W.
         width: D.
         blocks: of the aggregation network.
+        modulation: "prefix" or "lora", what is found in a bank becomes.
         on_documents: see `MacWeights`.
         training: settings, steps and tokens seen.
     """
@@ -41,6 +42,7 @@ class MacAbout:
     window: int
     width: int
     blocks: int
+    modulation: str
     on_documents: bool
     training: JsonObject
 
@@ -48,7 +50,7 @@ class MacAbout:
 def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str, training: JsonObject) -> None:
     """Write the folder; see `Kind.write`."""
     what = {"fingerprint": fingerprint, "tokens": weights.tokens, "window": weights.window}
-    what |= {"width": backbone.width}
+    what |= {"width": backbone.width, "modulation": weights.modulation}
     what |= {"blocks": len(weights.networks.blocks), "on_documents": weights.on_documents, "training": training}
     _KIND.write(path, weights.adapter, weights.networks.state_dict(), backbone, maps(backbone), what)
 
@@ -56,25 +58,28 @@ def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str,
 def about(path: Path) -> MacAbout:
     """The content of a folder's mac.json; see `Kind.about`."""
     what = _KIND.about(path)
-    names = ("id", "fingerprint", "tokens", "window", "width", "blocks", "on_documents", "training")
+    names = ("id", "fingerprint", "tokens", "window", "width", "blocks", "modulation", "on_documents", "training")
     try:
-        return MacAbout(*(what[name] for name in names))
+        found = MacAbout(*(what[name] for name in names))
     except KeyError as e:
         raise damaged(path / _KIND.file, e) from e
+    if found.modulation not in MODULATIONS:
+        raise damaged(path / _KIND.file, f"modulation {found.modulation!r}")
+    return found
 
 
 def read(path: Path, backbone: Backbone) -> MacWeights:
     """Read the weights for a model; see `Kind.read`."""
     adapter, tensors, _ = _KIND.read(path, backbone, maps(backbone))
     what = about(path)
-    sizes = shapes(backbone)
+    form = form_of(backbone, what.modulation)
     with torch.device("meta"):  # no random numbers, which would change the state of the process
-        networks = Networks(backbone.width, what.tokens, sizes, what.blocks, math.gcd(8, backbone.width))
+        networks = Networks(backbone.width, what.tokens, form, what.blocks, math.gcd(8, backbone.width))
     try:
         networks.load_state_dict(tensors, assign=True)  # strict: every tensor, and no other
     except RuntimeError as e:
         raise damaged(path / _KIND.tensors, e) from e
-    return MacWeights(networks, adapter, what.window, what.on_documents)
+    return MacWeights(networks, form, adapter, what.window, what.on_documents)
 
 
 def files(path: Path) -> list[Path]:

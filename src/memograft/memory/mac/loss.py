@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from memograft.memory.base import Model
-from memograft.memory.gist.compress import GistWeights, compressed, in_front
+from memograft.memory.gist.compress import GistWeights, compressed, in_front, padded
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.gist.views import IGNORED, logits_behind, targets, with_opening
-from memograft.memory.mac.networks import Layers, hierarchical
+from memograft.memory.mac.networks import Layers, Lora, Prefix, hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
+from memograft.model.adapter import applied
+from memograft.model.kv import positions
+from memograft.model.prefill import run
 
 __all__ = ["Drawn", "answer_logits", "bank_of", "found_in", "loss_of"]
 
@@ -64,8 +67,8 @@ def loss_of(
     logits = answer_logits(model, weights, batch, found, drawn.shown)
     loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
     counts = (goal != IGNORED).sum(1)
-    if imitate and teacher is not None:
-        layers = weights.networks.modulate(found)
+    if imitate and teacher is not None and isinstance(weights.form, Prefix):
+        layers = weights.form.of(weights.networks.modulate(found))
         loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
     if shares:
         loss = loss - point * (_pointed(shares, own, drawn.group or len(bank)) * counts).sum()
@@ -108,19 +111,32 @@ def found_in(
 def answer_logits(
     model: Model, weights: MacWeights, batch: Batch, found: Tensor, shown: Mapping[int, int] | None = None
 ) -> Tensor:
-    """(B, n, V) logits at the places of `targets`, behind the opening and the prefix of what was found (B, T, D)."""
-    backbone, rows = model.backbone, batch.asked
-    front = in_front(backbone, batch.opening, weights.window)
-    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
-    texts, spared = [], batch.opening.spared
+    """(B, n, V) logits at the places of `targets`, with what was found (B, T, D).
+
+    A prefix stands behind the opening. A LoRA acts in the last FFN: the passes in front of it need no gradients.
+    """
+    backbone, rows, flat = model.backbone, batch.asked, weights.networks.modulate(found)
+    texts, spared, count = (
+        [],
+        0 if isinstance(weights.form, Lora) else batch.opening.spared,
+        max(len(r.answer) for r in rows),
+    )
     for n, row in enumerate(rows):
         page = rows[shown[n]] if shown is not None and n in shown else row
         begins = page.full[:spared] == row.prompt[:spared]  # not if the template puts documents in front of messages
         in_prompt = shown is not None and n in shown and begins
         prompt = page.full[: page.page] + row.full[row.page :] if in_prompt else row.prompt
         texts.append(prompt[spared:] + row.answer[:-1])
-    behind = with_opening(backbone, front, prefix(backbone, weights.networks.modulate(found)).layers, seen)
-    return logits_behind(backbone, texts, model.pad_id, max(len(r.answer) for r in rows), *behind, weights.end)
+    if isinstance(weights.form, Lora):
+        ids, mask = padded(texts, model.pad_id, backbone.device)
+        with torch.no_grad():
+            x, residual, _ = run(backbone, ids, mask, None, positions(mask))
+        with applied(backbone, weights.form.of(flat)):
+            return backbone.logits(x[:, -count:].contiguous(), residual[:, -count:])
+    front = in_front(backbone, batch.opening, weights.window)
+    seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
+    behind = with_opening(backbone, front, prefix(backbone, weights.form.of(flat)).layers, seen)
+    return logits_behind(backbone, texts, model.pad_id, count, *behind, weights.end)
 
 
 def _pointed(shares: Sequence[Tensor], own: Tensor, group: int) -> Tensor:

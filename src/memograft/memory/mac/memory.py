@@ -18,8 +18,9 @@ from memograft.memory.compact.memory import Kept
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.gist.compress import check_model, in_front, opening
 from memograft.memory.mac.bank import MacBank, mac_of, version
-from memograft.memory.mac.networks import hierarchical
+from memograft.memory.mac.networks import Lora, hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
+from memograft.model.adapter import Adapter, added
 from memograft.model.backbone import Backbone
 from memograft.model.kv import Prefill, Segment, chain
 from memograft.prompt.builder import Prompt, PromptBuilder
@@ -31,9 +32,9 @@ __all__ = ["Mac"]
 class Mac(Kept):
     """Answer from all documents of a bank, of which only their modulations are kept (MAC, arXiv 2403.04317).
 
-    The question attends to the bank, and what it finds becomes a prefix of keys and values in front of the prompt. The
-    prompt has the request's documents too, if it has any. Train a MAC with `memograft train mac`, and add documents
-    with `MacBank`.
+    The question attends to the bank, and what it finds becomes a prefix of keys and values in front of the prompt, or a
+    LoRA on the last FFN: whichever the bank's MAC was trained to make. The prompt has the request's documents too, if
+    it has any. Train a MAC with `memograft train mac`, and add documents with `MacBank`.
 
     Args:
         bank: folder of a `MacBank`.
@@ -79,30 +80,28 @@ class Mac(Kept):
         check_model(backbone)
 
     def columns(self, prompts: PromptBuilder, documents: tuple[Document, ...]) -> int:  # noqa: ARG002
-        """W + T, the position of the token behind the prefix."""
+        """W + T, the position of the token behind a prefix; 0 without one."""
         mac = mac_of(self.bank)
-        return mac.window + mac.tokens
+        return mac.window + mac.tokens if mac.modulation == "prefix" else 0
 
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
-        """The prefix of each row's question. Rows with the same settings share a pass, and each is aggregated alone.
+        """The prefix of each row's question; without one, as `Memory.before`.
 
-        There is none without a question, or if the bank is empty.
+        There is none without a question, with an empty bank, or if the bank's MAC makes a LoRA.
         """
-        segments: list[Segment | None] = [None] * len(rows)
-        asked = [(n, row.memory.bank, row.memory.group, _question(row.prompt)) for n, row in enumerate(rows)]
-        for bank, group in dict.fromkeys((bank, group) for _, bank, group, _ in asked):
-            own = [(n, question) for n, b, g, question in asked if (b, g) == (bank, group) and question]
-            made = _segments(model, bank, group, [(rows[n].prompt, question) for n, question in own])
-            for (n, _), segment in zip(own, made, strict=True):
-                segments[n] = segment
+        segments = super().before(model, rows)
+        prefixed = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "prefix"]
+        for n, found in zip(prefixed, _found(model, [rows[n] for n in prefixed]), strict=True):
+            segments[n] = _segment(model, rows[n], found)
         return segments
 
     @classmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
-        """What `memory` brings, or nothing; see `Memory.prepare`.
+        """What `memory` brings, or nothing, and the LoRA of each row's question if the bank's MAC makes one.
 
-        It is trained on the documents' states without a prefix, as alone: its id does not depend on bank and question.
+        FastMem is trained on the documents' states without a prefix, as alone: its id does not depend on bank and
+        question.
         """
         x, residual = filled.x, filled.residual
         for row in rows:
@@ -113,7 +112,13 @@ class Mac(Kept):
                 if whole is not None and whole.x is not None and whole.residual is not None:
                     columns = filled.columns(row.row, range(len(whole.ids)))
                     x[row.row, columns], residual[row.row, columns] = whole.x[0].to(x), whole.residual[0].to(residual)
-        return super().prepare(model, rows, replace(filled, x=x, residual=residual), task)
+        brought = super().prepare(model, rows, replace(filled, x=x, residual=residual), task)
+        changing = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "lora"]
+        for n, found in zip(changing, _found(model, [rows[n] for n in changing]), strict=True):
+            if found is not None:
+                own = brought[n].adapter
+                brought[n] = replace(brought[n], adapter=found.lora if own is None else added([own, found.lora]))
+        return brought
 
     @property
     def said(self) -> str:
@@ -148,26 +153,51 @@ def _bank(model: Model, path: str) -> _Loaded:
     return found
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What a question found in a bank, after modulation (1, T, size)."""
+
+    weights: MacWeights
+    flat: Tensor
+
+    @property
+    def lora(self) -> Adapter:
+        """Of the last FFN."""
+        assert isinstance(self.weights.form, Lora)
+        pairs = self.weights.form.of(self.flat)
+        return Adapter({name: a[0] for name, (a, _) in pairs.items()}, {name: b[0] for name, (_, b) in pairs.items()})
+
+
 @torch.no_grad()
-def _segments(
-    model: Model, bank: str, group: int | None, asked: Sequence[tuple[Prompt, str]]
-) -> Sequence[Segment | None]:
-    """The prefixes of prompts with their questions."""
-    loaded = _bank(model, bank)
-    if not asked or not len(loaded.tokens):
-        return [None] * len(asked)
-    weights, networks = loaded.weights, loaded.weights.networks
-    ids = [model.prompts.build([{"role": "user", "content": q}]).ids[-weights.window :] for _, q in asked]
-    states = weights.questions(model.backbone, ids, model.pad_id)
-    size = group or len(loaded.tokens)
-    found = torch.cat([hierarchical(networks, own[None], loaded.tokens, max(2, size)) for own in states])
-    segments = []
-    for (prompt, _), own in zip(asked, found, strict=True):
-        made, front = prefix(model.backbone, networks.modulate(own[None])), opening(model.prompts, prompt)
-        # The opening comes last in the cache: a segment's tokens are its last columns, and positions tell the order.
-        pieces = [made, in_front(model.backbone, front, weights.window)]
-        segments.append(replace(chain(model.backbone, front.ids[: front.spared], pieces), end=weights.end))
-    return segments
+def _found(model: Model, rows: Sequence[Wanted]) -> list[_Found | None]:
+    """For each row what its question finds; None without a question, or if the bank is empty.
+
+    Rows with the same settings share a pass, and each is aggregated alone.
+    """
+    found: list[_Found | None] = [None] * len(rows)
+    asked = [(row.memory.bank, row.memory.group, _question(row.prompt)) for row in rows]
+    for bank, group in dict.fromkeys((bank, group) for bank, group, question in asked if question):
+        loaded = _bank(model, bank)
+        if not len(loaded.tokens):
+            continue
+        own = [n for n, (b, g, question) in enumerate(asked) if (b, g) == (bank, group) and question]
+        weights, networks, size = loaded.weights, loaded.weights.networks, max(2, group or len(loaded.tokens))
+        prompts = [model.prompts.build([{"role": "user", "content": asked[n][2]}]) for n in own]
+        states = weights.questions(model.backbone, [p.ids[-weights.window :] for p in prompts], model.pad_id)
+        for n, state in zip(own, states, strict=True):
+            found[n] = _Found(weights, networks.modulate(hierarchical(networks, state[None], loaded.tokens, size)))
+    return found
+
+
+def _segment(model: Model, row: Wanted, found: _Found | None) -> Segment | None:
+    """The prefix of a prompt."""
+    if found is None or isinstance(found.weights.form, Lora):
+        return None
+    weights, front = found.weights, opening(model.prompts, row.prompt)
+    layers = found.weights.form.of(found.flat)
+    # The opening comes last in the cache: a segment's tokens are its last columns, and positions tell the order.
+    pieces = [prefix(model.backbone, layers), in_front(model.backbone, front, weights.window)]
+    return replace(chain(model.backbone, front.ids[: front.spared], pieces), end=weights.end)
 
 
 def _question(prompt: Prompt) -> str:

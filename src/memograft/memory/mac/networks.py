@@ -4,22 +4,75 @@
     question x ────> frozen LM + LoRA ──> T learned tokens ──> head ──> queries (T, D)
                                                                           │ cross-attention over all phi of the bank
     keys and values of every layer (T columns) <── linear <── phi* (T, D) ┘
+    or a LoRA of rank T on the last FFN
 
 Sizes: T tokens, D the model's width, N tokens of a bank (T for each document), B questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-__all__ = ["CrossAttention", "Networks", "hierarchical"]
+__all__ = ["CrossAttention", "Form", "Lora", "Networks", "Prefix", "hierarchical"]
 
-Shapes = Sequence[tuple[int, int]]  # of each layer: key and value heads H, head dimension
 Layers = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What phi* becomes: keys and values of every layer, as in P-tuning v2.
+
+    Attributes:
+        shapes: of each layer, key and value heads H and head dimension.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Numbers for each of T tokens."""
+        return sum(2 * h * d for h, d in self.shapes)
+
+    def of(self, flat: Tensor) -> Layers:
+        """(B, T, size) -> keys and values of each layer (B, H, T, head dimension)."""
+        rows, tokens, _ = flat.shape
+        found, start = list[tuple[Tensor, Tensor]](), 0
+        for heads, size in self.shapes:
+            both = flat[..., start : start + 2 * heads * size].view(rows, tokens, 2, heads, size)
+            key_value = both.permute(2, 0, 3, 1, 4)
+            found.append((key_value[0], key_value[1]))
+            start += 2 * heads * size
+        return found
+
+
+@dataclass(frozen=True)
+class Lora:
+    """What phi* becomes: a LoRA of rank T on the last FFN, which leaves all keys and values as they are.
+
+    Attributes:
+        shapes: of each linear map of the FFN by its name, the sizes of input and output.
+    """
+
+    shapes: Mapping[str, tuple[int, int]]
+
+    @property
+    def size(self) -> int:
+        """Numbers for each of T tokens."""
+        return sum(i + o for i, o in self.shapes.values())
+
+    def of(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """(B, T, size) -> A (B, T, in) and B (B, out, T) of each map; as `adapter.stack`."""
+        parts = torch.split(flat, [size for shape in self.shapes.values() for size in shape], -1)
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        return {name: (a, b.mT) for name, (a, b) in zip(self.shapes, pairs, strict=True)}
+
+
+Form = Prefix | Lora
 
 
 class CrossAttention(nn.Module):
@@ -93,14 +146,13 @@ class Networks(nn.Module):
     Args:
         width: D.
         tokens: T.
-        shapes: of the model's keys and values.
+        form: what the found becomes.
         blocks: of the aggregation network; 4 in the paper.
         heads: of its attention; must divide D.
     """
 
-    def __init__(self, width: int, tokens: int, shapes: Shapes, blocks: int = 4, heads: int = 8) -> None:
+    def __init__(self, width: int, tokens: int, form: Form, blocks: int = 4, heads: int = 8) -> None:
         super().__init__()
-        self.shapes = tuple(shapes)
         self.document_tokens = nn.Parameter(torch.empty(tokens, width))
         self.question_tokens = nn.Parameter(torch.empty(tokens, width))
         self.document_head, self.question_head = (
@@ -108,9 +160,8 @@ class Networks(nn.Module):
         )
         self.blocks = nn.ModuleList(CrossAttention(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        size = sum(2 * h * d for h, d in shapes)
-        self.modulation = nn.Linear(width, size, bias=False)
-        self.prefix = nn.Parameter(torch.empty(tokens, size))
+        self.modulation = nn.Linear(width, form.size, bias=False)
+        self.start = nn.Parameter(torch.empty(tokens, form.size))
 
     def amortise(self, states: Tensor) -> Tensor:
         """phi_k = g_amort(d_k): the LM's states at the T tokens behind documents (K, T, D) -> (K, T, D)."""
@@ -134,20 +185,9 @@ class Networks(nn.Module):
             shares.append(torch.stack(each).mean(0).view(len(asked), -1, bank.shape[-2]).sum(-1))
         return self.norm(asked)  # type: ignore[no-any-return]
 
-    def modulate(self, aggregated: Tensor) -> Layers:
-        """phi* (B, T, D) -> keys and values of each layer (B, H, T, head dimension), as in P-tuning v2.
-
-        They are a prefix that is the same for all questions, plus what the question found in the bank.
-        """
-        flat: Tensor = self.prefix + self.modulation(aggregated)
-        rows, tokens, _ = flat.shape
-        found, start = list[tuple[Tensor, Tensor]](), 0
-        for heads, size in self.shapes:
-            both = flat[..., start : start + 2 * heads * size].view(rows, tokens, 2, heads, size)
-            key_value = both.permute(2, 0, 3, 1, 4)
-            found.append((key_value[0], key_value[1]))
-            start += 2 * heads * size
-        return found
+    def modulate(self, aggregated: Tensor) -> Tensor:
+        """phi* (B, T, D) -> (B, T, size): what all questions have in common, plus what this one found in the bank."""
+        return self.start + self.modulation(aggregated)  # type: ignore[no-any-return]
 
 
 def hierarchical(

@@ -25,7 +25,7 @@ from memograft.memory.gist.data import Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
 from memograft.memory.mac import folder as mac_folder
 from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
-from memograft.memory.mac.weights import MacWeights, fresh
+from memograft.memory.mac.weights import MODULATIONS, MacWeights, fresh
 from memograft.storage.disk import JsonObject
 
 __all__ = ["MacTraining", "evaluated", "train"]
@@ -41,6 +41,8 @@ class MacTraining:
 
     Attributes:
         tokens: T, learned tokens for each document.
+        modulation: what is found becomes "prefix", keys and values in front of the prompt, or "lora", a LoRA of rank T
+            on the last FFN.
         window: W, tokens of a document or a question at most; longer documents have several modulations.
         steps: optimiser steps.
         groups: documents (with their questions) in a step, which are its bank; samples with the same documents are one.
@@ -66,6 +68,7 @@ class MacTraining:
     """
 
     tokens: int = 12
+    modulation: str = "prefix"
     window: int = 256
     steps: int = 1000
     groups: int = 32
@@ -86,6 +89,12 @@ class MacTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.modulation not in MODULATIONS:
+            raise SettingsError(f"`modulation` must be one of {', '.join(MODULATIONS)}, got {self.modulation!r}")
+        if self.modulation == "lora" and self.imitate:
+            raise SettingsError(
+                f"`imitate` is for keys and values, and a LoRA has none, got {self.imitate}; set it to 0"
+            )
         for name in ("tokens", "window", "steps", "groups", "questions", "rank", "blocks", "accumulate"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
@@ -136,12 +145,13 @@ def train(
             blocks=settings.blocks,
             seed=settings.seed,
             on_documents=settings.on_documents,
+            modulation=settings.modulation,
         )
         parameters = weights.named
         teacher: GistWeights | None = None
         if start is not None:
             stated["start"], teacher = _begin_with(start, weights, model)
-        if teacher is not None:
+        if teacher is not None and settings.modulation == "prefix":
             _center(model, weights, teacher, batches.of_step(0, settings.groups)[0])
         earlier = _Earlier(settings, backbone.width, backbone.device)
         if settings.imitate and teacher is None:
@@ -276,7 +286,7 @@ def _center(model: Model, weights: MacWeights, teacher: GistWeights, batch: Batc
     """Let the prefix be the mean of some documents' gists, so that only the differences must be learned."""
     made = compressed(model.backbone, teacher, batch.documents, model.pad_id)
     flat = [t.float().mean(0).transpose(0, 1).flatten(1) for pair in made.layers for t in pair]
-    weights.networks.prefix.copy_(torch.cat([t.to(model.backbone.device) for t in flat], 1))
+    weights.networks.start.copy_(torch.cat([t.to(model.backbone.device) for t in flat], 1))
 
 
 @torch.no_grad()
@@ -290,12 +300,18 @@ def _begin_with(start: Path, weights: MacWeights, model: Model) -> tuple[str, Gi
             f"{start}; leave it out"
         )
     gist: GistWeights | None = None
+    left: tuple[str, ...] = ()
     if is_mac:
-        known = mac_folder.read(start, model.backbone).named
+        before = mac_folder.read(start, model.backbone)
+        known = before.named
+        if before.modulation != weights.modulation:
+            left = ("start", "modulation.weight")  # as they are
     else:
         gist = gist_folder.read(start, model.backbone)
         known = gist.adapter.named | dict.fromkeys(("document_tokens", "question_tokens"), gist.embeddings)
     for name, parameter in weights.named.items():
+        if name in left:
+            continue
         if name in known and name in ("document_tokens", "question_tokens"):
             count = min(len(known[name]), len(parameter))
             parameter[:count] = known[name][:count]

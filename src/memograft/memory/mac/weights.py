@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from memograft.memory.gist.compress import GistWeights, compressed, maps
-from memograft.memory.mac.networks import Layers, Networks
+from memograft.memory.mac.networks import Form, Layers, Lora, Networks, Prefix
 from memograft.model.adapter import Adapter
-from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.backbone import Backbone, linear_shape, unsupported
 from memograft.model.kv import Piece, nothing, pairs
 from memograft.model.prefill import run
 
-__all__ = ["MacWeights", "fresh", "prefix", "shapes"]
+__all__ = ["MODULATIONS", "MacWeights", "form_of", "fresh", "prefix"]
+
+MODULATIONS = ("prefix", "lora")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class MacWeights:
 
     Attributes:
         networks: learned tokens, heads, aggregation and modulation.
+        form: what is found in a bank becomes this.
         adapter: LoRA of the layers' linear maps by their full names. It acts while documents and questions are encoded,
             never while an answer is generated.
         window: W, the largest number of tokens of a document, and of a question.
@@ -32,6 +35,7 @@ class MacWeights:
     """
 
     networks: Networks
+    form: Form
     adapter: Adapter
     window: int
     on_documents: bool = False
@@ -39,7 +43,12 @@ class MacWeights:
     @property
     def tokens(self) -> int:
         """T."""
-        return self.networks.prefix.shape[0]
+        return self.networks.start.shape[0]
+
+    @property
+    def modulation(self) -> str:
+        """Name of the form: "prefix" or "lora"."""
+        return "lora" if isinstance(self.form, Lora) else "prefix"
 
     @property
     def end(self) -> int:
@@ -64,9 +73,20 @@ class MacWeights:
         return compressed(backbone, own, texts, pad_id).x.float()
 
 
-def shapes(backbone: Backbone) -> list[tuple[int, int]]:
-    """Heads and head dimension of each layer's keys and values, from a pass over one token."""
-    return [(keys.shape[1], keys.shape[3]) for keys, _ in _start(backbone, (0,))]
+def form_of(backbone: Backbone, modulation: str) -> Form:
+    """The form of a name in `MODULATIONS` for a model. That of a prefix is found in a pass over one token.
+
+    Raises:
+        UnsupportedModelError: "lora", and the last FFN has no linear maps that every token passes.
+    """
+    if modulation == "prefix":
+        return Prefix(tuple((keys.shape[1], keys.shape[3]) for keys, _ in _start(backbone, (0,))))
+    if not backbone.projections:
+        raise unsupported(
+            "a LoRA on the last FFN needs linear maps that every token passes, and this one has routed experts only",
+            'train a MAC with modulation="prefix"',
+        )
+    return Lora({name: linear_shape(module) or (0, 0) for name, module in backbone.projections.items()})
 
 
 def prefix(backbone: Backbone, layers: Layers) -> Piece:
@@ -87,16 +107,18 @@ def fresh(
     blocks: int,
     seed: int,
     on_documents: bool,
+    modulation: str = "prefix",
 ) -> MacWeights:
-    """Untrained weights. The prefix begins as the keys and values of T tokens of `text`, at the prefix's positions.
+    """Untrained weights. A prefix begins as the keys and values of T tokens of `text`, at the prefix's positions.
 
-    What the model knows trains faster than random numbers (Prefix-Tuning, arXiv 2101.00190).
+    What the model knows trains faster than random numbers (Prefix-Tuning, arXiv 2101.00190). A LoRA begins with B = 0,
+    which changes nothing.
     """
-    width, generator = backbone.width, torch.Generator().manual_seed(seed)
+    form, width, generator = form_of(backbone, modulation), backbone.width, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         heads = math.gcd(8, width)
-        networks = Networks(width, tokens, shapes(backbone), blocks, heads)
+        networks = Networks(width, tokens, form, blocks, heads)
     networks.to(backbone.device)
     ids = [text[n % len(text)] for n in range(tokens)]
     embed = backbone.model.get_input_embeddings()
@@ -104,16 +126,23 @@ def fresh(
         for own in (networks.document_tokens, networks.question_tokens):
             chosen = torch.randint(len(embed.weight), (tokens,), generator=generator)
             own.copy_(embed(chosen.to(backbone.device)).float())
-        flat = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids, window) for t in pair]
-        networks.prefix.copy_(torch.cat([t.to(backbone.device) for t in flat], 1))
         networks.modulation.weight.mul_(0.1)
+        if isinstance(form, Lora):
+            random = torch.randn(networks.start.shape, generator=generator).to(networks.start)
+            networks.start.copy_(random / math.sqrt(width))
+            for flat in (networks.start.data, networks.modulation.weight.data.T):
+                for _, zero in form.of(flat[None]).values():
+                    zero.zero_()
+        else:
+            both = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids, window) for t in pair]
+            networks.start.copy_(torch.cat([t.to(backbone.device) for t in both], 1))
     a, b = {}, {}
     for name, module in maps(backbone).items():
         inside, out = linear_shape(module) or (0, 0)
         device = next(module.parameters()).device
         a[name] = (torch.randn(rank, inside, generator=generator) / math.sqrt(inside)).to(device).requires_grad_()
         b[name] = torch.zeros(out, rank, device=device).requires_grad_()
-    return _used(backbone, MacWeights(networks, Adapter(a, b), window, on_documents), text)
+    return _used(backbone, MacWeights(networks, form, Adapter(a, b), window, on_documents), text)
 
 
 def _used(backbone: Backbone, weights: MacWeights, ids: Sequence[int]) -> MacWeights:
