@@ -6,7 +6,8 @@
     train.jsonl, validation.jsonl                42,118 to 82,011 and to 87,599
     test.jsonl                                   the development set
 
-The answer is the shortest, with a capital, as in the paper. A page is the document of all its questions.
+The answer is the shortest, with a capital, as in the paper. A page is the document of all its questions. Each question
+has an instruction to answer briefly, without which SmolLM2 answers in sentences.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+ASK = "Answer with a few words. "
 PARTS = {"pretrain": 40_006, "pretrain_validation": 42_118, "train": 82_011, "validation": 87_599}
 
 
@@ -31,7 +33,7 @@ def samples(file: Path) -> Iterator[dict[str, object]]:
             for asked in paragraph["qas"]:
                 answer = min((found["text"] for found in asked["answers"]), key=len)
                 answer = answer[:1].upper() + answer[1:]
-                yield {"documents": [paragraph["context"]], "question": asked["question"], "answer": answer}
+                yield {"documents": [paragraph["context"]], "question": ASK + asked["question"], "answer": answer}
 
 
 def write(file: Path, found: Iterator[dict[str, object]]) -> int:
