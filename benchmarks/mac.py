@@ -1,8 +1,10 @@
-"""What answers gain from a MAC bank, with tiny and invented pages; baselines, controls and costs.
+"""What answers gain from a MAC bank; baselines, controls and costs. With tiny and invented pages, or with SQuAD-Seq.
 
     python benchmarks/mac.py --mac FOLDER --out runs/mac              # FOLDER of `memograft train mac`
     python benchmarks/mac.py --mac FOLDER --out runs/mac --sections retention costs
     python benchmarks/mac.py --mac FOLDER --out runs/tune --split tune   # settings are chosen here
+    python benchmarks/mac.py --mac FOLDER --out runs/squad --model smollm2 --data squad/test.jsonl --bank 1665 \
+        --questions 100 --seeds 1 --sections quality costs
 
 The facts are in no page that tiny or the MAC was trained on: the set "unseen" of the bundled questions and, where these
 have too few pages, further ones made in the same way with held-out names. For each seed, some questions are drawn, and
@@ -11,7 +13,8 @@ the bank and the stores have the pages of just these.
     quality     no page, retrieval, the bank, and both; with banks that cannot help as controls
     groups      aggregation of 16 modulations at a time instead of all at once
     bounded     the bank reduced to a half and a quarter of its modulations
-    retention   the same questions before and after many more pages were added
+    retention   the same questions before and after many more pages were added, and of a model that is fine-tuned on
+                them instead
     costs       time and bytes of a page, and of a question for banks of several sizes, beside the search in a store
 
 An answer is right if it contains the value that is asked for. Exact match and F1 compare it with that value and with
@@ -26,17 +29,18 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from amortized.costs import GROUP, aggregation_bytes, costs, show_costs
-from amortized.drawn import Drawn, Rows, pages
+from amortized.drawn import Drawn, Rows, pages, squad
+from amortized.online import fine_tuned
 from tqdm import tqdm
 
-from memograft import Engine, FastMem, Mac, MacBank
+from memograft import Document, Engine, FastMem, Mac, MacBank
 from memograft.evaluation.items import SPLITS
 from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
@@ -50,6 +54,7 @@ AGAINST = {
     "MAC": ("BM25 top-1", "MAC, unrelated bank", "MAC, shuffled bank"),
     "MAC + BM25 top-1": ("BM25 top-1",),
     "MAC + FastMem + BM25 top-1": ("FastMem + BM25 top-1",),
+    "fine-tuned on all": ("fine-tuned on the first",),
 }
 
 
@@ -124,9 +129,16 @@ def retention(drawn: Drawn, args: argparse.Namespace) -> Ways:
         drawn.bank.add(drawn.engine, drawn.others[: args.more], progress=False)
         return drawn.ask(Mac(str(drawn.bank.path)))
 
+    def tuned(documents: Sequence[Document]) -> Rows:
+        with fine_tuned(args.model, documents, args.learning_rate) as engine:
+            return drawn.ask(engine=engine)
+
     return {
         "the first documents": lambda: drawn.ask(Mac(str(drawn.bank.path))),
         "with the others": later,
+        "no document": drawn.ask,
+        "fine-tuned on the first": lambda: tuned(drawn.documents),
+        "fine-tuned on all": lambda: tuned([*drawn.documents, *drawn.others[: args.more]]),
     }
 
 
@@ -186,7 +198,7 @@ ASKED: dict[str, Callable[[Drawn, argparse.Namespace], Ways]] = {
     "bounded": bounded,
     "retention": retention,
 }
-SETTINGS = ("split", "bank", "questions", "first", "more")
+SETTINGS = ("model", "split", "bank", "questions", "first", "more", "learning_rate")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,13 +208,14 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
     """Section -> its results. What is stored is not measured again."""
-    settings, items = settings_of(args), pages(args.split, args.bank + args.first + args.more)
+    settings = settings_of(args)
+    items = squad(args.data) if args.data else pages(args.split, args.bank + args.first + args.more)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "rows.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     known = {tuple(line["part"]): line["result"] for line in lines if line["settings"] == settings}
     results: dict[str, Any] = {}
-    with Engine.from_pretrained("tiny") as engine, file.open("a") as sink, tempfile.TemporaryDirectory() as folder:
+    with Engine.from_pretrained(args.model) as engine, file.open("a") as sink, tempfile.TemporaryDirectory() as folder:
 
         def stored(part: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
             if part not in known:
@@ -242,7 +255,10 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mac", type=Path, required=True, help="a trained MAC of tiny")
+    parser.add_argument("--mac", type=Path, required=True, help="a trained MAC of the model")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--data", type=Path, help="test.jsonl of SQuAD-Seq instead of invented pages")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of fine-tuning, in retention")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sections", nargs="+", choices=(*ASKED, "costs"), default=(*ASKED, "costs"))
     parser.add_argument("--split", choices=SPLITS, default="test")
@@ -258,7 +274,8 @@ def main() -> None:
     found = measured(args)
     for section, results in found.items():
         show(section, results)
-    record = {"benchmark": "mac", "model": "tiny", "data": f"world, {args.split}, unseen"} | settings_of(args)
+    data = f"world, {args.split}, unseen" if args.data is None else f"SQuAD-Seq, {args.data.stem}"
+    record = {"benchmark": "mac", "data": data} | settings_of(args)
     record |= {"seeds": args.seeds, "sizes": args.sizes, "training": about(args.mac).training}
     print(json.dumps(record | {"results": found} | provenance(torch.device("cpu"))))
 

@@ -266,7 +266,7 @@ def test_settings_are_checked(values: dict[str, Any], rule: str) -> None:
 
 def test_the_rate_rises_and_falls() -> None:
     settings = GistTraining(steps=100, warmup=0.1, learning_rate=1.0)
-    rates = [settings.schedule.rate(step) for step in range(100)]
+    rates = [settings.rate(step) for step in range(100)]
     assert max(rates) == pytest.approx(1.0)
     assert rates[0] == pytest.approx(0.1)
     assert rates[:10] == sorted(rates[:10])

@@ -1,7 +1,8 @@
-"""Questions about invented things, and the banks and stores that have their pages."""
+"""Questions about invented things or of SQuAD, and the banks and stores that have their pages."""
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "tiny"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "mac"))
 
 from language import RELATIONS
 from sets import Item as Made
 from sets import items as made
+from squad_seq import ASK
 
 from memograft import Document, Engine, LexicalEmbedder, MacBank, Memory, Request, Sampling, VectorStore
 from memograft.documents import as_documents
@@ -26,7 +29,7 @@ from memograft.evaluation.scores import exact_match, f1, holds
 from memograft.memory.mac.entries import Name
 from memograft.passages.search import SearchMode
 
-__all__ = ["Drawn", "Rows", "filled", "pages"]
+__all__ = ["Drawn", "Rows", "filled", "pages", "squad"]
 
 Rows = list[dict[str, Any]]
 
@@ -52,6 +55,19 @@ def pages(split: str, count: int) -> tuple[list[Item], list[Item]]:
         own = bundled.get(item.id, Item(item.id, item.set, item.question, documents, (item.right,)))
         found[item.id not in bundled].append(replace(own, answers=(*own.answers, item.answer)))
     return found
+
+
+def squad(file: Path) -> tuple[list[Item], list[Item]]:
+    """One question of each page of a file of `recipes/mac/squad_seq.py`, drawn with seed 0; no further ones."""
+    questions: dict[str, list[dict[str, Any]]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        sample = json.loads(line)
+        questions.setdefault(sample["documents"][0], []).append(sample)
+    rng, items = random.Random(0), []
+    for n, (text, samples) in enumerate(questions.items()):
+        chosen = rng.choice(samples)
+        items.append(Item(f"page-{n}", "squad", chosen["question"], as_documents([text]), (chosen["answer"],)))
+    return items, []
 
 
 def _subject(item: Made) -> str:
@@ -81,14 +97,20 @@ class Drawn:
     ) -> None:
         self.engine, self.mac, self.seed, self.folder = engine, mac, seed, folder
         bundled, further = items
-        drawn, end = [*random.Random(seed).sample(bundled, len(bundled)), *further], 0
-        while len(_documents_of(drawn[:end])) < most and end < len(drawn):
+        drawn, end, count = [*random.Random(seed).sample(bundled, len(bundled)), *further], 0, 0
+        while count < most and end < len(drawn):
+            count += len(drawn[end].documents)
             end += 1
         self.items, self.documents = drawn[:end][:questions], _documents_of(drawn[:end])
         self.others = _documents_of(drawn[end:])  # of questions that are not asked
         folder.mkdir(parents=True)
 
-    def ask(self, memory: Memory | None = None, find: Callable[[Item], Sequence[Document]] = lambda _: ()) -> Rows:
+    def ask(
+        self,
+        memory: Memory | None = None,
+        find: Callable[[Item], Sequence[Document]] = lambda _: (),
+        engine: Engine | None = None,
+    ) -> Rows:
         """A row for each question, answered with a memory and the documents that are found for it."""
         shown = [find(item) for item in self.items]
         requests = [
@@ -96,7 +118,9 @@ class Drawn:
             for item, documents in zip(self.items, shown, strict=True)
         ]
         rows = []
-        for item, documents, answer in zip(self.items, shown, self.engine.answer_batch(requests), strict=True):
+        for item, documents, answer in zip(
+            self.items, shown, (engine or self.engine).answer_batch(requests), strict=True
+        ):
             row = {"id": item.id, "text": answer.text, "right": holds(answer.text, item.answers[0])}
             row |= {"em": exact_match(answer.text, item.answers), "f1": f1(answer.text, item.answers)}
             row |= {"unfinished": answer.finish_reason != "stop"}
@@ -107,7 +131,7 @@ class Drawn:
     def searched(self, mode: SearchMode, k: int) -> Callable[[Item], Sequence[Document]]:
         """Finds the first k documents."""
         store = self.text if mode == "text" else self.vectors
-        return lambda item: [hit.document for hit in store.search(item.question, k, mode=mode)]
+        return lambda item: [hit.document for hit in store.search(item.question.removeprefix(ASK), k, mode=mode)]
 
     @cached_property
     def text(self) -> VectorStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,22 +18,54 @@ from memograft.memory import checkpoint
 from memograft.model.backbone import Backbone
 from memograft.storage.disk import JsonObject
 
-__all__ = ["Progress", "Schedule", "fit", "frozen"]
+__all__ = ["Progress", "Training", "fit", "frozen"]
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Steps of AdamW.
+class Training:
+    """Settings of a run; with seed and samples they determine the result.
 
     Attributes:
-        steps: all of them.
-        learning_rate: at its highest.
+        window: W, tokens of a document at most; longer ones have several parts.
+        steps: optimiser steps.
+        groups: documents (with their questions) in a step; samples with the same documents are one group.
+        questions: of a group in a step, at most.
+        rank: of the LoRA.
+        learning_rate: of AdamW, at its highest.
         warmup: share of the steps in which it rises; it falls linearly to zero after them.
+        on_documents: the LoRA also acts on the tokens that are encoded, and not on learned tokens only.
+        accumulate: passes of a step, each with a part of its groups.
+        seed: of initial weights and batches.
     """
 
-    steps: int
-    learning_rate: float
-    warmup: float
+    window: int = 256
+    steps: int = 1000
+    groups: int = 32
+    questions: int = 4
+    rank: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.03
+    on_documents: bool = False
+    accumulate: int = 1
+    seed: int = 0
+
+    def check(self, counts: Iterable[str] = (), shares: Iterable[str] = (), weights: Iterable[str] = ()) -> None:
+        """Check the ranges of all settings, and of those of a subclass.
+
+        Raises:
+            SettingsError: a count is less than 1, a share not between 0 and 1, or a weight less than 0.
+        """
+        for name in ("window", "steps", "groups", "questions", "rank", "accumulate", *counts):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", *shares):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
+        for name in weights:
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -61,7 +93,7 @@ class Progress:
 def fit(
     parameters: Mapping[str, Tensor],
     gradients: Callable[[int], tuple[float, int]],
-    schedule: Schedule,
+    settings: Training,
     folder: Path,
     stated: JsonObject,
     *,
@@ -77,7 +109,7 @@ def fit(
     Args:
         parameters: by name.
         gradients: adds up the gradients of a step; returns its loss and how many tokens it read.
-        schedule: the steps.
+        settings: the steps and their learning rates.
         folder: of the checkpoint. If it has one of the same run, the run continues there.
         stated: what determines the result.
         scored: measures held-out samples every `every` steps, and at the end.
@@ -91,15 +123,15 @@ def fit(
         SettingsError: the checkpoint has other settings, or the loss is not finite.
         MemoryFormatError: the checkpoint is damaged.
     """
-    optimiser = torch.optim.AdamW(parameters.values(), lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0)
+    optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
     done = checkpoint.read(folder, stated, parameters, optimiser, kept or {})
     state = Progress(**done) if done is not None else Progress()
-    last = schedule.steps if stop_at is None else min(stop_at, schedule.steps)
-    bar = tqdm(range(state.step, last), initial=state.step, total=schedule.steps, disable=not progress)
+    last = settings.steps if stop_at is None else min(stop_at, settings.steps)
+    bar = tqdm(range(state.step, last), initial=state.step, total=settings.steps, disable=not progress)
     for step in bar:
         began = time.perf_counter()
         for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = settings.rate(step)
         loss, tokens = gradients(step)
         if not math.isfinite(loss):
             raise SettingsError(

@@ -26,6 +26,7 @@ and a prompt can have several, in any order, which share the positions W to W+k-
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,19 @@ from memograft.model.kv import Piece, joins, newest
 from memograft.model.prefill import run
 from memograft.prompt.builder import Prompt, PromptBuilder
 
-__all__ = ["GistWeights", "Opening", "check_model", "compressed", "in_front", "maps", "opening", "padded", "parts"]
+__all__ = [
+    "GistWeights",
+    "Opening",
+    "check_model",
+    "compressed",
+    "fresh_lora",
+    "in_front",
+    "maps",
+    "opening",
+    "padded",
+    "parts",
+    "used_by",
+]
 
 _LEAST = 8  # tokens of a document beside those of the template
 
@@ -115,6 +128,24 @@ def maps(backbone: Backbone) -> dict[str, nn.Module]:
         name for name, m in named.items() if isinstance(m, nn.ModuleList) and len(m) and m[-1] is backbone.layer
     )
     return {name: m for name, m in named.items() if name.startswith(f"{layers}.") and linear_shape(m) is not None}
+
+
+def fresh_lora(backbone: Backbone, rank: int, generator: torch.Generator) -> Adapter:
+    """An untrained LoRA of all `maps`, which changes nothing yet. It learns."""
+    a, b = {}, {}
+    for name, module in maps(backbone).items():
+        inside, out = linear_shape(module) or (0, 0)
+        device = next(module.parameters()).device
+        a[name] = (torch.randn(rank, inside, generator=generator) / math.sqrt(inside)).to(device).requires_grad_()
+        b[name] = torch.zeros(out, rank, device=device).requires_grad_()
+    return Adapter(a, b)
+
+
+def used_by(total: Tensor, adapter: Adapter) -> Adapter:
+    """The LoRA without maps on which `total` does not depend, such as the last layer's output."""
+    found = torch.autograd.grad(total, list(adapter.lora_b.values()), allow_unused=True)
+    names = [name for name, gradient in zip(adapter.lora_b, found, strict=True) if gradient is not None]
+    return Adapter({name: adapter.lora_a[name] for name in names}, {name: adapter.lora_b[name] for name in names})
 
 
 def parts(prompts: PromptBuilder, document: Document, window: int) -> list[tuple[int, ...]]:

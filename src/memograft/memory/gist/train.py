@@ -7,9 +7,8 @@ its settings and samples; after an interruption it continues from its last check
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,71 +17,37 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
-from memograft.memory.fit import Progress, Schedule, fit, frozen
+from memograft.memory.fit import Progress, Training, fit, frozen
 from memograft.memory.gist import folder as gist_folder
-from memograft.memory.gist.compress import GistWeights, check_model, compressed, maps
+from memograft.memory.gist.compress import GistWeights, check_model, compressed, fresh_lora, used_by
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, VIEWS, answer_logits, right, targets
-from memograft.model.adapter import Adapter
-from memograft.model.backbone import Backbone, linear_shape
+from memograft.model.backbone import Backbone
 from memograft.storage.disk import JsonObject
 
 __all__ = ["GistTraining", "evaluated", "fresh", "loss_of", "train"]
 
 
 @dataclass(frozen=True)
-class GistTraining:
-    """Settings of a run; with seed and samples they determine the result.
+class GistTraining(Training):
+    """Settings of a run; see also `Training`.
 
     Attributes:
         tokens: k, gist tokens for each document.
-        window: W, tokens of a document at most; longer ones get several gists.
-        steps: optimiser steps.
-        groups: documents (with their questions) in a step; samples with the same documents are one group.
-        questions: of a group in a step, at most.
         documents: that a question sees at most, with others of the step.
-        rank: of the LoRA.
-        learning_rate: of AdamW, at its highest.
-        warmup: share of the steps in which it rises; it falls linearly to zero after them.
         distill: weight of the KL divergence from the model with the documents in view; 1 - `distill` is that of the
             cross-entropy.
         ask: weight of a question's token (and of the template's behind it) in the loss, against 1 of an answer's. There
             are more of them, and how likely a question is behind a gist tells what the gist holds.
-        on_documents: the LoRA also acts on the document's tokens, never on a question or an answer.
-        accumulate: passes of a step, each with a part of its groups.
-        seed: of initial weights and batches.
     """
 
     tokens: int = 10
-    window: int = 256
-    steps: int = 1000
-    groups: int = 32
-    questions: int = 4
     documents: int = 3
-    rank: int = 32
-    learning_rate: float = 1e-3
-    warmup: float = 0.03
     distill: float = 0.0
     ask: float = 0.0
-    on_documents: bool = False
-    accumulate: int = 1
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("tokens", "window", "steps", "groups", "questions", "documents", "rank", "accumulate")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "distill", "ask"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
-
-    @property
-    def schedule(self) -> Schedule:
-        """Steps and learning rates."""
-        return Schedule(self.steps, self.learning_rate, self.warmup)
+        self.check(counts=("tokens", "documents"), shares=("distill", "ask"))
 
 
 def train(
@@ -129,7 +94,7 @@ def train(
         state = fit(
             parameters,
             gradients,
-            settings.schedule,
+            settings,
             folder,
             stated,
             scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
@@ -150,21 +115,12 @@ def fresh(backbone: Backbone, settings: GistTraining, batch: Batch, pad_id: int)
     with torch.no_grad():
         ids = torch.randint(len(backbone.model.get_input_embeddings().weight), (settings.tokens,), generator=generator)
         embeddings = backbone.model.get_input_embeddings()(ids.to(backbone.device)).float().clone()
-    lora_a, lora_b = {}, {}
-    for name, module in maps(backbone).items():
-        inside, out = linear_shape(module) or (0, 0)
-        device = next(module.parameters()).device
-        a = torch.randn(settings.rank, inside, generator=generator) / math.sqrt(inside)
-        lora_a[name] = a.to(device).requires_grad_()
-        lora_b[name] = torch.zeros(out, settings.rank, device=device).requires_grad_()
-    weights = GistWeights(embeddings.requires_grad_(), Adapter(lora_a, lora_b), settings.window, settings.on_documents)
+    adapter = fresh_lora(backbone, settings.rank, generator)
+    weights = GistWeights(embeddings.requires_grad_(), adapter, settings.window, settings.on_documents)
     with torch.enable_grad():
         made = compressed(backbone, weights, batch.documents[:1], pad_id)
         total = torch.stack([tensor.float().sum() for pair in made.layers for tensor in pair]).sum()
-        found = torch.autograd.grad(total, list(lora_b.values()), allow_unused=True)
-    used = [name for name, gradient in zip(lora_b, found, strict=True) if gradient is not None]
-    adapter = Adapter({name: lora_a[name] for name in used}, {name: lora_b[name] for name in used})
-    return GistWeights(weights.embeddings, adapter, settings.window, settings.on_documents)
+    return replace(weights, adapter=used_by(total, adapter))
 
 
 @torch.no_grad()

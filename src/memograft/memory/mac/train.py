@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
-from memograft.memory.fit import Progress, Schedule, fit, frozen
+from memograft.memory.fit import Progress, Training, fit, frozen
 from memograft.memory.gist import folder as gist_folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
@@ -36,21 +36,14 @@ _IN_GROUPS = 3  # earlier modulations for each of a pass's own, if it aggregates
 
 
 @dataclass(frozen=True)
-class MacTraining:
-    """Settings of a run; with seed and samples they determine the result.
+class MacTraining(Training):
+    """Settings of a run; see also `Training`. The documents of a pass are its bank.
 
     Attributes:
         tokens: T, learned tokens for each document.
         modulation: what is found becomes "prefix", keys and values in front of the prompt, or "lora", a LoRA of rank T
             on the last FFN.
-        window: W, tokens of a document or a question at most; longer documents have several modulations.
-        steps: optimiser steps.
-        groups: documents (with their questions) in a step, which are its bank; samples with the same documents are one.
-        questions: of a group in a step, at most.
-        rank: of the LoRA.
         blocks: of the aggregation network.
-        learning_rate: of AdamW, at its highest.
-        warmup: share of the steps in which it rises; it falls linearly to zero after them.
         stop_gradient: share of the documents without gradients.
         earlier: modulations of earlier steps that are in the bank too, without gradients. They cost only attention, and
             a question must find its documents among more.
@@ -62,21 +55,12 @@ class MacTraining:
         point: weight of the negative logarithm of the attention that a question's own documents get, in nats.
         alone: share of the questions that see their own documents only, and not the whole bank. These teach what a
             modulation must hold, before it matters which one is chosen.
-        on_documents: the LoRA also acts on the tokens of documents and questions while they are encoded.
-        accumulate: passes of a step, each with a bank of its own.
-        seed: of initial weights and batches.
     """
 
+    questions: int = 2
     tokens: int = 12
     modulation: str = "prefix"
-    window: int = 256
-    steps: int = 1000
-    groups: int = 32
-    questions: int = 2
-    rank: int = 32
     blocks: int = 4
-    learning_rate: float = 1e-3
-    warmup: float = 0.03
     stop_gradient: float = 0.0
     alone: float = 0.5
     earlier: int = 0
@@ -84,9 +68,6 @@ class MacTraining:
     shown: float = 0.0
     imitate: float = 0.0
     point: float = 0.0
-    on_documents: bool = False
-    accumulate: int = 1
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.modulation not in MODULATIONS:
@@ -95,17 +76,8 @@ class MacTraining:
             raise SettingsError(
                 f"`imitate` is for keys and values, and a LoRA has none, got {self.imitate}; set it to 0"
             )
-        for name in ("tokens", "window", "steps", "groups", "questions", "rank", "blocks", "accumulate"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "stop_gradient", "alone", "grouped", "shown"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingsError(f"`{name}` must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("earlier", "imitate", "point"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"`{name}` must be at least 0, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise SettingsError(f"`learning_rate` must be more than 0, got {self.learning_rate}")
+        shares = ("stop_gradient", "alone", "grouped", "shown")
+        self.check(counts=("tokens", "blocks"), shares=shares, weights=("earlier", "imitate", "point"))
 
 
 def train(
@@ -175,7 +147,7 @@ def train(
         state = fit(
             parameters,
             gradients,
-            Schedule(settings.steps, settings.learning_rate, settings.warmup),
+            settings,
             folder,
             stated,
             scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memograft.memory.gist.compress import GistWeights, compressed, maps
+from memograft.memory.gist.compress import GistWeights, compressed, fresh_lora, used_by
 from memograft.memory.mac.networks import Form, Layers, Lora, Networks, Prefix
 from memograft.model.adapter import Adapter
 from memograft.model.backbone import Backbone, linear_shape, unsupported
@@ -136,24 +136,11 @@ def fresh(
         else:
             both = [t[0].transpose(0, 1).flatten(1).float() for pair in _start(backbone, ids, window) for t in pair]
             networks.start.copy_(torch.cat([t.to(backbone.device) for t in both], 1))
-    a, b = {}, {}
-    for name, module in maps(backbone).items():
-        inside, out = linear_shape(module) or (0, 0)
-        device = next(module.parameters()).device
-        a[name] = (torch.randn(rank, inside, generator=generator) / math.sqrt(inside)).to(device).requires_grad_()
-        b[name] = torch.zeros(out, rank, device=device).requires_grad_()
-    return _used(backbone, MacWeights(networks, form, Adapter(a, b), window, on_documents), text)
-
-
-def _used(backbone: Backbone, weights: MacWeights, ids: Sequence[int]) -> MacWeights:
-    """Without the LoRA of maps on which no encoded state depends, such as the last FFN."""
-    b = weights.adapter.lora_b
+    adapter = fresh_lora(backbone, rank, generator)
+    weights = MacWeights(networks, form, adapter, window, on_documents)
     with torch.enable_grad():
-        total = weights.questions(backbone, [tuple(ids)], 0).sum()
-        found = torch.autograd.grad(total, list(b.values()), allow_unused=True)
-    used = [name for name, gradient in zip(b, found, strict=True) if gradient is not None]
-    adapter = Adapter({name: weights.adapter.lora_a[name] for name in used}, {name: b[name] for name in used})
-    return replace(weights, adapter=adapter)
+        total = weights.questions(backbone, [tuple(text)], 0).sum()
+    return replace(weights, adapter=used_by(total, adapter))
 
 
 @torch.no_grad()
