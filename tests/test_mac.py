@@ -15,7 +15,15 @@ from gists import parts_of, saved_gist
 from macs import saved_mac
 from memograft import Bank, Datastore, Document, Engine, FastMem, Gist, Kept, Mac, MacBank, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
-from memograft.errors import MemoryFormatError, SettingsError, StoreLockedError, UnsupportedModelError
+from memograft.errors import (
+    MemoryFormatError,
+    PromptTooLongError,
+    RequestCancelledError,
+    SettingsError,
+    StoreLockedError,
+    UnsupportedModelError,
+)
+from memograft.memory.base import Task, Wanted
 from memograft.memory.gist.compress import opening, parts
 from memograft.memory.mac import folder
 from memograft.memory.mac.bank import inspected
@@ -147,6 +155,23 @@ def test_what_is_memorized_depends_on_no_bank(make_engine: Any, mac: Mac, tmp_pa
     )
     handle = make_engine().memorize(FACTS, replace(mac, memory=LORA))
     torch.testing.assert_close(engine.next_token_logprobs(ask(memory=handle)), both, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_that_is_too_long_says_what_the_prefix_takes(make_engine: Any, tmp_path: Path) -> None:
+    engine = make_engine(max_length=120)
+    memory = Mac(str(bank_of(engine, tmp_path).path))
+    with pytest.raises(PromptTooLongError, match=r"\(120 positions minus the room for an answer, 67 of its memory\)"):
+        engine.answer(ask("Where? " * 30, memory=memory))
+
+
+def test_giving_up_ends_the_search(engine: Engine, mac: Mac) -> None:
+    """Others may use the model between two questions."""
+    model, calls = parts_of(engine), list[None]()
+    prompt = model.prompts.build(ask().messages)
+    task = Task(lambda: calls.append(None) or len(calls) == 2)  # type: ignore[func-returns-value]
+    with pytest.raises(RequestCancelledError, match="given up while its documents were looked for in a bank"):
+        Mac.before(model, [Wanted(mac, prompt, n, task=task) for n in range(3)])
+    assert len(calls) == 2
 
 
 def test_an_empty_bank_answers_plainly(engine: Engine, tmp_path: Path) -> None:

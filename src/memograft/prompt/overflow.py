@@ -64,16 +64,17 @@ class Fitted:
     truncated: tuple[Document, ...] = ()
 
 
-def fit(builder: PromptBuilder, request: Asked, documents: tuple[Document, ...], window: int) -> Fitted:
+def fit(builder: PromptBuilder, request: Asked, documents: tuple[Document, ...], window: int, taken: int = 0) -> Fitted:
     """Build the request's prompt so that it leaves room for an answer in a window of `window` tokens.
 
-    The room is an eighth of the window, or `max_new_tokens` if that is less. "drop" leaves out whole documents, the
-    last (lowest-ranked) first. "truncate" shortens the last document, and leaves it out only if nothing of it fits.
+    Its memory takes `taken` of them. The room is an eighth of the rest, or `max_new_tokens` if that is less. "drop"
+    leaves out whole documents, the last (lowest-ranked) first. "truncate" shortens the last document, and leaves it out
+    only if nothing of it fits.
 
     Raises:
         PromptTooLongError: it does not fit, and leaving out documents is not allowed or not enough.
     """
-    limit = window - min(request.sampling.max_new_tokens, max(1, window // 8))
+    limit = window - taken - min(request.sampling.max_new_tokens, max(1, (window - taken) // 8))
     # Texts that are far too long are not tokenized completely: a million characters would delay all other requests.
     messages = [_begun(builder, m, 2 * limit) for m in request.messages]
     kept = [replace(d, text=builder.head(d.text, 2 * limit)) for d in documents]
@@ -88,7 +89,9 @@ def fit(builder: PromptBuilder, request: Asked, documents: tuple[Document, ...],
         if request.overflow == "error" or not kept:
             more = endless or kept != list(documents[: len(kept)])
             raise PromptTooLongError(
-                _message(len(prompt.ids), limit, window, len(kept), more=more), tokens=len(prompt.ids), limit=limit
+                _message(len(prompt.ids), limit, window, taken, len(kept), more=more),
+                tokens=len(prompt.ids),
+                limit=limit,
             )
         if surplus := _surely_too_many(prompt, excess):
             dropped += reversed(documents[len(kept) - surplus : len(kept)])
@@ -121,13 +124,14 @@ def _surely_too_many(prompt: Prompt, excess: int) -> int:
     return len(ends) - count
 
 
-def _message(tokens: int, limit: int, window: int, documents: int, *, more: bool) -> str:
+def _message(tokens: int, limit: int, window: int, taken: int, documents: int, *, more: bool) -> str:
     way_out = (
         'pass fewer or shorter documents, or overflow="drop" or "truncate"'
         if documents
         else "shorten the messages, or use a model with a longer window"
     )
+    memory = f", {taken} of its memory" if taken else ""
     return (
-        f"the prompt with its {documents} documents has {'more than ' if more else ''}{tokens} tokens, and {limit} fit "
-        f"({window} positions minus the room for an answer); {way_out}"
+        f"the prompt with its {documents} documents has {'more than ' if more else ''}{tokens} tokens, and "
+        f"{max(0, limit)} fit ({window} positions minus the room for an answer{memory}); {way_out}"
     )

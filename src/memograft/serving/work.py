@@ -62,10 +62,9 @@ class Work:
         """
         if self.fitted is not None:
             return
-        if self.memory is not None:
-            window -= self.memory.columns(builder, self.brought)
-        self.fitted = fit(builder, self.request, self.documents, window)
-        self.max_new_tokens = min(self.sampling.max_new_tokens, window - len(self.prompt.ids))
+        taken = self.memory.columns(builder, self.brought) if self.memory is not None else 0
+        self.fitted = fit(builder, self.request, self.documents, window, taken)
+        self.max_new_tokens = min(self.sampling.max_new_tokens, window - taken - len(self.prompt.ids))
         if self.cad is not None:
             self.echo = builder.build(self.request.messages, (), self.request.tools)
         if self.request.json_schema is not None:

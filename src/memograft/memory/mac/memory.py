@@ -185,6 +185,7 @@ def _found(model: Model, rows: Sequence[Wanted]) -> list[_Found | None]:
         prompts = [model.prompts.build([{"role": "user", "content": asked[n][2]}]) for n in own]
         states = weights.questions(model.backbone, [p.ids[-weights.window :] for p in prompts], model.pad_id)
         for n, state in zip(own, states, strict=True):
+            rows[n].task.pause("looked for in a bank")
             found[n] = _Found(weights, networks.modulate(hierarchical(networks, state[None], loaded.tokens, size)))
     return found
 
