@@ -268,7 +268,7 @@ def test_attention_to_the_own_documents_is_rewarded() -> None:
 
 
 @torch.no_grad()
-def test_modulations_of_earlier_steps_may_be_in_the_bank() -> None:
+def test_documents_about_which_nothing_is_asked_may_be_in_the_bank() -> None:
     backbone, weights = made("llama")
     model, bank = model_of(backbone), weights.documents(backbone, DOCUMENTS, 0)
     more = torch.cat([bank, weights.documents(backbone, [(40, 41, 42)], 0)])

@@ -156,9 +156,8 @@ def mac(
     alone: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the questions that see their own documents only.")
     ] = 0.5,
-    earlier: Annotated[
-        int,
-        typer.Option(min=0, help="Modulations of earlier steps in the bank too: more to be told apart, at low cost."),
+    others: Annotated[
+        int, typer.Option(min=0, help="Documents in a bank about which nothing is asked: more to be told apart.")
     ] = 0,
     grouped: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the passes that aggregate the bank in groups.")
@@ -198,7 +197,7 @@ def mac(
             warmup=warmup,
             stop_gradient=stop_gradient,
             alone=alone,
-            earlier=earlier,
+            others=others,
             grouped=grouped,
             shown=shown,
             imitate=imitate,

@@ -1,6 +1,6 @@
 """Checkpoints of a training: weights and optimiser as safetensors, settings and progress as JSON, written together.
 
-checkpoint/state.safetensors    <name>, <name>.exp_avg, <name>.exp_avg_sq, <name>.step; other tensors by their names
+checkpoint/state.safetensors    <name>, <name>.exp_avg, <name>.exp_avg_sq, <name>.step
 checkpoint/state.json           settings and progress; SHA-256 of the other file, and of itself
 """
 
@@ -29,12 +29,11 @@ def write(
     parameters: Mapping[str, Tensor],
     optimiser: torch.optim.Optimizer,
     progress: JsonObject,
-    kept: Mapping[str, Tensor],
 ) -> None:
     """Write a checkpoint atomically in place of the last one."""
     from safetensors.torch import save
 
-    tensors = {**parameters, **kept}
+    tensors = dict(parameters)
     for name, parameter in parameters.items():
         tensors |= {f"{name}.{key}": torch.as_tensor(value) for key, value in optimiser.state[parameter].items()}
     data = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
@@ -45,13 +44,9 @@ def write(
 
 
 def read(
-    folder: Path,
-    settings: JsonObject,
-    parameters: Mapping[str, Tensor],
-    optimiser: torch.optim.Optimizer,
-    kept: Mapping[str, Tensor],
+    folder: Path, settings: JsonObject, parameters: Mapping[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> JsonObject | None:
-    """Load the checkpoint into parameters, optimiser and `kept`, and return its progress; None if there is none.
+    """Load the checkpoint into parameters and optimiser, and return its progress; None if there is none.
 
     Raises:
         SettingsError: it was written with other settings.
@@ -77,8 +72,6 @@ def read(
         )
     tensors = load(data)
     with torch.no_grad():
-        for name, tensor in kept.items():
-            tensor.copy_(tensors[name])
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
             optimiser.state[parameter] = {

@@ -99,7 +99,6 @@ def fit(
     *,
     scored: Callable[[], JsonObject] | None,
     write: Callable[[Progress], None],
-    kept: Mapping[str, Tensor] | None = None,
     every: int,
     stop_at: int | None = None,
     progress: bool = True,
@@ -114,7 +113,6 @@ def fit(
         stated: what determines the result.
         scored: measures held-out samples every `every` steps, and at the end.
         write: writes what is trained, after that.
-        kept: other tensors that determine the next steps, by name; a run that continues has them again.
         every: steps between checkpoints.
         stop_at: stop at this step; a later call continues.
         progress: whether to show a progress bar.
@@ -124,7 +122,7 @@ def fit(
         MemoryFormatError: the checkpoint is damaged.
     """
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
-    done = checkpoint.read(folder, stated, parameters, optimiser, kept or {})
+    done = checkpoint.read(folder, stated, parameters, optimiser)
     state = Progress(**done) if done is not None else Progress()
     last = settings.steps if stop_at is None else min(stop_at, settings.steps)
     bar = tqdm(range(state.step, last), initial=state.step, total=settings.steps, disable=not progress)
@@ -149,7 +147,7 @@ def fit(
                 state.scores.append({"step": state.step, **scored()})
                 bar.write(str(state.scores[-1]))
             write(state)  # first: a run that is killed here does these steps again
-            checkpoint.write(folder, stated, parameters, optimiser, asdict(state), kept or {})
+            checkpoint.write(folder, stated, parameters, optimiser, asdict(state))
     return state
 
 

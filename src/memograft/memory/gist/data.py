@@ -66,7 +66,7 @@ class Batch:
     """Documents that are compressed in one pass, and questions that are asked in one pass over their gists.
 
     Attributes:
-        documents: their tokens.
+        documents: their tokens; those about which nothing is asked come last.
         asked: the questions.
         opening: what stands in front of the gists, the same for all questions.
     """
@@ -108,26 +108,40 @@ class Batches:
         """Number of groups."""
         return len(self._groups)
 
-    def of_step(self, step: int, groups: int, passes: int = 1) -> list[Batch]:
-        """The batch of a step in `passes` parts, each with `groups` / `passes` of the groups, of similar length."""
+    def of_step(self, step: int, groups: int, passes: int = 1, others: int = 0) -> list[Batch]:
+        """The batch of a step in `passes` parts, each with `groups` / `passes` of the groups, of similar length.
+
+        Each part also has the documents of `others` groups about which nothing is asked.
+        """
         rng = random.Random(f"{self._seed}-{step}")
         chosen = [self._groups[self._place(n)] for n in range(step * groups, (step + 1) * groups)]
         chosen.sort(key=lambda group: sum(map(len, group[0].documents)))  # less padding
         size = -(-groups // passes)
-        return [self.batch(chosen[n : n + size], rng) for n in range(0, groups, size)]
+        return [
+            self.batch(chosen[n : n + size], rng, rng.sample(self._groups, min(others, len(self._groups))))
+            for n in range(0, groups, size)
+        ]
 
     def all(self, groups: int) -> list[Batch]:
         """All samples, once each, without distractors."""
         return [self.batch(self._groups[n : n + groups], None) for n in range(0, len(self._groups), groups)]
 
-    def batch(self, groups: Sequence[Sequence[Sample]], rng: random.Random | None) -> Batch:
-        """One batch of these groups. Without `rng`, all questions are asked, of their own documents alone."""
+    def batch(
+        self,
+        groups: Sequence[Sequence[Sample]],
+        rng: random.Random | None,
+        unasked: Sequence[Sequence[Sample]] = (),
+    ) -> Batch:
+        """One batch of these groups, and the documents of `unasked`. Without `rng`, all questions are asked, of their own
+        documents alone."""
         documents: list[tuple[int, ...]] = []
         places: dict[str, tuple[int, ...]] = {}
         for text in dict.fromkeys(text for group in groups for text in group[0].documents):
             own = parts(self._prompts, Document(text), self._window)
             places[text] = tuple(range(len(documents), len(documents) + len(own)))
             documents += own
+        for text in dict.fromkeys(text for group in unasked for text in group[0].documents):
+            documents += parts(self._prompts, Document(text), self._window) if text not in places else ()
         asked, openings = list[Asked](), list[Opening]()
         for group in groups:
             own_samples = list(group)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from memograft.errors import SettingsError
@@ -32,7 +31,6 @@ __all__ = ["MacTraining", "evaluated", "train"]
 
 _WAYS = ("bank", "own", "none")
 _GROUPS = (8, 16, 32)
-_IN_GROUPS = 3  # earlier modulations for each of a pass's own, if it aggregates in groups: a group costs as much as all
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,9 @@ class MacTraining(Training):
             on the last FFN.
         blocks: of the aggregation network.
         stop_gradient: share of the documents without gradients.
-        earlier: modulations of earlier steps that are in the bank too, without gradients. They cost only attention, and
-            a question must find its documents among more.
+        others: documents in the bank of a pass about which nothing is asked, encoded without gradients: a question must
+            find its own among more. (Modulations of earlier steps would be free, but a bank learns to move away from
+            them, and forgets what it holds.)
         grouped: share of the passes that aggregate 8, 16 or 32 modulations at a time (`hierarchical`).
         shown: share of the questions with a page in the prompt too, in half of the cases that of another question.
         imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
@@ -63,7 +62,7 @@ class MacTraining(Training):
     blocks: int = 4
     stop_gradient: float = 0.0
     alone: float = 0.5
-    earlier: int = 0
+    others: int = 0
     grouped: float = 0.0
     shown: float = 0.0
     imitate: float = 0.0
@@ -77,7 +76,7 @@ class MacTraining(Training):
                 f"`imitate` is for keys and values, and a LoRA has none, got {self.imitate}; set it to 0"
             )
         shares = ("stop_gradient", "alone", "grouped", "shown")
-        self.check(counts=("tokens", "blocks"), shares=shares, weights=("earlier", "imitate", "point"))
+        self.check(counts=("tokens", "blocks"), shares=shares, weights=("others", "imitate", "point"))
 
 
 def train(
@@ -125,7 +124,6 @@ def train(
             stated["start"], teacher = _begin_with(start, weights, model)
         if teacher is not None and settings.modulation == "prefix":
             _center(model, weights, teacher, batches.of_step(0, settings.groups)[0])
-        earlier = _Earlier(settings, backbone.width, backbone.device)
         if settings.imitate and teacher is None:
             raise SettingsError("`imitate` needs a gist, got none; start with one, of as many tokens")
 
@@ -133,10 +131,9 @@ def train(
             return _step(
                 model,
                 weights,
-                batches.of_step(step, settings.groups, settings.accumulate),
+                batches.of_step(step, settings.groups, settings.accumulate, settings.others),
                 settings,
                 teacher,
-                earlier,
                 random.Random(f"{settings.seed}-{step}-drawn"),
             )
 
@@ -152,7 +149,6 @@ def train(
             stated,
             scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
             write=write,
-            kept=earlier.tensors,
             every=every,
             stop_at=stop_at,
             progress=progress,
@@ -189,68 +185,41 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
     return shares | {f"{way}_loss": round(loss / tokens, 4) for way, loss in losses.items()}
 
 
-class _Earlier:
-    """Modulations of the last documents of earlier steps, which are written over in turn. A checkpoint has them."""
-
-    def __init__(self, settings: MacTraining, width: int, device: torch.device) -> None:
-        self._kept = torch.zeros(settings.earlier, settings.tokens, width, device=device)
-        self._count = torch.zeros((), dtype=torch.int64)  # of all that were added
-        self.tensors = {"earlier": self._kept, "earlier_count": self._count}
-
-    def all(self) -> Tensor:
-        """(K, T, D), those that there are. A copy, because later ones are written over them."""
-        return self._kept[: int(self._count)].clone()
-
-    def add(self, made: Tensor) -> None:
-        """Keep modulations (K, T, D)."""
-        if len(self._kept):
-            made = made.detach()[-len(self._kept) :]
-            places = (int(self._count) + torch.arange(len(made))) % len(self._kept)
-            self._kept[places.to(self._kept.device)] = made
-            self._count += len(made)
-
-
 def _step(
     model: Model,
     weights: MacWeights,
     batches: Sequence[Batch],
     settings: MacTraining,
     teacher: GistWeights | None,
-    earlier: _Earlier,
     rng: random.Random,
 ) -> tuple[float, int]:
     """Add up the gradients of a step. Returns its loss and how many tokens it read."""
     weight = sum(len(row.answer) for batch in batches for row in batch.asked)
     total, tokens = 0.0, 0
     for batch in batches:
-        learns = [rng.random() >= settings.stop_gradient for _ in batch.documents]
-        own, others = bank_of(model, weights, batch.documents, learns), earlier.all()
-        drawn = _drawn(settings, batch, len(others), rng)
-        if drawn.order is not None:
-            others = others[: len(drawn.order) - len(own)]
-        bank = torch.cat([own, others])
+        own = {n for row in batch.asked for n in row.gists}
+        learns = [n in own and rng.random() >= settings.stop_gradient for n in range(len(batch.documents))]
+        bank, drawn = bank_of(model, weights, batch.documents, learns), _drawn(settings, batch, rng)
         loss = loss_of(
             model, weights, batch, bank, drawn, imitate=settings.imitate, point=settings.point, teacher=teacher
         )
         loss = loss / weight
         loss.backward()  # type: ignore[no-untyped-call]
-        earlier.add(own)
         total += loss.item()
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
         tokens += sum(2 * len(row.prompt) + weights.tokens + len(row.answer) for row in batch.asked)
     return total, tokens
 
 
-def _drawn(settings: MacTraining, batch: Batch, others: int, rng: random.Random) -> Drawn:
-    """What is drawn for a pass, with `others` modulations of earlier steps."""
-    count, own = len(batch.asked), len(batch.documents)
+def _drawn(settings: MacTraining, batch: Batch, rng: random.Random) -> Drawn:
+    """What is drawn for a pass."""
+    count, documents = len(batch.asked), len(batch.documents)
     alone = [rng.random() < settings.alone for _ in batch.asked]
     group = rng.choice(_GROUPS) if rng.random() < settings.grouped else None
     shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
     if group is None:
         return Drawn(alone, shown)
-    all_of_them = own + min(others, _IN_GROUPS * own)
-    return Drawn((), shown, group, torch.tensor(rng.sample(range(all_of_them), all_of_them)))
+    return Drawn((), shown, group, torch.tensor(rng.sample(range(documents), documents)))
 
 
 @torch.no_grad()
