@@ -132,8 +132,10 @@ class Batches:
         rng: random.Random | None,
         unasked: Sequence[Sequence[Sample]] = (),
     ) -> Batch:
-        """One batch of these groups, and the documents of `unasked`. Without `rng`, all questions are asked, of their own
-        documents alone."""
+        """One batch of these groups, and the documents of `unasked`.
+
+        Without `rng`, all questions are asked, of their own documents alone.
+        """
         documents: list[tuple[int, ...]] = []
         places: dict[str, tuple[int, ...]] = {}
         for text in dict.fromkeys(text for group in groups for text in group[0].documents):
