@@ -369,6 +369,8 @@ def test_demo_with_the_bundled_model():
 
 def test_version():
     assert run("--version").stdout == f"memograft {memograft.__version__}\n"
+    as_module = subprocess.run([sys.executable, "-m", "memograft", "--version"], capture_output=True, text=True)
+    assert as_module.stdout == f"memograft {memograft.__version__}\n"
 
 
 def test_importing_is_cheap():

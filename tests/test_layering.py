@@ -15,7 +15,7 @@ import memograft
 ROOT = Path(__file__).parents[1]
 SOURCE = sorted((ROOT / "src").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-CORE = [f for f in SOURCE if "cli" not in f.relative_to(ROOT).with_suffix("").parts]
+CORE = [f for f in SOURCE if not {"cli", "__main__"} & {*f.relative_to(ROOT).with_suffix("").parts}]
 INTEGRATIONS = ("langchain", "llama_index", "typer", "rich")
 
 
