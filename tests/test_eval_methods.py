@@ -38,7 +38,9 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
     asked = {name: method.request(tiny, items, 1, SHORT, lessons) for name, method in METHODS.items()}
     assert {name for name, r in asked.items() if not r.documents} == {"no document"}
     assert all(r.documents == items[1].documents for name, r in asked.items() if name != "no document")
-    assert {name for name, r in asked.items() if r.processors} == {"plain, restricted", "CAD", "memorized, CAD", "RTD"}
+    assert {name for name, r in asked.items() if r.processors} == {
+        "plain, restricted", "CAD", "memorized, CAD", "AdaCAD", "memorized, AdaCAD", "DoLa", "memorized, DoLa", "RTD"
+    }
     assert {name for name, r in asked.items() if len(r.messages) > 1} == {"few-shot"}
     question = items[1].question
     others = {name: r for name, r in asked.items() if r.messages[-1]["content"] != question}
