@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from gists import DOCUMENTS, parts_of
-from memograft import Engine
+from memograft import Engine, MacBank
 from memograft.memory.mac import folder
 from memograft.memory.mac.weights import MacWeights, fresh
 from memograft.model.backbone import Backbone
+from test_engine import FACTS
+
+MORE = [f"{fact} That is number {n}." for n, fact in enumerate(FACTS * 2)]
 
 
 def random_mac(backbone: Backbone, *, tokens: int = 3, window: int = 64, **options: Any) -> MacWeights:
@@ -40,3 +43,9 @@ def saved_mac(engine: Engine, path: Path, **options: Any) -> Path:
     weights = random_mac(model.backbone, **options)
     folder.write(path, weights, model.backbone, model.fingerprint, {"steps": 0})
     return path
+
+
+def bank_of(engine: Engine, path: Path, texts: Any = FACTS, **options: Any) -> MacBank:
+    bank = MacBank(path / "bank", saved_mac(engine, path / "mac", **options))
+    bank.add(engine, texts, progress=False)
+    return bank
