@@ -18,8 +18,15 @@ ASK, ALPHA = "Where is it?", 6.0  # large, because documents have little effect 
 PLAIN = Request(ASK, documents=FACTS, processors=[Cad(ALPHA)], sampling=Sampling(12))
 
 
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Their Jensen-Shannon divergence in nats, token by token."""
+    p, q = one.double().softmax(-1), other.double().softmax(-1)
+    m = (p + q) / 2
+    return float((p * (p / m).log() + q * (q / m).log()).nansum() / 2)
+
+
 @torch.no_grad()
-def naive(engine: Engine, request: Request, alpha: float, memory: Any = None) -> list[int]:
+def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None) -> list[int]:
     """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), with two passes per token."""
     build_prompt = engine._prompts.build
     ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
@@ -29,7 +36,8 @@ def naive(engine: Engine, request: Request, alpha: float, memory: Any = None) ->
         with applied(engine._backbone, adapters):
             own = engine.model(torch.tensor([ids + tokens])).logits[0, -1]
             without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
-        tokens.append(int(((1 + alpha) * own - alpha * without).argmax()))
+        strength = apart(own, without) if isinstance(alpha, str) else alpha
+        tokens.append(int(((1 + strength) * own - strength * without).argmax()))
         if tokens[-1] == engine.model.generation_config.eos_token_id:
             return tokens[:-1]
     return tokens
@@ -49,6 +57,33 @@ def test_what_is_said_is_the_formula(tokenizer: Any, family: str) -> None:
         assert [list(answers[n].token_ids) for n in (2, 4)] == [with_memory] * 2
         assert [answers[0].token_ids, answers[3].token_ids] == [engine.answer(r).token_ids for r in others]
         assert expected not in (with_memory, list(answers[3].token_ids)), "it changed nothing: the test shows nothing"
+
+
+@torch.no_grad()
+def test_the_adaptive_strength_is_the_divergence(tokenizer: Any) -> None:
+    """Of the distributions with and without documents, or with and without a memory, of each token."""
+    with Engine(build("llama", seed=1), tokenizer) as engine:
+        memory = replace(STRONG, gate=None)
+        handle = engine.memorize(FACTS, memory)
+        for request, kept in ((PLAIN, None), (replace(PLAIN, memory=handle), handle)):
+            adaptive = replace(request, processors=[Cad("adaptive")])
+            build_prompt = engine._prompts.build
+            ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
+            with applied(engine._backbone, stack([kept.adapter if kept else None], engine._backbone)):
+                own, without = (engine.model(torch.tensor([row])).logits[0, -1] for row in (ids, bare))
+            expected = own + apart(own, without) * (own - without)
+            torch.testing.assert_close(
+                engine.next_token_logprobs(adaptive), expected.log_softmax(-1), rtol=1e-4, atol=1e-5
+            )
+            assert apart(own, without) > 1e-4
+            assert list(engine.answer(adaptive).token_ids) == naive(engine, request, "adaptive", kept)
+        contrasted = replace(PLAIN, processors=(), memory=replace(memory, contrast="adaptive"))
+        with applied(engine._backbone, stack([handle.adapter], engine._backbone)):
+            own = engine.model(torch.tensor([ids])).logits[0, -1]
+        base = engine.model(torch.tensor([ids])).logits[0, -1]
+        expected = own + apart(own, base) * (own - base)
+        found = engine.next_token_logprobs(contrasted)
+        torch.testing.assert_close(found, expected.log_softmax(-1), rtol=1e-3, atol=1e-4)
 
 
 def test_streams_and_samples_alike(engine: Engine) -> None:
@@ -74,10 +109,11 @@ def test_it_pushes_towards_the_page(tiny: Engine) -> None:
     assert "Lisbon" in tiny.answer(question, [page], memory=FastMem(), processors=[Cad()]).text
 
 
-@pytest.mark.parametrize("alpha", [-0.1, float("nan"), True, "much"])
+@pytest.mark.parametrize("alpha", [-0.1, float("nan"), True, "much", None])
 def test_bad_alphas(alpha: Any) -> None:
     with pytest.raises(
-        SettingsError, match=r"`alpha` must be a number that is not negative, got .*; the paper has 0.5"
+        SettingsError,
+        match=r"`alpha` must be a number that is not negative, got .*; the papers have 0.5 and \"adaptive\"",
     ):
         Cad(alpha)
 

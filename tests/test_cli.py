@@ -316,7 +316,7 @@ def test_wrong_usage_is_2(args):
     ("option", "value", "said"),
     [
         ("--relevance", "2", "must be auto, none or a number of at most 1, got '2'; leave it out for auto"),
-        ("--contrast", "-1", "must be a number that is not negative, got -1; 0 switches it off"),
+        ("--contrast", "-1", "must be a number that is not negative, got -1; 0 switches it off, adaptive adapts it"),
     ],
 )
 def test_a_wrong_setting_is_told_with_its_rule_and_a_way_out(option, value, said):

@@ -38,7 +38,16 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
     asked = {name: method.request(tiny, items, 1, SHORT, lessons) for name, method in METHODS.items()}
     assert {name for name, r in asked.items() if not r.documents} == {"no document"}
     assert all(r.documents == items[1].documents for name, r in asked.items() if name != "no document")
-    assert {name for name, r in asked.items() if r.processors} == {"plain, restricted", "CAD", "memorized, CAD", "RTD"}
+    assert {name for name, r in asked.items() if r.processors} == {
+        "plain, restricted",
+        "CAD",
+        "memorized, CAD",
+        "AdaCAD",
+        "memorized, AdaCAD",
+        "DoLa",
+        "memorized, DoLa",
+        "RTD",
+    }
     assert {name for name, r in asked.items() if len(r.messages) > 1} == {"few-shot"}
     question = items[1].question
     others = {name: r for name, r in asked.items() if r.messages[-1]["content"] != question}
@@ -56,6 +65,9 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
         "memorized, support gate": FastMem(gate="support"),
         "memorized, CAD": FastMem(),
         "memorized, contrast 0.5": FastMem(contrast=0.5),
+        "memorized, contrast adaptive": FastMem(contrast="adaptive"),
+        "memorized, AdaCAD": FastMem(),
+        "memorized, DoLa": FastMem(),
         "compacted 4x": Compacted(ratio=4),
         "compacted 10x": Compacted(ratio=10),
         "memorized, all documents": FastMem(relevance=None, conflicts=None),

@@ -22,6 +22,7 @@ NAMES = [
     "Conflict",
     "Datastore",
     "Document",
+    "Dola",
     "Embedder",
     "Engine",
     "FastMem",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memograft.decoding.cad import Cad
+    from memograft.decoding.dola import Dola
     from memograft.documents import Document
     from memograft.engine import Engine
     from memograft.memory.bank import Bank
@@ -54,6 +55,7 @@ _HOMES = {
     "Conflict": "memograft.request",
     "Datastore": "memograft.rtd.datastore",
     "Document": "memograft.documents",
+    "Dola": "memograft.decoding.dola",
     "Embedder": "memograft.passages.embedders",
     "Engine": "memograft.engine",
     "FastMem": "memograft.memory.fastmem.memory",
@@ -93,6 +95,7 @@ __all__ = [
     "Conflict",
     "Datastore",
     "Document",
+    "Dola",
     "Embedder",
     "Engine",
     "FastMem",

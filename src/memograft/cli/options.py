@@ -57,9 +57,17 @@ def _relevance(text: str) -> str | float:
     return value
 
 
-def _not_negative(value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value >= 0):
-        raise typer.BadParameter(f"it must be a number that is not negative, got {value:g}; 0 switches it off")
+def _alpha(text: str) -> str | float:
+    if text == "adaptive":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(
+            f"it must be a number that is not negative, got {text}; 0 switches it off, adaptive adapts it"
+        )
     return value
 
 
@@ -93,8 +101,12 @@ ConflictsOption = Annotated[
     Conflicts | None, typer.Option(help="Of documents that contradict each other, memorize the first, or all (none).")
 ]
 ContrastOption = Annotated[
-    float | None,
-    typer.Option(callback=_not_negative, help="Strength of the contrast with the base model's distribution; 0: off."),
+    object,
+    typer.Option(
+        parser=_alpha,
+        metavar="adaptive|NUMBER",
+        help="Strength of the contrast with the base model's distribution; 0: off; adaptive: by how much they differ.",
+    ),
 ]
 SettingsOption = Annotated[
     Path | None,

@@ -1,6 +1,7 @@
 """Context-aware decoding: contrast the logits with those of the prompt without documents (arXiv 2305.14739).
 
     l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
+    alpha = JSD(p(documents, question), p_0(question)) in nats, for each token     ("adaptive": AdaCAD, 2409.07394)
 
 l are the row's logits after its memory and rules. l_0 are the logits of the same model, with the same memory, for the
 same conversation without documents, followed by the answer so far. An effect of the memory that does not depend on the
@@ -10,10 +11,9 @@ weights are read once for both.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from memograft.errors import SettingsError
+from memograft.decoding.contrast import Alpha, check_alpha
 
 __all__ = ["Cad"]
 
@@ -24,10 +24,11 @@ class Cad:
     needed.
 
     Attributes:
-        alpha: strength (paper: 0.5 for questions); 0 changes nothing.
+        alpha: strength (paper: 0.5 for questions); 0 changes nothing. "adaptive": more where documents change more, and
+            less where they agree with what the model knows.
 
     Raises:
-        SettingsError: alpha is negative or not a number.
+        SettingsError: alpha is negative or something else.
 
     Example:
         >>> from memograft import Engine, FastMem
@@ -37,9 +38,7 @@ class Cad:
         'The capital of Australia is Lisbon.'
     """
 
-    alpha: float = 0.5
+    alpha: Alpha = 0.5
 
     def __post_init__(self) -> None:
-        good = isinstance(self.alpha, int | float) and not isinstance(self.alpha, bool) and math.isfinite(self.alpha)
-        if not good or self.alpha < 0:
-            raise SettingsError(f"`alpha` must be a number that is not negative, got {self.alpha!r}; the paper has 0.5")
+        check_alpha("alpha", self.alpha)

@@ -65,7 +65,8 @@ class Chain:
     @property
     def greedy(self) -> bool:
         """Whether the row's token is the argmax of the logits of any pass, whatever its earlier tokens are."""
-        return not (self.needed or self._row.ruled or self._row.batch is not None or self._row.cad is not None)
+        row = self._row
+        return not (self.needed or row.ruled or any(own is not None for own in (row.batch, row.cad, row.dola)))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """(V,) -> (V,)."""

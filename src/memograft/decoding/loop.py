@@ -23,6 +23,8 @@ from torch import Tensor
 
 from memograft.decoding.batch_processor import Steps, caught, process
 from memograft.decoding.chain import Chain
+from memograft.decoding.contrast import contrasted
+from memograft.decoding.dola import early_states
 from memograft.decoding.ends import Ends, end_tokens
 from memograft.decoding.lookup import Lookup
 from memograft.decoding.row import Row
@@ -64,6 +66,7 @@ class _Out:
     logits: Tensor  # (N, Q, V)
     base: dict[int, Tensor]  # (V,) by slot
     states: dict[str, Tensor]  # (N, D) by place
+    early: dict[int, Tensor]  # (N, D) by layer
 
 
 class Loop:
@@ -235,11 +238,15 @@ class _Batch:
                 scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
             seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
             states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
+            layers = {
+                n for slot in slots if slot.row.dola is not None for n in slot.row.dola.candidates(self._backbone)
+            }
+            early = scope.enter_context(early_states(self._backbone, layers)) if layers else {}
             scope.enter_context(biased(self._backbone, self._columns.cache))
             mask = self._columns.mask(tokens.shape[1])
             out = model(input_ids=tokens, attention_mask=mask, use_cache=True, **extra)
         base = {} if seen is None else {first + n: seen.logits[g, 0] for g, n in enumerate(ruled)}
-        return _Out(first, out.logits, base, states.at if states is not None else {})
+        return _Out(first, out.logits, base, states.at if states is not None else {}, early)
 
     def _choose(self, outs: Sequence[_Out]) -> Tensor:
         """The next token of each slot (N,), from its logits, rules and processors."""
@@ -254,7 +261,12 @@ class _Batch:
         own = {n: slot for n, slot in enumerate(self.slots) if not (slot.echo or slot.row.done)}
         for n, slot in own.items():
             if slot.row in echoes:
-                logits[n] += (slot.row.cad or 0.0) * (logits[n] - logits[echoes[slot.row]])  # decoding/cad.py
+                logits[n] = contrasted(logits[n], logits[echoes[slot.row]], slot.row.cad or 0.0)
+        for n, slot in own.items():
+            if slot.row.dola is not None:
+                (out,) = [out for out in outs if out.first <= n < out.first + len(out.logits)]
+                states = {layer: rows[n - out.first] for layer, rows in out.early.items()}
+                logits[n] = slot.row.dola.contrasted(self._backbone, logits[n], states)
         steps = self._process(logits, outs, own)
         for n, slot in own.items():
             if slot.chain.needed and not slot.row.done:

@@ -9,6 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from memograft.decoding.batch_processor import BatchProcessor, Moved
+from memograft.decoding.contrast import Alpha
+from memograft.decoding.dola import Dola
 from memograft.decoding.processor import Processor
 from memograft.decoding.rule import Rule
 from memograft.decoding.sampling import Sampling
@@ -27,7 +29,8 @@ class Row:
         adapter: its memory, or None for the base model.
         rules: how its logits with and without the memory are combined; not used without a memory.
         cad: alpha of context-aware decoding, or None.
-        batch: its batch processor, which acts after the rules and `cad`; rows with equal ones share a call.
+        dola: contrasts the last layer with an earlier one, or None.
+        batch: its batch processor, which acts after the rules, `cad` and `dola`; rows with equal ones share a call.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
         on_tokens: called after each token, with all new tokens so far.
         on_end: called with the row when it is done, while other rows may continue.
@@ -44,7 +47,8 @@ class Row:
     max_new_tokens: int
     adapter: Adapter | None = None
     rules: Sequence[Rule] = ()
-    cad: float | None = None
+    cad: Alpha | None = None
+    dola: Dola | None = None
     batch: BatchProcessor | None = None
     processors: Sequence[Processor] = ()
     on_tokens: Callable[[Sequence[int]], None] | None = None

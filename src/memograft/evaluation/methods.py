@@ -174,8 +174,12 @@ def _restricted(engine: Engine, item: Item) -> object:
     return Restricted(engine, item)
 
 
-def _context_aware(_engine: Engine, _item: Item, alpha: float) -> object:
+def _context_aware(_engine: Engine, _item: Item, alpha: float | Literal["adaptive"]) -> object:
     return memograft.Cad(alpha)
+
+
+def _layers(_engine: Engine, _item: Item, layers: Literal["low", "high"]) -> object:
+    return memograft.Dola(layers)
 
 
 _ONLY = "Answer only from the documents, even where they contradict what you know."
@@ -188,10 +192,17 @@ METHODS: dict[str, Method] = {
     "few-shot": Method(shots=3),
     "RTD": Method(datastore=True),
     "CAD": Method(processor=_context_aware, options={"alpha": 0.5}),
+    "AdaCAD": Method(processor=_context_aware, options={"alpha": "adaptive"}),
+    "DoLa": Method(processor=_layers, options={"layers": "high"}),
     "memorized": Method(memory=lambda: memograft.FastMem()),
     "memorized, support gate": Method(memory=lambda: memograft.FastMem(gate="support")),
     "memorized, contrast 0.5": Method(memory=lambda: memograft.FastMem(contrast=0.5)),
+    "memorized, contrast adaptive": Method(memory=lambda: memograft.FastMem(contrast="adaptive")),
     "memorized, CAD": Method(memory=lambda: memograft.FastMem(), processor=_context_aware, options={"alpha": 0.5}),
+    "memorized, AdaCAD": Method(
+        memory=lambda: memograft.FastMem(), processor=_context_aware, options={"alpha": "adaptive"}
+    ),
+    "memorized, DoLa": Method(memory=lambda: memograft.FastMem(), processor=_layers, options={"layers": "high"}),
     "memorized, all documents": Method(memory=lambda: memograft.FastMem(relevance=None, conflicts=None)),
     "memorized, all documents, support gate": Method(
         memory=lambda: memograft.FastMem(relevance=None, conflicts=None, gate="support")

@@ -188,6 +188,7 @@ class Session:
             adapter=brought.adapter,
             rules=brought.rules,
             cad=work.cad,
+            dola=work.dola,
             batch=work.batch,
             processors=work.processors,
             logprobs=work.request.logprobs,

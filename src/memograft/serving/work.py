@@ -11,6 +11,8 @@ import torch
 
 from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.cad import Cad
+from memograft.decoding.contrast import Alpha
+from memograft.decoding.dola import Dola
 from memograft.decoding.json_or_text import JsonOrText
 from memograft.decoding.json_schema import JsonSchema
 from memograft.decoding.processor import Processor
@@ -85,10 +87,15 @@ class Work:
         return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
 
     @property
-    def cad(self) -> float | None:
+    def cad(self) -> Alpha | None:
         """Alpha of context-aware decoding; None if it would have no effect."""
-        alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
+        alpha: Alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
         return alpha if alpha and self.documents else None
+
+    @property
+    def dola(self) -> Dola | None:
+        """The contrast with an earlier layer."""
+        return next((p for p in self.request.processors if isinstance(p, Dola)), None)
 
     def falls_back(self, brought: Brought, streams: bool) -> bool:
         """Decide whether the base model's answer is decoded too, and store that in `has_fallback`."""
@@ -148,7 +155,7 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
 
     Raises:
         SettingsError: `memory` belongs to another model; a token id of `logit_bias` is not in the vocabulary; there are
-            two Rtd or two Cad.
+            two Rtd, two Cad or two Dola; the model has no layer that Dola names.
         ModelMismatchError: a datastore belongs to another model.
         UnsupportedModelError: the model does not support this memory.
     """
@@ -165,11 +172,15 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     if len(alphas := [p.alpha for p in request.processors if isinstance(p, Cad)]) > 1:
         raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
     for n, other in enumerate(request.processors):
-        if not isinstance(other, Processor | Cad):
+        if not isinstance(other, Processor | Cad | Dola):
             raise SettingsError(
-                f"`processors` may hold transformers' LogitsProcessors, Rtd(...) and Cad(...), got {other!r:.80} in "
-                f"place {n}; pass an instance of one of them"
+                f"`processors` may hold transformers' LogitsProcessors, Rtd(...), Cad(...) and Dola(...), got "
+                f"{other!r:.80} in place {n}; pass an instance of one of them"
             )
+    if len(dolas := [p for p in request.processors if isinstance(p, Dola)]) > 1:
+        raise SettingsError(f"`processors` may hold one Dola, got {len(dolas)}; keep one of them")
+    for dola in dolas:
+        dola.candidates(backbone)
     for processor in batch:
         processor.check(fingerprint)
 

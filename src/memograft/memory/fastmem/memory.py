@@ -47,7 +47,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
             "assistant", alone in an assistant turn (paper; needs a second prefill).
         gate: None, or "support": a token that the base model prefers is kept if it occurs in the documents. Ours.
         contrast: alpha of contrastive decoding between the memorized and the base model's distribution (paper's
-            "FastMem + CD": 0.5).
+            "FastMem + CD": 0.5). "adaptive": more where memorizing changes more; see `memograft.decoding.contrast`.
         relevance: documents with a lower relevance to the question stay in the prompt but are not memorized; see
             `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`. None memorizes all documents without judging
             them (paper), and ignores `conflicts`. Ours.
@@ -154,7 +154,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
 def _rules(memory: FastMem, prompt: Prompt) -> list[Rule]:
     """Rules that combine the memorized and the base model's distributions. The gate comes after the contrast."""
     rules: list[Rule] = []
-    if memory.contrast > 0:
+    if memory.contrast:
         rules.append(Contrast(memory.contrast))
     if memory.gate == "support":
         rules.append(SupportGate(prompt.ids[t] for t in prompt.context))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
+from memograft.decoding.contrast import Alpha, check_alpha
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.fastmem.relevance import AUTO
 from memograft.model.backbone import Backbone, has_plain_weight
@@ -135,12 +136,12 @@ class Speaking:
     """How the answer is decoded from the memorized and the base model's distributions."""
 
     gate: Literal["support"] | None = None
-    contrast: float = 0.0
+    contrast: Alpha = 0.0
     fallback: bool = True
 
     def _check_speaking(self) -> None:
         _one_of(self, "gate", (None, "support"))
-        _not_negative(self, "contrast")
+        check_alpha("contrast", self.contrast)
         _boolean(self, "fallback")
 
 
