@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from memograft.request import Answer
 
 
-def load_engine(model: str, device: str | None = None) -> Engine:
-    """Load a model's engine, without the output of transformers.
+def load_engine(model: str, device: str | None = None, **settings: Any) -> Engine:
+    """Load a model's engine, without the output of transformers. `settings` are those of `Engine.from_pretrained`.
 
     Raises:
         SettingsError: there is no such model, or it is not a causal language model.
@@ -38,7 +38,7 @@ def load_engine(model: str, device: str | None = None) -> Engine:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return Engine.from_pretrained(model, device=device)
+            return Engine.from_pretrained(model, device=device, **settings)
         except MemograftError:
             raise
         except (OSError, ValueError, KeyError) as error:
