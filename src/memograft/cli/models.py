@@ -21,8 +21,15 @@ if TYPE_CHECKING:
     from memograft.request import Answer
 
 
-def load_engine(model: str, device: str | None = None, **settings: Any) -> Engine:
-    """Load a model's engine, without the output of transformers. `settings` are those of `Engine.from_pretrained`.
+def load_engine(
+    model: str,
+    device: str | None = None,
+    *,
+    max_batch: int = 16,
+    max_length: int | None = None,
+    bank: Path | None = None,
+) -> Engine:
+    """Load a model's engine, without the output of transformers.
 
     Raises:
         SettingsError: there is no such model, or it is not a causal language model.
@@ -38,7 +45,7 @@ def load_engine(model: str, device: str | None = None, **settings: Any) -> Engin
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return Engine.from_pretrained(model, device=device, **settings)
+            return Engine.from_pretrained(model, device=device, max_batch=max_batch, max_length=max_length, bank=bank)
         except MemograftError:
             raise
         except (OSError, ValueError, KeyError) as error:

@@ -99,6 +99,8 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not 1 <= len(prompts) <= settings.max_inputs:
         raise refused("prompt", f"`prompt` may have 1 to {settings.max_inputs} texts, got {len(prompts)}; split them")
+    if blank := [n for n, prompt in enumerate(prompts) if not prompt.strip()]:
+        raise refused("prompt", f"`prompt` must be text, got {prompts[blank[0]]!r} as text {blank[0]}; ask something")
     documents = [_document(page) for page in body.documents or ()]
     memory = _memory(body, settings, bool(documents))
     sampling = _sampling(engine, settings, body, None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from starlette.responses import Response
 
 from memograft.chat import failure_of, message_text, unknown_names
+from memograft.storage.disk import JsonObject
 
 __all__ = ["ApiError", "JsonResponse", "api_error", "of_validation", "refused", "to_json"]
 
@@ -28,7 +29,7 @@ class JsonResponse(Response):
 
     media_type = "application/json"
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         """The body."""
         return to_json(content)
 
@@ -91,14 +92,15 @@ def api_error(error: BaseException) -> ApiError:
         said = "the server is ending, so the request was not answered; send it again later"
         return ApiError(503, said, type="server_error", code="server_ending", headers={"Retry-After": "5"})
     if kind == "invalid":
-        return ApiError(400, said)
+        named = re.match(r"`(\w+)`", said)
+        return ApiError(400, said, param=named[1] if named else None)
     place = "".join(traceback.format_tb(error.__traceback__))
     _log.error("internal error", extra={"facts": {"exception": type(error).__name__, "traceback": place}})
     said = "an error inside the server prevented the answer; it was logged there, with the id in `x-request-id`"
     return ApiError(500, said, type="server_error", code="internal_error")
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> ApiError:
+def of_validation(errors: Sequence[JsonObject], about: Mapping[str, str]) -> ApiError:
     """The error of a body that does not fit its request model.
 
     Args:

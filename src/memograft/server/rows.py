@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -185,7 +185,7 @@ async def _disconnected(http: HttpRequest) -> None:
         pass
 
 
-async def _ended(*tasks: asyncio.Future[Any]) -> None:
+async def _ended(*tasks: asyncio.Future[T] | asyncio.Future[None]) -> None:
     """Cancel tasks, and wait for their ends."""
     for task in tasks:
         task.cancel()

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,10 +16,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from memograft.errors import SettingsError
 from memograft.server.settings import ServerSettings
+from memograft.storage.disk import JsonObject
 
 __all__ = ["check_host", "make_server", "serve"]
 
-_LOGS: dict[str, Any] = {
+_LOGS: JsonObject = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "memograft.server.journal.JsonLines"}},

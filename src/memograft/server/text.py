@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -16,10 +14,11 @@ from memograft.server.rows import Admission, Pieces, answers_of
 from memograft.server.schemas import ChatRequest, CompletionRequest
 from memograft.server.settings import ServerSettings
 from memograft.server.sse import EventStream, events
+from memograft.storage.disk import JsonObject
 
 __all__ = ["text_routes"]
 
-_STREAM: dict[int | str, dict[str, Any]] = {
+_STREAM: dict[int | str, JsonObject] = {
     200: {"content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}}}
 }
 
