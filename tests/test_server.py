@@ -265,7 +265,7 @@ def test_a_call_that_was_cut_off_is_not_a_call(client: OpenAI) -> None:
     how: Any = {"tools": [WEATHER], "tool_choice": "required", "stop": ["weather"]}
     said = chat(client, **how).choices[0]
     assert (said.message.tool_calls, said.finish_reason) == (None, "stop")
-    assert said.message.content == joined(streamed(client, **how)) == '{"name":"get_'
+    assert said.message.content == joined(streamed(client, **how)) == '{"name": "get_'
 
 
 def test_pydantic_tools(client: OpenAI) -> None:

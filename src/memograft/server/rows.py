@@ -51,7 +51,7 @@ class Admission:
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self._room = engine.max_batch + settings.max_queue
         self._batch = engine.max_batch
-        self._per_key = settings.max_per_key or self._room
+        self._per_key = settings.max_per_key
         self._count: Counter[str] = Counter()
 
     def enter(self, key: str, count: int) -> Ticket:
@@ -60,10 +60,10 @@ class Admission:
         Raises:
             ApiError: 400 if so many are never admitted, and 429 if they are not now.
         """
-        most, total = min(self._room, self._per_key), self._count.total()
+        most, total = min(self._room, self._per_key or self._room), self._count.total()
         if count > most:
             raise ApiError(400, f"a request may have {most} answers in all, got {count}; ask for fewer", param="n")
-        if self._count[key] + count > self._per_key:
+        if self._per_key is not None and self._count[key] + count > self._per_key:
             raise self._busy(f"the key has {self._count[key]} answers in progress, and may have {self._per_key}", total)
         if total + count > self._room:
             raise self._busy(f"{total} answers are in progress, and the queue ends at {self._room}", total)
