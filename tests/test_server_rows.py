@@ -160,9 +160,11 @@ def test_an_error_in_a_stream_is_an_event_and_the_stream_ends(make_engine: Any) 
 def test_clients_see_the_error_in_a_stream(make_engine: Any) -> None:
     engine = make_engine(max_batch=4)
     with served(engine, limits(timeout=2)) as server, held(engine, free=10**6) as gate, server.client() as client:
+        chunks = client.chat.completions.create(**LONG, stream=True)
+        assert next(chunks)
+        gate.free = 0
         with pytest.raises(openai.APIError, match="`timeout` passed"):
-            for _ in client.chat.completions.create(**LONG, stream=True):
-                gate.free = 0
+            list(chunks)
         gate.go.set()
 
 

@@ -141,8 +141,13 @@ def _handle_errors(app: FastAPI) -> None:
 
     async def other(http: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        said = {404: "there is no such route", 405: "the route does not take this method"}.get(error.status_code)
-        said = f"{said or error.detail}, got {http.method} {http.url.path!r:.200}; see /openapi.json"
+        known = {
+            400: "the body cannot be read as JSON in UTF-8",
+            404: "there is no such route",
+            405: "the route does not take this method",
+        }
+        said = known.get(error.status_code, error.detail)
+        said = f"{said}, got {http.method} {http.url.path!r:.200}; see /openapi.json"
         headers = dict(error.headers or {})
         return response(http, ApiError(error.status_code, said, headers=headers))
 

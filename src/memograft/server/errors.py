@@ -118,6 +118,6 @@ def of_validation(errors: Sequence[JsonObject], about: Mapping[str, str]) -> Api
         return refused(param, f"this endpoint has no {unknown_names([param], about)}", "unknown_parameter")
     if kind == "missing":
         return refused(param, f"`{'.'.join(path)}` is required, and the request has none; add it", "missing_required")
-    said = first["msg"].removeprefix("Value error, ")
+    said = first["msg"].replace("None", "null")
     said = f"`{'.'.join(path)}`: {said[:1].lower()}{said[1:]}, got {first.get('input')!r:.{_SHOWN}}"
     return refused(param, f"{said}. {about[param]}" if about.get(param) else said, "invalid_value")
