@@ -143,6 +143,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         return self._window
 
     @property
+    def bank(self) -> Bank | None:
+        """Keeps the memories of requests that have no bank of their own."""
+        return self._model.bank
+
+    @property
     def model(self) -> Any:
         """The loaded model."""
         return self._backbone.model
