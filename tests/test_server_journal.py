@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from gates import until
 from memograft import Engine, FastMem
 from memograft.errors import SettingsError
 from memograft.server import ServerSettings
@@ -69,14 +70,14 @@ def test_metrics(server: Served) -> None:
 
 
 def test_logs(server: Served, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.INFO, logger="memograft.server")
     for name in ("httpx", "httpcore", "openai"):  # the client's
         caplog.set_level(logging.CRITICAL, logger=name)
+    caplog.set_level(logging.DEBUG)
     with server.http() as http:
         sent = http.post("/v1/chat/completions", json=BODY)
         http.post("/v1/chat/completions", json={**BODY, "temperature": SECRET})
         http.post(f"/{SECRET}?{SECRET}", json=BODY)
+    until(lambda: sum(record.name == "memograft.server.access" for record in caplog.records) == 3)
     lines = [json.loads(JsonLines().format(r)) for r in caplog.records if r.name == "memograft.server.access"]
     assert [line["status"] for line in lines] == [200, 400, 404]
     assert lines[0]["id"] == sent.headers["x-request-id"]

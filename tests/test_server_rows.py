@@ -177,8 +177,8 @@ def test_streams_are_finished_at_the_end(make_engine: Any) -> None:
             got = [next(lines)]
             gate.free = 0
             assert gate.waiting.wait(20)
-            server.server.should_exit = True
-            until(lambda: not server.server.servers[0].is_serving())
+            server.stop()
+            until(lambda: not server._server.servers[0].is_serving())
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{server.url}/health")
             gate.go.set()
@@ -186,7 +186,6 @@ def test_streams_are_finished_at_the_end(make_engine: Any) -> None:
         assert got[-2:] == ["data: [DONE]", ""]
         chunks = [json.loads(line.removeprefix("data: ")) for line in got[:-2] if line]
         assert chunks[-1]["choices"][0]["finish_reason"] in ("length", "stop")
-        server.thread.join()
 
 
 def test_a_closed_engine(make_engine: Any) -> None:

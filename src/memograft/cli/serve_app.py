@@ -98,7 +98,7 @@ def serve(
             app = create_app(engine, own, keys=known, embedder=found, hosts=None if no_keys else LOOPBACK)
             shown = f"[{host}]" if ":" in host else host
             err().print(Text(f"serving {own.model} at http://{shown}:{port}/v1 (Ctrl-C ends it)"), soft_wrap=True)
-            run(app, own, host=host, port=port)
+            run(app, host=host, port=port)
 
 
 @keys_app.command()

@@ -60,7 +60,7 @@ def create_app(
     embedder: Embedder | None = None,
     hosts: Collection[str] | None = LOOPBACK,
 ) -> FastAPI:
-    """The application that serves an engine with OpenAI's protocol. The engine stays the caller's.
+    """The application that serves an engine with OpenAI's protocol. The engine stays the caller's; run it with `serve`.
 
     Args:
         engine: answers the requests. Others may use it too.
@@ -78,6 +78,7 @@ def create_app(
         responses={status: {"model": ErrorBody} for status in _ERRORS},
         telemetry={"logs": False, "metrics": False},  # its log records have the texts of invalid requests
     )
+    app.state.settings = settings
     metrics = Metrics(engine)
     # Guard reads the key itself, before a body is read. This only describes it in the OpenAPI document.
     described = [Depends(HTTPBearer(auto_error=False))] if keys is not None else []

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,7 +19,7 @@ from memograft.errors import SettingsError
 from memograft.server.settings import ServerSettings
 from memograft.storage.disk import JsonObject
 
-__all__ = ["check_host", "make_server", "serve"]
+__all__ = ["InBackground", "check_host", "serve"]
 
 _LOGS: JsonObject = {
     "version": 1,
@@ -54,23 +55,23 @@ def check_host(host: str, *, keys: bool, open_to_all: bool) -> None:
         )
 
 
-def make_server(app: FastAPI, settings: ServerSettings, *, host: str, port: int, logs: bool = True) -> uvicorn.Server:
-    """The uvicorn server of an application. `logs` sets up logging, to stderr.
+def _server(app: FastAPI, logs: JsonObject | None) -> uvicorn.Server:
+    """The uvicorn server of an application of `create_app`.
 
     Its connections close if a request's headers do not come in time; see `ServerSettings.read_timeout`.
     """
+
+    settings: ServerSettings = app.state.settings
 
     class Protocol(InTime):
         seconds = settings.read_timeout
 
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=Protocol,
         ws="none",
         lifespan="off",
-        log_config=_LOGS if logs else None,
+        log_config=logs,
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -80,21 +81,63 @@ def make_server(app: FastAPI, settings: ServerSettings, *, host: str, port: int,
     return uvicorn.Server(config)
 
 
-def serve(app: FastAPI, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until SIGINT or SIGTERM. Then no connections are accepted, and answers in progress are finished.
+
+    Logs one line of JSON for each request to stderr.
 
     Raises:
         SettingsError: the address cannot be used.
     """
-    server = make_server(app, settings, host=host, port=port)
+    with _listener(host, port) as listener, _quiet_signals():
+        _server(app, _LOGS).run(sockets=[listener])
+
+
+class InBackground:
+    """Serves in a thread until `close`, for notebooks and tests. Logging is left as it is.
+
+    Args:
+        app: made by `create_app`.
+        host: address to listen on.
+        port: port to listen on; 0 takes one that is free.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
+
+    def __init__(self, app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._listener = _listener(host, port)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._server = _server(app, None)
+        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="memograft server")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no connections any more; answers in progress are finished. Does not wait for that."""
+        self._server.should_exit = True
+
+    def close(self) -> None:
+        """`stop`, and wait for the end."""
+        self.stop()
+        self._thread.join()
+        self._listener.close()
+
+    def __enter__(self) -> InBackground:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections from now on."""
     try:
-        listener = socket.create_server(
+        return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
         )
     except OSError as error:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose others") from error
-    with listener, _quiet_signals():
-        server.run(sockets=[listener])
 
 
 class InTime(H11Protocol):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memograft.decoding.sampling import is_number, is_whole
 from memograft.errors import SettingsError
 from memograft.memory.base import Memory
+from memograft.memory.fastmem.memory import FastMem
 
 __all__ = ["ServerSettings"]
 
@@ -50,7 +51,7 @@ class ServerSettings:
 
     model: str = "memograft"
     embedding_model: str = "embedder"
-    memory: Memory | None = None
+    memory: Memory | None = field(default_factory=FastMem)
     temperature: float = 0.0
     default_max_tokens: int = 1024
     max_tokens: int | None = None
