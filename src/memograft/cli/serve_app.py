@@ -38,7 +38,22 @@ def serve(
     no_keys: Annotated[
         bool, typer.Option("--no-keys", help="Serve other machines without keys. Everybody there can use it.")
     ] = False,
-    bank: Annotated[Path | None, typer.Option(help="Folder in which memories are kept for later requests.")] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for memories; without one they are kept in process memory, and only those of POST "
+            "/v1/memories."
+        ),
+    ] = None,
+    stores: Annotated[
+        Path | None, typer.Option(help="Folder for the clients' stores; without one they are kept in process memory.")
+    ] = None,
+    store: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A store of `memograft index` that all clients may search, under its folder's name; repeatable."
+        ),
+    ] = None,
     embedder: Annotated[
         str | None,
         typer.Option(help='Serve /v1/embeddings: "lexical" (no model), or a model of sentence-transformers.'),
@@ -68,7 +83,7 @@ def serve(
     """Serve a model with OpenAI's protocol, on this machine or, with keys, to others."""
     with reporting(as_json=False):
         try:
-            from memograft.server import Keys, ServerSettings, create_app
+            from memograft.server import Keys, ServerSettings, Tenants, create_app
             from memograft.server.guard import LOOPBACK
             from memograft.server.run import check_host
             from memograft.server.run import serve as run
@@ -94,8 +109,13 @@ def serve(
         )
         known = None if keys is None else Keys(keys)
         found = _embedder(embedder, device)
-        with load_engine(model, device, max_batch=max_batch, max_length=max_length, bank=bank) as engine:
-            app = create_app(engine, own, keys=known, embedder=found, hosts=None if no_keys else LOOPBACK)
+        with (
+            load_engine(model, device, max_batch=max_batch, max_length=max_length) as engine,
+            Tenants(engine, own, bank=bank, stores=stores, shared=store or (), embedder=found) as tenants,
+        ):
+            app = create_app(
+                engine, own, keys=known, embedder=found, hosts=None if no_keys else LOOPBACK, tenants=tenants
+            )
             shown = f"[{host}]" if ":" in host else host
             err().print(Text(f"serving {own.model} at http://{shown}:{port}/v1 (Ctrl-C ends it)"), soft_wrap=True)
             run(app, host=host, port=port)

@@ -13,5 +13,6 @@ from memograft.server.app import create_app
 from memograft.server.keys import Keys, add_key
 from memograft.server.run import InBackground, serve
 from memograft.server.settings import ServerSettings
+from memograft.server.tenants import Tenants
 
-__all__ = ["InBackground", "Keys", "ServerSettings", "add_key", "create_app", "serve"]
+__all__ = ["InBackground", "Keys", "ServerSettings", "Tenants", "add_key", "create_app", "serve"]

@@ -13,16 +13,27 @@ from starlette.responses import Response
 
 from memograft import __version__
 from memograft.engine import Engine
-from memograft.errors import MemograftError
+from memograft.errors import MemograftError, SettingsError
 from memograft.passages.embedders import Embedder
 from memograft.server.errors import ApiError, JsonResponse, api_error, of_validation
 from memograft.server.guard import LOOPBACK, Guard
 from memograft.server.journal import Journal, Metrics, facts_of
 from memograft.server.keys import Keys
 from memograft.server.listing import embedding_routes, model_routes
-from memograft.server.rows import ClientGone
-from memograft.server.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
+from memograft.server.memories import memory_routes
+from memograft.server.rows import Admission, ClientGone
+from memograft.server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    MemoryRequest,
+    PassagesRequest,
+    SearchRequest,
+    StoreRequest,
+)
 from memograft.server.settings import ServerSettings
+from memograft.server.stores import store_routes
+from memograft.server.tenants import Tenants
 from memograft.server.text import text_routes
 
 __all__ = ["create_app"]
@@ -31,6 +42,10 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/v1/memories": MemoryRequest,
+    "/v1/stores": StoreRequest,
+    "/v1/stores/{name}/documents": PassagesRequest,
+    "/v1/stores/{name}/search": SearchRequest,
 }
 
 
@@ -49,7 +64,7 @@ class ErrorBody(BaseModel):
     error: ErrorFields
 
 
-_ERRORS = (400, 401, 403, 404, 408, 413, 421, 429, 500, 503, 504)
+_ERRORS = (400, 401, 403, 404, 408, 409, 413, 421, 429, 500, 503, 504)
 
 
 def create_app(
@@ -59,6 +74,7 @@ def create_app(
     keys: Keys | None = None,
     embedder: Embedder | None = None,
     hosts: Collection[str] | None = LOOPBACK,
+    tenants: Tenants | None = None,
 ) -> FastAPI:
     """The application that serves an engine with OpenAI's protocol. The engine stays the caller's; run it with `serve`.
 
@@ -68,8 +84,19 @@ def create_app(
         keys: whoever has one may use the server; None asks for no key.
         embedder: for /v1/embeddings; None refuses these requests.
         hosts: names by which clients may address a server without keys; None: any. Ignored with keys.
+        tenants: have the memories and stores of the keys' holders; None keeps them in process memory.
+
+    Raises:
+        SettingsError: there are keys, and the engine has a bank, which would tell a tenant what others asked.
     """
     settings = settings or ServerSettings()
+    if keys is not None and engine.bank is not None:
+        raise SettingsError(
+            f"with keys each tenant has a bank of its own, but the engine has {engine.bank!r} for all; make the engine "
+            "without one, and pass tenants=Tenants(engine, settings, bank=FOLDER)"
+        )
+    tenants = tenants or Tenants(engine, settings, embedder=embedder)
+    admission = Admission(engine, settings)
     app = FastAPI(
         title="Memograft",
         version=__version__,
@@ -83,7 +110,9 @@ def create_app(
     # Guard reads the key itself, before a body is read. This only describes it in the OpenAPI document.
     described = [Depends(HTTPBearer(auto_error=False))] if keys is not None else []
     for routes in (
-        text_routes(engine, settings),
+        text_routes(engine, settings, tenants, admission),
+        memory_routes(engine, settings, tenants, admission),
+        store_routes(settings, tenants),
         embedding_routes(engine, settings, embedder),
         model_routes(engine, settings, embedder),
         _own_routes(metrics),

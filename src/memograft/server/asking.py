@@ -10,12 +10,16 @@ from memograft.documents import Document
 from memograft.engine import Engine
 from memograft.errors import SettingsError
 from memograft.memory.base import Memory
+from memograft.memory.handle import MemoryHandle
 from memograft.request import Request, Sampling
 from memograft.server.errors import ApiError, refused
-from memograft.server.schemas import ChatRequest, CompletionRequest, Page, SampledRequest
+from memograft.server.owned import Owned
+from memograft.server.schemas import ChatRequest, CompletionRequest, SampledRequest
 from memograft.server.settings import ServerSettings
 
 __all__ = ["Asked", "ask_chat", "ask_completion", "check_model"]
+
+NOTHING = Owned()
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Asked:
         plan: parses the answers.
         kind: of the memory; None without one.
         reports: whether the response has a report about documents and memory.
+        own: what they use of their tenant.
     """
 
     requests: list[Request]
@@ -35,6 +40,7 @@ class Asked:
     plan: Plan
     kind: str | None
     reports: bool
+    own: Owned = NOTHING
 
 
 def check_model(asked: str, known: Sequence[str]) -> None:
@@ -48,7 +54,7 @@ def check_model(asked: str, known: Sequence[str]) -> None:
         raise ApiError(404, said, param="model", code="model_not_found")
 
 
-def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest) -> Asked:
+def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: Owned = NOTHING) -> Asked:
     """The requests of a chat completion.
 
     Raises:
@@ -68,12 +74,12 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest) -> Ask
     )
     told = read_conversation(
         [_plain(message.model_dump(exclude_none=True)) for message in body.messages],
-        None if body.documents is None else [_document(page) for page in body.documents],
+        None if body.documents is None and not own.hits else _documents(body, own),
         takes_tools=engine.takes_tools,
         takes_system=engine.takes_system,
         plan=how,
     )
-    memory = _memory(body, settings, bool(told.documents))
+    memory = _memory(body, settings, own, bool(told.documents))
     request = Request(
         messages=told.messages,
         documents=told.documents,
@@ -83,14 +89,15 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest) -> Ask
         query=body.query or told.query,
         overflow=body.overflow or "error",
         timeout=settings.timeout,
+        bank=own.bank,
         **how.request(),
     )
-    reports = memory is not None or bool(told.documents)
+    reports = memory is not None or bool(told.documents) or own.store is not None
     copies = body.n or 1
-    return Asked(request.copies(copies), copies, how, memory.kind if memory else None, reports)
+    return Asked(request.copies(copies), copies, how, memory.settings.kind if memory else None, reports, own)
 
 
-def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionRequest) -> Asked:
+def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionRequest, own: Owned = NOTHING) -> Asked:
     """The requests of a completion: `n` for each prompt, which is a user message.
 
     Raises:
@@ -101,8 +108,8 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
         raise refused("prompt", f"`prompt` may have 1 to {settings.max_inputs} texts, got {len(prompts)}; split them")
     if blank := [n for n, prompt in enumerate(prompts) if not prompt.strip()]:
         raise refused("prompt", f"`prompt` must be text, got {prompts[blank[0]]!r} as text {blank[0]}; ask something")
-    documents = [_document(page) for page in body.documents or ()]
-    memory = _memory(body, settings, bool(documents))
+    documents = _documents(body, own)
+    memory = _memory(body, settings, own, bool(documents))
     sampling = _sampling(engine, settings, body, None)
     requests: list[Request] = []
     copies = body.n or 1
@@ -116,10 +123,11 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
             query=body.query,
             overflow=body.overflow or "error",
             timeout=settings.timeout,
+            bank=own.bank,
         )
         requests += request.copies(copies)
     reports = memory is not None or bool(documents)
-    return Asked(requests, copies, Plan(), memory.kind if memory else None, reports)
+    return Asked(requests, copies, Plan(), memory.settings.kind if memory else None, reports, own)
 
 
 def _sampling(engine: Engine, settings: ServerSettings, body: SampledRequest, tokens: int | None) -> Sampling:
@@ -144,12 +152,17 @@ def _sampling(engine: Engine, settings: ServerSettings, body: SampledRequest, to
     )
 
 
-def _memory(body: SampledRequest, settings: ServerSettings, documents: bool) -> Memory | None:
-    return body.memory_or(settings.memory if documents else None)
+def _memory(
+    body: SampledRequest, settings: ServerSettings, own: Owned, documents: bool
+) -> Memory | MemoryHandle | None:
+    return own.memory or body.memory_or(settings.memory if documents else None)
 
 
-def _document(page: Page) -> Document:
-    return Document(page.text, page.id or "", page.metadata or {})
+def _documents(body: SampledRequest, own: Owned) -> list[Document]:
+    """The request's documents, and then those retrieved that are not among them."""
+    given = [page.document() for page in body.documents or ()]
+    known = {(document.id, document.text) for document in given}
+    return [*given, *(document for document in own.documents if (document.id, document.text) not in known)]
 
 
 def _plain(message: dict[str, object]) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -18,6 +19,7 @@ __all__ = ["LOOPBACK", "Guard"]
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPEN = ("/health", "/ready", "/openapi.json")
 _OPERATORS = ("/metrics",)
+_UPLOADS = re.compile(r"/v1/stores/[^/]+/documents")
 
 
 class Guard:
@@ -46,7 +48,7 @@ class Guard:
             self._check_host(headers)
             if self._keys is not None and scope["path"] not in _OPEN:
                 facts_of(scope).key = self._holder(self._keys, headers, scope["path"]).name
-            body = await self._body(headers, receive)
+            body = await self._body(headers, receive, self._most(scope["path"]))
         except ApiError as error:
             facts_of(scope).error = error.code or error.type
             if error.status != 401:
@@ -98,11 +100,15 @@ class Guard:
             )
         return found
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        most, body = self._settings.max_body, bytearray()
+    def _most(self, path: str) -> int:
+        """Bytes that a body may have."""
+        return self._settings.max_upload if _UPLOADS.fullmatch(path) else self._settings.max_body
+
+    async def _body(self, headers: Headers, receive: Receive, most: int) -> bytes:
+        body = bytearray()
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            raise self._too_large(f"{int(length)} bytes")
+            raise self._too_large(f"{int(length)} bytes", most)
         try:
             async with asyncio.timeout(self._settings.read_timeout):
                 while True:
@@ -111,7 +117,7 @@ class Guard:
                         raise ApiError(400, "the connection ended before the body did; send the request again")
                     body += message.get("body", b"")
                     if len(body) > most:
-                        raise self._too_large("more")
+                        raise self._too_large("more", most)
                     if not message.get("more_body"):
                         return bytes(body)
         except TimeoutError as error:
@@ -122,9 +128,9 @@ class Guard:
                 code="body_timeout",
             ) from error
 
-    def _too_large(self, got: str) -> ApiError:
+    def _too_large(self, got: str, most: int) -> ApiError:
         return ApiError(
             413,
-            f"a request's body may have {self._settings.max_body} bytes, got {got}; send fewer or shorter texts",
+            f"a request's body may have {most} bytes, got {got}; send fewer or shorter texts",
             code="body_too_large",
         )

@@ -69,7 +69,14 @@ class _Reply:
 
     def report(self, answer: Answer) -> Json:
         """Our field: what was done with the request's documents; nothing if it has none."""
-        return {"memograft": {"kind": self.asked.kind, **report_of(answer)}} if self.asked.reports else {}
+        if not self.asked.reports:
+            return {}
+        own = self.asked.own.report(answer, self.text(answer))
+        return {"memograft": {"kind": self.asked.kind, **report_of(answer), **own}}
+
+    def text(self, answer: Answer) -> str:
+        """The text of an answer that the client sees."""
+        return answer.text
 
 
 class ChatReply(_Reply):
@@ -86,6 +93,10 @@ class ChatReply(_Reply):
             "logprobs": _logprobs(answer),
             "finish_reason": finish_reason_of(answer, reading),
         }
+
+    def text(self, answer: Answer) -> str:
+        """The text of an answer that the client sees."""
+        return self._read(answer).content or ""
 
     def chunk(self, choices: Sequence[Json]) -> Json:
         """A chunk of a stream."""

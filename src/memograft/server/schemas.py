@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from memograft.documents import Document
 from memograft.memory.base import Memory
 
 __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "EmbeddingRequest",
+    "MemoryRequest",
+    "Page",
+    "PassagesRequest",
     "SampledRequest",
+    "SearchRequest",
+    "StoreChoice",
+    "StoreRequest",
 ]
 
 MOST_CHOICES = 128
@@ -67,6 +74,89 @@ class Page(_Model):
     id: str | None = Field(None, description="Its id, in the report and in citations.")
     metadata: dict[str, object] | None = Field(None, description="Any JSON values; the model does not see them.")
 
+    def document(self) -> Document:
+        """The document."""
+        return Document(self.text, self.id or "", self.metadata or {})
+
+
+class MemoryId(_Model):
+    """A memory that POST /v1/memories made."""
+
+    id: str = Field(min_length=1, max_length=200)
+
+
+class SearchOptions(_Model):
+    """How documents are found in a store."""
+
+    k: int = Field(4, ge=1, le=100, description="Number of documents.")
+    mode: Literal["text", "vector", "hybrid"] | None = Field(
+        None, description="How they are found; left out: by vectors if the store has them, else by words."
+    )
+    where: dict[str, object] | None = Field(None, description="A filter of metadata.")
+
+
+class StoreChoice(SearchOptions):
+    """Retrieve documents for the last user message from a store."""
+
+    name: str = Field(min_length=1, max_length=200)
+
+
+class SearchRequest(SearchOptions):
+    """The body of POST /v1/stores/{name}/search."""
+
+    query: str = Field(min_length=1, description="The question.")
+
+
+Choice = Annotated[FastMemChoice | KeptChoice | CompactedChoice, Field(discriminator="kind")]
+
+
+def _form(value: object) -> str:
+    """The kind of a memory, or how its id is given."""
+    if isinstance(value, dict):
+        return str(value.get("kind", "id" if "id" in value else None))
+    return getattr(value, "kind", "id" if isinstance(value, MemoryId) else "text")
+
+
+ChoiceOrId = Annotated[
+    Annotated[FastMemChoice, Tag("fastmem")]
+    | Annotated[KeptChoice, Tag("kept")]
+    | Annotated[CompactedChoice, Tag("compacted")]
+    | Annotated[MemoryId, Tag("id")]
+    | Annotated[str, Field(min_length=1, max_length=200), Tag("text")],
+    Discriminator(
+        _form,
+        custom_error_type="memory",
+        custom_error_message='must be {{"kind": "fastmem", "kept" or "compacted"}}, or the id of a memory',
+    ),
+]
+
+
+class MemoryRequest(_Model):
+    """The body of POST /v1/memories."""
+
+    documents: list[Page] | None = Field(None, description="Documents to memorize, highest-ranked first.")
+    id: str | None = Field(
+        None, min_length=1, max_length=200, description="Instead of `documents`: a memory whose documents to memorize."
+    )
+    memory: Choice | None = Field(None, description="A kind and its settings; left out: the server's.")
+    pinned: bool = Field(False, description="Whether it stays when there is no room for others.")
+
+    def memory_or(self, default: Memory) -> Memory:
+        """The memory asked for."""
+        return default if self.memory is None else Memory.from_json(self.memory.model_dump())
+
+
+class StoreRequest(_Model):
+    """The body of POST /v1/stores."""
+
+    name: str
+
+
+class PassagesRequest(_Model):
+    """The body of POST /v1/stores/{name}/documents with the content type application/json."""
+
+    documents: list[Page] = Field(min_length=1, description="Documents to add; those with the same ids are replaced.")
+
 
 class StreamOptions(_Model):
     """The field `stream_options`."""
@@ -98,8 +188,10 @@ class SampledRequest(_Model):
     user: str | None = Field(None, description="Accepted, and not used.")
 
     documents: list[Page] | None = Field(None, description="Documents to memorize, highest-ranked first.")
-    memory: Annotated[FastMemChoice | KeptChoice | CompactedChoice, Field(discriminator="kind")] | None = Field(
-        None, description="How documents are memorized: a kind and its settings; null: not at all; left out: FastMem."
+    memory: ChoiceOrId | None = Field(
+        None,
+        description="How documents are memorized: a kind and its settings; or the id of a memory; null: not at all; "
+        "left out: FastMem.",
     )
     query: str | None = Field(None, description="The question alone, if the last message has more text.")
     overflow: Literal["error", "drop", "truncate"] | None = Field(
@@ -110,7 +202,16 @@ class SampledRequest(_Model):
         """The memory asked for; the default only if the request does not say anything about it."""
         if "memory" not in self.model_fields_set:
             return default
-        return None if self.memory is None else Memory.from_json(self.memory.model_dump())
+        if self.memory is None or isinstance(self.memory, str | MemoryId):
+            return None
+        return Memory.from_json(self.memory.model_dump())
+
+    @property
+    def memory_id(self) -> str | None:
+        """The id of the memory asked for, if it is one that was made before."""
+        if isinstance(self.memory, MemoryId):
+            return self.memory.id
+        return self.memory if isinstance(self.memory, str) else None
 
 
 class Message(_Model):
@@ -147,7 +248,11 @@ class ChatRequest(SampledRequest):
     safety_identifier: str | None = Field(None, description="Accepted, and not used.")
     prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="The server decides; leave it out.")
     prompt_cache_options: None = Field(None, description="The server decides; leave it out.")
-    store: Literal[False] | None = Field(None, description="Answers are not stored; leave it out.")
+    store: Literal[False] | StoreChoice | None = Field(
+        None,
+        description='A store from which documents are retrieved, such as {"name": ..., "k": 4}. Answers are not '
+        "stored.",
+    )
     metadata: Annotated[dict[str, object], Field(max_length=0)] | None = Field(
         None, description="Answers are not stored, so nothing can be attached to them; leave it out."
     )

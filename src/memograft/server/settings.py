@@ -21,6 +21,12 @@ _WHOLE: Mapping[str, int] = {
     "max_queue": 0,
     "max_per_key": 1,
     "max_inputs": 1,
+    "max_upload": 1024,
+    "max_memories": 1,
+    "memory_bytes": 1,
+    "max_stores": 1,
+    "store_bytes": 1,
+    "max_passages": 1,
 }
 _SECONDS = ("timeout", "read_timeout", "shutdown_timeout")
 
@@ -41,6 +47,12 @@ class ServerSettings:
         max_queue: answers that may wait while the engine is busy. Requests beyond it get status 429.
         max_per_key: answers that one key may have in progress; None: as many as all keys together.
         max_inputs: texts in one request for embeddings, and prompts in one for completions.
+        max_upload: bytes of a request that adds documents to a store.
+        max_memories: memories that a tenant may have.
+        memory_bytes: their size together, in process memory or on disk.
+        max_stores: stores that a tenant may have.
+        store_bytes: their size together.
+        max_passages: passages of a store.
         timeout: seconds for an answer, including the time in the queue.
         read_timeout: seconds in which a client must have sent a request's headers, and then its body.
         shutdown_timeout: seconds for which answers may go on after the server was told to end.
@@ -59,6 +71,12 @@ class ServerSettings:
     max_queue: int = 64
     max_per_key: int | None = None
     max_inputs: int = 256
+    max_upload: int = 32 << 20
+    max_memories: int = 256
+    memory_bytes: int = 1 << 30
+    max_stores: int = 32
+    store_bytes: int = 1 << 30
+    max_passages: int = 100_000
     timeout: float = 300.0
     read_timeout: float = 20.0
     shutdown_timeout: float = 60.0

@@ -9,11 +9,13 @@ from memograft.engine import Engine
 from memograft.server.asking import Asked, ask_chat, ask_completion, check_model
 from memograft.server.errors import JsonResponse
 from memograft.server.journal import facts_of
+from memograft.server.owned import owned
 from memograft.server.replies import ChatReply, CompletionReply
 from memograft.server.rows import Admission, Pieces, answers_of
 from memograft.server.schemas import ChatRequest, CompletionRequest
 from memograft.server.settings import ServerSettings
 from memograft.server.sse import EventStream, events
+from memograft.server.tenants import Tenants
 from memograft.storage.disk import JsonObject
 
 __all__ = ["text_routes"]
@@ -23,9 +25,9 @@ _STREAM: dict[int | str, JsonObject] = {
 }
 
 
-def text_routes(engine: Engine, settings: ServerSettings) -> APIRouter:
+def text_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, admission: Admission) -> APIRouter:
     """The routes for text of an engine."""
-    routes, admission = APIRouter(), Admission(engine, settings)
+    routes = APIRouter()
 
     async def replied(reply: ChatReply | CompletionReply, asked: Asked, stream: bool, http: Request) -> Response:
         facts = facts_of(http.scope)
@@ -49,7 +51,7 @@ def text_routes(engine: Engine, settings: ServerSettings) -> APIRouter:
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
         """Answer a conversation; with `stream`, as server-sent events."""
         check_model(body.model, [settings.model])
-        asked = ask_chat(engine, settings, body)
+        asked = ask_chat(engine, settings, body, await owned(tenants.of(http), body))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return await replied(ChatReply(engine, asked, body.model, usage), asked, bool(body.stream), http)
 
@@ -57,7 +59,7 @@ def text_routes(engine: Engine, settings: ServerSettings) -> APIRouter:
     async def completions(body: CompletionRequest, http: Request) -> Response:
         """Answer prompts, each as a user message; with `stream`, as server-sent events."""
         check_model(body.model, [settings.model])
-        asked = ask_completion(engine, settings, body)
+        asked = ask_completion(engine, settings, body, await owned(tenants.of(http), body))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return await replied(CompletionReply(engine, asked, body.model, usage), asked, bool(body.stream), http)
 

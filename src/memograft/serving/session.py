@@ -151,8 +151,8 @@ class Session:
         filled = prefill(
             model.backbone, [w.prompt.ids for w in works], model.pad_id, segments, task.pace, task.given_up
         )
-        for row, (its, work) in enumerate(zip(own, works, strict=True)):
-            its.remember(work.prompt, filled, row)
+        for n, (its, work) in enumerate(zip(own, works, strict=True)):
+            its.remember(work.prompt, filled, n)
         clock.append(time.perf_counter())
 
         # 3. Memorize.

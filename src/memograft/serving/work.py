@@ -150,8 +150,8 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse a request that cannot be answered, before anything is computed.
 
     Raises:
-        SettingsError: `bank` is no bank; `memory` belongs to another model; a token id of `logit_bias` is not in the vocabulary; there are
-            two Rtd or two Cad.
+        SettingsError: `bank` is no bank; `memory` belongs to another model; a token id of `logit_bias` is not in the
+            vocabulary; there are two Rtd or two Cad.
         ModelMismatchError: a datastore belongs to another model.
         UnsupportedModelError: the model does not support this memory.
     """
