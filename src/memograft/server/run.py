@@ -110,7 +110,9 @@ class InBackground:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._server = _server(app, None)
-        self._thread = threading.Thread(target=self._server.run, args=([self._listener],), name="memograft server")
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._listener],), name="memograft server", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -151,6 +153,7 @@ class InTime(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
+        self.access_log = False  # even where the program's own logging turns it on: it has paths as clients write them
         self._clock: asyncio.TimerHandle | None = None
         self._set()
 
