@@ -59,7 +59,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"extra_body": {"memory": {"kind": "gist", "folder": "/etc"}}},
         "memory",
-        "does not match any of the expected tags",
+        "or the id of a memory",
     ),
     ({"extra_body": {"memory": {"kind": "fastmem", "steps": 10**6}}}, "memory", "less than or equal to 64"),
     ({"extra_body": {"documents": [{"id": "a"}]}}, "documents", "`documents.0.text` is required"),

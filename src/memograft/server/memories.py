@@ -40,7 +40,7 @@ def memory_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, ad
         finally:
             ticket.release()
 
-    @routes.post("/v1/memories")
+    @routes.post("/v1/memories", status_code=201, responses={200: {"description": "It was there already."}})
     async def create_memory(body: MemoryRequest, http: Request) -> Response:
         """Memorize documents and keep the memory. For the same documents and settings, it is the same memory."""
         shelf, memory = tenants.of(http).memories, body.memory_or(settings.memory or FastMem())

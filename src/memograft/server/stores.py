@@ -28,7 +28,7 @@ def store_routes(settings: ServerSettings, tenants: Tenants) -> APIRouter:
     """The routes for stores."""
     routes = APIRouter()
 
-    @routes.post("/v1/stores")
+    @routes.post("/v1/stores", status_code=201)
     async def create_store(body: StoreRequest, http: Request) -> Response:
         """Make an empty store."""
         return JsonResponse(await asyncio.to_thread(tenants.of(http).stores.create, body.name), 201)
@@ -51,7 +51,7 @@ def store_routes(settings: ServerSettings, tenants: Tenants) -> APIRouter:
         await asyncio.to_thread(tenants.of(http).stores.delete, name)
         return JsonResponse({"name": name, "object": "store.deleted", "deleted": True})
 
-    @routes.post("/v1/stores/{name}/documents", openapi_extra=BODY)
+    @routes.post("/v1/stores/{name}/documents", status_code=201, openapi_extra=BODY)
     async def add_documents(name: str, http: Request) -> Response:
         """Add documents, or files (txt, md, pdf, html, docx) that are split into passages.
 
