@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def answered(server: Served, memory: Any, **options: Any) -> Any:
             model="tiny", messages=ASKED, extra_body={"memory": memory}, **options
         )
         return list(said) if options.get("stream") else said
+
+
+@contextmanager
+def kept_in(bank: Path, engine: Engine, settings: ServerSettings = SETTINGS) -> Iterator[tuple[Served, httpx.Client]]:
+    """A server with a bank folder, and a client."""
+    with (
+        Tenants(engine, settings, bank=bank) as tenants,
+        served(engine, settings, tenants=tenants) as server,
+        server.http() as http,
+    ):
+        yield server, http
 
 
 def expected_of(engine: Engine, kind: Any) -> str:
@@ -221,54 +233,49 @@ def test_what_cannot_be_memorized(http: httpx.Client, body: Any, param: str, mes
 
 
 def test_memories_survive_a_restart(tiny: Engine, tmp_path: Path) -> None:
-    with Tenants(tiny, SETTINGS, bank=tmp_path) as tenants, served(tiny, SETTINGS, tenants=tenants) as server:
-        with server.http() as http:
-            made = [created(http, memory=kind, pinned=kind["kind"] == "kept") for kind in KINDS]
-            gone = created(http, documents=[{"text": "Gneiss is a rock."}])["id"]
-            http.delete(f"/v1/memories/{gone}").raise_for_status()
+    with kept_in(tmp_path, tiny) as (server, http):
+        made = [created(http, memory=kind, pinned=kind["kind"] == "kept") for kind in KINDS]
+        gone = created(http, documents=[{"text": "Gneiss is a rock."}])["id"]
+        http.delete(f"/v1/memories/{gone}").raise_for_status()
     text = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert LISBON.encode() in text
     assert b"Gneiss" not in text
     assert (tmp_path / "all" / "secret").stat().st_mode & 0o777 == 0o600
-    with Tenants(tiny, SETTINGS, bank=tmp_path) as tenants, served(tiny, SETTINGS, tenants=tenants) as server:
-        with server.http() as http:
-            listed = {each["id"]: each for each in http.get("/v1/memories").json()["data"]}
-            assert {id: {**each, "created": 0} for id, each in listed.items()} == {
-                each["id"]: {**each, "created": 0} for each in made
-            }
-            for each, kind in zip(made, KINDS, strict=True):
-                assert answered(server, each["id"]).choices[0].message.content == expected_of(tiny, kind)
-            (tmp_path / "all" / "memories" / made[0]["id"] / "memograft.json").write_text("{")
-    with Tenants(tiny, SETTINGS, bank=tmp_path) as tenants, served(tiny, SETTINGS, tenants=tenants) as server:
-        with server.http() as http:
-            assert {each["id"] for each in http.get("/v1/memories").json()["data"]} == {made[1]["id"], made[2]["id"]}
-            assert created(http, memory=KINDS[0])["id"] == made[0]["id"]
+    with kept_in(tmp_path, tiny) as (server, http):
+        listed = {each["id"]: each for each in http.get("/v1/memories").json()["data"]}
+        assert {id: {**each, "created": 0} for id, each in listed.items()} == {
+            each["id"]: {**each, "created": 0} for each in made
+        }
+        for each, kind in zip(made, KINDS, strict=True):
+            assert answered(server, each["id"]).choices[0].message.content == expected_of(tiny, kind)
+        (tmp_path / "all" / "memories" / made[0]["id"] / "memograft.json").write_text("{")
+    with kept_in(tmp_path, tiny) as (server, http):
+        assert {each["id"] for each in http.get("/v1/memories").json()["data"]} == {made[1]["id"], made[2]["id"]}
+        assert created(http, memory=KINDS[0])["id"] == made[0]["id"]
 
 
 def test_a_memory_that_is_damaged_meanwhile(tiny: Engine, tmp_path: Path) -> None:
     settings = ServerSettings(model="tiny", memory=FastMem(steps=1), timeout=60)
     for _ in range(2):
-        with Tenants(tiny, settings, bank=tmp_path) as tenants, served(tiny, settings, tenants=tenants) as server:
-            with server.http() as http:
-                known = http.get("/v1/memories").json()["data"]
-                if not known:
-                    made = created(http)
-                    assert not made["report"]["rolled_back"]
-                    continue
-                id = known[0]["id"]
-                (weights,) = (tmp_path / "all" / "memories" / id).glob("*.safetensors")
-                weights.write_bytes(b"")
-                with pytest.raises(openai.NotFoundError, match="there is no memory"):
-                    answered(server, id)
-                assert created(http)["id"] == id
+        with kept_in(tmp_path, tiny, settings) as (server, http):
+            known = http.get("/v1/memories").json()["data"]
+            if not known:
+                made = created(http)
+                assert not made["report"]["rolled_back"]
+                continue
+            id = known[0]["id"]
+            (weights,) = (tmp_path / "all" / "memories" / id).glob("*.safetensors")
+            weights.write_bytes(b"")
+            with pytest.raises(openai.NotFoundError, match="there is no memory"):
+                answered(server, id)
+            assert created(http)["id"] == id
 
 
 def test_documents_are_reused_with_a_bank(tiny: Engine, tmp_path: Path) -> None:
-    with Tenants(tiny, SETTINGS, bank=tmp_path) as tenants, served(tiny, SETTINGS, tenants=tenants) as server:
-        with server.client() as client:
-            first, second = (
-                client.chat.completions.create(model="tiny", messages=ASKED, extra_body={"documents": [PAGE]})
-                for _ in range(2)
-            )
+    with kept_in(tmp_path, tiny) as (server, _), server.client() as client:
+        first, second = (
+            client.chat.completions.create(model="tiny", messages=ASKED, extra_body={"documents": [PAGE]})
+            for _ in range(2)
+        )
     assert (first.memograft["reused"], second.memograft["reused"]) == (False, True)  # type: ignore[attr-defined]
     assert first.choices[0].message.content == second.choices[0].message.content == LISBON

@@ -27,7 +27,6 @@ def load_engine(
     *,
     max_batch: int = 16,
     max_length: int | None = None,
-    bank: Path | None = None,
 ) -> Engine:
     """Load a model's engine, without the output of transformers.
 
@@ -45,7 +44,7 @@ def load_engine(
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return Engine.from_pretrained(model, device=device, max_batch=max_batch, max_length=max_length, bank=bank)
+            return Engine.from_pretrained(model, device=device, max_batch=max_batch, max_length=max_length)
         except MemograftError:
             raise
         except (OSError, ValueError, KeyError) as error:

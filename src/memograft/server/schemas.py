@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from memograft.documents import Document
 from memograft.memory.base import Memory
@@ -230,6 +230,12 @@ class Message(_Model):
     annotations: list[dict[str, object]] | None = Field(None, description="Accepted in an assistant's message.")
 
 
+# OpenAI's `store: false` keeps an answer from being stored, which it is not.
+_NOT_STORED = BeforeValidator(
+    lambda value: None if value is False else value, json_schema_input_type=StoreChoice | Literal[False] | None
+)
+
+
 class ChatRequest(SampledRequest):
     """The body of /v1/chat/completions."""
 
@@ -248,7 +254,7 @@ class ChatRequest(SampledRequest):
     safety_identifier: str | None = Field(None, description="Accepted, and not used.")
     prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="The server decides; leave it out.")
     prompt_cache_options: None = Field(None, description="The server decides; leave it out.")
-    store: Literal[False] | StoreChoice | None = Field(
+    store: Annotated[StoreChoice | None, _NOT_STORED] = Field(
         None,
         description='A store from which documents are retrieved, such as {"name": ..., "k": 4}. Answers are not '
         "stored.",
