@@ -174,5 +174,5 @@ def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded() -> None:
         assert (
             f"cannot listen on 127.0.0.1 port {port}" in run("serve", "--port", port, "--model", "none", code=1).stderr
         )
-    with pytest.raises(SettingsError, match="cannot listen on 203.0.113.1 port 8000"):
+    with pytest.raises(SettingsError, match=r"cannot listen on 203.0.113.1 port 8000"):
         bound("203.0.113.1")

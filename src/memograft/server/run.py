@@ -83,9 +83,10 @@ def _server(app: FastAPI, logs: JsonObject | None) -> uvicorn.Server:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve at an address of `bound`, until SIGINT or SIGTERM. Then no connections are accepted, and answers in progress are finished.
+    """Serve at an address of `bound`, until SIGINT or SIGTERM.
 
-    Logs one line of JSON for each request to stderr.
+    Then no connections are accepted, and answers in progress are finished. Each request is logged to stderr as
+    one line of JSON.
     """
     with listener, _quiet_signals():
         _server(app, _LOGS).run(sockets=[listener])
