@@ -19,7 +19,7 @@ from memograft.cli.app import app
 from memograft.errors import SettingsError
 from memograft.server import Keys, ServerSettings, add_key
 from memograft.server.keys import read_keys, remove_key
-from memograft.server.run import check_host
+from memograft.server.run import bound, check_host
 from served import Served, served
 
 ASKED: Any = [{"role": "user", "content": "Who?"}]
@@ -165,3 +165,14 @@ def test_strangers_need_keys() -> None:
         with pytest.raises(SettingsError, match=r"needs keys, and .* is reachable without any; make a file with"):
             check_host(host, keys=False, open_to_all=False)
     assert "needs keys" in run("serve", "--host", "0.0.0.0", code=1).stderr
+
+
+def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded() -> None:
+    with bound("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert (
+            f"cannot listen on 127.0.0.1 port {port}" in run("serve", "--port", port, "--model", "none", code=1).stderr
+        )
+    with pytest.raises(SettingsError, match=r"cannot listen on 203.0.113.1 port 8000"):
+        bound("203.0.113.1")

@@ -85,7 +85,7 @@ def serve(
         try:
             from memograft.server import Keys, ServerSettings, Tenants, create_app
             from memograft.server.guard import LOOPBACK
-            from memograft.server.run import check_host
+            from memograft.server.run import bound, check_host
             from memograft.server.run import serve as run
         except ModuleNotFoundError as error:
             raise MissingExtraError(
@@ -110,6 +110,7 @@ def serve(
         known = None if keys is None else Keys(keys)
         found = _embedder(embedder, device)
         with (
+            bound(host, port) as listener,
             load_engine(model, device, max_batch=max_batch, max_length=max_length) as engine,
             Tenants(engine, own, bank=bank, stores=stores, shared=store or (), embedder=found) as tenants,
         ):
@@ -118,7 +119,7 @@ def serve(
             )
             shown = f"[{host}]" if ":" in host else host
             err().print(Text(f"serving {own.model} at http://{shown}:{port}/v1 (Ctrl-C ends it)"), soft_wrap=True)
-            run(app, host=host, port=port)
+            run(app, listener)
 
 
 @keys_app.command()

@@ -19,8 +19,9 @@ from memograft.errors import SettingsError
 from memograft.server.settings import ServerSettings
 from memograft.storage.disk import JsonObject
 
-__all__ = ["InBackground", "check_host", "serve"]
+__all__ = ["InBackground", "bound", "check_host", "serve"]
 
+_BACKLOG = 2048  # connections that wait to be accepted, as many as uvicorn's own
 _LOGS: JsonObject = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -81,15 +82,13 @@ def _server(app: FastAPI, logs: JsonObject | None) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until SIGINT or SIGTERM. Then no connections are accepted, and answers in progress are finished.
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve at an address of `bound`, until SIGINT or SIGTERM.
 
-    Logs one line of JSON for each request to stderr.
-
-    Raises:
-        SettingsError: the address cannot be used.
+    Then no connections are accepted, and answers in progress are finished. Each request is logged to stderr as
+    one line of JSON.
     """
-    with _listener(host, port) as listener, _quiet_signals():
+    with listener, _quiet_signals():
         _server(app, _LOGS).run(sockets=[listener])
 
 
@@ -106,7 +105,8 @@ class InBackground:
     """
 
     def __init__(self, app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._listener = _listener(host, port)
+        self._listener = bound(host, port)
+        self._listener.listen(_BACKLOG)  # so that a client that connects at once is accepted soon
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._server = _server(app, None)
@@ -132,14 +132,20 @@ class InBackground:
         self.close()
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections from now on."""
+def bound(host: str = "127.0.0.1", port: int = 8000) -> socket.socket:
+    """Take an address, before a model is loaded; connections are accepted from `serve` on.
+
+    Raises:
+        SettingsError: the address cannot be used.
+    """
+    taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
-        )
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind((host, port))
     except OSError as error:
+        taken.close()
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}; choose others") from error
+    return taken
 
 
 class InTime(H11Protocol):
