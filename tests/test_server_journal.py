@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from opentelemetry import trace
@@ -23,7 +24,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gates import until
-from memograft import Engine, FastMem
+from memograft import Engine, FastMem, VectorStore
 from memograft.errors import SettingsError
 from memograft.server import ServerSettings
 from memograft.server.journal import JsonLines
@@ -134,7 +135,18 @@ def test_the_command(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-c", "from memograft.cli import main; main()", "serve", "--port", str(port)]
-    options = ["--bank", str(tmp_path / "bank"), "--embedder", "lexical", "--name", "mine", "--max-batch", "4"]
+    with VectorStore(path=tmp_path / "Manual") as store:
+        store.add(["Press the red key."])
+    folders = {"--bank": "bank", "--stores": "stores", "--store": "Manual"}
+    options = [
+        *(part for name, folder in folders.items() for part in (name, str(tmp_path / folder))),
+        "--embedder",
+        "lexical",
+        "--name",
+        "mine",
+        "--max-batch",
+        "4",
+    ]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     lines: list[str] = []
     ready = threading.Event()
@@ -154,6 +166,8 @@ def test_the_command(tmp_path: Path) -> None:
         assert process.poll() is None, lines
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=8) as client:
             assert [model.id for model in client.models.list()] == ["mine", "lexical"]
+            stores = httpx.get(f"http://127.0.0.1:{port}/v1/stores").json()["data"]
+            assert [(store["name"], store["documents"]) for store in stores] == [("Manual", 1)]
             messages: Any = [{"role": "user", "content": QUESTION}]
             documents = {"documents": BODY["documents"], "memory": {"kind": "fastmem", "relevance": None}}
             for reused in (False, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from memograft.documents import Document
 from memograft.engine import Engine
-from memograft.errors import PromptTooLongError
+from memograft.errors import MemoryFormatError, PromptTooLongError
 from memograft.memory.base import Memory
 from memograft.memory.fastmem.memory import FastMem
 from memograft.server.errors import ApiError, JsonResponse, refused
@@ -22,6 +23,8 @@ from memograft.server.shelf import Shelf, Shelved
 from memograft.server.tenants import Tenants
 
 __all__ = ["memory_routes"]
+
+_log = logging.getLogger("memograft.server")
 
 
 def memory_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, admission: Admission) -> APIRouter:
@@ -35,6 +38,10 @@ def memory_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, ad
             loop = asyncio.get_running_loop()
             handle = await loop.run_in_executor(tenants.workers, engine.memorize, documents, memory)
             return await asyncio.to_thread(shelf.put, id, handle)
+        except MemoryFormatError as error:
+            _log.error("a memory was not kept", extra={"facts": {"id": id, "reason": str(error)}})
+            said = "the memory cannot be written; the reason was logged"
+            raise ApiError(500, said, type="server_error", code="memory_not_kept") from error
         except PromptTooLongError as error:
             raise refused("documents", str(error), "context_length_exceeded") from error
         finally:

@@ -8,6 +8,7 @@ only to be read.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -159,7 +160,7 @@ class StoreRoom:
             count = len(store) + len(given) - len(store.get(list(given)))
             if count > (most := self._settings.max_passages):
                 raise _full(f"a store may have {most} passages, and would have {count}")
-            size = sum(len(document.text.encode("utf-8", "replace")) for document in documents)
+            size = sum(map(_bytes, documents))
             size += sum(self._size(own) for own in self._own())
             if size > (most := self._settings.store_bytes):
                 raise _full(f"a tenant's stores may have {most} bytes, and would have {size}")
@@ -199,11 +200,11 @@ class StoreRoom:
         return None if self._folder is None else self._folder / name
 
     def _size(self, name: str) -> int:
-        """Bytes of its files, or without files of its texts."""
+        """Bytes of its files, or without files of its documents."""
         if name in self._shared:
             return 0
         if (path := self._path(name)) is None:
-            return sum(len(document.text.encode("utf-8", "replace")) for document in self.get(name))
+            return sum(map(_bytes, self.get(name)))
         return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
@@ -217,6 +218,11 @@ def open_store(path: Path, embedder: Embedder | None, *, read_only: bool = False
         return VectorStore.open(path, embedder, read_only=read_only)
     except EmbedderMismatchError:
         return VectorStore.open(path, read_only=read_only)
+
+
+def _bytes(document: Document) -> int:
+    """Bytes of a document's text and metadata."""
+    return len(document.text.encode("utf-8", "replace")) + len(json.dumps(dict(document.metadata)))
 
 
 def _is_store(path: Path) -> bool:

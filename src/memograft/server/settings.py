@@ -24,6 +24,7 @@ _WHOLE: Mapping[str, int] = {
     "max_upload": 1024,
     "max_memories": 1,
     "memory_bytes": 1,
+    "cache_bytes": 1,
     "max_stores": 1,
     "store_bytes": 1,
     "max_passages": 1,
@@ -50,6 +51,8 @@ class ServerSettings:
         max_upload: bytes of a request that adds documents to a store.
         max_memories: memories that a tenant may have.
         memory_bytes: their size together, in process memory or on disk.
+        cache_bytes: what a tenant's bank keeps in process memory for later requests with the same documents: their
+            memories, and as much again of their keys and values.
         max_stores: stores that a tenant may have.
         store_bytes: their size together.
         max_passages: passages of a store.
@@ -74,6 +77,7 @@ class ServerSettings:
     max_upload: int = 32 << 20
     max_memories: int = 256
     memory_bytes: int = 1 << 30
+    cache_bytes: int = 256 << 20
     max_stores: int = 32
     store_bytes: int = 1 << 30
     max_passages: int = 100_000

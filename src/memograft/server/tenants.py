@@ -12,6 +12,7 @@ without keys has one tenant. A tenant is named after its key; a new key with an 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from memograft.errors import MemoryFormatError, SettingsError
 from memograft.memory.bank import Bank
 from memograft.passages.embedders import Embedder
 from memograft.passages.vector_store import VectorStore
+from memograft.server.errors import ApiError
 from memograft.server.journal import facts_of
 from memograft.server.rooms import StoreRoom, open_store
 from memograft.server.settings import ServerSettings
@@ -36,6 +38,7 @@ from memograft.storage.disk import told
 
 __all__ = ["Tenant", "Tenants"]
 
+_log = logging.getLogger("memograft.server")
 _NOBODY = "all"  # the folder of the tenant of a server without keys
 _AT_ONCE = 4  # memories that wait for the engine
 
@@ -67,7 +70,7 @@ class Tenants:
         embedder: of new stores; None: they are searched by words only.
 
     Raises:
-        SettingsError: two shared stores have the same name.
+        SettingsError: a folder cannot be made, or two shared stores have the same name.
         StoreError: a shared store cannot be opened.
     """
 
@@ -84,6 +87,10 @@ class Tenants:
         self._engine, self._settings, self._embedder = engine, settings, embedder
         self._bank = None if bank is None else Path(bank)
         self._stores = None if stores is None else Path(stores)
+        for folder in (self._bank, self._stores):
+            if folder is not None:
+                with told(folder, SettingsError, "used as a folder of tenants"):
+                    folder.mkdir(parents=True, exist_ok=True)
         self._tenants: dict[str, Tenant] = {}
         self._shared: dict[str, VectorStore] = {}
         self.workers = ThreadPoolExecutor(_AT_ONCE, "memorize")
@@ -96,11 +103,20 @@ class Tenants:
         """The tenant of a request, by the name of its key.
 
         Raises:
-            MemoryFormatError: a folder cannot be used.
+            ApiError: 500 if a folder cannot be used.
         """
         name = facts_of(http.scope).key
         if name not in self._tenants:
-            self._tenants[name] = self._made(name)
+            try:
+                self._tenants[name] = self._made(name)
+            except (MemoryFormatError, OSError) as error:
+                _log.error("a tenant's folder cannot be used", extra={"facts": {"key": name, "reason": str(error)}})
+                raise ApiError(
+                    500,
+                    "the folder of this key's memories and stores cannot be used; the reason was logged",
+                    type="server_error",
+                    code="tenant_failed",
+                ) from error
         return self._tenants[name]
 
     def close(self) -> None:
@@ -123,7 +139,8 @@ class Tenants:
         if self._bank is not None:
             home = self._bank / place
             folder = home / "memories"
-            bank = Bank(home / "bank", max_bytes=self._settings.memory_bytes)
+            held = self._settings.cache_bytes
+            bank = Bank(home / "bank", max_bytes=self._settings.memory_bytes, memory_bytes=held, prefix_bytes=held)
             secret = _secret(home / "secret")
         rooms = None if self._stores is None else self._stores / place
         return Tenant(
