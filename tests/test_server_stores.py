@@ -200,7 +200,7 @@ def test_the_size_of_stores(tiny: Engine, tmp_path: Path) -> None:
     with served(tiny, settings, tenants=Tenants(tiny, settings)) as server, server.http() as http:
         filled(http)
         told = error(http.post("/v1/stores/docs/documents", json={"documents": [{"text": "x" * 990}]}), 413)
-        assert "a tenant's stores may have 1000 bytes, and would have 10" in told["message"]
+        assert "a tenant's stores may have 1000 bytes, and would have 11" in told["message"]
         assert found(http, "basalt", k=1) == ["rocks"]  # a store without an embedder is searched by words
         told = error(http.post("/v1/stores/docs/search", json={"query": "x", "mode": "vector"}), 400)
         assert "made without an embedder" in told["message"]
