@@ -15,6 +15,7 @@ import pytest
 
 from gates import Gate, until
 from memograft import Engine, FastMem
+from memograft.errors import SettingsError
 from memograft.memory.base import Memory
 from memograft.server import ServerSettings, Tenants
 from served import Served, served
@@ -269,6 +270,26 @@ def test_a_memory_that_is_damaged_meanwhile(tiny: Engine, tmp_path: Path) -> Non
             with pytest.raises(openai.NotFoundError, match="there is no memory"):
                 answered(server, id)
             assert created(http)["id"] == id
+
+
+def test_folders_that_cannot_be_used(tiny: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="used as a folder of tenants"):
+        Tenants(tiny, SETTINGS, bank=tmp_path / "file")
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "all").write_text("")
+    with kept_in(tmp_path / "bank", tiny) as (_, http):
+        told = error(http.get("/v1/memories"), 500)
+        assert (told["code"], "/" in told["message"]) == ("tenant_failed", False)
+        (tmp_path / "bank" / "all").unlink()
+        assert http.get("/v1/memories").json()["data"] == []
+        (tmp_path / "bank" / "all" / "memories").rmdir()
+        (tmp_path / "bank" / "all" / "memories").write_text("")
+        told = error(http.post("/v1/memories", json={"documents": [PAGE]}), 500)
+        assert (told["code"], told["message"]) == (
+            "memory_not_kept",
+            "the memory cannot be written; the reason was logged",
+        )
 
 
 def test_documents_are_reused_with_a_bank(tiny: Engine, tmp_path: Path) -> None:

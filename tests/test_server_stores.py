@@ -279,7 +279,7 @@ def test_citations() -> None:
 def test_stores_survive_a_restart_and_the_operators_is_read_only(tiny: Engine, tmp_path: Path) -> None:
     shared = tmp_path / "Manual"
     with VectorStore(LexicalEmbedder(128), shared) as store:
-        store.add([Document("Press the red key.", "key")])
+        store.add([Document("Press the red key.", "key", {"root": "/srv/manual", "source": "a.txt"})])
     for run in range(2):
         with (
             Tenants(
@@ -293,6 +293,9 @@ def test_stores_survive_a_restart_and_the_operators_is_read_only(tiny: Engine, t
             assert [each["name"] for each in http.get("/v1/stores").json()["data"]] == ["Manual", "docs"]
             assert found(http, "dark rock", k=1) == ["rocks"]
             assert found(http, "red key", "Manual") == ["key"]
+            hit = http.post("/v1/stores/Manual/search", json={"query": "key"}).json()["data"][0]
+            page = http.get("/v1/stores/Manual/documents").json()["data"][0]
+            assert hit["metadata"] == page["metadata"] == {"source": "a.txt"}  # no path of the server's
             about = http.get("/v1/stores/Manual").json()
             assert (about["dimensions"], about["read_only"], about["documents"]) == (128, True, 1)
             for response in (
@@ -311,6 +314,26 @@ def test_stores_survive_a_restart_and_the_operators_is_read_only(tiny: Engine, t
                 assert http.get("/v1/stores/other").status_code == 200
                 http.delete("/v1/stores/other").raise_for_status()
     assert not (tmp_path / "stores" / "all" / "other").exists()
+
+
+def test_a_damaged_store(tiny: Engine, tmp_path: Path) -> None:
+    for run in range(2):
+        with (
+            Tenants(tiny, SETTINGS, stores=tmp_path) as tenants,
+            served(tiny, SETTINGS, tenants=tenants) as server,
+            server.http() as http,
+        ):
+            if run == 0:
+                filled(http)
+                continue
+            (tmp_path / "all" / "docs" / "passages.sqlite3").write_bytes(b"x" * 4096)
+            told = error(http.get("/v1/stores/docs"), 500)
+            assert (told["code"], told["message"]) == (
+                "store_failed",
+                "the store 'docs' cannot be used; the reason was logged",
+            )
+            http.delete("/v1/stores/docs").raise_for_status()
+            filled(http)
 
 
 def test_many_clients_write_and_search(server: Served, http: httpx.Client) -> None:

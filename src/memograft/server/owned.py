@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -85,8 +85,8 @@ async def owned(tenant: Tenant, body: SampledRequest) -> Owned:
     if not isinstance(body, ChatRequest) or not isinstance(body.store, StoreChoice):
         return Owned(bank, memory, body.memory_id)
     question = body.query or _question(body)
-    hits = await asyncio.to_thread(_found, tenant, body.store, question)
-    return Owned(bank, memory, body.memory_id, body.store.name, hits)
+    hits = await asyncio.to_thread(tenant.stores.search, body.store.name, question, body.store)
+    return Owned(bank, memory, body.memory_id, body.store.name, tuple(hits))
 
 
 def cited(text: str, documents: Sequence[Document]) -> list[dict[str, object]]:
@@ -118,9 +118,3 @@ def _question(body: ChatRequest) -> str:
     if not text.strip():
         raise refused("store", "`store` needs a user message with text to retrieve for, got none; or pass `query`")
     return text
-
-
-def _found(tenant: Tenant, choice: StoreChoice, question: str) -> tuple[Hit, ...]:
-    where: Mapping[str, object] | None = choice.where
-    with tenant.stores.using(choice.name) as store:
-        return tuple(store.search(question, choice.k, where, mode=choice.mode))

@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from memograft.documents import Document
@@ -27,8 +28,9 @@ from memograft.errors import (
 )
 from memograft.passages.db import FILE_NAME
 from memograft.passages.embedders import Embedder
-from memograft.passages.vector_store import VectorStore
+from memograft.passages.vector_store import Hit, VectorStore
 from memograft.server.errors import ApiError, refused
+from memograft.server.schemas import SearchOptions
 from memograft.server.settings import ServerSettings
 from memograft.storage.publish import clear_up, withdraw
 
@@ -141,6 +143,22 @@ class StoreRoom:
                 "dimensions": store.embedder.dimension or None,
                 "read_only": name in self._shared,
             }
+
+    def shown(self, name: str, document: Document) -> Document:
+        """A document of a store for responses: those of the operator's without the folder that was indexed."""
+        if name not in self._shared:
+            return document
+        return replace(document, metadata={key: value for key, value in document.metadata.items() if key != "root"})
+
+    def search(self, name: str, query: str, how: SearchOptions) -> list[Hit]:
+        """The documents of a store that are closest to a question, best first.
+
+        Raises:
+            ApiError, SettingsError, FilterError: there is no such store, or an option is not valid for it.
+        """
+        with self.using(name) as store:
+            found = store.search(query, how.k, how.where, mode=how.mode)
+        return [Hit(self.shown(name, hit.document), hit.score) for hit in found]
 
     def add(self, name: str, documents: list[Document], stale: Mapping[str, object] | None = None) -> list[str]:
         """Add documents, or replace those with the same ids, and return the ids.

@@ -21,6 +21,7 @@ __all__ = [
     "Page",
     "PassagesRequest",
     "SampledRequest",
+    "SearchOptions",
     "SearchRequest",
     "StoreChoice",
     "StoreRequest",

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from memograft.chat import json_like
 from memograft.documents import Document
-from memograft.passages.search import Hit
 from memograft.server.errors import ApiError, JsonResponse
 from memograft.server.rooms import StoreRoom
 from memograft.server.schemas import SearchRequest, StoreRequest
@@ -82,7 +81,7 @@ def store_routes(settings: ServerSettings, tenants: Tenants) -> APIRouter:
     @routes.post("/v1/stores/{name}/search")
     async def search_store(name: str, body: SearchRequest, http: Request) -> Response:
         """The documents that are closest to a question, best first."""
-        found = await asyncio.to_thread(_search, tenants.of(http).stores, name, body)
+        found = await asyncio.to_thread(tenants.of(http).stores.search, name, body.query, body)
         return JsonResponse({"object": "list", "data": [{**_json(hit.document), "score": hit.score} for hit in found]})
 
     return routes
@@ -92,7 +91,12 @@ def _page(room: StoreRoom, name: str, limit: int, offset: int) -> Json:
     with room.using(name) as store:
         total = len(store)
         found = list(islice(store.find(), offset, offset + limit)) if offset < total else []
-    page = {"object": "list", "data": [_json(document) for document in found], "total": total, "offset": offset}
+    page = {
+        "object": "list",
+        "data": [_json(room.shown(name, document)) for document in found],
+        "total": total,
+        "offset": offset,
+    }
     return {**page, "has_more": offset + len(found) < total}
 
 
@@ -101,11 +105,6 @@ def _delete(room: StoreRoom, name: str, id: str) -> None:
         if not store.delete([id]):
             said = f"the store {name!r} has no document {id!r:.80}; GET its documents for their ids"
             raise ApiError(404, said, param="id", code="document_not_found")
-
-
-def _search(room: StoreRoom, name: str, body: SearchRequest) -> list[Hit]:
-    with room.using(name) as store:
-        return store.search(body.query, body.k, body.where, mode=body.mode)
 
 
 def _json(document: Document) -> Json:
