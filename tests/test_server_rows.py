@@ -143,7 +143,7 @@ def test_an_answer_that_takes_too_long_is_504(make_engine: Any) -> None:
 
 def test_an_error_in_a_stream_is_an_event_and_the_stream_ends(make_engine: Any) -> None:
     engine = make_engine(max_batch=4)
-    with served(engine, limits(timeout=1)) as server, held(engine, free=10**6) as gate, server.http() as http:
+    with served(engine, limits(timeout=1.5)) as server, held(engine, free=10**6) as gate, server.http() as http:
         with http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
             lines = response.iter_lines()
             first = next(lines)
@@ -159,7 +159,7 @@ def test_an_error_in_a_stream_is_an_event_and_the_stream_ends(make_engine: Any) 
 
 def test_clients_see_the_error_in_a_stream(make_engine: Any) -> None:
     engine = make_engine(max_batch=4)
-    with served(engine, limits(timeout=1)) as server, held(engine, free=10**6) as gate, server.client() as client:
+    with served(engine, limits(timeout=1.5)) as server, held(engine, free=10**6) as gate, server.client() as client:
         chunks = client.chat.completions.create(**LONG, stream=True)
         assert next(chunks)
         gate.free = 0

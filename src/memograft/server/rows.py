@@ -119,7 +119,8 @@ class Pieces(AsyncIterator[tuple[int, str | Answer]]):
 
     def __init__(self, engine: Engine, requests: Sequence[Request], http: HttpRequest, ticket: Ticket) -> None:
         self._queue: asyncio.Queue[tuple[int, str | Answer | Exception]] = asyncio.Queue()
-        self._left, self._ticket = len(requests), ticket
+        self._left = self._running = len(requests)
+        self._ticket = ticket
         self._first: tuple[int, str | Answer] | None = None
         streams = [engine.astream(request) for request in requests]
         self._tasks = [asyncio.ensure_future(self._read(n, stream)) for n, stream in enumerate(streams)]
@@ -163,6 +164,10 @@ class Pieces(AsyncIterator[tuple[int, str | Answer]]):
             self._queue.put_nowait((number, stream.answer))
         except Exception as error:
             self._queue.put_nowait((number, error))
+        finally:
+            self._running -= 1
+            if not self._running:  # now, not when the client has read it all
+                self._ticket.release()
 
     async def _watch(self, http: HttpRequest) -> None:
         await _disconnected(http)
