@@ -260,3 +260,27 @@ def test_pieces_are_passed_on_once() -> None:
     with pytest.raises(RuntimeError, match="the streamed text changed from 'abcd' to 'abX'"):
         job.emit("abX")
     Job().emit("nobody listens")
+
+
+def test_the_load_counts_what_runs_and_what_waits(runner: Runner) -> None:
+    assert runner.worker.load == (0, 0)
+    first = runner.hold()
+    jobs = [Job(n) for n in range(6)]
+    runner.worker.submit(jobs)
+    assert runner.worker.load == (1, 6)
+    jobs[5].cancel()  # counts until the thread drops it
+    runner.go.set()
+    assert [job.future.result(10) for job in (first, *jobs[:5])] == ["first", *range(5)]
+    until(lambda: runner.worker.load == (0, 0))
+    assert runner.batches == [["first"], [0, 1, 2, 3], [4]]
+
+
+def test_the_load_of_a_closed_queue_is_none(runner: Runner) -> None:
+    runner.hold()
+    waiting = Job("second")
+    runner.worker.submit([waiting])
+    assert runner.worker.load == (1, 1)
+    runner.go.set()
+    runner.worker.close()
+    assert runner.worker.load == (0, 0)
+    assert waiting.done

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from transformers import LogitsProcessor
 from transformers.generation import MinPLogitsWarper
 
 from families import build
@@ -148,3 +150,37 @@ def test_a_penalty_sees_the_prompt_behind_a_kept_memory_too(tokenizer: Any) -> N
         fresh = engine.answer(ask(documents=FACTS, memory=handle, sampling=sampling))
     assert kept.usage.cached_tokens
     assert kept.token_ids == fresh.token_ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("presence", "frequency"), [(2.0, 0.0), (0.0, 2.0), (0.7, 1.5), (-2.0, -1.0)])
+def test_presence_and_frequency_penalties_count_the_answers_tokens(
+    make_engine: Any, family: str, presence: float, frequency: float
+) -> None:
+    """OpenAI's formula, over the answer and not the prompt, with counts made by hand."""
+    engine = make_engine(family)
+    sampling = Sampling(24, presence_penalty=presence, frequency_penalty=frequency)
+
+    class ByHand(LogitsProcessor):
+        start: int | None = None
+
+        def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.start = self.start or ids.shape[1]
+            scores = scores.clone()
+            for token, count in Counter(ids[0, self.start :].tolist()).items():
+                scores[0, token] -= count * frequency + presence
+            return scores
+
+    expected = engine.answer(ask(documents=FACTS, sampling=Sampling(24), processors=[ByHand()])).token_ids
+    batch = [ask(documents=FACTS, sampling=sampling), ask("Another?", n=24)]
+    said, other = engine.answer_batch(batch)
+    assert said.token_ids == expected
+    assert said.token_ids != engine.answer(ask(documents=FACTS, n=24)).token_ids
+    assert other.token_ids == engine.answer(batch[1]).token_ids
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "1", True, None])
+def test_penalties_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match=f"`{name}` must be a finite number"):
+        Sampling(**{name: value})

@@ -32,7 +32,7 @@ from memograft.prompt.builder import PromptBuilder
 from memograft.request import Answer, Request, Sampling
 from memograft.serving import scoring
 from memograft.serving.keeping import loaded, made
-from memograft.serving.queue import Job, Worker
+from memograft.serving.queue import Job, Load, Worker
 from memograft.serving.scoring import Choice
 from memograft.serving.session import Session
 from memograft.serving.stream import AsyncStream, Stream, wait
@@ -102,6 +102,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         self._tokens = Tokens(self._prompts.tokenizer, self._backbone.vocabulary, end_tokens(self._backbone, tokenizer))
         stall = max_stall if max_stall != "auto" else 0.3 if self._backbone.device.type == "cpu" else 0.1
         self._session = Session(self._model, self._tokens, self._window, max_batch, stall, prompt_lookup)
+        self.max_batch = max_batch
         self._worker = Worker(self._run, max_batch, partial(check_fork, self._backbone.device))
         weakref.finalize(self, self._worker.abandon)  # when the engine is garbage-collected, and at exit
 
@@ -140,6 +141,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
     def max_length(self) -> int:
         """Maximum number of tokens of prompt and answer together."""
         return self._window
+
+    @property
+    def bank(self) -> Bank | None:
+        """Keeps the memories of requests that have no bank of their own."""
+        return self._model.bank
 
     @property
     def model(self) -> Any:
@@ -258,6 +264,11 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
             SettingsError: the tokenizer has no `response_template`.
         """
         return self._tokens.parse_response(answer.token_ids, answer.prompt_ids)
+
+    @property
+    def load(self) -> Load:
+        """Numbers of requests that run and that wait to begin."""
+        return self._worker.load
 
     @property
     def closed(self) -> bool:

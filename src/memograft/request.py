@@ -15,6 +15,7 @@ from memograft.memory.report import MemoryReport
 from memograft.prompt.words import WORD, words_of
 
 if TYPE_CHECKING:
+    from memograft.memory.bank import Bank
     from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
 
@@ -61,6 +62,7 @@ class Request:
         overflow: what to do if the prompt is too long: "error", "drop" the lowest-ranked documents, or "truncate" the
             ends of documents, lowest-ranked first.
         timeout: seconds after which the request is cancelled; None: never.
+        bank: used instead of the engine's, for this request alone; requests with different banks share nothing.
 
     Raises:
         EmptyPromptError: neither a question nor messages.
@@ -80,6 +82,7 @@ class Request:
     overflow: Literal["error", "drop", "truncate"] = "error"
     timeout: float | None = None
     json_optional: bool = False
+    bank: Bank | None = None
 
     def __post_init__(self) -> None:
         asked = ({"role": "user", "content": self.question},)

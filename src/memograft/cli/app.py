@@ -36,6 +36,7 @@ from memograft.cli.options import (
     StepsOption,
     StoreOption,
 )
+from memograft.cli.serve_app import keys_app, serve
 from memograft.cli.train_app import train_app
 from memograft.evaluation.methods import METHODS
 
@@ -46,7 +47,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(ask)
+app.command()(serve)
 app.add_typer(datastore_app, name="datastore")
+app.add_typer(keys_app, name="keys")
 app.add_typer(mac_app, name="mac")
 app.add_typer(memory_app, name="memory")
 app.add_typer(train_app, name="train")

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from memograft.request import Answer
 
 
-def load_engine(model: str, device: str | None = None) -> Engine:
+def load_engine(
+    model: str,
+    device: str | None = None,
+    *,
+    max_batch: int = 16,
+    max_length: int | None = None,
+) -> Engine:
     """Load a model's engine, without the output of transformers.
 
     Raises:
@@ -38,7 +44,7 @@ def load_engine(model: str, device: str | None = None) -> Engine:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         try:
-            return Engine.from_pretrained(model, device=device)
+            return Engine.from_pretrained(model, device=device, max_batch=max_batch, max_length=max_length)
         except MemograftError:
             raise
         except (OSError, ValueError, KeyError) as error:

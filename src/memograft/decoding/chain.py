@@ -54,7 +54,7 @@ class Chain:
 
     def __init__(self, row: Row, prompt: Tensor, config: GenerationConfig, eos: list[int]) -> None:
         self._row, self._ids = row, prompt[None]
-        self._shifts = [*_of_model(config, row, prompt[None], eos), *_shifts(row.sampling, config)]
+        self._shifts = [*_of_model(config, row, prompt[None], eos), *_shifts(row.sampling, config, len(prompt))]
         self._processors = [*row.processors, *sampler(row.sampling)]
 
     @property
@@ -123,10 +123,15 @@ def _of_model(config: GenerationConfig, row: Row, prompt: Tensor, eos: list[int]
     return [processor for processor in chain if processor is not None]
 
 
-def _shifts(sampling: Sampling, config: GenerationConfig) -> list[Processor]:
-    """Processors for a row's logit bias and its repetition penalty, else the model's."""
+def _shifts(sampling: Sampling, config: GenerationConfig, length: int) -> list[Processor]:
+    """Processors for a row's logit bias, its penalties, and its repetition penalty, else the model's.
+
+    `length` is the prompt's.
+    """
     own = sampling.repetition_penalty if sampling.repetition_penalty is not None else config.repetition_penalty
     chain: list[Processor] = [_Bias(sampling.logit_bias)] if sampling.logit_bias else []
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        chain.append(_Penalties(sampling.presence_penalty, sampling.frequency_penalty, length))
     if own is not None and own != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(float(own)))
     return chain
@@ -140,6 +145,18 @@ class _Bias(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
         return scores.index_add(1, self._ids.to(scores.device), self._values[None].to(scores.device, scores.dtype))
+
+
+class _Penalties(LogitsProcessor):  # type: ignore[misc]
+    """logit - count * frequency - (count > 0) * presence, with the counts of the tokens after the prompt."""
+
+    def __init__(self, presence: float, frequency: float, start: int) -> None:
+        self._presence, self._frequency, self._start = presence, frequency, start
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        said, counts = torch.unique(ids[0, self._start :], return_counts=True)
+        penalty = counts * self._frequency + self._presence
+        return scores.index_add(1, said, -penalty[None].to(scores.dtype))
 
 
 def sampler(sampling: Sampling) -> list[Processor]:

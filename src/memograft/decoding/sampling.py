@@ -25,6 +25,9 @@ class Sampling:
         min_p: tokens with less than this fraction of the most likely token's probability are not sampled; 0 keeps all.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely (arXiv 1909.05858,
             as transformers computes it); 1 has no effect. None uses the model's generation_config.
+        presence_penalty: subtracted from the logit of each token that the answer has so far, as OpenAI's API defines
+            it. The prompt does not count.
+        frequency_penalty: the same, times the number of its occurrences in the answer.
         logit_bias: token id -> number added to its logit before the penalty and sampling; -100 practically bans a
             token. An id may also be a string of digits, as in JSON. `Engine.encode` returns the ids of a text.
 
@@ -41,6 +44,8 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         if not is_whole(self.max_new_tokens) or self.max_new_tokens < 1:
@@ -60,6 +65,10 @@ class Sampling:
             raise SettingsError(
                 f"`repetition_penalty` must be above 0 (1 has no effect), or None for the model's own, got {penalty!r}"
             )
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            if not (is_number(value) and math.isfinite(value)):
+                raise SettingsError(f"`{name}` must be a finite number (0 has no effect), got {value!r}")
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         if not isinstance(self.stop, Iterable):
             raise SettingsError(f"`stop` must be a string or a list of strings, got {self.stop!r}; leave it out")

@@ -58,10 +58,9 @@ class Model:
         """The bank's keys and values for the beginning of the prompt, if it has any."""
         return self.bank.prefixes.get(self, prompt) if self.bank is not None else None
 
-    def remember(self, prompts: Sequence[Prompt], filled: Prefill) -> None:
-        """Put the keys and values of the prompts' documents into the bank."""
-        for row, prompt in enumerate(prompts if self.bank is not None else ()):
-            assert self.bank is not None
+    def remember(self, prompt: Prompt, filled: Prefill, row: int = 0) -> None:
+        """Put the keys and values of a prompt's documents, a row of the prefill, into the bank."""
+        if self.bank is not None:
             self.bank.prefixes.put(self, prompt, filled, row)
 
 

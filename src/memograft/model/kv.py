@@ -94,6 +94,12 @@ class Segment:
         return int(self.kv_cache.get_seq_length())
 
     @property
+    def nbytes(self) -> int:
+        """Size of its tensors in bytes."""
+        values = [value for layer in self.kv_cache.layers for value in vars(layer).values()]
+        return sum(value.nbytes for value in [*values, self.x, self.residual] if isinstance(value, Tensor))
+
+    @property
     def shift(self) -> int:
         """Difference between the position of the next token and the number of columns."""
         return 0 if self.end is None else self.end - self.length

@@ -33,7 +33,7 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     wanted = Wanted(memory, prompt, 0, documents=documents, task=task)
     segment = _segment(model, wanted)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment], task.pace, task.given_up)
-    model.remember([prompt], filled)
+    model.remember(prompt, filled)
     (brought,) = memory.prepare(model, [wanted], filled, task)
     id = brought.id or content_id(model.fingerprint, memory.kind, memory.to_json(), prompt)
     handle = MemoryHandle.new(model, id, documents, memory, brought.adapter, brought.report)

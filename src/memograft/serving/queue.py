@@ -15,14 +15,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memograft.errors import EngineClosedError, RequestCancelledError, RequestTimeoutError
 
 if TYPE_CHECKING:
     from memograft.memory.base import Task
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "Load", "Worker"]
 
 _GATHER = 0.002  # seconds to wait for further jobs: the threads of one `.batch()` submit at slightly different times
 
@@ -104,6 +104,13 @@ class Job:
             self.future.set_exception(error)
 
 
+class Load(NamedTuple):
+    """How busy an engine is: numbers of requests that run (are prepared or decoded), and that wait to begin."""
+
+    running: int
+    waiting: int
+
+
 class Worker:
     """Runs jobs in a thread that the first job starts.
 
@@ -131,6 +138,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._pending: list[Job] = []  # taken from the queue; only the thread uses it
         self._running: list[Job] = []
+        self._submitted = self._begun = 0  # counts of jobs; the second is the thread's
 
     def begin_anew(self) -> None:
         """Reset a forked child: thread and waiting jobs belong to the parent, and the lock may be locked for ever."""
@@ -149,6 +157,7 @@ class Worker:
             if self._forked and self._thread is None:
                 self._in_fork()
             self._queue.put(jobs)
+            self._submitted += len(jobs)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="memograft", daemon=True)
                 self._thread.start()
@@ -157,6 +166,11 @@ class Worker:
     def closed(self) -> bool:
         """Whether `close` or `abandon` was called."""
         return self._closed
+
+    @property
+    def load(self) -> Load:
+        """How many jobs run and wait; a job that was cancelled counts until the thread drops it."""
+        return Load(sum(not job.done for job in self._running), max(self._submitted - self._begun, 0))
 
     def close(self) -> None:
         """Finish what runs, fail the waiting jobs, and end the thread."""
@@ -188,6 +202,7 @@ class Worker:
             self._serve()
         for job in self._pending:
             job.fail(EngineClosedError("the engine was closed before this request was answered"))
+        self._begun = self._submitted
 
     def _wait(self) -> bool:
         """Wait for the first job, and shortly for those that come with it; False if the worker was closed."""
@@ -227,11 +242,14 @@ class Worker:
 
     def _next(self, room: int) -> list[Job]:
         """Take up to `room` jobs of a batch, or one that runs alone, from the front of those that wait."""
+        count = len(self._pending)
         self._pending = [job for job in self._pending if not job.given_up()]
+        self._begun += count - len(self._pending)
         calls = (n for n, job in enumerate(self._pending) if job.call is not None)
         alone = next(calls, len(self._pending))
         count = min(alone, room) if alone else min(1, len(self._pending))
         taken, self._pending = self._pending[:count], self._pending[count:]
+        self._begun += count
         self._running = [*(job for job in self._running if not job.done), *taken]
         return taken
 

@@ -22,6 +22,7 @@ import torch
 from memograft.decoding.fallback import base_answer
 from memograft.decoding.loop import Loop
 from memograft.decoding.row import Row
+from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Model, Task, Wanted, by_kind
 from memograft.memory.report import MemoryReport
 from memograft.model.kv import Prefill, repeated
@@ -131,25 +132,33 @@ class Session:
     def _memorized(self, jobs: list[Job], task: Task) -> Ready:
         works: list[Work] = [job.payload for job in jobs]
         clock, model = [time.perf_counter()], self._model
+        banks = [w.bank or model.bank for w in works]
+        own = [replace(model, bank=bank) for bank in banks]
 
         # 2. Prefill: these keys and values are valid with every memory.
         wanted = [
             Wanted(w.memory, w.prompt, n, w.kept, w.brought, task) for n, w in enumerate(works) if w.memory is not None
         ]
-        segments = [model.recalled(work.prompt) for work in works]
-        for kind, own in by_kind(wanted):
-            for want, segment in zip(own, kind.before(model, own), strict=True):
+        segments = [its.recalled(work.prompt) for its, work in zip(own, works, strict=True)]
+        groups = [
+            (kind, replace(model, bank=bank), some)
+            for kind, rows in by_kind(wanted)
+            for bank, some in _by_bank(rows, banks)
+        ]
+        for kind, its, some in groups:
+            for want, segment in zip(some, kind.before(its, some), strict=True):
                 segments[want.row] = segment or segments[want.row]
         filled = prefill(
             model.backbone, [w.prompt.ids for w in works], model.pad_id, segments, task.pace, task.given_up
         )
-        model.remember([work.prompt for work in works], filled)
+        for n, (its, work) in enumerate(zip(own, works, strict=True)):
+            its.remember(work.prompt, filled, n)
         clock.append(time.perf_counter())
 
         # 3. Memorize.
         memories = [Brought()] * len(works)
-        for kind, own in by_kind(wanted):
-            for want, brought in zip(own, kind.prepare(model, own, filled, task), strict=True):
+        for kind, its, some in groups:
+            for want, brought in zip(some, kind.prepare(its, some, filled, task), strict=True):
                 memories[want.row] = brought
         clock.append(time.perf_counter())
 
@@ -209,3 +218,12 @@ class Session:
                 job.fail(e)
 
         return finish
+
+
+def _by_bank(rows: Sequence[Wanted], banks: Sequence[Bank | None]) -> list[tuple[Bank | None, list[Wanted]]]:
+    """Group rows by the bank of their request."""
+    groups: dict[int, tuple[Bank | None, list[Wanted]]] = {}
+    for row in rows:
+        bank = banks[row.row]
+        groups.setdefault(id(bank), (bank, []))[1].append(row)
+    return list(groups.values())

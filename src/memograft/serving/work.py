@@ -19,6 +19,7 @@ from memograft.decoding.processor import Processor
 from memograft.decoding.tap import Tap
 from memograft.documents import Document
 from memograft.errors import EngineClosedError, SettingsError
+from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Memory
 from memograft.memory.handle import MemoryHandle
 from memograft.model.backbone import Backbone
@@ -43,6 +44,7 @@ class Work:
         self.max_new_tokens = request.sampling.max_new_tokens
         self.memory = request.memory.settings if request.memory is not None else None
         self.kept = request.memory.kept if request.memory is not None else None
+        self.bank = request.bank
         self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
         if not self.documents and self.kept is not None:
             self.documents = self.kept.documents
@@ -154,11 +156,13 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """Refuse a request that cannot be answered, before anything is computed.
 
     Raises:
-        SettingsError: `memory` belongs to another model; a token id of `logit_bias` is not in the vocabulary; there are
-            two Rtd, two Cad or two Dola; the model has no layer that Dola names.
+        SettingsError: `bank` is no bank; `memory` belongs to another model; a token id of `logit_bias` is not in the
+            vocabulary; there are two Rtd, two Cad or two Dola; the model has no layer that Dola names.
         ModelMismatchError: a datastore belongs to another model.
         UnsupportedModelError: the model does not support this memory.
     """
+    if request.bank is not None and not isinstance(request.bank, Bank):
+        raise SettingsError(f"`bank` of a request must be a memograft.Bank or None, got {request.bank!r:.80}; make one")
     if request.memory is not None:
         request.memory.check(backbone, fingerprint)
     if beyond := [id for id in request.sampling.logit_bias if id >= backbone.vocabulary]:

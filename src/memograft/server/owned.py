@@ -1,0 +1,120 @@
+"""What a request for text uses of its tenant: a memory by its id, documents retrieved from a store, the bank."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from memograft.attribution import sentences
+from memograft.chat import json_like, text_of
+from memograft.documents import Document
+from memograft.memory.bank import Bank
+from memograft.memory.handle import MemoryHandle
+from memograft.passages.search import Hit
+from memograft.request import Answer
+from memograft.server.errors import refused
+from memograft.server.schemas import ChatRequest, SampledRequest, StoreChoice
+from memograft.server.tenants import Tenant
+
+__all__ = ["Owned", "cited", "owned"]
+
+_WORDS = 3  # that an answer's sentence and a document must have in sequence; or all words of a shorter sentence
+
+
+@dataclass(frozen=True)
+class Owned:
+    """What a request uses of its tenant.
+
+    Attributes:
+        bank: for what it memorizes; None: the engine's. A request with a memory by its id puts nothing into a bank, so
+            that deleting the memory deletes all of it.
+        memory: by its id.
+        id: of `memory`.
+        store: from which documents were retrieved.
+        hits: these documents, best first.
+    """
+
+    bank: Bank | None = None
+    memory: MemoryHandle | None = None
+    id: str | None = None
+    store: str | None = None
+    hits: tuple[Hit, ...] = ()
+
+    @property
+    def documents(self) -> list[Document]:
+        """The retrieved documents."""
+        return [hit.document for hit in self.hits]
+
+    def report(self, answer: Answer, text: str) -> dict[str, object]:
+        """What the response says about it: values of the field `memograft`.
+
+        Args:
+            answer: the answer.
+            text: the part of it that the client sees.
+        """
+        told: dict[str, object] = {} if self.id is None else {"memory_id": self.id}
+        if self.store is None:
+            return told
+        used = {document.id for document in answer.documents}
+        citations = cited(text, [hit.document for hit in self.hits if hit.document.id in used])
+        named = {citation["document"] for citation in citations}
+        retrieved = [
+            {
+                "id": hit.document.id,
+                "text": hit.document.text,
+                "metadata": json_like(hit.document.metadata),
+                "score": hit.score,
+                "cited": hit.document.id in named,
+            }
+            for hit in self.hits
+        ]
+        return {**told, "store": self.store, "retrieved": retrieved, "citations": citations}
+
+
+async def owned(tenant: Tenant, body: SampledRequest) -> Owned:
+    """Look up what a body names.
+
+    Raises:
+        ApiError, MemograftError: there is no such memory or store, or its filter is malformed.
+    """
+    memory, bank = None, tenant.bank
+    if body.memory_id is not None:
+        memory, bank = await asyncio.to_thread(tenant.memories.handle, body.memory_id), None
+    if not isinstance(body, ChatRequest) or not isinstance(body.store, StoreChoice):
+        return Owned(bank, memory, body.memory_id)
+    question = body.query or _question(body)
+    hits = await asyncio.to_thread(tenant.stores.search, body.store.name, question, body.store)
+    return Owned(bank, memory, body.memory_id, body.store.name, tuple(hits))
+
+
+def cited(text: str, documents: Sequence[Document]) -> list[dict[str, object]]:
+    """For each sentence of a text the longest sequence of words that a document has too, and that document.
+
+    Of several documents with equally long sequences, the first is named. Each citation has `start`, `end` and `text` of
+    the sequence, and the `document`'s id.
+    """
+    found: list[dict[str, object]] = []
+    known = [(document, [own.words for own in sentences(document.text)]) for document in documents]
+    for sentence in sentences(text):
+        size, first, source = 0, 0, None
+        for document, others in known:
+            for words in others:
+                match = SequenceMatcher(None, sentence.words, words, autojunk=False).find_longest_match()
+                if match.size > size:
+                    size, first, source = match.size, match.a, document
+        if source is None or size < min(_WORDS, len(sentence.words)):
+            continue
+        start, end = sentence.places[first][0], sentence.places[first + size - 1][1]
+        found.append({"start": start, "end": end, "text": text[start:end], "document": source.id})
+    return found
+
+
+def _question(body: ChatRequest) -> str:
+    """The text of the last user message."""
+    asked = next((message for message in reversed(body.messages) if message.role == "user"), None)
+    text = "" if asked is None else text_of(asked.content, "the last user message")[0]
+    if not text.strip():
+        raise refused("store", "`store` needs a user message with text to retrieve for, got none; or pass `query`")
+    return text
