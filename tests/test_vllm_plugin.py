@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import logging
 import subprocess
 import sys
 import tomllib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import fsspec
 import pytest
+import torch
 
+from families import build
 from memograft import Bank, Engine, vllm_plugin
-from memograft.errors import MemoryFormatError
-from memograft.memory.export import checked, export
+from memograft.errors import MemoryFormatError, SettingsError
+from memograft.memory.export import RANKS, checked, export
 from memograft.memory.fetch import fetched
 from test_engine import FACTS, ask
 from test_export import BASE, FULL, LORA, weights
@@ -70,7 +73,7 @@ class TestFetched:
         assert not cache.exists()
 
     def test_another_base_model(self, place: str, cache: Path) -> None:
-        with pytest.raises(MemoryFormatError, match=r"base model 'lab/base', and 'lab/other' is served; .* --base-model"):
+        with pytest.raises(MemoryFormatError, match=r"base model 'lab/base', and 'lab/other' is served; .*--base-"):
             fetched(place, "page", cache, "lab/other")
 
     def test_a_damaged_copy_is_fetched_again(self, place: str, cache: Path) -> None:
@@ -87,45 +90,191 @@ class TestFetched:
             fetched(str(out), "page", cache, BASE)
         for text in ('{"folder": "../../etc"}', "{", "[]", "{}"):
             (out / "page.json").write_text(text)
-            with pytest.raises(MemoryFormatError, match=r"page.json (is damaged|must name a folder).*export the memory"):
+            with pytest.raises(
+                MemoryFormatError, match=r"page.json (is damaged|must name a folder).*export the memory"
+            ):
                 fetched(str(out), "page", cache, BASE)
 
 
-def test_a_bank(tokenizer: Any, models: Any, cache: Path, tmp_path: Path) -> None:
+def test_a_bank(tokenizer: Any, cache: Path, tmp_path: Path) -> None:
     """Its memories are exported when they are asked for; a copy outlives its entry."""
-    model = models()
-    bank = Bank(tmp_path / "bank", prefix_files="exact")
+    bank, model = Bank(tmp_path / "bank", prefix_files="exact"), build("llama")
+    model.config._name_or_path = BASE
     with Engine(model, tokenizer, bank=bank) as engine:
-        model.config._name_or_path = BASE
-        try:
-            for documents, memory in ((FACTS, FULL), (FACTS[:1], LORA)):
-                engine.answer(ask(documents=documents, memory=memory))
-        finally:
-            model.config._name_or_path = ""
-        engine.answer(ask(documents=FACTS[1:], memory=LORA))
-    kinds = {entry.id: entry for entry in bank.entries()}
-    found = {}
-    for id, entry in kinds.items():
+        engine.answer(ask(documents=FACTS, memory=FULL))
+        engine.answer(ask(documents=FACTS[:1], memory=LORA))
+    place = str(bank.folder)
+    entries = bank.entries()
+    assert {entry.kind for entry in entries} == {"memory", "prefix"}
+    for entry in entries:
+        folder = fetched(place, entry.id, cache, BASE, max_rank=8)
         if entry.kind == "prefix":
-            assert fetched(str(bank.folder), id, cache, BASE) is None
-        elif json.loads((entry.path / "adapter_config.json").read_text())["base_model_name_or_path"]:
-            found[id] = fetched(str(bank.folder), id, cache, BASE, max_rank=8)
-        else:
-            with pytest.raises(Exception, match="with a model without a name; pass one"):
-                fetched(str(bank.folder), id, cache, BASE)
-    assert len(found) == 2
-    for id, folder in found.items():
+            assert folder is None
+            continue
         assert folder is not None
-        assert checked(folder)["memory"] == id
-        assert checked(folder)["rank"] == 8
-        whole, served = weights(kinds[id].path), weights(folder)
+        about = checked(folder)
+        assert (about["memory"], about["rank"]) == (entry.id, 8)
+        whole, served = weights(entry.path), weights(folder)
         errors = {name: float((whole[name] - served[name]).norm() / whole[name].norm()) for name in whole}
-        assert errors == pytest.approx(checked(folder)["errors"], rel=1e-4, abs=1e-6)
-        bank.remove(id)
-        assert (folder / "adapter_model.safetensors").is_file()
-    with pytest.raises(MemoryFormatError, match="is served; serve that model"):
-        Bank(tmp_path / "other").take(tmp_path / "cache" / "none") if not found else _elsewhere(tmp_path, tokenizer)
+        assert errors == pytest.approx(about["errors"], rel=1e-4, abs=1e-6)
+        with pytest.raises(MemoryFormatError, match="'lab/base', and 'lab/other' is served"):
+            fetched(place, entry.id, cache, "lab/other")
+        bank.remove(entry.id)
+        assert checked(folder) == about
+        assert fetched(place, entry.id, cache, BASE) is None
 
 
-def _elsewhere(tmp_path: Path, tokenizer: Any) -> None:
-    raise NotImplementedError
+def test_a_bank_of_a_model_without_a_name(make_engine: Any, cache: Path, tmp_path: Path) -> None:
+    bank = Bank(tmp_path / "bank")
+    make_engine(bank=bank).answer(ask(documents=FACTS, memory=LORA))
+    with pytest.raises(SettingsError, match="made with a model without a name; pass one"):
+        fetched(str(bank.folder), bank.entries()[0].id, cache, BASE)
+
+
+@dataclass
+class StandInRequest:
+    """What the plugin uses of vLLM's `LoRARequest`, where vLLM is not installed."""
+
+    lora_name: str
+    lora_int_id: int
+    lora_path: str
+
+
+class StandInResolver(ABC):
+    """What the plugin uses of vLLM's `LoRAResolver`."""
+
+    @abstractmethod
+    async def resolve_lora(self, base_model_name: str, lora_name: str) -> StandInRequest | None: ...
+
+
+@dataclass
+class StandInRegistry:
+    resolvers: dict[str, Any] = field(default_factory=dict)
+
+    def register_resolver(self, name: str, resolver: Any) -> None:
+        self.resolvers[name] = resolver
+
+
+class TestPlugin:
+    """With vLLM's own classes where it is installed."""
+
+    @pytest.fixture
+    def registry(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Any:
+        monkeypatch.setenv("MEMOGRAFT_CACHE", str(cache))
+        for name in (vllm_plugin.MEMORIES, vllm_plugin.MAX_RANK):
+            monkeypatch.delenv(name, raising=False)
+        if HAS_VLLM:
+            from vllm.lora.resolver import LoRAResolverRegistry
+
+            monkeypatch.setattr(LoRAResolverRegistry, "resolvers", {})
+            return LoRAResolverRegistry
+        modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request", "vllm.lora.resolver")}
+        modules["vllm.lora.request"].LoRARequest = StandInRequest  # type: ignore[attr-defined]
+        modules["vllm.lora.resolver"].LoRAResolver = StandInResolver  # type: ignore[attr-defined]
+        modules["vllm.lora.resolver"].LoRAResolverRegistry = StandInRegistry()  # type: ignore[attr-defined]
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        return modules["vllm.lora.resolver"].LoRAResolverRegistry  # type: ignore[attr-defined]
+
+    def registered(self, registry: Any) -> Any:
+        vllm_plugin.register()
+        return registry.resolvers.get("memograft")
+
+    def test_resolves(self, registry: Any, memory: Path, cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+        made = export(memory, tmp_path / "out", base_model=BASE, name="page")
+        monkeypatch.setenv(vllm_plugin.MEMORIES, str(tmp_path / "out"))
+        resolver = self.registered(registry)
+        found = asyncio.run(resolver.resolve_lora(BASE, "page"))
+        assert found.lora_name == "page"
+        assert found.lora_int_id > 0
+        assert Path(found.lora_path) == cache / "vllm" / made.folder.name
+        assert asyncio.run(resolver.resolve_lora(BASE, "unknown")) is None
+        assert isinstance(resolver, sys.modules["vllm.lora.resolver"].LoRAResolver)
+
+    def test_faults_are_warnings(
+        self, registry: Any, memory: Path, tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        export(memory, tmp_path / "out", base_model=BASE, name="page")
+        monkeypatch.setenv(vllm_plugin.MEMORIES, str(tmp_path / "out"))
+        resolver = self.registered(registry)
+        assert not caplog.messages
+        assert asyncio.run(resolver.resolve_lora("lab/other", "page")) is None
+        assert "memory 'page' is not served: memory page belongs to the base model 'lab/base'" in caplog.text
+        monkeypatch.setenv(vllm_plugin.MEMORIES, "nothing://here")
+        assert asyncio.run(self.registered(registry).resolve_lora(BASE, "page")) is None
+        assert "memory 'page' is not served: Protocol not known: nothing" in caplog.text
+
+    def test_settings(self, registry: Any, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+        assert self.registered(registry) is None, "it does nothing unless it is asked to"
+        monkeypatch.setenv(vllm_plugin.MEMORIES, str(tmp_path / "later"))
+        for wrong in ("20", "many", "0"):
+            monkeypatch.setenv(vllm_plugin.MAX_RANK, wrong)
+            assert self.registered(registry) is None
+            assert (
+                f"`MEMOGRAFT_MAX_RANK` must be one of 1, 8, 16, 32, 64, 128, 256, 320, 512, got {wrong!r}"
+                in (caplog.messages[-1])
+            )
+        monkeypatch.setenv(vllm_plugin.MAX_RANK, "64")
+        resolver = self.registered(registry)
+        assert "there is no folder" in caplog.messages[-1]
+        assert asyncio.run(resolver.resolve_lora(BASE, "page")) is None
+
+    @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed")
+    def test_without_vllm(self, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
+        monkeypatch.setenv(vllm_plugin.MEMORIES, str(tmp_path))
+        vllm_plugin.register()
+        assert "memories are not served: No module named 'vllm'; correct it" in caplog.text
+
+    def test_it_is_light(self, tmp_path: Path) -> None:
+        """vLLM runs it in each of its processes."""
+        code = (
+            "import memograft.vllm_plugin as p, sys; p.register(); "
+            "print([m for m in ('torch', 'transformers', 'peft', 'fsspec', 'numpy', 'vllm') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+    def test_the_entry_point(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        (value,) = project["entry-points"]["vllm.general_plugins"].values()
+        assert EntryPoint("memograft", value, "vllm.general_plugins").load() is vllm_plugin.register
+
+
+@pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed")
+class TestVllmsOwnChecks:
+    """vLLM's code for LoRA folders, on a CPU: the checks of the configuration, and loading the weights."""
+
+    @pytest.mark.parametrize("memory", [LORA, FULL], ids=["lora", "full"])
+    @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt", "gpt_neox"])
+    def test_a_folder_is_loaded(
+        self, make_engine: Any, tmp_path: Path, family: str, memory: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from vllm.config.lora import LoRAConfig
+        from vllm.lora.lora_model import LoRAModel
+        from vllm.lora.peft_helper import PEFTHelper
+
+        monkeypatch.setattr("vllm.lora.lora_model.PIN_MEMORY", torch.cuda.is_available())
+        engine = make_engine(family)
+        folder = export(engine.memorize(FACTS, memory).save(tmp_path / "m"), tmp_path / "out", base_model=BASE).folder
+        helper = PEFTHelper.from_local_dir(str(folder), 256)
+        rank = helper.r
+        assert rank == (8 if memory is LORA else 32)
+        helper.validate_legal(LoRAConfig(max_lora_rank=rank))
+        with pytest.raises(ValueError, match="greater than max_lora_rank"):
+            helper.validate_legal(LoRAConfig(max_lora_rank=1))
+        changes = weights(folder)
+        expected = {name.rsplit(".", 1)[-1] for name in changes}
+        loaded = LoRAModel.from_local_checkpoint(
+            str(folder), expected, helper, lora_model_id=1, device="cpu", dtype=torch.float32
+        )
+        assert loaded.loras.keys() == changes.keys()
+        for name, layer in loaded.loras.items():
+            assert layer.scaling == 1
+            assert torch.allclose((layer.lora_b @ layer.lora_a).double(), changes[name], atol=1e-6)
+        with pytest.raises(ValueError, match="expected target modules in"):
+            LoRAModel.from_local_checkpoint(str(folder), {"q_proj"}, helper, device="cpu")
+
+    def test_the_ranks_are_vllms(self) -> None:
+        from vllm.config.lora import MaxLoRARanks
+
+        assert RANKS["vllm"] == get_args(MaxLoRARanks)
