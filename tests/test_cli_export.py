@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ from typer.testing import CliRunner
 from memograft import Bank, Engine, Kept
 from memograft.cli.app import app
 from memograft.memory.export import checked
+from memograft.memory.fetch import fetched
+from test_docs import SNIPPET
 from test_engine import FACTS, ask
 from test_export import BASE, FULL, LORA
+from test_layering import ROOT
 
 
 class TestExport:
@@ -89,3 +94,21 @@ class TestExport:
         assert "`--name` names one memory, and 2 are exported" in self.run(bank.folder, *to, "--name", "a", code=1)
         assert "must be one of 1, 8, 16" in self.run(bank.folder, *to, "--max-rank", 20, code=1)
         assert "'tgi' is not one of 'vllm', 'sglang'" in self.run(bank.folder, "--for", "tgi", *to[2:], code=2)
+
+
+def test_the_page_about_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its snippets and then its commands, in one folder (test_docs.py runs the snippets alone)."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    for code in SNIPPET.findall(page):
+        exec(compile(code, "cluster.md", "exec"), scope)
+    scope["engine"].close()
+    (command,) = re.findall(r"^memograft (.+)$", page, re.MULTILINE)
+    result = CliRunner().invoke(app, shlex.split(command))
+    assert result.exit_code == 0, result.output
+    id = scope["request"]["model"]
+    found = fetched("exported", id, tmp_path / "cache", "lab/tiny")
+    assert found is not None
+    assert checked(found)["memory"] == id
+    assert f"{id} -> exported/{found.name} (rank 16, exact; base model lab/tiny)" in result.output.replace("\n", "")
