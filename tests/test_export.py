@@ -40,10 +40,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 # PEFT 0.21 uses an old name of transformers: a warning that neither we nor a user can avoid.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("memory", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt", "gpt_neox", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "phi3", "opt", "gpt_neox", "qwen2_moe"])
 def test_plain_peft_gives_the_engines_logits(tokenizer: Any, tmp_path: Path, family: str, memory: FastMem) -> None:
     model = build(family)
-    server = "sglang" if family == "gpt2" else "vllm"
+    server = "sglang" if family == "gpt_neox" else "vllm"
     with Engine(model, tokenizer) as engine:
         handle = engine.memorize(FACTS, memory)
         made = export(handle.save(tmp_path / "memory"), tmp_path / "out", server, base_model=BASE)
@@ -188,10 +188,14 @@ class TestRefused:
         with pytest.raises(MemoryFormatError, match=r"has no weights to export: .*; memorize again"):
             export(bank.entries()[0].path, tmp_path / "out", base_model=BASE)
 
-    def test_transposed_weights(self, make_engine: Any, tmp_path: Path) -> None:
+    def test_what_a_server_would_ignore(self, make_engine: Any, tmp_path: Path) -> None:
         folder = make_engine("gpt2").memorize(FACTS, LORA).save(tmp_path / "memory")
-        with pytest.raises(MemoryFormatError, match=r"vLLM applies no LoRA to models with transposed weights.*GPT-2"):
+        with pytest.raises(MemoryFormatError, match=r"vLLM applies no LoRA to transposed .* memory \w+ has such"):
             export(folder, tmp_path / "out", base_model=BASE)
+        for family in ("gpt2", "falcon"):
+            folder = make_engine(family).memorize(FACTS, LORA).save(tmp_path / family)
+            with pytest.raises(MemoryFormatError, match=r"SGLang ignores .* such as transformer\.h\.1\.mlp\.\w+, and"):
+                export(folder, tmp_path / "out", "sglang", base_model=BASE)
 
     def test_names(self, saved: Path, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match=r"`base_model` must be the name .* without a name; pass one"):

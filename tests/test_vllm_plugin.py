@@ -18,6 +18,7 @@ from typing import Any, get_args
 import fsspec
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from families import build
 from memograft import Bank, Engine, vllm_plugin
@@ -34,6 +35,17 @@ if HAS_VLLM and not torch.cuda.is_available():  # vLLM's wheel for GPUs finds no
     from vllm.platforms.cpu import CpuPlatform
 
     vllm.platforms._current_platform = CpuPlatform()
+
+
+class Locked(MemoryFileSystem):  # type: ignore[misc]
+    """A place that may not be read."""
+
+    protocol = "locked"
+
+    def cat_file(self, path: str, *args: Any, **options: Any) -> Any:
+        raise PermissionError(f"{path} may not be read")
+
+    info = cat_file
 
 
 @pytest.fixture
@@ -208,6 +220,10 @@ class TestPlugin:
         monkeypatch.setenv(vllm_plugin.MEMORIES, "nothing://here")
         assert asyncio.run(self.registered(registry).resolve_lora(BASE, "page")) is None
         assert "memory 'page' is not served: Protocol not known: nothing" in caplog.text
+        fsspec.register_implementation("locked", Locked, clobber=True)
+        monkeypatch.setenv(vllm_plugin.MEMORIES, "locked://here")
+        assert asyncio.run(self.registered(registry).resolve_lora(BASE, "page")) is None
+        assert "/page.json may not be read" in caplog.text
 
     def test_settings(self, registry: Any, tmp_path: Path, monkeypatch: Any, caplog: Any) -> None:
         assert self.registered(registry) is None, "it does nothing unless it is asked to"

@@ -230,12 +230,22 @@ def _read(path: Path, server: Server) -> tuple[Adapter, JsonObject, JsonObject]:
             transposed = bool(config.get("fan_in_fan_out"))
         except (ValueError, AttributeError, RecursionError) as e:
             raise folder.damaged(path / _CONFIG, e) from e
-    if transposed and server == "vllm":
+    if reason := _ignored(adapter, server, transposed):
         raise MemoryFormatError(
-            f"vLLM applies no LoRA to models with transposed weights (Conv1D, as GPT-2 has), and memory {about['id']} "
-            "belongs to one; answer with Memograft's engine, or memorize with another model"
+            f"{reason}, and memory {about['id']} has such; answer with Memograft's engine, or memorize with another "
+            "model"
         )
     return adapter, about, config
+
+
+def _ignored(adapter: Adapter, server: Server, transposed: bool) -> str | None:
+    """Which weights of a memory a server does not apply, if there are any; it may not say so itself."""
+    if server == "vllm" and transposed:  # its models with Conv1D do not support LoRA
+        return "vLLM applies no LoRA to transposed weights (Conv1D, as GPT-2 has)"
+    if server == "sglang":  # LoRAAdapter._process_weight in sglang/srt/lora/lora.py of SGLang 0.5.23
+        other = next((name for name in adapter.lora_a if not re.search(r"layers\.\d+\.", name)), None)
+        return other and f"SGLang ignores weights without `layers.<number>.` in their name, such as {other}"
+    return None
 
 
 def _refused(what: str, called: str) -> MemoryFormatError:

@@ -46,12 +46,14 @@ def fetched(
         return None
     files, root = url_to_fs(place)
     files.invalidate_cache()  # other machines may have written since
-    pointer = f"{root}/{name}.json"
-    if files.exists(pointer):
-        to = _pointed(files.cat_file(pointer), pointer)
-    elif HASH.fullmatch(name) and files.exists(f"{root}/{name}/{FILES[-1]}"):
+    pointer = _content(files, f"{root}/{name}.json")
+    if pointer is not None:
+        to = _pointed(pointer, f"{root}/{name}.json")
+    elif not HASH.fullmatch(name):
+        return None
+    elif _content(files, f"{root}/{name}/{FILES[-1]}") is not None:
         to = name
-    elif HASH.fullmatch(name) and files.exists(f"{root}/{name}/{folder.ABOUT}"):
+    elif _content(files, f"{root}/{name}/{folder.ABOUT}") is not None:
         with tempfile.TemporaryDirectory() as made:
             copy = Path(made)
             _copy(files, f"{root}/{name}", copy, [folder.ABOUT])
@@ -70,6 +72,15 @@ def fetched(
         about = checked(local)
     _same(str(about["base_model"]), base_model, name)
     return local
+
+
+def _content(files: Any, path: str) -> bytes | None:
+    """The content of a small file; None if there is none. (fsspec's `exists` says "no" after any error.)"""
+    try:
+        content: bytes = files.cat_file(path)
+    except FileNotFoundError:
+        return None
+    return content
 
 
 def _pointed(text: bytes, file: str) -> str:
