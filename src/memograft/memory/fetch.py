@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memograft.errors import MemoryFormatError
 from memograft.memory import folder
@@ -19,6 +19,8 @@ from memograft.storage.publish import published
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from fsspec import AbstractFileSystem
 
 __all__ = ["fetched"]
 
@@ -74,7 +76,7 @@ def fetched(
     return local
 
 
-def _content(files: Any, path: str) -> bytes | None:
+def _content(files: AbstractFileSystem, path: str) -> bytes | None:
     """The content of a small file; None if there is none. (fsspec's `exists` says "no" after any error.)"""
     try:
         content: bytes = files.cat_file(path)
@@ -93,7 +95,7 @@ def _pointed(text: bytes, file: str) -> str:
     return to
 
 
-def _copy(files: Any, source: str, into: Path, names: Iterable[str]) -> None:
+def _copy(files: AbstractFileSystem, source: str, into: Path, names: Iterable[str]) -> None:
     for name in names:
         (into / name).write_bytes(files.cat_file(f"{source}/{name}"))
 
