@@ -11,6 +11,7 @@ from memograft import __version__
 from memograft.cli.ask_app import ask
 from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
 from memograft.cli.datastore_app import datastore_app
+from memograft.cli.export_app import export
 from memograft.cli.mac_app import mac_app
 from memograft.cli.memory_app import memory_app
 from memograft.cli.options import (
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(serve)
+app.command()(export)
 app.add_typer(datastore_app, name="datastore")
 app.add_typer(keys_app, name="keys")
 app.add_typer(mac_app, name="mac")
