@@ -61,12 +61,10 @@ def test_a_token_has_the_probability_of_the_formula(make_engine: Any, family: st
             )
             expected = mixture(r, logits, settings.weight)
             steered, _ = settings(torch.from_numpy(h)[None], torch.from_numpy(logits)[None])
-            assert np.abs(steered[0].double().exp().numpy() - expected).max() < 1e-6
+            assert np.abs(steered[0].double().exp().numpy() - expected).max() < 1e-5
             logp = engine.next_token_logprobs(replace(request, processors=[settings]))
             # The engine's state differs by rounding, which the root of a distance near 0 amplifies.
-            assert np.abs(logp.double().exp().numpy() - expected).max() < (
-                1e-6 if settings.distance != "plain" else 1e-5
-            )
+            assert np.abs(logp.double().exp().numpy() - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
@@ -81,7 +79,7 @@ def test_a_row_with_a_memory(make_engine: Any, family: str) -> None:
         memorized = engine.next_token_logprobs(request)
         expected = mixture(r, memorized.numpy(), 0.4)
         logp = engine.next_token_logprobs(replace(request, processors=[settings]))
-        assert np.abs(logp.double().exp().numpy() - expected).max() < 1e-6
+        assert np.abs(logp.double().exp().numpy() - expected).max() < 1e-5
 
 
 def mixed(first: Datastore, second: Datastore) -> list[Request]:
