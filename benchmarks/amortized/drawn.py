@@ -124,7 +124,8 @@ class Drawn:
             row = {"id": item.id, "text": answer.text, "right": holds(answer.text, item.answers[0])}
             row |= {"em": exact_match(answer.text, item.answers), "f1": f1(answer.text, item.answers)}
             row |= {"unfinished": answer.finish_reason != "stop"}
-            own = {document.id for document in item.documents if item.answers[0] in document.text}
+            value = item.answers[0].casefold()  # SQuAD-Seq's begin with a capital
+            own = {document.id for document in item.documents if value in document.text.casefold()}
             rows.append(row | {"found": any(document.id in own for document in documents)})
         return rows
 
