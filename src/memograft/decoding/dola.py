@@ -13,7 +13,7 @@ The states are recorded by hooks on the candidate layers, within the same pass. 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -82,11 +82,11 @@ class Dola:
             return tuple(range(min(begin, middle - 1), middle, 2))
         return tuple(range(count - middle if count > _SHALLOW else middle, count, 2))
 
-    def contrasted(self, backbone: Backbone, logits: Tensor, states: Mapping[int, Tensor]) -> Tensor:
-        """(V,) logits, and the state (D,) of each candidate layer -> (V,)."""
+    @staticmethod
+    def contrasted(backbone: Backbone, logits: Tensor, states: Tensor) -> Tensor:
+        """(V,) logits, and the states of the candidate layers (candidates, D) -> (V,)."""
         own = logits.log_softmax(-1)
-        stacked = torch.stack([states[n] for n in self.candidates(backbone)])
-        early = backbone.finish(first(backbone.head(stacked[None])))[0].to(logits)  # (candidates, V)
+        early = backbone.finish(first(backbone.head(states[None])))[0].to(logits)  # (candidates, V)
         chosen = early[jensen_shannon(own.expand_as(early), early).argmax()]
         likely = own >= own.max() + torch.tensor(_LEAST).log()
         return torch.where(likely, own - chosen.log_softmax(-1), _NEVER)

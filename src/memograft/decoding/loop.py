@@ -50,6 +50,7 @@ class _Slot:
     chain: Chain
     lookup: Lookup | None
     echo: bool = False
+    layers: tuple[int, ...] = ()  # whose states DoLa needs
 
     def draft(self, rows: int) -> list[int]:
         """What may follow the row's tokens."""
@@ -101,7 +102,9 @@ class Loop:
             prompt = filled.ids[n][filled.text[n].bool()]
             chain = Chain(row, prompt, self._config, self._eos)
             drafts = self._most and chain.greedy and n < len(rows)
-            slots.append(_Slot(row, chain, Lookup(prompt.tolist(), self._most) if drafts else None, n >= len(rows)))
+            lookup, echo = Lookup(prompt.tolist(), self._most) if drafts else None, n >= len(rows)
+            layers = () if echo or row.dola is None else row.dola.candidates(self._backbone)
+            slots.append(_Slot(row, chain, lookup, echo, layers))
         for batch in self._batches:
             if batch.join(filled, slots):
                 return
@@ -238,9 +241,7 @@ class _Batch:
                 scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
             seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
             states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
-            layers = {
-                n for slot in slots if slot.row.dola is not None for n in slot.row.dola.candidates(self._backbone)
-            }
+            layers = {n for slot in slots for n in slot.layers}
             early = scope.enter_context(early_states(self._backbone, layers)) if layers else {}
             scope.enter_context(biased(self._backbone, self._columns.cache))
             mask = self._columns.mask(tokens.shape[1])
@@ -265,7 +266,7 @@ class _Batch:
         for n, slot in own.items():
             if slot.row.dola is not None:
                 (out,) = [out for out in outs if out.first <= n < out.first + len(out.logits)]
-                states = {layer: rows[n - out.first] for layer, rows in out.early.items()}
+                states = torch.stack([out.early[layer][n - out.first] for layer in slot.layers])
                 logits[n] = slot.row.dola.contrasted(self._backbone, logits[n], states)
         steps = self._process(logits, outs, own)
         for n, slot in own.items():
