@@ -95,7 +95,7 @@ def test_tokens_give_the_text_back(kind):
     tokenizer = make(kind)
     text = "The capital of France is Paris, and the river of Paris is the Seine."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    tokens = page.tokens_of(tokenizer, report(ids), [text])
+    tokens = page.tokens_of(tokenizer.decode, report(ids), [text])
     assert "".join(t.text for t in tokens).strip() == text
     assert len(tokens) == len(ids)
 
@@ -103,7 +103,7 @@ def test_tokens_give_the_text_back(kind):
 def test_half_characters_are_shown_together():
     tokenizer = make("bpe")
     ids = tokenizer("a 漢 b", add_special_tokens=False)["input_ids"]
-    tokens = page.tokens_of(tokenizer, report(ids), ["a 漢 b"])
+    tokens = page.tokens_of(tokenizer.decode, report(ids), ["a 漢 b"])
     whole = next(t for t in tokens if "漢" in t.text)
     assert whole.before > 2.0, "the losses of its parts add up"
     assert sum(t.before for t in tokens) == pytest.approx(2.0 * len(ids))
@@ -114,7 +114,7 @@ def test_documents_are_told_apart():
     tokenizer = make("bpe")
     texts = ["The capital of France.", "Who wrote the book?"]
     parts = [tokenizer(f" {text}", add_special_tokens=False)["input_ids"] for text in texts]
-    tokens = page.tokens_of(tokenizer, report(parts[0] + parts[1]), texts)
+    tokens = page.tokens_of(tokenizer.decode, report(parts[0] + parts[1]), texts)
     assert ["".join(t.text for t in tokens if t.number == n).strip() for n in (0, 1)] == texts
 
 

@@ -112,6 +112,22 @@ def test_documents_are_memorized_as_the_engine_does(tiny: Engine, client: OpenAI
     assert [choice.memograft["memorized"] for choice in both] == [["page"]] * 2
 
 
+def test_losses_of_the_memorized_tokens(tiny: Engine, client: OpenAI) -> None:
+    pages = [{"text": LISBON, "id": "page"}, {"text": "Bergamot is a citrus fruit.", "id": "fruit"}]
+    expected = tiny.answer(QUESTION, pages, memory=FastMem()).memory
+    assert expected is not None
+    body = {"documents": pages, "token_losses": True}
+    for report in (chat(client, extra_body=body).memograft, streamed(client, extra_body=body)[-1].memograft):
+        tokens = report["token_losses"]
+        assert "".join(token["text"] for token in tokens).strip() == LISBON
+        assert {token["document"] for token in tokens} == {"page"}
+        assert [token["before"] for token in tokens] == pytest.approx(expected.token_losses_before)
+        assert [token["after"] for token in tokens] == pytest.approx(expected.token_losses_after)
+        assert report["citations"][0]["document"] == "page"
+    assert chat(client, extra_body={**body, "memory": None}).memograft["token_losses"] == []
+    assert "token_losses" not in chat(client, extra_body={"documents": pages}).memograft
+
+
 @pytest.mark.parametrize(
     ("memory", "kind"),
     [

@@ -230,7 +230,8 @@ def test_an_answer_from_a_store_cites_it(tiny: Engine, server: Served, http: htt
     first, second = report["retrieved"]
     assert (first["id"], first["text"], first["cited"], second["cited"]) == ("cities", LISBON, True, False)
     assert first["score"] > second["score"]
-    assert report["citations"] == [{"start": 0, "end": len(LISBON) - 1, "text": LISBON[:-1], "document": "cities"}]
+    place = {"start": 0, "end": len(LISBON) - 1, "document_start": 0, "document_end": len(LISBON) - 1}
+    assert report["citations"] == [{"text": LISBON[:-1], "document": "cities", **place}]
     assert [each["id"] for each in chunks[-1].memograft["retrieved"]] == ["cities"]
 
 
@@ -272,6 +273,13 @@ def test_citations() -> None:
         ("North", "a"),
     ]
     assert all(text[each["start"] : each["end"]] == each["text"] for each in got)  # type: ignore[misc]
+    places: list[Any] = [(each["document_start"], each["document_end"]) for each in got]
+    texts = (second.text, first.text, first.text)
+    assert [text[start:end] for text, (start, end) in zip(texts, places, strict=True)] == [
+        "is the capital of Switzerland",
+        "Aare is 288 km long",
+        "north",
+    ]
     assert cited("Yes, it is.", [second]) == []
     assert cited("", [first]) == []
 

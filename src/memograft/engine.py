@@ -247,6 +247,10 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
         """Token ids of a text alone. Safe in any thread."""
         return self._tokens.encode(text)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, with special tokens. Safe in any thread."""
+        return self._tokens.decode(ids)
+
     @property
     def takes_tools(self) -> bool:
         """Whether the chat template has a place for tools, and the tokenizer can parse calls in a response."""

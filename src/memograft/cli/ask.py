@@ -81,7 +81,7 @@ def ask(
         report = memorized.memory if memorized else None
         became = statuses(documents, report, memorized.dropped) if memorized and report else ()
         if html:
-            page.write(html, picture(question, answers, documents, became, engine.tokenizer, model))
+            page.write(html, picture(question, answers, documents, became, engine, model))
     for message in warnings_of([answer for answer, _ in answers.values()]):
         warn(message)
     if not quiet:

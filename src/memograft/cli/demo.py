@@ -147,7 +147,7 @@ def _cards(engine: Engine, outcomes: Sequence[Outcome]) -> list[page.Card]:
             seconds=o.memorized_seconds,
             note=_sentence(nothing_memorized(o.memory) or o.memory.reason or ""),
             tokens=page.tokens_of(
-                engine.tokenizer, o.memory, [f.document.text for f in o.statuses if f.document.id in o.memory.documents]
+                engine.decode, o.memory, [f.document.text for f in o.statuses if f.document.id in o.memory.documents]
             ),
         )
         for o in outcomes

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from memograft.memory.report import MemoryReport
 
 __all__ = ["Retrieved", "Token", "tokens_of"]
+
+Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Retrieved:
     said: str
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
-    """The report's tokens as text; `texts` are those of the memorized documents, in order.
+def tokens_of(decode: Decode, report: MemoryReport, texts: Sequence[str]) -> tuple[Token, ...]:
+    """The report's tokens as text, with `Engine.decode`; `texts` are those of the memorized documents, in order.
 
     Tokens that are parts of one character are joined, and their losses added.
     """
@@ -51,7 +51,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, report: MemoryReport, texts: S
     for token, loss_before, loss_after in losses:
         group.append(token)
         before, after = before + loss_before, after + loss_after
-        text = _decoded(tokenizer, last, group)
+        text = _decoded(decode, last, group)
         if text.endswith("\ufffd") and len(group) < 4:
             continue
         made.append(Token(text, before, after, number))
@@ -60,12 +60,10 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, report: MemoryReport, texts: S
         if number + 1 < len(texts) and len(so_far.strip()) >= len(texts[number].strip()):
             number, so_far = number + 1, ""
     if group:
-        made.append(Token(_decoded(tokenizer, last, group), before, after, number))
+        made.append(Token(_decoded(decode, last, group), before, after, number))
     return tuple(made)
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, last: list[int], group: list[int]) -> str:
-    lead, whole = (str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) for ids in (last, last + group))
-    if whole.startswith(lead):
-        return whole[len(lead) :]
-    return str(tokenizer.decode(group, clean_up_tokenization_spaces=False))
+def _decoded(decode: Decode, last: list[int], group: list[int]) -> str:
+    lead, whole = decode(last), decode(last + group)
+    return whole[len(lead) :] if whole.startswith(lead) else decode(group)

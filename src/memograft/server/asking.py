@@ -33,6 +33,7 @@ class Asked:
         kind: of the memory; None without one.
         reports: whether the response has a report about documents and memory.
         own: what they use of their tenant.
+        token_losses: whether the report has the losses of the memorized tokens.
     """
 
     requests: list[Request]
@@ -41,6 +42,7 @@ class Asked:
     kind: str | None
     reports: bool
     own: Owned = NOTHING
+    token_losses: bool = False
 
 
 def check_model(asked: str, known: Sequence[str]) -> None:
@@ -93,8 +95,8 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: O
         **how.request(),
     )
     reports = memory is not None or bool(told.documents) or own.store is not None
-    copies = body.n or 1
-    return Asked(request.copies(copies), copies, how, memory.settings.kind if memory else None, reports, own)
+    copies, kind = body.n or 1, memory.settings.kind if memory else None
+    return Asked(request.copies(copies), copies, how, kind, reports, own, bool(body.token_losses))
 
 
 def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionRequest, own: Owned = NOTHING) -> Asked:
@@ -126,8 +128,8 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
             bank=own.bank,
         )
         requests += request.copies(copies)
-    reports = memory is not None or bool(documents)
-    return Asked(requests, copies, Plan(), memory.settings.kind if memory else None, reports, own)
+    reports, kind = memory is not None or bool(documents), memory.settings.kind if memory else None
+    return Asked(requests, copies, Plan(), kind, reports, own, bool(body.token_losses))
 
 
 def _sampling(engine: Engine, settings: ServerSettings, body: SampledRequest, tokens: int | None) -> Sampling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -13,7 +13,6 @@ from memograft.documents import Document
 from memograft.memory.bank import Bank
 from memograft.memory.handle import MemoryHandle
 from memograft.passages.search import Hit
-from memograft.request import Answer
 from memograft.server.errors import refused
 from memograft.server.schemas import ChatRequest, SampledRequest, StoreChoice
 from memograft.server.tenants import Tenant
@@ -47,30 +46,22 @@ class Owned:
         """The retrieved documents."""
         return [hit.document for hit in self.hits]
 
-    def report(self, answer: Answer, text: str) -> dict[str, object]:
-        """What the response says about it: values of the field `memograft`.
-
-        Args:
-            answer: the answer.
-            text: the part of it that the client sees.
-        """
+    def report(self, cited: Container[object]) -> dict[str, object]:
+        """What the response says about it: values of the field `memograft`. `cited` has ids of cited documents."""
         told: dict[str, object] = {} if self.id is None else {"memory_id": self.id}
         if self.store is None:
             return told
-        used = {document.id for document in answer.documents}
-        citations = cited(text, [hit.document for hit in self.hits if hit.document.id in used])
-        named = {citation["document"] for citation in citations}
         retrieved = [
             {
                 "id": hit.document.id,
                 "text": hit.document.text,
                 "metadata": json_like(hit.document.metadata),
                 "score": hit.score,
-                "cited": hit.document.id in named,
+                "cited": hit.document.id in cited,
             }
             for hit in self.hits
         ]
-        return {**told, "store": self.store, "retrieved": retrieved, "citations": citations}
+        return {**told, "store": self.store, "retrieved": retrieved}
 
 
 async def owned(tenant: Tenant, body: SampledRequest) -> Owned:
@@ -93,21 +84,31 @@ def cited(text: str, documents: Sequence[Document]) -> list[dict[str, object]]:
     """For each sentence of a text the longest sequence of words that a document has too, and that document.
 
     Of several documents with equally long sequences, the first is named. Each citation has `start`, `end` and `text` of
-    the sequence, and the `document`'s id.
+    the sequence, the `document`'s id, and `document_start` and `document_end`, where the sequence stands in it.
     """
     found: list[dict[str, object]] = []
-    known = [(document, [own.words for own in sentences(document.text)]) for document in documents]
+    known = [(document, list(sentences(document.text))) for document in documents]
     for sentence in sentences(text):
-        size, first, source = 0, 0, None
+        size, first, source, there = 0, 0, None, (0, 0)
         for document, others in known:
-            for words in others:
-                match = SequenceMatcher(None, sentence.words, words, autojunk=False).find_longest_match()
+            for other in others:
+                match = SequenceMatcher(None, sentence.words, other.words, autojunk=False).find_longest_match()
                 if match.size > size:
                     size, first, source = match.size, match.a, document
+                    there = other.places[match.b][0], other.places[match.b + match.size - 1][1]
         if source is None or size < min(_WORDS, len(sentence.words)):
             continue
         start, end = sentence.places[first][0], sentence.places[first + size - 1][1]
-        found.append({"start": start, "end": end, "text": text[start:end], "document": source.id})
+        found.append(
+            {
+                "start": start,
+                "end": end,
+                "text": text[start:end],
+                "document": source.id,
+                "document_start": there[0],
+                "document_end": there[1],
+            }
+        )
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -9,9 +11,11 @@ from dataclasses import dataclass, field
 
 from memograft.chat import Reading, finish_reason_of, logprobs_of, message_of, report_of
 from memograft.engine import Engine
+from memograft.page import tokens_of
 from memograft.request import Answer
 from memograft.server.asking import Asked
 from memograft.server.journal import Facts
+from memograft.server.owned import cited
 from memograft.server.rows import Pieces
 
 __all__ = ["ChatReply", "CompletionReply"]
@@ -71,8 +75,23 @@ class _Reply:
         """Our field: what was done with the request's documents; nothing if it has none."""
         if not self.asked.reports:
             return {}
-        own = self.asked.own.report(answer, self.text(answer))
-        return {"memograft": {"kind": self.asked.kind, **report_of(answer), **own}}
+        citations = cited(self.text(answer), answer.documents)
+        own = self.asked.own.report({citation["document"] for citation in citations})
+        losses = {"token_losses": self._losses(answer)} if self.asked.token_losses else {}
+        return {"memograft": {"kind": self.asked.kind, **report_of(answer), "citations": citations, **own, **losses}}
+
+    def _losses(self, answer: Answer) -> list[Json]:
+        """The memorized tokens as text, each with its losses and the id of its document."""
+        report = answer.memory
+        if report is None:
+            return []
+        known = [document for document in answer.documents if document.id in report.documents]
+        tokens = tokens_of(self.engine.decode, report, [document.text for document in known])
+        ids: list[str | None] = [document.id for document in known] or [None]
+        return [
+            {"text": t.text, "before": _finite(t.before), "after": _finite(t.after), "document": ids[t.number]}
+            for t in tokens
+        ]
 
     def text(self, answer: Answer) -> str:
         """The text of an answer that the client sees."""
@@ -128,7 +147,7 @@ class ChatReply(_Reply):
             if delta or logprobs:
                 yield self.chunk([{**_delta(number, delta), "logprobs": logprobs}])
             end = {**_delta(number, {}), "finish_reason": finish_reason_of(piece, reading)}
-            yield {**self.chunk([end]), **self.report(piece)}
+            yield {**self.chunk([end]), **await asyncio.to_thread(self.report, piece)}
         facts.answered(ended := [answers[number] for number in sorted(answers)])
         if self.usage:
             yield self.last(ended)
@@ -160,7 +179,7 @@ class CompletionReply(_Reply):
                 continue
             answers[number] = piece
             end = _text_choice(number, "", _text_logprobs(piece), piece.finish_reason)
-            yield {**self.chunk([end]), **self.report(piece)}
+            yield {**self.chunk([end]), **await asyncio.to_thread(self.report, piece)}
         facts.answered(ended := [answers[number] for number in sorted(answers)])
         if self.usage:
             yield self.last(ended)
@@ -177,6 +196,10 @@ def _usage(asked: Asked, answers: Sequence[Answer]) -> Json:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in prompts)},
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _delta(number: int, delta: Json) -> Json:

@@ -198,6 +198,9 @@ class SampledRequest(_Model):
     overflow: Literal["error", "drop", "truncate"] | None = Field(
         None, description="What to do with documents that do not fit the model's window."
     )
+    token_losses: bool | None = Field(
+        None, description="Whether to report the loss of each token of the memorized documents, before and after."
+    )
 
     def memory_or(self, default: Memory | None) -> Memory | None:
         """The memory asked for; the default only if the request does not say anything about it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -38,7 +40,7 @@ def text_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, admi
             finally:
                 ticket.release()
             facts.answered(answers)
-            return JsonResponse(reply.whole(answers))
+            return JsonResponse(await asyncio.to_thread(reply.whole, answers))  # citations take time
         pieces = Pieces(engine, asked.requests, http, ticket)
         try:
             await pieces.begun()  # an error before the first piece has a status of its own

@@ -50,6 +50,11 @@ class Tokens:
         with self._lock:
             return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, with special tokens."""
+        with self._lock:
+            return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
     @property
     def parses_responses(self) -> bool:
         """Whether the tokenizer can parse the model's responses."""
