@@ -35,6 +35,7 @@ from memograft.server.settings import ServerSettings
 from memograft.server.stores import store_routes
 from memograft.server.tenants import Tenants
 from memograft.server.text import text_routes
+from memograft.server.web_page import page_routes
 
 __all__ = ["create_app"]
 
@@ -119,6 +120,7 @@ def create_app(
     ):
         app.include_router(routes, dependencies=described)
     app.include_router(_probes(engine))
+    app.include_router(page_routes(keys=keys is not None))
     _handle_errors(app)
     app.add_middleware(Guard, settings=settings, keys=keys, hosts=None if keys is not None else hosts)
     app.add_middleware(Journal, metrics=metrics)

@@ -13,11 +13,12 @@ from memograft.server.errors import ApiError
 from memograft.server.journal import facts_of
 from memograft.server.keys import Key, Keys
 from memograft.server.settings import ServerSettings
+from memograft.server.web_page import PAGE_PATHS
 
 __all__ = ["LOOPBACK", "Guard"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_OPEN = ("/health", "/ready", "/openapi.json")
+_OPEN = ("/health", "/ready", "/openapi.json", *PAGE_PATHS)
 _OPERATORS = ("/metrics",)
 _UPLOADS = re.compile(r"/v1/stores/[^/]+/documents")
 
