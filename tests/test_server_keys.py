@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -176,3 +177,22 @@ def test_an_address_that_is_taken_is_refused_before_a_model_is_loaded() -> None:
         )
     with pytest.raises(SettingsError, match=r"cannot listen on 203.0.113.1 port 8000"):
         bound("203.0.113.1")
+
+
+def test_the_page_is_public_and_has_nothing_inline(tiny: Engine, file: Path) -> None:
+    add_key(file, "alice")
+    for keys, asks in ((None, "false"), (Keys(file), "true")):
+        with served(tiny, ServerSettings(model="tiny"), keys=keys) as server, server.http() as http:
+            page = http.get("/")
+            assert page.status_code == 200
+            assert f'data-keys="{asks}"' in page.text
+            policy = page.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]* src=)", page.text)
+            linked = set(re.findall(r'(?:src|href)="(/web/[^"]+)"', page.text))
+            assert linked == {"/web/page.css", "/web/icon.svg", "/web/page.js"}
+            for path in (*linked, "/web/api.js", "/web/show.js"):
+                assert http.get(path).headers["x-content-type-options"] == "nosniff"
+            assert http.get("/web/other.js").status_code == (404 if keys is None else 401)
+            assert http.get("/v1/models").status_code == (200 if keys is None else 401)
