@@ -21,6 +21,7 @@ from memograft.server.journal import Journal, Metrics, facts_of
 from memograft.server.keys import Keys
 from memograft.server.listing import embedding_routes, model_routes
 from memograft.server.memories import memory_routes
+from memograft.server.response_request import ResponseRequest
 from memograft.server.rows import Admission, ClientGone
 from memograft.server.schemas import (
     ChatRequest,
@@ -42,6 +43,7 @@ __all__ = ["create_app"]
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/chat/completions": ChatRequest,
     "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
     "/v1/embeddings": EmbeddingRequest,
     "/v1/memories": MemoryRequest,
     "/v1/stores": StoreRequest,

@@ -17,7 +17,7 @@ from memograft.server.owned import Owned
 from memograft.server.schemas import ChatRequest, CompletionRequest, SampledRequest
 from memograft.server.settings import ServerSettings
 
-__all__ = ["Asked", "ask_chat", "ask_completion", "check_model"]
+__all__ = ["Asked", "ask_chat", "ask_completion", "check_model", "longest"]
 
 NOTHING = Owned()
 
@@ -132,11 +132,16 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
     return Asked(requests, copies, Plan(), kind, reports, own, bool(body.token_losses))
 
 
+def longest(engine: Engine, settings: ServerSettings) -> int:
+    """Tokens that an answer may have."""
+    return min(settings.max_tokens or engine.max_length, engine.max_length)
+
+
 def _sampling(engine: Engine, settings: ServerSettings, body: SampledRequest, tokens: int | None) -> Sampling:
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "`stream_options` is for streams, got it without `stream`; leave it out")
     asked = body.max_tokens if tokens is None else tokens
-    most = min(settings.max_tokens or engine.max_length, engine.max_length)
+    most = longest(engine, settings)
     if asked is not None and asked > most:
         raise refused("max_tokens", f"`max_tokens` may be {most} for this model, got {asked}; ask for fewer")
     return Sampling(

@@ -16,8 +16,10 @@ from memograft.memory.base import Memory
 __all__ = [
     "ChatRequest",
     "CompletionRequest",
+    "ConversationFields",
     "EmbeddingRequest",
     "MemoryRequest",
+    "Model",
     "Page",
     "PassagesRequest",
     "SampledRequest",
@@ -25,17 +27,20 @@ __all__ = [
     "SearchRequest",
     "StoreChoice",
     "StoreRequest",
+    "TextRequest",
 ]
 
 MOST_CHOICES = 128
 _MOST_STEPS, _MOST_RANK = 64, 128  # so that one request cannot keep the model, or take its memory
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """A part of a body."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class FastMemChoice(_Model):
+class FastMemChoice(Model):
     """Memorize the documents by training: FastMem and its settings, of which those left out are the model's own."""
 
     kind: Literal["fastmem"]
@@ -52,14 +57,14 @@ class FastMemChoice(_Model):
     compose: bool = False
 
 
-class KeptChoice(_Model):
+class KeptChoice(Model):
     """Keep the documents' keys and values as they are, for later requests with the same documents."""
 
     kind: Literal["kept"]
     memory: FastMemChoice | None = None
 
 
-class CompactedChoice(_Model):
+class CompactedChoice(Model):
     """Keep the documents' keys and values divided by a ratio."""
 
     kind: Literal["compacted"]
@@ -68,7 +73,7 @@ class CompactedChoice(_Model):
     memory: FastMemChoice | None = None
 
 
-class Page(_Model):
+class Page(Model):
     """A document."""
 
     text: str = Field(validation_alias=AliasChoices("text", "content"), description="Its text; `content` is the same.")
@@ -80,13 +85,13 @@ class Page(_Model):
         return Document(self.text, self.id or "", self.metadata or {})
 
 
-class MemoryId(_Model):
+class MemoryId(Model):
     """A memory that POST /v1/memories made."""
 
     id: str = Field(min_length=1, max_length=200)
 
 
-class SearchOptions(_Model):
+class SearchOptions(Model):
     """How documents are found in a store."""
 
     k: int = Field(4, ge=1, le=100, description="Number of documents.")
@@ -132,7 +137,7 @@ ChoiceOrId = Annotated[
 ]
 
 
-class MemoryRequest(_Model):
+class MemoryRequest(Model):
     """The body of POST /v1/memories."""
 
     documents: list[Page] | None = Field(None, description="Documents to memorize, highest-ranked first.")
@@ -147,45 +152,35 @@ class MemoryRequest(_Model):
         return default if self.memory is None else Memory.from_json(self.memory.model_dump())
 
 
-class StoreRequest(_Model):
+class StoreRequest(Model):
     """The body of POST /v1/stores."""
 
     name: str
 
 
-class PassagesRequest(_Model):
+class PassagesRequest(Model):
     """The body of POST /v1/stores/{name}/documents with the content type application/json."""
 
     documents: list[Page] = Field(min_length=1, description="Documents to add; those with the same ids are replaced.")
 
 
-class StreamOptions(_Model):
+class StreamOptions(Model):
     """The field `stream_options`."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = Field(None, description="Streams are not padded; leave it out.")
 
 
-class SampledRequest(_Model):
-    """The fields of requests for text."""
+class TextRequest(Model):
+    """The fields of all requests for text."""
 
     model: str = Field(description="The id of the model, as GET /v1/models lists it.")
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Number of answers.")
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; left out, the server's.")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
-        None, description="Token ids, each with a number that is added to its logit."
-    )
-    max_tokens: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = Field(None, description="Only for streams.")
     user: str | None = Field(None, description="Accepted, and not used.")
 
     documents: list[Page] | None = Field(None, description="Documents to memorize, highest-ranked first.")
@@ -218,7 +213,22 @@ class SampledRequest(_Model):
         return self.memory if isinstance(self.memory, str) else None
 
 
-class Message(_Model):
+class SampledRequest(TextRequest):
+    """The fields of requests for one or several answers."""
+
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="Number of answers.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, description="Token ids, each with a number that is added to its logit."
+    )
+    max_tokens: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
+    stream_options: StreamOptions | None = Field(None, description="Only for streams.")
+
+
+class Message(Model):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -240,20 +250,14 @@ _NOT_STORED = BeforeValidator(
 )
 
 
-class ChatRequest(SampledRequest):
-    """The body of /v1/chat/completions."""
+class ConversationFields(Model):
+    """The fields of both requests with conversations."""
 
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of `max_tokens`.")
-    tools: list[dict[str, object]] | None = None
     tool_choice: str | dict[str, object] | None = Field(
         None, description='"auto", "none", "required", or {"type": "function", "function": {"name": ...}}.'
     )
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, object] | None = None
-    logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs `logprobs`.")
-
     prompt_cache_key: str | None = Field(None, description="Accepted; keys and values are found by their content.")
     safety_identifier: str | None = Field(None, description="Accepted, and not used.")
     prompt_cache_retention: Literal["in_memory"] | None = Field(None, description="The server decides; leave it out.")
@@ -267,13 +271,23 @@ class ChatRequest(SampledRequest):
         None, description="Answers are not stored, so nothing can be attached to them; leave it out."
     )
     service_tier: Literal["auto", "default"] | None = Field(None, description="There is one tier; leave it out.")
+    moderation: None = Field(None, description="The server moderates nothing; leave it out.")
+
+
+class ChatRequest(SampledRequest, ConversationFields):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of `max_tokens`.")
+    tools: list[dict[str, object]] | None = None
+    response_format: dict[str, object] | None = None
+    logprobs: bool | None = None
     modalities: list[Literal["text"]] | None = Field(None, description="The model writes text only; leave it out.")
     audio: None = Field(None, description="The model reads and writes text only; leave it out.")
     web_search_options: None = Field(None, description="The server has no web search; pass `documents` instead.")
     prediction: None = Field(None, description="Answers are drafted from their prompts already; leave it out.")
     reasoning_effort: Literal["none"] | None = Field(None, description="The model has no such setting; leave it out.")
     verbosity: Literal["medium"] | None = Field(None, description="The model has no such setting; leave it out.")
-    moderation: None = Field(None, description="The server moderates nothing; leave it out.")
     functions: None = Field(None, description="Replaced by `tools`.")
     function_call: None = Field(None, description="Replaced by `tool_choice`.")
 
@@ -288,7 +302,7 @@ class CompletionRequest(SampledRequest):
     suffix: Literal[""] | None = Field(None, description="The model cannot fill in the middle of a text.")
 
 
-class EmbeddingRequest(_Model):
+class EmbeddingRequest(Model):
     """The body of /v1/embeddings."""
 
     model: str = Field(description="The id of the embedder, as GET /v1/models lists it.")

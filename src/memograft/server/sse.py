@@ -39,16 +39,37 @@ class EventStream(StreamingResponse):
             await self._close()
 
 
-async def events(chunks: AsyncIterator[dict[str, object]], http: HttpRequest) -> AsyncIterator[bytes]:
-    """Chunks as events, and the end mark. An error in the middle is an event too, and the stream ends properly."""
+async def events(
+    chunks: AsyncIterator[dict[str, object]], http: HttpRequest, *, named: bool = False
+) -> AsyncIterator[bytes]:
+    """Chunks as events, and the end mark. An error in the middle is an event too, and the stream ends properly.
+
+    Args:
+        chunks: the chunks.
+        http: the client's request.
+        named: whether events have the names in `type` and numbers, and no end mark, as those of /v1/responses.
+    """
+    count = 0
     try:
         async for chunk in chunks:
-            yield b"data: " + to_json(chunk) + b"\n\n"
+            if named:
+                yield _named(chunk, count)
+            else:
+                yield b"data: " + to_json(chunk) + b"\n\n"
+            count += 1
     except ClientGone:
         facts_of(http.scope).error = "client_gone"
         return
     except Exception as error:
         told = api_error(error)
         facts_of(http.scope).error = told.code or told.type
-        yield b"data: " + to_json(told.body()) + b"\n\n"
-    yield _DONE
+        if named:
+            yield _named({"type": "error", "code": told.code, "message": told.message, "param": told.param}, count)
+        else:
+            yield b"data: " + to_json(told.body()) + b"\n\n"
+    if not named:
+        yield _DONE
+
+
+def _named(chunk: dict[str, object], number: int) -> bytes:
+    return f"event: {chunk['type']}\ndata: ".encode() + to_json({**chunk, "sequence_number": number}) + b"\n\n"

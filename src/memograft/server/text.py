@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and /v1/completions."""
+"""POST /v1/chat/completions, /v1/completions and /v1/responses."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from memograft.engine import Engine
-from memograft.server.asking import Asked, ask_chat, ask_completion, check_model
+from memograft.server.asking import Asked, ask_chat, ask_completion, check_model, longest
 from memograft.server.errors import JsonResponse
 from memograft.server.journal import facts_of
 from memograft.server.owned import owned
 from memograft.server.replies import ChatReply, CompletionReply
+from memograft.server.response_reply import ResponseReply
+from memograft.server.response_request import ResponseRequest
 from memograft.server.rows import Admission, Pieces, answers_of
 from memograft.server.schemas import ChatRequest, CompletionRequest
 from memograft.server.settings import ServerSettings
@@ -47,7 +49,8 @@ def text_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, admi
         except BaseException:
             await pieces.aclose()
             raise
-        return EventStream(events(reply.chunks(pieces, facts), http), pieces.aclose)
+        named = isinstance(reply, ResponseReply)
+        return EventStream(events(reply.chunks(pieces, facts), http, named=named), pieces.aclose)
 
     @routes.post("/v1/chat/completions", responses=_STREAM)
     async def chat_completions(body: ChatRequest, http: Request) -> Response:
@@ -64,5 +67,13 @@ def text_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, admi
         asked = ask_completion(engine, settings, body, await owned(tenants.of(http), body))
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return await replied(CompletionReply(engine, asked, body.model, usage), asked, bool(body.stream), http)
+
+    @routes.post("/v1/responses", responses=_STREAM)
+    async def responses(body: ResponseRequest, http: Request) -> Response:
+        """Answer a conversation in the form of OpenAI's Responses; with `stream`, as server-sent events."""
+        check_model(body.model, [settings.model])
+        chat = body.chat(longest(engine, settings))
+        asked = ask_chat(engine, settings, chat, await owned(tenants.of(http), chat))
+        return await replied(ResponseReply(engine, asked, body.model, body=body), asked, bool(body.stream), http)
 
     return routes
