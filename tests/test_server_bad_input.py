@@ -163,7 +163,7 @@ def test_requests_made_from_the_openapi_document(server: Served, mode: schemathe
     checks = [CHECKS.get_one(name) for name in LEFT_OUT]
     document = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [result.ok() for result in document.get_all_operations()]
-    assert len(operations) == 22
+    assert len(operations) == 23
     for operation in operations:
 
         @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -25,6 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gates import until
 from memograft import Engine, FastMem, VectorStore
+from memograft.cli.serve_app import serve
 from memograft.errors import SettingsError
 from memograft.server import ServerSettings
 from memograft.server.journal import JsonLines
@@ -130,6 +133,15 @@ def test_settings_are_checked(values: Any, message: str) -> None:
         ServerSettings(**values)
 
 
+def test_the_commands_defaults_are_those_of_the_settings() -> None:
+    options = inspect.signature(serve).parameters
+    own = {field.name: field.default for field in dataclasses.fields(ServerSettings)}
+    shared = own.keys() & options.keys() - {"model"}
+    assert {name: options[name].default for name in shared} == {name: own[name] for name in shared}
+    left = {"model", "embedding_model", "memory", "default_max_tokens", "max_inputs"}
+    assert own.keys() - shared == left
+
+
 def test_the_command(tmp_path: Path) -> None:
     """A process answers, and after SIGTERM finishes a stream, ends its log and exits with code 0."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -146,6 +158,8 @@ def test_the_command(tmp_path: Path) -> None:
         "mine",
         "--max-batch",
         "4",
+        "--max-stores",
+        "1",
     ]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     lines: list[str] = []
@@ -168,6 +182,8 @@ def test_the_command(tmp_path: Path) -> None:
             assert [model.id for model in client.models.list()] == ["mine", "lexical"]
             stores = httpx.get(f"http://127.0.0.1:{port}/v1/stores").json()["data"]
             assert [(store["name"], store["documents"]) for store in stores] == [("Manual", 1)]
+            made = [httpx.post(f"http://127.0.0.1:{port}/v1/stores", json={"name": name}) for name in ("a", "b")]
+            assert [response.status_code for response in made] == [201, 409]
             messages: Any = [{"role": "user", "content": QUESTION}]
             documents = {"documents": BODY["documents"], "memory": {"kind": "fastmem", "relevance": None}}
             for reused in (False, True):
@@ -187,5 +203,5 @@ def test_the_command(tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stderr.close()
     logged = [json.loads(line) for line in lines if line.startswith("{")]
-    assert {line["status"] for line in logged} == {200}
+    assert {line["status"] for line in logged} == {200, 201, 409}
     assert not any(re.search(rf"{SECRET}|Traceback", line) for line in lines)

@@ -71,7 +71,26 @@ def serve(
         int | None, typer.Option(min=2, help="Tokens of prompt and answer together; left out, the model's window.")
     ] = None,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 4 << 20,
+    max_upload: Annotated[int, typer.Option(min=1024, help="Bytes of a request that adds documents to a store.")] = 32
+    << 20,
+    max_memories: Annotated[int, typer.Option(min=1, help="Memories of a key's holder.")] = 256,
+    memory_bytes: Annotated[int, typer.Option(min=1, help="Bytes of all memories of a key's holder.")] = 1 << 30,
+    cache_bytes: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Bytes of memories that a key's bank keeps in process memory, and as many of keys and values."
+        ),
+    ] = 256 << 20,
+    max_stores: Annotated[int, typer.Option(min=1, help="Stores of a key's holder.")] = 32,
+    store_bytes: Annotated[int, typer.Option(min=1, help="Bytes of all stores of a key's holder.")] = 1 << 30,
+    max_passages: Annotated[int, typer.Option(min=1, help="Passages of a store.")] = 100_000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for an answer, with its time in the queue.")] = 300,
+    read_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds in which a client must send its headers, and then the body.")
+    ] = 20,
+    shutdown_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for which answers may go on after Ctrl-C or SIGTERM.")
+    ] = 60,
     temperature: Annotated[
         float, typer.Option(min=0, max=2, help="For requests without a temperature; 0 is greedy.")
     ] = 0.0,
@@ -105,7 +124,16 @@ def serve(
             max_body=max_body,
             max_queue=max_queue,
             max_per_key=max_per_key,
+            max_upload=max_upload,
+            max_memories=max_memories,
+            memory_bytes=memory_bytes,
+            cache_bytes=cache_bytes,
+            max_stores=max_stores,
+            store_bytes=store_bytes,
+            max_passages=max_passages,
             timeout=timeout,
+            read_timeout=read_timeout,
+            shutdown_timeout=shutdown_timeout,
         )
         known = None if keys is None else Keys(keys)
         found = _embedder(embedder, device)
