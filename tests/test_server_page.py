@@ -123,6 +123,9 @@ def test_plain_and_memorized_side_by_side(tab: Page, server: Served, tiny: Engin
         tokens = tab.locator(f"#{which} span")
         assert "".join(tokens.all_text_contents()).strip() == LISBON
         assert [token.get_attribute("class") for token in tokens.all()] == [f"s{page.level(loss)}" for loss in losses]
+    gains = [b - a for b, a in zip(report.token_losses_before, report.token_losses_after, strict=True)]
+    shades = [token.get_attribute("class") for token in tab.locator("#gain span").all()]
+    assert shades == [f"g{page.level(gain)}" for gain in gains]
 
 
 def test_a_store_is_searched(tab: Page, server: Served) -> None:

@@ -150,7 +150,8 @@ function busy(now, ways) {
   for (const way of ["plain", "memorized"]) {
     const side = find(way);
     side.hidden = !(way in ways);
-    side.querySelector(".answer").textContent = side.querySelector(".facts").textContent = "";
+    side.querySelector(".answer").textContent = "";
+    side.querySelector(".facts").textContent = way === "plain" ? "reading …" : "reading and memorizing …";
     show.problem(side.querySelector(".problem"), null);
   }
 }
@@ -158,20 +159,25 @@ function busy(now, ways) {
 /** Ask, and show the answer as it comes; its text and report, or null if there is none. */
 async function answered(side, body, given, signal) {
   const element = side.querySelector(".answer");
+  const said = side.querySelector(".facts");
   element.setAttribute("aria-busy", "true");
   let text = "", finish = null, report = null, usage = null;
   try {
     for await (const chunk of chunks(body, key, signal)) {
       const [choice] = chunk.choices;
-      if (choice?.delta.content) element.textContent = text += choice.delta.content;
+      if (choice?.delta.content) {
+        element.textContent = text += choice.delta.content;
+        said.textContent = "answering …";
+      }
       finish = choice?.finish_reason ?? finish;
       report = chunk.memograft ?? report;
       usage = chunk.usage ?? usage;
     }
     if (report) show.answer(element, text, report, show.documentsOf(report, given));
-    show.facts(side.querySelector(".facts"), usage, report, finish);
+    show.facts(said, usage, report, finish);
     return { text, report };
   } catch (error) {
+    said.textContent = "";
     if (error.name !== "AbortError") failed(side.querySelector(".problem"), error);
     return null;
   } finally {

@@ -113,10 +113,10 @@ export function sources(section, documents, report, citations) {
 /** Say what was memorized, with the losses of its tokens before and after. */
 export function memorized(section, report) {
   const numbers = [["kind", [KINDS[report.kind] ?? report.kind ?? "none"]]];
-  numbers.push(["documents memorized", [String(report.memorized.length), small(`of ${report.documents.length}`)]]);
+  numbers.push(["documents", [String(report.memorized.length), small(`of ${report.documents.length}`)]]);
   if (report.loss_before !== null) {
-    numbers.push(["loss", [`${nats(report.loss_before)} → ${nats(report.loss_after)}`, small("nats")]]);
-    numbers.push(["change of the model (KL)", [nats(report.kl), small("nats")]]);
+    numbers.push(["loss, in nats", [`${nats(report.loss_before)} → ${nats(report.loss_after)}`]]);
+    numbers.push(["KL, in nats", [nats(report.kl)]]);
   }
   if (report.kind) numbers.push(report.reused ? ["training", ["none", small("kept from before")]] : ["steps", [String(report.steps)]]);
   const pairs = numbers.map(([name, value]) => made("div", "", made("dt", "", name), made("dd", "", ...value)));
@@ -142,11 +142,17 @@ function losses(box, report) {
   box.querySelector(".scale").replaceChildren(...scale);
   for (const which of ["before", "after"]) {
     box.querySelector(`#loss-${which}`).textContent = `${nats(report[`loss_${which}`])} nats`;
-    const nodes = tokens.flatMap((token, n) => {
-      const piece = made("span", `s${shade(token[which])}`, token.text);
-      piece.title = `${nats(token.before)} → ${nats(token.after)} nats`;
-      return n && token.document !== tokens[n - 1].document ? ["\n\n", piece] : [piece];
-    });
-    box.querySelector(`#${which}`).replaceChildren(...nodes);
+    strip(box.querySelector(`#${which}`), tokens, (token) => `s${shade(token[which])}`);
   }
+  strip(box.querySelector("#gain"), tokens, (token) => `g${shade(token.before - token.after)}`);
+}
+
+/** Tokens with a shade each; a line is left out between documents. */
+function strip(element, tokens, kind) {
+  const nodes = tokens.flatMap((token, n) => {
+    const piece = made("span", kind(token), token.text);
+    piece.title = `${nats(token.before)} → ${nats(token.after)} nats`;
+    return n && token.document !== tokens[n - 1].document ? ["\n\n", piece] : [piece];
+  });
+  element.replaceChildren(...nodes);
 }
