@@ -112,6 +112,11 @@ def test_documents_are_memorized_as_the_engine_does(tiny: Engine, client: OpenAI
     assert [choice.memograft["memorized"] for choice in both] == [["page"]] * 2
 
 
+def test_token_ids_become_text_again(tiny: Engine) -> None:
+    assert tiny.decode(tiny.encode(LISBON)) == LISBON
+    assert tiny.decode([]) == ""
+
+
 def test_losses_of_the_memorized_tokens(tiny: Engine, client: OpenAI) -> None:
     pages = [{"text": LISBON, "id": "page"}, {"text": "Bergamot is a citrus fruit.", "id": "fruit"}]
     expected = tiny.answer(QUESTION, pages, memory=FastMem()).memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -282,6 +283,25 @@ def test_citations() -> None:
     ]
     assert cited("Yes, it is.", [second]) == []
     assert cited("", [first]) == []
+
+
+def test_citations_are_those_of_comparing_every_sentence() -> None:
+    random = Random(0)
+    for _ in range(40):
+        texts = [". ".join(" ".join(random.choices("abcd", k=random.randint(1, 7))) for _ in range(4)) for _ in "123"]
+        expected = []
+        for sentence in texts[0].split(". "):
+            longest, parts = "", [part for text in texts[1:] for part in text.split(". ")]
+            words = sentence.split()
+            for size in range(len(words), min(3, len(words)) - 1, -1):
+                runs = [" ".join(words[n : n + size]) for n in range(len(words) - size + 1)]
+                longest = longest or next((run for part in parts for run in runs if run in part), "")
+            expected += [longest] if longest else []
+        got = cited(texts[0], [Document(text, str(n)) for n, text in enumerate(texts[1:])])
+        assert [len(str(each["text"])) for each in got] == [len(one) for one in expected]
+        for each in got:
+            place: Any = (each["document_start"], each["document_end"])
+            assert texts[1 + int(str(each["document"]))][slice(*place)] == each["text"]
 
 
 def test_stores_survive_a_restart_and_the_operators_is_read_only(tiny: Engine, tmp_path: Path) -> None:

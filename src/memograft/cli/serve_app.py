@@ -71,8 +71,9 @@ def serve(
         int | None, typer.Option(min=2, help="Tokens of prompt and answer together; left out, the model's window.")
     ] = None,
     max_body: Annotated[int, typer.Option(min=1024, help="Bytes of a request.")] = 4 << 20,
-    max_upload: Annotated[int, typer.Option(min=1024, help="Bytes of a request that adds documents to a store.")] = 32
-    << 20,
+    max_upload: Annotated[
+        int, typer.Option(min=1024, help="Bytes of a request that adds documents to a store, as JSON or as files.")
+    ] = 32 << 20,
     max_memories: Annotated[int, typer.Option(min=1, help="Memories of a key's holder.")] = 256,
     memory_bytes: Annotated[int, typer.Option(min=1, help="Bytes of all memories of a key's holder.")] = 1 << 30,
     cache_bytes: Annotated[

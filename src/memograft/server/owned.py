@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from memograft.attribution import sentences
+from memograft.attribution import Words, sentences
 from memograft.chat import json_like, text_of
 from memograft.documents import Document
 from memograft.memory.bank import Bank
@@ -46,8 +46,8 @@ class Owned:
         """The retrieved documents."""
         return [hit.document for hit in self.hits]
 
-    def report(self, cited: Container[object]) -> dict[str, object]:
-        """What the response says about it: values of the field `memograft`. `cited` has ids of cited documents."""
+    def report(self, named: Container[object]) -> dict[str, object]:
+        """What the response says about it: values of the field `memograft`. `named` has ids of cited documents."""
         told: dict[str, object] = {} if self.id is None else {"memory_id": self.id}
         if self.store is None:
             return told
@@ -57,7 +57,7 @@ class Owned:
                 "text": hit.document.text,
                 "metadata": json_like(hit.document.metadata),
                 "score": hit.score,
-                "cited": hit.document.id in cited,
+                "cited": hit.document.id in named,
             }
             for hit in self.hits
         ]
@@ -87,29 +87,40 @@ def cited(text: str, documents: Sequence[Document]) -> list[dict[str, object]]:
     the sequence, the `document`'s id, and `document_start` and `document_end`, where the sequence stands in it.
     """
     found: list[dict[str, object]] = []
-    known = [(document, list(sentences(document.text))) for document in documents]
+    known = [(document, own) for document in documents for own in sentences(document.text)]
+    having: dict[
+        int, dict[tuple[str, ...], list[int]]
+    ] = {}  # number of words -> such sequences -> sentences of `known`
     for sentence in sentences(text):
+        least = min(_WORDS, len(sentence.words))
+        if least not in having:
+            having[least] = _having(known, least)
         size, first, source, there = 0, 0, None, (0, 0)
-        for document, others in known:
-            for other in others:
-                match = SequenceMatcher(None, sentence.words, other.words, autojunk=False).find_longest_match()
-                if match.size > size:
-                    size, first, source = match.size, match.a, document
-                    there = other.places[match.b][0], other.places[match.b + match.size - 1][1]
-        if source is None or size < min(_WORDS, len(sentence.words)):
+        for n in sorted({n for words in _sequences(sentence, least) for n in having[least].get(words, ())}):
+            document, other = known[n]
+            match = SequenceMatcher(None, sentence.words, other.words, autojunk=False).find_longest_match()
+            if match.size > size:
+                size, first, source = match.size, match.a, document
+                there = other.places[match.b][0], other.places[match.b + match.size - 1][1]
+        if source is None:
             continue
         start, end = sentence.places[first][0], sentence.places[first + size - 1][1]
-        found.append(
-            {
-                "start": start,
-                "end": end,
-                "text": text[start:end],
-                "document": source.id,
-                "document_start": there[0],
-                "document_end": there[1],
-            }
-        )
+        place = {"start": start, "end": end, "document_start": there[0], "document_end": there[1]}
+        found.append({"text": text[start:end], "document": source.id, **place})
     return found
+
+
+def _having(known: Sequence[tuple[Document, Words]], count: int) -> dict[tuple[str, ...], list[int]]:
+    """Which sentences have a sequence of `count` words. Comparing all of them with an answer would take too long."""
+    having: dict[tuple[str, ...], list[int]] = {}
+    for n, (_, sentence) in enumerate(known):
+        for words in set(_sequences(sentence, count)):
+            having.setdefault(words, []).append(n)
+    return having
+
+
+def _sequences(sentence: Words, count: int) -> list[tuple[str, ...]]:
+    return [sentence.words[n : n + count] for n in range(len(sentence.words) - count + 1)]
 
 
 def _question(body: ChatRequest) -> str:

@@ -18,7 +18,7 @@ from memograft.server.journal import Facts
 from memograft.server.owned import cited
 from memograft.server.rows import Pieces
 
-__all__ = ["ChatReply", "CompletionReply", "usage_of"]
+__all__ = ["ChatReply", "CompletionReply", "usage_for"]
 
 Json = dict[str, object]
 
@@ -56,7 +56,7 @@ class _Reply:
         choices = [self.choice(n, answer) for n, answer in enumerate(answers)]
         if len(answers) > 1:
             choices = [{**choice, **self.report(answer)} for choice, answer in zip(choices, answers, strict=True)]
-        body = {**self.head(self.kind), "choices": choices, "usage": usage_of(self.asked, answers)}
+        body = {**self.head(self.kind), "choices": choices, "usage": usage_for(self.asked, answers)}
         return body if len(answers) > 1 else {**body, **self.report(answers[0])}
 
     def choice(self, number: int, answer: Answer) -> Json:
@@ -69,7 +69,7 @@ class _Reply:
 
     def last(self, answers: Sequence[Answer]) -> Json:
         """The chunk with the token counts."""
-        return {**self.chunk([]), "usage": usage_of(self.asked, answers)}
+        return {**self.chunk([]), "usage": usage_for(self.asked, answers)}
 
     def report(self, answer: Answer) -> Json:
         """Our field: what was done with the request's documents; nothing if it has none."""
@@ -185,7 +185,7 @@ class CompletionReply(_Reply):
             yield self.last(ended)
 
 
-def usage_of(asked: Asked, answers: Sequence[Answer]) -> Json:
+def usage_for(asked: Asked, answers: Sequence[Answer]) -> Json:
     """Token counts of all answers. The prompt of several answers to it counts once, as with OpenAI."""
     each = [answer.usage for answer in answers]
     prompts = each[:: asked.copies]

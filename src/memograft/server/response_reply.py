@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -9,7 +10,7 @@ from typing import cast
 from memograft.chat import Reading, logprobs_of
 from memograft.request import Answer
 from memograft.server.journal import Facts
-from memograft.server.replies import ChatReply, Json, usage_of
+from memograft.server.replies import ChatReply, Json, usage_for
 from memograft.server.response_request import ResponseRequest
 from memograft.server.rows import Pieces
 
@@ -55,7 +56,7 @@ class ResponseReply(ChatReply):
             for index, item in enumerate(items):
                 for event in self._told(index, item, shown, reading):
                     yield event
-            ended = self._ended(piece, items)
+            ended = await asyncio.to_thread(self._ended, piece, items)  # citations take time
             yield {"type": f"response.{ended['status']}", "response": ended}
 
     def _told(self, index: int, item: Json, shown: str, reading: Reading) -> Iterator[Json]:
@@ -110,7 +111,7 @@ class ResponseReply(ChatReply):
         return items
 
     def _ended(self, answer: Answer, items: list[Json]) -> Json:
-        usage = usage_of(self.asked, [answer])
+        usage = usage_for(self.asked, [answer])
         counts = {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": usage["prompt_tokens_details"],

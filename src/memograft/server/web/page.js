@@ -43,8 +43,8 @@ async function connect() {
 }
 
 function failed(element, error) {
-  if (!(error instanceof Problem)) throw error;
   show.problem(element, error.message);
+  if (!(error instanceof Problem)) console.error(error); // a fault of this page
   if (error.status !== 401) return;
   key = model = "";
   sessionStorage.removeItem(KEY);
