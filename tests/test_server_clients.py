@@ -125,6 +125,26 @@ def test_a_model_that_calls_by_its_own_choice(calling: Served, http: httpx.Clien
         ChatOpenAI(model="calling", **how).bind(tools=[strict]).invoke(WEATHER)
 
 
+def test_langchain_with_responses(tiny: Engine, server: Served, calling: Served, http: httpx.Client) -> None:
+    chat = ChatOpenAI(model="tiny", use_responses_api=True, **options(server, http))
+    expected = tiny.answer(QUESTION).text
+    said = chat.invoke(QUESTION)
+    assert said.text == "".join(piece.text for piece in chat.stream(QUESTION)) == expected
+    assert chat.invoke([HumanMessage("Hello."), said, HumanMessage(QUESTION)]).text
+    assert isinstance(chat.with_structured_output(City, method="json_schema").invoke(QUESTION), City)
+    able = ChatOpenAI(model="calling", max_tokens=60, use_responses_api=True, **options(calling, http))
+    with_tools = able.bind_tools([WEATHER_TOOL], strict=False)
+    called = with_tools.invoke(WEATHER)
+    (call,) = called.tool_calls
+    assert (call["name"], call["args"]) == (WEATHER_CALL["name"], WEATHER_CALL["arguments"])
+    whole, *rest = with_tools.stream(WEATHER)
+    for piece in rest:
+        whole += piece
+    assert (whole.text, whole.tool_calls[0]["args"]) == ("", WEATHER_CALL["arguments"])
+    result = ToolMessage("It's sunny.", tool_call_id=call["id"])
+    assert with_tools.invoke([HumanMessage(WEATHER), called, result]).text == "It's sunny."
+
+
 @pytest.mark.parametrize("chat_model", [True, False])
 def test_llama_index(tiny: Engine, server: Served, http: httpx.Client, chat_model: bool) -> None:
     llm = OpenAILike(
