@@ -15,6 +15,7 @@ import torch
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from transformers import LogitsProcessor
 
+from conformance.calling import trained_engine
 from gates import until
 from memograft import Engine, FastMem, LexicalEmbedder, Request, Sampling, page
 from memograft.server import Keys, ServerSettings, add_key
@@ -168,6 +169,19 @@ def test_markup_stays_text(tab: Page, tiny: Engine) -> None:
         assert tab.locator("#sources .text").first.inner_text() == f"{EVIL} {LISBON}"
         assert tab.locator("#sources b").all_inner_texts() == [EVIL, f"2 {EVIL}"]
         assert tab.locator("main img, main script, main b script").count() == 0
+        assert tab.title() == "Memograft"
+
+
+def test_markup_in_an_answer_stays_text(tab: Page) -> None:
+    """The model has learned to answer with it."""
+    with (
+        trained_engine([([{"role": "user", "content": "Say it."}], None, EVIL)]) as engine,
+        served(engine, ServerSettings(model="m", timeout=60)) as server,
+    ):
+        fill(opened(tab, server, "m"), question="Say it.")
+        ask(tab)
+        assert side(tab, "Plain").locator(".answer").inner_text() == EVIL
+        assert tab.locator("main img, main script").count() == 0
         assert tab.title() == "Memograft"
 
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from conformance.calling import WEATHER_CALL, WEATHER_TOOL, trained_engine
 from memograft import Engine, FastMem, Request, Sampling
 from memograft.server import ServerSettings
 from served import Served, served
@@ -198,6 +199,28 @@ def test_logprobs(tiny: Engine, client: OpenAI) -> None:
     assert [token.token for token in said] == [token.text for token in expected]
     assert [token.logprob for token in said] == pytest.approx([token.logprob for token in expected], abs=1e-4)
     assert {len(token.top_logprobs) for token in said} == {2}
+
+
+def test_reasoning_text_and_a_call_in_one_answer() -> None:
+    said = f"<think>Hm.</think>Let me see.<tool_call>{json.dumps(WEATHER_CALL)}</tool_call>"
+    engine = trained_engine([([{"role": "user", "content": "Is it sunny?"}], [WEATHER_TOOL], said)])
+    template = engine.tokenizer.response_template
+    thinking = {"open": "<think>", "close": "</think>", "content": "text"}
+    engine.tokenizer.response_template = {**template, "fields": {"thinking": thinking, **template["fields"]}}
+    how: Any = {"model": "m", "input": "Is it sunny?", "tools": [{"type": "function", **WEATHER_TOOL["function"]}]}  # type: ignore[dict-item]
+    with engine, served(engine, ServerSettings(model="m", timeout=60)) as server, server.client() as client:
+        whole = client.responses.create(**how)
+        events = list(client.responses.create(**how, stream=True))
+        again = client.responses.create(**{**how, "input": [{"role": "user", "content": "Is it?"}, *whole.output]})
+    message, thought, call = whole.output
+    assert (whole.output_text, message.type) == ("Let me see.", "message")
+    assert (thought.type, thought.content[0].text) == ("reasoning", "Hm.")  # type: ignore[union-attr,index]
+    assert (call.type, json.loads(call.arguments)) == ("function_call", WEATHER_CALL["arguments"])  # type: ignore[union-attr]
+    last = events[-1].response  # type: ignore[union-attr]
+    assert [item.type for item in last.output] == [item.type for item in whole.output]
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done == last.output
+    assert again.status
 
 
 def test_asyncio(tiny: Engine, server: Served) -> None:
