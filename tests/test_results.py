@@ -233,6 +233,18 @@ def test_every_record_is_listed_with_its_commit() -> None:
     assert listed == {file.stem: json.loads(file.read_text("utf-8"))["commit"] for file in records}
 
 
+def test_the_numbers_beside_the_papers_are_those_of_the_pages_that_are_linked() -> None:
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    measured = [row.split(" | ")[2] for row in re.findall(r"^\| .*\[table\]\(.*$", text, re.M)]
+    assert len(measured) >= 6
+    for cell in measured:
+        numbers, page = re.fullmatch(r"(.*) \(\[table\]\(([\w-]+\.md).*", cell).groups()  # type: ignore[union-attr]
+        shown_there = (ROOT / "docs" / page).read_text("utf-8")
+        found = re.findall(r"(?<![\d\w])\.\d+", numbers)
+        assert found, cell
+        assert [n for n in found if n not in shown_there] == [], cell
+
+
 def test_the_tables_of_the_bank() -> None:
     made = json.loads((ROOT / "benchmarks" / "results" / "bank.json").read_text("utf-8"))
     rows = []
