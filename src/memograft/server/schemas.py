@@ -250,6 +250,12 @@ class ChatRequest(SampledRequest):
     response_format: dict[str, object] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20, description="Needs `logprobs`.")
+    raw: bool = Field(
+        False,
+        description="For `memograft.RemoteEngine`, which prepares and parses itself: messages, tools and schema go to "
+        "the engine as they are, and the response has the engine's whole answer.",
+    )
+    json_optional: bool = Field(False, description="With `raw`: the answer may be text instead of JSON of the schema.")
 
     prompt_cache_key: str | None = Field(None, description="Accepted; keys and values are found by their content.")
     safety_identifier: str | None = Field(None, description="Accepted, and not used.")
