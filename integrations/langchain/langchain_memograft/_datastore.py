@@ -98,7 +98,7 @@ class UsesDatastore(UsesEngine):
 
         with translated():
             to_examples(examples)  # refuses a list with invalid examples before the model is loaded
-            engine = self._engine_for()
+            engine = self._local("build_datastore")
             found = to_examples(examples, takes_tools=engine.takes_tools)
             return Datastore.build(
                 engine,
@@ -129,7 +129,7 @@ class UsesDatastore(UsesEngine):
         Raises:
             ModelInvalidRequestError, ContextOverflowError: as in `build_datastore`; or the datastore is read-only.
         """
-        engine = self._engine_for()
+        engine = self._local("add_to_datastore")
         with translated():
             datastore.check(engine.fingerprint)
             found = to_examples(examples, takes_tools=engine.takes_tools)

@@ -14,7 +14,7 @@ from memograft.client.protocol import Assembled, Protocol
 from memograft.client.wire import ServedAnswer, report_from_json
 from memograft.documents import as_documents
 from memograft.errors import EngineClosedError, MissingExtraError, ServerError, SettingsError
-from memograft.memory.served import AS_SERVED, ServedMemory
+from memograft.memory.served import ServedMemory
 from memograft.request import Answer, Request
 from memograft.serving.front import Answers, Documents
 from memograft.serving.queue import Job
@@ -95,7 +95,7 @@ class RemoteEngine(Answers, OfOneProcess, instead="make one in each process: Rem
         """
         if self._protocol.max_length is None:
             raise SettingsError(
-                f"the server at {self.base_url} does not tell the window of {self.model!r}; pass it where you need it"
+                f"the server at {self.base_url} does not tell the window of {self.model!r}; set it where it is needed"
             )
         return self._protocol.max_length
 
@@ -124,7 +124,7 @@ class RemoteEngine(Answers, OfOneProcess, instead="make one in each process: Rem
     def memorize(self, documents: Documents, memory: Memory | ServedMemory | None = None) -> ServedMemory:
         """Memorize documents on the server, once; the same documents again are the same memory.
 
-        Pass what it returns as `memory=` of later requests. The server may remove a memory that is not used when it
+        Pass what it returns as `memory=` of later requests. `memory` are settings; without them, the server's are used. The server may remove a memory that is not used when it
         needs the room.
 
         Raises:
@@ -139,10 +139,11 @@ class RemoteEngine(Answers, OfOneProcess, instead="make one in each process: Rem
                 "with `memograft export`, and pass an adapter's name as `memory`; or use `memograft serve`"
             )
         body: JsonObject = {"documents": pages_of(list(as_documents(documents)))}
-        if memory is not None and memory != AS_SERVED:
+        if memory is not None and not isinstance(memory, ServedMemory):
             body["memory"] = memory_to_json(memory)
         made = self._run(self._posted("/memories", body))
-        return ServedMemory(made["id"], tuple(made["documents"]), report_from_json(made["report"]))
+        report = {**made["report"], "documents": made["report"]["memorized"], "id": made["id"]}
+        return ServedMemory(made["id"], tuple(made["documents"]), report_from_json(report))
 
     @property
     def closed(self) -> bool:
