@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.runnables.config import run_in_executor
 from memograft.errors import MemograftError
+from memograft.shared import refuse_local
 from pydantic import field_validator, model_validator
 
 from langchain_memograft._engine import UsesEngine
@@ -148,6 +149,9 @@ class UsesDatastore(UsesEngine):
         value = given.get("datastore", self.datastore)  # datastore=None means to answer without one
         if value is None:
             return None
+        if self.base_url is not None:
+            with translated():
+                refuse_local({"datastore": value})
         from memograft.rtd.formula import as_rtd
 
         with translated():

@@ -37,7 +37,8 @@ def failure_of(error: BaseException) -> Failure:
 
     "too long": the prompt does not fit the model's window; "timeout": the request's time limit passed, and a retry may
     succeed; "closed": the engine is closed; "cancelled": the caller cancelled the request; "server": a server of a
-    `RemoteEngine` did not answer; "invalid": the request can never be answered; "other": an exception that Memograft does not raise deliberately.
+    `RemoteEngine` did not answer; "invalid": the request can never be answered; "other": an exception that Memograft
+    does not raise deliberately.
     """
     return next((name for kind, name in _KINDS if isinstance(error, kind)), "other")
 

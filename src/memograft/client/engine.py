@@ -124,8 +124,8 @@ class RemoteEngine(Answers, OfOneProcess, instead="make one in each process: Rem
     def memorize(self, documents: Documents, memory: Memory | ServedMemory | None = None) -> ServedMemory:
         """Memorize documents on the server, once; the same documents again are the same memory.
 
-        Pass what it returns as `memory=` of later requests. `memory` are settings; without them, the server's are used. The server may remove a memory that is not used when it
-        needs the room.
+        Pass what it returns as `memory=` of later requests. `memory` are settings; without them, the server's are used.
+        The server may remove a memory that is not used when it needs the room.
 
         Raises:
             SettingsError: the server is not Memograft's.

@@ -67,7 +67,7 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: O
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise refused("max_completion_tokens", "`max_completion_tokens` is the newer name of `max_tokens`; pass one")
     how, told = _prepared(body, own) if body.raw else _read(engine, body, own)
-    memory = _memory(body, settings, own, bool(told.documents))
+    memory = _memory(body, settings, own, body.raw or bool(told.documents))
     request = Request(
         messages=told.messages,
         documents=told.documents,

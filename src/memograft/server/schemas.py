@@ -43,11 +43,18 @@ class FastMemChoice(_Model):
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     kl_weight: float = Field(0.1, ge=0)
     target_kl: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    max_kl: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     rank: int = Field(16, ge=1, le=_MOST_RANK)
+    template: Literal["prompt", "assistant"] = "prompt"
+    shortlist: Annotated[int, Field(ge=2)] | Literal["auto"] | None = "auto"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    end: bool = True
     relevance: Annotated[float, Field(le=1)] | Literal["auto"] | None = "auto"
     conflicts: Literal["first"] | None = "first"
     gate: Literal["support"] | None = None
-    contrast: float = Field(0.0, ge=0)
+    contrast: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
     fallback: bool = True
     compose: bool = False
 
