@@ -123,7 +123,7 @@ async def test_retries(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_of_servers_are_accepted_and_kept_secret() -> None:
-    llm = Memograft(model="tiny", api_key="sk-1", base_url="http://localhost")
+    llm = Memograft(model="tiny", api_key="sk-1", base_url="http://localhost:1/v1")
     assert llm.api_key is not None
     assert llm.api_key.get_secret_value() == "sk-1"
     assert "sk-1" not in repr(llm) + llm.to_json()
