@@ -192,10 +192,14 @@ class UsesEngine(BaseModel):
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get((name, self.base_url, self.bank))
+        engine = self._held.engines.get(self._place(name))
         if engine is None or engine.closed:
-            engine = self._held.engines[name, self.base_url, self.bank] = self._new_engine(name)
+            engine = self._held.engines[self._place(name)] = self._new_engine(name)
         return engine
+
+    def _place(self, name: str) -> tuple[Any, ...]:
+        """The key of an engine: copies of an object can differ in these."""
+        return name, self.base_url, self.api_key, self.bank
 
     def _new_engine(self, name: str) -> Engine | RemoteEngine:
         if self.base_url is None:
@@ -233,7 +237,7 @@ class UsesEngine(BaseModel):
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get((name, self.base_url, self.bank))
+        engine = self._held.engines.get(self._place(name))
         return engine if engine is not None and not engine.closed else None
 
     def _name_for(self, model: str | None) -> str | None:
@@ -253,8 +257,7 @@ class _Held:
     """The engines, memories and datastores of an object and its copies. They are not pickled."""
 
     def __init__(self) -> None:
-        # by name, server and bank, which can differ between copies
-        self.engines: dict[tuple[str, str | None, Any], Engine | RemoteEngine] = {}
+        self.engines: dict[tuple[Any, ...], Engine | RemoteEngine] = {}
         self.memories: dict[str, MemoryHandle | ServedMemory] = {}
         self.datastores: dict[str, Rtd] = {}
 

@@ -103,7 +103,7 @@ class Memograft(Settings):
 
     _engine: Engine | RemoteEngine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
-    _of: tuple[Any, ...] = PrivateAttr(default=())  # bank and server of the loaded engine; those of a copy can differ
+    _of: tuple[Any, ...] = PrivateAttr(default=())  # bank, server and key of the engine; those of a copy can differ
     _held: tuple[object, ...] = PrivateAttr(default=())  # open datastores of folders
 
     def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
@@ -115,7 +115,8 @@ class Memograft(Settings):
                 f"`engine` must be a memograft.Engine, got {type(engine).__name__}; write Engine(model, tokenizer) or "
                 "Engine.from_pretrained(name), or pass `base_url` of a server"
             )
-        refuse_local({"engine": engine} if settings.get("base_url") is not None else {})
+        if settings.get("base_url") is not None:
+            refuse_local({"engine": engine})
         name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
         super().__init__(**{"model": name, **renamed(settings)})
         self._engine, self._own = engine, True
@@ -164,7 +165,7 @@ class Memograft(Settings):
             refuse_bank(self.bank)
         if self._engine is None or self._outdated:
             self._engine = self._loaded_here() if self.base_url is None else self._connected(self.base_url)
-            self._of = (self.bank, self.base_url)
+            self._of = (self.bank, self.base_url, self.api_key)
         return self._engine
 
     def _loaded_here(self) -> Engine:
@@ -186,7 +187,7 @@ class Memograft(Settings):
     @property
     def _outdated(self) -> bool:
         """Whether an engine has to be loaded: there is none, it is closed, or it has another bank or server."""
-        of = (self.bank, self.base_url)
+        of = (self.bank, self.base_url, self.api_key)
         return not self._own and (self._engine is None or self._engine.closed or self._of != of)
 
     @property
