@@ -333,7 +333,8 @@ def test_completions(tiny: Engine, client: OpenAI) -> None:
 
 def test_models(client: OpenAI, tiny: Engine) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "lexical"]
-    assert client.models.retrieve("tiny").model_extra == {"max_model_len": tiny.max_length}
+    about = {"max_model_len": tiny.max_length, "takes_tools": False, "takes_system": True}
+    assert client.models.retrieve("tiny").model_extra == about
     with pytest.raises(openai.NotFoundError, match="the model 'gpt-5' does not exist here; there is 'tiny'"):
         client.models.retrieve("gpt-5")
 

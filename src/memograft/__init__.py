@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memograft.client import RemoteEngine
     from memograft.decoding.cad import Cad
     from memograft.decoding.dola import Dola
     from memograft.documents import Document
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from memograft.memory.mac.bank import MacBank
     from memograft.memory.mac.memory import Mac
     from memograft.memory.report import MemoryReport
+    from memograft.memory.served import ServedMemory
     from memograft.passages.embedders import Embedder, LexicalEmbedder, SentenceTransformerEmbedder
     from memograft.passages.index import IndexSettings
     from memograft.passages.vector_store import Hit, VectorStore
@@ -70,10 +72,12 @@ _HOMES = {
     "MemoryHandle": "memograft.memory.handle",
     "MemoryReport": "memograft.memory.report",
     "Reference": "memograft.request",
+    "RemoteEngine": "memograft.client",
     "Request": "memograft.request",
     "Rtd": "memograft.rtd.formula",
     "Sampling": "memograft.request",
     "SentenceTransformerEmbedder": "memograft.passages.embedders",
+    "ServedMemory": "memograft.memory.served",
     "Source": "memograft.request",
     "SourceShare": "memograft.request",
     "Timings": "memograft.request",
@@ -110,10 +114,12 @@ __all__ = [
     "MemoryHandle",
     "MemoryReport",
     "Reference",
+    "RemoteEngine",
     "Request",
     "Rtd",
     "Sampling",
     "SentenceTransformerEmbedder",
+    "ServedMemory",
     "Source",
     "SourceShare",
     "Timings",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -29,15 +29,16 @@ from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
 from memograft.model.loading import BUNDLED, PACKAGED, load
 from memograft.prompt.builder import PromptBuilder
-from memograft.request import Answer, Request, Sampling
+from memograft.request import Answer, Request
 from memograft.serving import scoring
+from memograft.serving.front import Answers, Documents
 from memograft.serving.keeping import loaded, made
 from memograft.serving.queue import Job, Load, Worker
 from memograft.serving.scoring import Choice
 from memograft.serving.session import Session
-from memograft.serving.stream import AsyncStream, Stream, wait
+from memograft.serving.stream import wait
 from memograft.serving.tokens import Tokens
-from memograft.serving.work import Documents, Work, as_request, check, check_fork, resolved
+from memograft.serving.work import Work, check, check_fork, resolved
 from memograft.storage.process import OfOneProcess
 
 __all__ = ["Engine"]
@@ -45,7 +46,7 @@ __all__ = ["Engine"]
 T = TypeVar("T")
 
 
-class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_pretrained(...)"):
+class Engine(Answers, OfOneProcess, instead="make an engine in each process: Engine.from_pretrained(...)"):
     """Answers questions with documents, with or without memorizing them.
 
     Args:
@@ -156,64 +157,6 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
     def tokenizer(self) -> Any:
         """The tokenizer. The engine's thread uses it, so copy it before using it while requests run."""
         return self._prompts.tokenizer
-
-    def answer(
-        self,
-        question: str | Request,
-        documents: Documents = (),
-        *,
-        memory: Memory | MemoryHandle | None = None,
-        sampling: Sampling | None = None,
-        **options: Any,
-    ) -> Answer:
-        """Answer one question; `options` are further fields of `Request`. Blocks until the answer is complete.
-
-        Raises:
-            MemograftError: PromptTooLongError, RequestCancelledError, RequestTimeoutError or EngineClosedError.
-            Exception: whatever the request's own processors raise.
-        """
-        return self.answer_batch([as_request(question, documents, memory, sampling, options)])[0]
-
-    async def aanswer(
-        self,
-        question: str | Request,
-        documents: Documents = (),
-        *,
-        memory: Memory | MemoryHandle | None = None,
-        sampling: Sampling | None = None,
-        **options: Any,
-    ) -> Answer:
-        """`answer` for asyncio. Cancelling the task cancels the request."""
-        request = as_request(question, documents, memory, sampling, options)
-        return await AsyncStream(lambda _: self._submit([request])[0]).result()
-
-    @overload
-    def answer_batch(
-        self, requests: Sequence[Request], *, return_exceptions: Literal[False] = False
-    ) -> list[Answer]: ...
-    @overload
-    def answer_batch(
-        self, requests: Sequence[Request], *, return_exceptions: Literal[True]
-    ) -> list[Answer | Exception]: ...
-    def answer_batch(self, requests: Sequence[Request], *, return_exceptions: bool = False) -> Any:
-        """Answer requests in mixed batches, each with its own memory. Answers are in the order of the requests.
-
-        With `return_exceptions`, a request's exception is returned in its place. Otherwise the first one is raised,
-        after all requests have ended.
-        """
-        results = wait(self._submit(requests))
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if errors and not return_exceptions:
-            raise errors[0]
-        return results
-
-    def stream(self, request: Request) -> Stream:
-        """Iterate over pieces of the answer; `.answer` is the whole afterwards. Closing it cancels the request."""
-        return Stream(lambda on_text: self._submit([request], on_text)[0])
-
-    def astream(self, request: Request) -> AsyncStream:
-        """`stream` for `async for`."""
-        return AsyncStream(lambda on_text: self._submit([request], on_text)[0])
 
     def memorize(self, documents: Documents, memory: Memory | None = None, *, progress: bool = False) -> MemoryHandle:
         """Memorize documents once and keep the memory. Pass the returned handle as `memory=` of later requests.

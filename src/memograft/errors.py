@@ -9,6 +9,7 @@
     ├── RequestCancelledError (RuntimeError)  the caller cancelled the request
     ├── RequestTimeoutError (TimeoutError)    the request's time limit passed
     ├── EngineClosedError (RuntimeError)      the engine was closed
+    ├── ServerError (RuntimeError)            a server cannot be reached, or does not answer
     ├── MissingExtraError (ImportError)       an optional dependency is not installed
     └── StoreError
         ├── StoreCorruptError (ValueError)    a store's file is damaged or of another program
@@ -35,6 +36,7 @@ __all__ = [
     "PromptTooLongError",
     "RequestCancelledError",
     "RequestTimeoutError",
+    "ServerError",
     "SettingsError",
     "StoreCorruptError",
     "StoreError",
@@ -60,8 +62,8 @@ class PromptTooLongError(MemograftError, ValueError):
     """The prompt and the room for the answer do not fit the model's window.
 
     Attributes:
-        tokens: number of tokens of the prompt.
-        limit: maximum number of tokens of a prompt.
+        tokens: number of tokens of the prompt; 0 if a server does not tell.
+        limit: maximum number of tokens of a prompt; 0 if a server does not tell.
     """
 
     def __init__(self, message: str, *, tokens: int, limit: int) -> None:
@@ -88,6 +90,18 @@ class RequestTimeoutError(MemograftError, TimeoutError):
 
 class EngineClosedError(MemograftError, RuntimeError):
     """The engine was closed, or is closing."""
+
+
+class ServerError(MemograftError, RuntimeError):
+    """A server cannot be reached, refuses its client, is busy, or failed.
+
+    Attributes:
+        status: the HTTP status; None if there was no response, or it broke off.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MissingExtraError(MemograftError, ImportError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memograft.memory.bank import Bank
     from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
+    from memograft.memory.served import ServedMemory
 
 __all__ = [
     "Answer",
@@ -50,7 +51,8 @@ class Request:
             is judged by it.
         messages: the conversation, each with `role` and `content`; an assistant's may have `tool_calls`.
         documents: highest-ranked first: Documents, strings or mappings.
-        memory: None for answering without memorizing, FastMem settings, or a handle from `Engine.memorize`.
+        memory: None for answering without memorizing, FastMem settings, or a handle from `Engine.memorize`. For a
+            `RemoteEngine`, the server's memory.
         processors: transformers LogitsProcessors for this request alone, called with (1, T) ids and (1, V) scores; and
             at most one `Rtd`, which acts before them.
         sampling: how tokens are chosen.
@@ -72,7 +74,7 @@ class Request:
     question: str | None = None
     messages: Sequence[Mapping[str, object]] = ()
     documents: Sequence[Document | str | Mapping[str, object]] = ()
-    memory: Memory | MemoryHandle | None = None
+    memory: Memory | MemoryHandle | ServedMemory | None = None
     processors: Sequence[object] = ()
     sampling: Sampling = field(default_factory=Sampling)
     tools: Sequence[Mapping[str, object]] = ()

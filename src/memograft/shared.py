@@ -19,7 +19,7 @@ from memograft.memory.bank import check_bank
 if TYPE_CHECKING:
     from memograft.engine import Engine
 
-__all__ = ["one_bank", "refuse_bank", "shared_engine"]
+__all__ = ["one_bank", "refuse_bank", "refuse_local", "shared_engine"]
 
 _engines: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
 _loading: dict[str, threading.Lock] = {}
@@ -81,6 +81,26 @@ def refuse_bank(bank: object) -> None:
             f"`bank` cannot be given beside an engine, which has its own or none, got {bank!r}; give it to the engine: "
             "Engine(..., bank=...)"
         )
+
+
+# Arguments of objects of a framework that need an engine in this process, and what to do with a server instead.
+_LOCAL = {
+    "engine": "leave out one of the two",
+    "bank": "start the server with `--bank FOLDER`",
+    "datastore": "a server has no datastores; leave it out, or load the model here, without `base_url`",
+    "model_kwargs": "the server has loaded its model; pass them to `memograft serve`",
+}
+
+
+def refuse_local(settings: Mapping[str, object]) -> None:
+    """Refuse arguments beside `base_url` that only an engine of this process can take.
+
+    Raises:
+        SettingsError: one is given; the message names it.
+    """
+    for name, remedy in _LOCAL.items():
+        if (value := settings.get(name)) is not None and value != {}:
+            raise SettingsError(f"`{name}` cannot be given with `base_url`, got {value!r:.80}; {remedy}")
 
 
 def _key(model: str | Path, settings: Mapping[str, Any]) -> str:

@@ -21,11 +21,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from conformance.calling import trained_engine
 from conformance.pages import DRENNIA, EXAMPLE, GORVALD
+from conformance.servers import servers
 from families import FAMILIES
 from memograft import Datastore, Engine, shared_engine
 from memograft.memory.base import Task
 from memograft.memory.fastmem import contexts as fastmem
 from tokenizers_ import make
+
+__all__ = ["Seen", "servers"]
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -76,6 +76,11 @@ class Front(ABC):
     def named(cls, model: str, **settings: Any) -> Self:
         """A front that loads its model at its first use; `settings` also `bank` and `model_kwargs`."""
 
+    @classmethod
+    @abstractmethod
+    def at(cls, base_url: str, model: str, **settings: Any) -> Self:
+        """A front that asks a server; `settings` also `api_key`."""
+
     @property
     @abstractmethod
     def engine(self) -> Engine:

@@ -9,6 +9,7 @@ from conformance.concurrency import Concurrency
 from conformance.datastores import Datastores
 from conformance.documents import Documents
 from conformance.failures import Failures
+from conformance.remote import Remote
 from conformance.sameness import Sameness
 from conformance.schemas import Schemas
 from conformance.steering import Steering
@@ -18,6 +19,6 @@ __all__ = ["Conformance"]
 
 
 class Conformance(
-    Sameness, Answers, Documents, Citations, Steering, Datastores, Tools, Schemas, Banks, Concurrency, Failures
+    Sameness, Answers, Documents, Citations, Steering, Datastores, Tools, Schemas, Banks, Concurrency, Failures, Remote
 ):
     """All tests of the suite. A subclass names its adapter in `front`."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.runnables.config import run_in_executor
 from memograft.errors import MemograftError
+from memograft.shared import refuse_local
 from pydantic import field_validator, model_validator
 
 from langchain_memograft._engine import UsesEngine
@@ -98,7 +99,7 @@ class UsesDatastore(UsesEngine):
 
         with translated():
             to_examples(examples)  # refuses a list with invalid examples before the model is loaded
-            engine = self._engine_for()
+            engine = self._local("build_datastore")
             found = to_examples(examples, takes_tools=engine.takes_tools)
             return Datastore.build(
                 engine,
@@ -129,7 +130,7 @@ class UsesDatastore(UsesEngine):
         Raises:
             ModelInvalidRequestError, ContextOverflowError: as in `build_datastore`; or the datastore is read-only.
         """
-        engine = self._engine_for()
+        engine = self._local("add_to_datastore")
         with translated():
             datastore.check(engine.fingerprint)
             found = to_examples(examples, takes_tools=engine.takes_tools)
@@ -148,6 +149,9 @@ class UsesDatastore(UsesEngine):
         value = given.get("datastore", self.datastore)  # datastore=None means to answer without one
         if value is None:
             return None
+        if self.base_url is not None:
+            with translated():
+                refuse_local({"datastore": value})
         from memograft.rtd.formula import as_rtd
 
         with translated():

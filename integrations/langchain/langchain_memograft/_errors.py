@@ -7,6 +7,8 @@
     UnsupportedModelError, MemoryFormatError,
     StoreError (of a datastore)               -> ModelInvalidRequestError
     OSError while a model is loaded           -> ModelNotFoundError
+    ServerError                               -> by its status, as `_BY_STATUS` has it; without one
+                                                 ModelConnectionError, of 500 or more ModelAPIError (all retryable)
 
 The raised errors are instances of both classes, so that Memograft's error can be caught too. Other errors are not
 changed.
@@ -19,9 +21,14 @@ from contextlib import contextmanager
 
 from langchain_core.exceptions import (
     ContextOverflowError,
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
     ModelError,
     ModelInvalidRequestError,
     ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
     ModelTimeoutError,
 )
 from memograft.chat import failure_of
@@ -30,6 +37,7 @@ from memograft.errors import (
     MemograftError,
     PromptTooLongError,
     RequestTimeoutError,
+    ServerError,
     SettingsError,
 )
 
@@ -64,6 +72,14 @@ class MemograftInvalidRequestError(ModelInvalidRequestError, SettingsError):
 class MemograftModelNotFoundError(ModelNotFoundError, OSError):
     """The model does not exist, or cannot be downloaded."""
 
+
+_BY_STATUS: dict[int | None, type[ModelError]] = {
+    None: ModelConnectionError,
+    401: ModelAuthenticationError,
+    403: ModelPermissionDeniedError,
+    404: ModelNotFoundError,
+    429: ModelRateLimitError,
+}
 
 # Names in the core's error texts, and the names of the same things in LangChain.
 _WORDS = (
@@ -118,10 +134,19 @@ def _as_langchain(error: MemograftError) -> Exception | None:
         return MemograftTimeoutError(text)
     if kind == "closed":
         return MemograftEngineClosedError(text)
+    if isinstance(error, ServerError):
+        server = _both(_BY_STATUS.get(error.status, ModelAPIError), error)(text)
+        assert isinstance(server, ServerError)
+        server.status = error.status
+        return server
     if kind != "invalid":
         return None
     if isinstance(error, SettingsError):
         return MemograftInvalidRequestError(text)
+    return _both(ModelInvalidRequestError, error)(text)
+
+
+def _both(theirs: type[ModelError], error: MemograftError) -> type[Exception]:
+    """A class of errors that is LangChain's and the error's own."""
     own = type(error)
-    both: type[Exception] = type(f"Memograft{own.__name__}", (ModelInvalidRequestError, own), {"__doc__": own.__doc__})
-    return both(text)
+    return type(f"Memograft{own.__name__}", (theirs, own), {"__doc__": own.__doc__})

@@ -14,8 +14,10 @@ __all__ = ["profile_of"]
 _WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
 
-def profile_of(model: str, model_kwargs: dict[str, Any], engine: Any = None) -> ModelProfile:
-    """The capabilities of a model, without those that are known only when it is loaded."""
+def profile_of(
+    model: str, model_kwargs: dict[str, Any], engine: Any = None, base_url: str | None = None
+) -> ModelProfile:
+    """The capabilities of a model, without those that are known only when it is loaded, or when its server is asked."""
     profile = ModelProfile(
         name=model,
         open_weights=True,
@@ -32,7 +34,7 @@ def profile_of(model: str, model_kwargs: dict[str, Any], engine: Any = None) -> 
         tool_call_streaming=False,
         temperature=True,
     )
-    window = engine.max_length if engine is not None else _window(model, model_kwargs)
+    window = engine.max_length if engine is not None else _window(model, model_kwargs) if base_url is None else None
     if window is not None:
         profile["max_input_tokens"] = window
     if engine is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from memograft.chat import unknown_names
 from memograft.errors import SettingsError
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
+from memograft.memory.served import ServedMemory
+from pydantic import AliasChoices, Field, model_validator
 
 from langchain_memograft._datastore import UsesDatastore, described_datastore
 from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory
@@ -33,7 +34,8 @@ class AskingSettings(UsesDatastore):
 
     memory: Any = DEFAULT_MEMORY
     """How documents are memorized: FastMem(...), by default with its default settings; a handle of
-    `memorize_documents`; or None to answer without memorizing."""
+    `memorize_documents`; or None to answer without memorizing. With `base_url`, the default is the server's, and a
+    string is the id of a memory of the server, or the name of an adapter."""
 
     temperature: float | None = None
     """0 and None are greedy decoding."""
@@ -73,21 +75,14 @@ class AskingSettings(UsesDatastore):
     max_retries: int = Field(default=0, ge=0)
     """How often a call is repeated after a timeout. Streams are not repeated."""
 
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
-    """Accepted because it is a standard parameter of LangChain; not used, because a local model needs no key."""
-
-    base_url: str | None = None
-    """Accepted like `api_key`; not used, because the model runs in this process."""
-
     overflow: Literal["error", "drop", "truncate"] = "error"
     """If the prompt is too long: raise, drop the lowest-ranked documents, or truncate them."""
 
-    @field_validator("memory")
-    @classmethod
-    def _check_memory(cls, value: Any) -> Any:
-        if value is not None and value != DEFAULT_MEMORY:
-            resolve_memory(value)
-        return value
+    @model_validator(mode="after")
+    def _check_memory(self) -> Self:
+        if self.memory is not None and self.memory != DEFAULT_MEMORY:
+            resolve_memory(self.memory, self.base_url)
+        return self
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:
@@ -161,14 +156,15 @@ class AskingSettings(UsesDatastore):
             logit_bias=self._setting(given, "logit_bias", {}),
         )
 
-    def _memory_of(self, given: Mapping[str, Any]) -> Memory | MemoryHandle | None:
+    def _memory_of(self, given: Mapping[str, Any]) -> Memory | MemoryHandle | ServedMemory | None:
         if given.get("memory_id") is not None:
             if given.get("memory") is not None:
                 raise MemograftInvalidRequestError(
                     "`memory` and `memory_id` both select the memory of a call, got both; pass one of them"
                 )
             return self._memory_by_id(given["memory_id"])
-        return resolve_memory(given.get("memory", self.memory))  # memory=None means to answer without memorizing
+        # memory=None means to answer without memorizing
+        return resolve_memory(given.get("memory", self.memory), self.base_url)
 
     @property
     def _asking_params(self) -> dict[str, Any]:
@@ -177,7 +173,7 @@ class AskingSettings(UsesDatastore):
             *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "max_tokens", "stop"),
             *("seed", "n", "overflow"),
         )
-        params: dict[str, Any] = {"model": self.model, "model_kwargs": self.model_kwargs}
+        params: dict[str, Any] = {"model": self.model, "base_url": self.base_url, "model_kwargs": self.model_kwargs}
         if self.engine is not None:
             params["fingerprint"] = self.engine.fingerprint
         params |= {name: getattr(self, name) for name in names}
@@ -192,6 +188,8 @@ class AskingSettings(UsesDatastore):
         """A memory as plain data, for traces and cache keys; equal if the memories give equal answers."""
         if memory is None or isinstance(memory, str | dict):  # a dict is the result of an earlier call
             return memory
+        if isinstance(memory, ServedMemory):
+            return {"memory_id": memory.id}
         if hasattr(memory, "fingerprint"):
             return {"memory_id": memory.id, "fingerprint": memory.fingerprint}
         return asdict(memory) if is_dataclass(memory) and not isinstance(memory, type) else repr(memory)

@@ -22,6 +22,7 @@ from pydantic import field_validator
 
 from langchain_memograft._answers import PROVIDER, last_chunk, message_of
 from langchain_memograft._citations import piece_of
+from langchain_memograft._engine import resolve_memory
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 from langchain_memograft._messages import read_conversation
 from langchain_memograft._profile import profile_of
@@ -38,7 +39,7 @@ from langchain_memograft._stuffed import taken_out, warn_of_context
 from langchain_memograft._tools import described
 
 if TYPE_CHECKING:
-    from memograft import Answer, Engine, MemoryHandle, Request, Rtd
+    from memograft import Answer, Engine, MemoryHandle, RemoteEngine, Request, Rtd, ServedMemory
 
 __all__ = ["ChatMemograft"]
 
@@ -53,7 +54,7 @@ _MOST_THREADS = 64  # for one `.batch()`
 class _Asked:
     """The requests of a call, and the plan for parsing their answers."""
 
-    engine: Engine
+    engine: Engine | RemoteEngine
     requests: list[Request]
     plan: Plan
     model: str
@@ -127,18 +128,19 @@ class ChatMemograft(AskingSettings, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        return profile_of(self.model, self.model_kwargs, self.engine)
+        return profile_of(self.model, self.model_kwargs, self.engine, self.base_url)
 
     def get_token_ids(self, text: str) -> list[int]:
         """Token ids of a text by the model's tokenizer; loads the model if necessary."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return self._engine_for().encode(text)
+        return self._local("get_token_ids").encode(text)
 
-    def with_memory(self, memory: MemoryHandle | str) -> Self:
+    def with_memory(self, memory: MemoryHandle | ServedMemory | str) -> Self:
         """Copy of this model that answers from a memory, given as a handle or by its `memory_id`."""
         handle = self._memory_by_id(memory) if isinstance(memory, str) else memory
-        return self.model_copy(update={"memory": self._check_memory(handle)})
+        resolve_memory(handle, self.base_url)
+        return self.model_copy(update={"memory": handle})
 
     def batch(
         self,
@@ -345,7 +347,7 @@ class ChatMemograft(AskingSettings, BaseChatModel):
 
     def _ask(
         self,
-        engine: Engine,
+        engine: Engine | RemoteEngine,
         rtd: Rtd | None,
         messages: list[BaseMessage],
         stop: list[str] | None,

@@ -63,7 +63,7 @@ class MemograftLLM(AskingSettings, BaseLLM):
         """Token ids of a text by the model's tokenizer; loads the model if necessary."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        return self._engine_for().encode(text)
+        return self._local("get_token_ids").encode(text)
 
     def generate(
         self,

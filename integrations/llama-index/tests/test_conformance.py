@@ -40,6 +40,10 @@ class LlamaIndex(Front):
     def named(cls, model: str, **settings: Any) -> Self:
         return cls(Memograft(model=model, **settings))
 
+    @classmethod
+    def at(cls, base_url: str, model: str, **settings: Any) -> Self:
+        return cls(Memograft(base_url=base_url, model=model, **settings))
+
     @property
     def engine(self) -> Engine:
         return self._own.engine

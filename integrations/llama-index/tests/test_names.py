@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.llms import ChatMessage
-from llama_index.llms.memograft import Memograft
+from llama_index.llms.memograft import Memograft, MemograftEmbedding
 from memograft import Engine, Sampling
 from memograft.errors import RequestTimeoutError
 
@@ -123,10 +123,12 @@ async def test_retries(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_of_servers_are_accepted_and_kept_secret() -> None:
-    llm = Memograft(model="tiny", api_key="sk-1", base_url="http://localhost")
+    llm = Memograft(model="tiny", api_key="sk-1", base_url="http://localhost:1/v1")
     assert llm.api_key is not None
     assert llm.api_key.get_secret_value() == "sk-1"
     assert "sk-1" not in repr(llm) + llm.to_json()
+    with pytest.raises(ValueError, match="`base_url` is an argument of the LLM, got 'http://localhost:1/v1': Memogra"):
+        MemograftEmbedding(base_url="http://localhost:1/v1")
 
 
 def test_one_answer_at_a_time(llm: Memograft) -> None:

@@ -11,6 +11,7 @@ from memograft.errors import (
     PromptTooLongError,
     RequestCancelledError,
     RequestTimeoutError,
+    ServerError,
     SettingsError,
     StoreError,
     UnsupportedModelError,
@@ -18,13 +19,14 @@ from memograft.errors import (
 
 __all__ = ["Failure", "failure_of", "message_text"]
 
-Failure = Literal["too long", "timeout", "closed", "cancelled", "invalid", "other"]
+Failure = Literal["too long", "timeout", "closed", "cancelled", "server", "invalid", "other"]
 
 _KINDS: tuple[tuple[type[Exception], Failure], ...] = (
     (PromptTooLongError, "too long"),
     (RequestTimeoutError, "timeout"),
     (EngineClosedError, "closed"),
     (RequestCancelledError, "cancelled"),
+    (ServerError, "server"),
     *((kind, "invalid") for kind in (SettingsError, EmptyPromptError, UnsupportedModelError, MemoryFormatError)),
     (StoreError, "invalid"),  # of a datastore in the request
 )
@@ -34,8 +36,9 @@ def failure_of(error: BaseException) -> Failure:
     """The kind of failure.
 
     "too long": the prompt does not fit the model's window; "timeout": the request's time limit passed, and a retry may
-    succeed; "closed": the engine is closed; "cancelled": the caller cancelled the request; "invalid": the request can
-    never be answered; "other": an exception that Memograft does not raise deliberately.
+    succeed; "closed": the engine is closed; "cancelled": the caller cancelled the request; "server": a server of a
+    `RemoteEngine` did not answer; "invalid": the request can never be answered; "other": an exception that Memograft
+    does not raise deliberately.
     """
     return next((name for kind, name in _KINDS if isinstance(error, kind)), "other")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memograft.chat import Plan, plan, read_conversation
+from memograft.chat import Conversation, Plan, plan, read_conversation
 from memograft.documents import Document
 from memograft.engine import Engine
 from memograft.errors import SettingsError
@@ -34,6 +34,7 @@ class Asked:
         reports: whether the response has a report about documents and memory.
         own: what they use of their tenant.
         token_losses: whether the report has the losses of the memorized tokens.
+        raw: whether the response has the engine's whole answers.
     """
 
     requests: list[Request]
@@ -43,6 +44,7 @@ class Asked:
     reports: bool
     own: Owned = NOTHING
     token_losses: bool = False
+    raw: bool = False
 
 
 def check_model(asked: str, known: Sequence[str]) -> None:
@@ -66,22 +68,8 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: O
         raise refused("top_logprobs", f"`top_logprobs` needs `logprobs`, got {body.top_logprobs} without it; pass both")
     if body.max_tokens is not None and body.max_completion_tokens is not None:
         raise refused("max_completion_tokens", "`max_completion_tokens` is the newer name of `max_tokens`; pass one")
-    how = plan(
-        engine,
-        body.tools or (),
-        body.tool_choice,
-        body.response_format,
-        many=body.parallel_tool_calls,
-        strict=any(_strict(tool) for tool in body.tools or ()),
-    )
-    told = read_conversation(
-        [_plain(message.model_dump(exclude_none=True)) for message in body.messages],
-        None if body.documents is None and not own.hits else _documents(body, own),
-        takes_tools=engine.takes_tools,
-        takes_system=engine.takes_system,
-        plan=how,
-    )
-    memory = _memory(body, settings, own, bool(told.documents))
+    how, told = _prepared(body, own) if body.raw else _read(engine, body, own)
+    memory = _memory(body, settings, own, body.raw or bool(told.documents))
     request = Request(
         messages=told.messages,
         documents=told.documents,
@@ -96,7 +84,7 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: O
     )
     reports = memory is not None or bool(told.documents) or own.store is not None
     copies, kind = body.n or 1, memory.settings.kind if memory else None
-    return Asked(request.copies(copies), copies, how, kind, reports, own, bool(body.token_losses))
+    return Asked(request.copies(copies), copies, how, kind, reports, own, bool(body.token_losses), body.raw)
 
 
 def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionRequest, own: Owned = NOTHING) -> Asked:
@@ -135,6 +123,44 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
 def longest(engine: Engine, settings: ServerSettings) -> int:
     """Tokens that an answer may have."""
     return min(settings.max_tokens or engine.max_length, engine.max_length)
+
+
+def _read(engine: Engine, body: ChatRequest, own: Owned) -> tuple[Plan, Conversation]:
+    """How the answer is constrained, and what the engine is told."""
+    if body.json_optional:
+        raise refused("json_optional", "`json_optional` is for `raw` requests, got it without; leave it out")
+    how = plan(
+        engine,
+        body.tools or (),
+        body.tool_choice,
+        body.response_format,
+        many=body.parallel_tool_calls,
+        strict=any(_strict(tool) for tool in body.tools or ()),
+    )
+    return how, read_conversation(
+        [_plain(message.model_dump(exclude_none=True)) for message in body.messages],
+        None if body.documents is None and not own.hits else _documents(body, own),
+        takes_tools=engine.takes_tools,
+        takes_system=engine.takes_system,
+        plan=how,
+    )
+
+
+def _prepared(body: ChatRequest, own: Owned) -> tuple[Plan, Conversation]:
+    """`_read` for a client that has prepared its request for the engine."""
+    if body.tool_choice is not None or body.parallel_tool_calls is not None:
+        name = "tool_choice" if body.tool_choice is not None else "parallel_tool_calls"
+        raise refused(name, f"`{name}` has no meaning with `raw`: the client parses the answer; leave it out")
+    schema = None
+    if body.response_format is not None:
+        holder = body.response_format.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else None
+        if not isinstance(schema, dict):
+            said = '`response_format` of a `raw` request must be {"type": "json_schema", "json_schema": {"schema": {}}}'
+            raise refused("response_format", f"{said}, got {body.response_format!r:.80}; give it a schema")
+    how = Plan(tuple(body.tools or ()), schema, body.json_optional)
+    messages = [_plain(message.model_dump(exclude_none=True)) for message in body.messages]
+    return how, Conversation(messages, _documents(body, own))
 
 
 def _sampling(engine: Engine, settings: ServerSettings, body: SampledRequest, tokens: int | None) -> Sampling:

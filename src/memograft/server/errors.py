@@ -13,10 +13,11 @@ from starlette.responses import Response
 from memograft.chat import failure_of, message_text, unknown_names
 from memograft.storage.disk import JsonObject
 
-__all__ = ["ApiError", "JsonResponse", "api_error", "of_validation", "refused", "to_json"]
+__all__ = ["ApiError", "JsonResponse", "api_error", "of_validation", "refused", "to_json", "too_long"]
 
 _log = logging.getLogger("memograft.server")
 _SHOWN = 80  # characters of a value in an error's message
+_LAST = {"x-should-retry": "false"}  # OpenAI's clients would send it again, and wait as long again
 
 
 def to_json(value: object) -> bytes:
@@ -44,6 +45,7 @@ class ApiError(Exception):
         param: the field that is wrong.
         code: OpenAI's name of the error.
         headers: of the response.
+        facts: further values for programs: how long a prompt is, and how long it may be.
     """
 
     def __init__(
@@ -55,14 +57,15 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        facts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.type, self.param, self.code = status, message, type, param, code
-        self.headers = dict(headers or {})
+        self.headers, self.facts = dict(headers or {}), dict(facts or {})
 
     def body(self) -> dict[str, object]:
         """The response's JSON values."""
-        about = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        about = {"message": self.message, "type": self.type, "param": self.param, "code": self.code, **self.facts}
         return {"error": about}
 
     def response(self) -> Response:
@@ -75,6 +78,12 @@ def refused(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
+def too_long(param: str, error: BaseException, message: str) -> ApiError:
+    """A request that does not fit the model's window; PromptTooLongError says by how much."""
+    facts = {name: getattr(error, name) for name in ("tokens", "limit") if hasattr(error, name)}
+    return ApiError(400, message, param=param, code="context_length_exceeded", facts=facts)
+
+
 def api_error(error: BaseException) -> ApiError:
     """The error that tells a client of an exception.
 
@@ -85,9 +94,9 @@ def api_error(error: BaseException) -> ApiError:
         return error
     kind, said = failure_of(error), message_text(error)
     if kind == "too long":
-        return refused("messages", said, "context_length_exceeded")
+        return too_long("messages", error, said)
     if kind == "timeout":
-        return ApiError(504, said, type="timeout_error", code="request_timeout")
+        return ApiError(504, said, type="timeout_error", code="request_timeout", headers=_LAST)
     if kind in ("closed", "cancelled"):
         said = "the server is ending, so the request was not answered; send it again later"
         return ApiError(503, said, type="server_error", code="server_ending", headers={"Retry-After": "5"})

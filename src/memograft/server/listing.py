@@ -27,7 +27,8 @@ def model_routes(engine: Engine, settings: ServerSettings, embedder: Embedder | 
     def about(id: str, **more: object) -> dict[str, object]:
         return {"id": id, "object": "model", "created": begun, "owned_by": "memograft", **more}
 
-    models = {settings.model: about(settings.model, max_model_len=engine.max_length)}
+    takes = {"takes_tools": engine.takes_tools, "takes_system": engine.takes_system}
+    models = {settings.model: about(settings.model, max_model_len=engine.max_length, **takes)}
     if embedder is not None:
         models[settings.embedding_model] = about(settings.embedding_model, dimensions=embedder.dimension)
 

@@ -14,7 +14,7 @@ from memograft.engine import Engine
 from memograft.errors import MemoryFormatError, PromptTooLongError
 from memograft.memory.base import Memory
 from memograft.memory.fastmem.memory import FastMem
-from memograft.server.errors import ApiError, JsonResponse, refused
+from memograft.server.errors import ApiError, JsonResponse, refused, too_long
 from memograft.server.journal import facts_of
 from memograft.server.rows import Admission
 from memograft.server.schemas import MemoryRequest
@@ -43,7 +43,7 @@ def memory_routes(engine: Engine, settings: ServerSettings, tenants: Tenants, ad
             said = "the memory cannot be written; the reason was logged"
             raise ApiError(500, said, type="server_error", code="memory_not_kept") from error
         except PromptTooLongError as error:
-            raise refused("documents", str(error), "context_length_exceeded") from error
+            raise too_long("documents", error, str(error)) from error
         finally:
             ticket.release()
 

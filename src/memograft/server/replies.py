@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from memograft.chat import Reading, finish_reason_of, logprobs_of, message_of, report_of
+from memograft.client import answer_to_json
 from memograft.engine import Engine
 from memograft.page import tokens_of
 from memograft.request import Answer
@@ -73,6 +74,8 @@ class _Reply:
 
     def report(self, answer: Answer) -> Json:
         """Our field: what was done with the request's documents; nothing if it has none."""
+        if self.asked.raw:
+            return {"memograft": {"answer": answer_to_json(answer, self._message(answer))}}
         if not self.asked.reports:
             return {}
         citations = cited(self.text(answer), answer.documents)
@@ -92,6 +95,15 @@ class _Reply:
             {"text": t.text, "before": _finite(t.before), "after": _finite(t.after), "document": ids[t.number]}
             for t in tokens
         ]
+
+    def _message(self, answer: Answer) -> Json | None:
+        """The answer as the model's tokenizer parses it, if the template showed tools."""
+        if not self.asked.plan.tools or not self.engine.takes_tools:
+            return None
+        try:
+            return self.engine.parse_response(answer)
+        except Exception as error:  # response templates can raise anything
+            return {"error": str(error)}
 
     def text(self, answer: Answer) -> str:
         """The text of an answer that the client sees."""

@@ -48,11 +48,18 @@ class FastMemChoice(Model):
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     kl_weight: float = Field(0.1, ge=0)
     target_kl: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    max_kl: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     rank: int = Field(16, ge=1, le=_MOST_RANK)
+    template: Literal["prompt", "assistant"] = "prompt"
+    shortlist: Annotated[int, Field(ge=2)] | Literal["auto"] | None = "auto"
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
+    end: bool = True
     relevance: Annotated[float, Field(le=1)] | Literal["auto"] | None = "auto"
     conflicts: Literal["first"] | None = "first"
     gate: Literal["support"] | None = None
-    contrast: float = Field(0.0, ge=0)
+    contrast: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
     fallback: bool = True
     compose: bool = False
 
@@ -282,6 +289,12 @@ class ChatRequest(SampledRequest, ConversationFields):
     tools: list[dict[str, object]] | None = None
     response_format: dict[str, object] | None = None
     logprobs: bool | None = None
+    raw: bool = Field(
+        False,
+        description="For `memograft.RemoteEngine`, which prepares and parses itself: messages, tools and schema go to "
+        "the engine as they are, and the response has the engine's whole answer.",
+    )
+    json_optional: bool = Field(False, description="With `raw`: the answer may be text instead of JSON of the schema.")
     modalities: list[Literal["text"]] | None = Field(None, description="The model writes text only; leave it out.")
     audio: None = Field(None, description="The model reads and writes text only; leave it out.")
     web_search_options: None = Field(None, description="The server has no web search; pass `documents` instead.")

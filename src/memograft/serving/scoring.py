@@ -20,8 +20,8 @@ from memograft.prompt.builder import PromptBuilder
 from memograft.prompt.continuation import continuation
 from memograft.prompt.messages import Message
 from memograft.request import Request
+from memograft.serving.front import Documents
 from memograft.serving.host import Host
-from memograft.serving.work import Documents
 
 __all__ = ["Choice", "choose", "logprobs_of"]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -22,15 +21,14 @@ from memograft.errors import EngineClosedError, SettingsError
 from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Memory
 from memograft.memory.handle import MemoryHandle
+from memograft.memory.served import ServedMemory
 from memograft.model.backbone import Backbone
 from memograft.prompt.builder import Prompt, PromptBuilder
 from memograft.prompt.overflow import Fitted, fit
-from memograft.request import Request, Sampling
+from memograft.request import Request
 from memograft.serving.tokens import Tokens
 
-__all__ = ["Documents", "Work", "as_request", "check", "check_fork", "resolved"]
-
-Documents = Iterable[Document | str | Mapping[str, object]]
+__all__ = ["Work", "check", "check_fork", "resolved"]
 
 
 class Work:
@@ -42,8 +40,9 @@ class Work:
         seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().getrandbits(62)
         self.sampling = replace(request.sampling, seed=seed)
         self.max_new_tokens = request.sampling.max_new_tokens
-        self.memory = request.memory.settings if request.memory is not None else None
-        self.kept = request.memory.kept if request.memory is not None else None
+        memory = request.memory if isinstance(request.memory, Memory | MemoryHandle) else None  # see `resolved`
+        self.memory = memory.settings if memory is not None else None
+        self.kept = memory.kept if memory is not None else None
         self.bank = request.bank
         self.documents: tuple[Document, ...] = tuple(request.documents)  # type: ignore[arg-type]
         if not self.documents and self.kept is not None:
@@ -121,21 +120,6 @@ class Work:
         return self.fitted.prompt
 
 
-def as_request(
-    question: str | Request,
-    documents: Documents,
-    memory: Memory | MemoryHandle | None,
-    sampling: Sampling | None,
-    options: Mapping[str, Any],
-) -> Request:
-    """Make a request from the arguments of `answer`."""
-    if not isinstance(question, Request):
-        return Request(question, documents=documents, memory=memory, sampling=sampling or Sampling(), **options)  # type: ignore[arg-type]
-    if documents or memory is not None or sampling is not None or options:
-        raise SettingsError("a Request already holds its documents, memory and sampling; use dataclasses.replace")
-    return question
-
-
 def resolved(request: Request, own: Mapping[str, object]) -> Request:
     """Replace what the memory's settings leave to the model by values; see `Memory.resolved`.
 
@@ -145,6 +129,11 @@ def resolved(request: Request, own: Mapping[str, object]) -> Request:
     memory = request.memory
     if memory is None:
         return request
+    if isinstance(memory, ServedMemory):
+        raise SettingsError(
+            f"`memory` is the memory {memory.id!r} of a server, which this process's engine does not have; memorize "
+            "the documents with Engine.memorize, or ask a RemoteEngine of that server"
+        )
     if not isinstance(memory, Memory | MemoryHandle):
         raise SettingsError(
             f"`memory` must be FastMem(...), a handle of Engine.memorize, or None, got {type(memory).__name__}"
@@ -163,7 +152,7 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """
     if request.bank is not None and not isinstance(request.bank, Bank):
         raise SettingsError(f"`bank` of a request must be a memograft.Bank or None, got {request.bank!r:.80}; make one")
-    if request.memory is not None:
+    if isinstance(request.memory, Memory | MemoryHandle):
         request.memory.check(backbone, fingerprint)
     if beyond := [id for id in request.sampling.logit_bias if id >= backbone.vocabulary]:
         raise SettingsError(

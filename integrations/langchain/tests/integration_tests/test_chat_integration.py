@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conformance.servers import Servers
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -78,3 +79,20 @@ class TestModelThatCallsTools(_Chat):
     @property
     def model_override_value(self) -> str:
         return "tiny"
+
+
+@pytest.mark.enable_socket
+class TestModelOfAServer(_Chat):
+    """The model that calls tools, behind `memograft serve`."""
+
+    @pytest.fixture(autouse=True)
+    def address(self, servers: Servers) -> None:
+        type(self).url = servers.url(calling_engine(), "served")
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.url, "model": "served"}
+
+    @property
+    def model_override_value(self) -> str:
+        return "served"

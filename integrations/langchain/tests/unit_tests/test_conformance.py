@@ -41,6 +41,10 @@ class LangChain(Front):
     def named(cls, model: str, **settings: Any) -> Self:
         return cls(ChatMemograft(model=model, **settings))
 
+    @classmethod
+    def at(cls, base_url: str, model: str, **settings: Any) -> Self:
+        return cls(ChatMemograft(base_url=base_url, model=model, **settings))
+
     @property
     def engine(self) -> Engine:
         return self._own._engine_for()

@@ -16,9 +16,11 @@ from llama_index.llms.memograft._responses import chat_response, refuse_invalid,
 from memograft import Request, Sampling
 from memograft.chat import Plan, plan, read_conversation, unknown_names, warn_of_context
 from memograft.errors import RequestTimeoutError, SettingsError
+from memograft.memory.served import AS_SERVED, served_memory
+from memograft.shared import refuse_local
 
 if TYPE_CHECKING:
-    from memograft import Answer, Engine
+    from memograft import Answer, Engine, RemoteEngine
 
 __all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "checked_retries", "memory_of", "prepare", "refuse_unknown", "renamed"]
 
@@ -71,7 +73,7 @@ class Call:
         retries: how often the request is repeated after a timeout.
     """
 
-    engine: Engine
+    engine: Engine | RemoteEngine
     request: Request
     model: str
     plan: Plan
@@ -144,7 +146,12 @@ class Call:
 
 @named()
 def prepare(
-    engine: Engine, model: str, settings: Mapping[str, Any], messages: Sequence[ChatMessage], given: Mapping[str, Any]
+    engine: Engine | RemoteEngine,
+    model: str,
+    settings: Mapping[str, Any],
+    messages: Sequence[ChatMessage],
+    given: Mapping[str, Any],
+    base_url: str | None = None,
 ) -> Call:
     """Create a `Call`, without sending its request. Arguments in `given` override `settings`.
 
@@ -177,9 +184,11 @@ def prepare(
             [str(message.content or "") for message in prompts],
             "use a response synthesizer or a chat engine, pass `documents=`, or put them into CitableBlocks",
         )
+    if base_url is not None:
+        refuse_local({"datastore": values["datastore"]})
     rtd = _datastores.opened(values["datastore"])
     if rtd is not None:
-        rtd.check(engine.fingerprint)
+        rtd.check(engine.fingerprint)  # type: ignore[union-attr]
     sampling = Sampling(**{core: values[ours] for ours, core in _SAMPLING.items() if values.get(ours) is not None})
     request = Request(
         messages=told.messages,
@@ -188,12 +197,12 @@ def prepare(
         processors=() if rtd is None else (rtd,),
         sampling=sampling,
         **asked.request(),
-        **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"])},
+        **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"], base_url)},
     )
     return Call(engine, request, model, asked, react is not None, checked_retries(values["max_retries"]))
 
 
-def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
+def _plan(engine: Engine | RemoteEngine, options: dict[str, Any]) -> Plan:
     """The plan for the tools and the schema in `options`, which are removed from it."""
     tools, choice = described(options.pop("tools", None) or ()), options.pop("tool_choice", None)
     if options.pop("tool_required", False) and tools and choice in (None, "auto"):
@@ -207,8 +216,14 @@ def _plan(engine: Engine, options: dict[str, Any]) -> Plan:
     return plan(engine, tools, choice, wanted, many=options.pop("allow_parallel_tool_calls", None))
 
 
-def memory_of(value: Any) -> Any:
-    """The value of `memory` in the form for an engine."""
+def memory_of(value: Any, base_url: str | None = None) -> Any:
+    """The value of `memory` in the form for an engine, or for the server at `base_url`.
+
+    Raises:
+        SettingsError: the server cannot use it.
+    """
+    if base_url is not None:
+        return AS_SERVED if value == DEFAULT_MEMORY else served_memory(value)
     if not isinstance(value, str) or value != DEFAULT_MEMORY:
         return value
     from memograft import FastMem

@@ -14,12 +14,12 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.llms.memograft import _datastores
-from llama_index.llms.memograft._calls import DEFAULT_MEMORY, checked_retries, refuse_unknown, renamed
+from llama_index.llms.memograft._calls import DEFAULT_MEMORY, checked_retries, memory_of, refuse_unknown, renamed
 from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from memograft.memory.bank import place_of
 from memograft.request import Sampling
-from memograft.shared import one_bank
+from memograft.shared import one_bank, refuse_local
 
 __all__ = ["Settings"]
 
@@ -30,7 +30,7 @@ class Settings(FunctionCalling):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str = Field(default="tiny", description="Hugging Face id, folder, .gguf file, 'smollm2' or 'tiny'.")
-    memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory handle, or None.")
+    memory: Any = Field(default=DEFAULT_MEMORY, description="FastMem(...), a memory, its id on a server, or None.")
     datastore: Any = Field(default=None, description="A Datastore, Rtd(...), the folder of one, or None.")
     bank: Any = Field(default=None, description="Keeps memories: a folder, a memograft.Bank, or None.")
     max_tokens: int = Field(default=256, description="Maximum number of tokens of an answer.")
@@ -49,8 +49,8 @@ class Settings(FunctionCalling):
     context_delimiters: tuple[str, str] | None = Field(default=None, description="Strings around documents.")
     context_window: int | None = Field(default=None, description="For LlamaIndex's packing of prompts.")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Arguments for loading the model.")
-    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False, description="Not used.")
-    base_url: str | None = Field(default=None, description="Not used.")
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False, description="The server's key.")
+    base_url: str | None = Field(default=None, description="A server that answers instead of an engine here.")
 
     @field_validator("memory", mode="before")
     @classmethod
@@ -60,8 +60,6 @@ class Settings(FunctionCalling):
             from memograft import Memory
 
             return Memory.from_json({"kind": "fastmem", **value})
-        if isinstance(value, str | bool | int) and value != DEFAULT_MEMORY:
-            raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {value!r}")
         return value
 
     @field_validator("datastore", mode="before")
@@ -91,8 +89,8 @@ class Settings(FunctionCalling):
 
     @field_serializer("memory")
     def _plain_memory(self, value: Any) -> Any:
-        """Settings as a mapping; a handle as its id."""
-        if hasattr(value, "adapter") and hasattr(value, "id"):
+        """Settings as a mapping; a memory that was made before as its id."""
+        if hasattr(value, "id"):
             return value.id
         return value.to_json() if hasattr(value, "to_json") else value
 
@@ -107,6 +105,8 @@ class Settings(FunctionCalling):
         if not isinstance(kwargs := values.get("model_kwargs", {}), Mapping):
             return values
         bank, kwargs = one_bank(values.get("bank"), kwargs)
+        if values.get("base_url") is not None:
+            refuse_local({**values, "bank": bank, "model_kwargs": kwargs})
         return {**values, "bank": bank, "model_kwargs": kwargs}
 
     @model_validator(mode="after")
@@ -124,4 +124,8 @@ class Settings(FunctionCalling):
                 logit_bias=self.logit_bias,
             )
         checked_retries(self.max_retries)
+        if self.base_url is not None:
+            memory_of(self.memory, self.base_url)
+        elif isinstance(self.memory, str | bool | int) and self.memory != DEFAULT_MEMORY:
+            raise ValueError(f"`memory` must be FastMem(...), a handle of `memorize`, or None, got {self.memory!r}")
         return self

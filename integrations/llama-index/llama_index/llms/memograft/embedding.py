@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from memograft.errors import SettingsError
 from memograft.passages.embedders import Embedder, LexicalEmbedder, embedder_from_config
 
 
@@ -32,6 +33,11 @@ class MemograftEmbedding(BaseEmbedding):
     _embedder: Embedder = PrivateAttr()
 
     def __init__(self, embedder: Embedder | None = None, **kwargs: Any) -> None:
+        if "base_url" in kwargs:
+            raise SettingsError(
+                f"`base_url` is an argument of the LLM, got {kwargs['base_url']!r}: MemograftEmbedding embeds in this "
+                "process; leave it out, or use LlamaIndex's OpenAIEmbedding with `memograft serve --embedder`"
+            )
         if embedder is None:
             config = kwargs.get("config")
             embedder = embedder_from_config(config) if config else LexicalEmbedder()
