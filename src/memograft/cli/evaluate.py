@@ -21,8 +21,8 @@ from memograft.evaluation.readers import Reading, read
 from memograft.page import template
 
 if TYPE_CHECKING:
-    from memograft.cluster.pool import Pool
     from memograft import Engine
+    from memograft.cluster.pool import Pool
 
 WORLD = "world"
 EXAMPLES = 64  # worked examples of each set for few-shot and RTD

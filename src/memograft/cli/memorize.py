@@ -60,7 +60,7 @@ def check_place(out_folder: Path | None, bank: Path | None, pool: Pool) -> None:
         )
     if bank is None and not pool.alone:
         raise SettingsError(
-            f"workers share a bank, got {pool.workers} of them and only --out; pass --bank FOLDER, or leave --workers out"
+            f"workers share a bank, got {pool.workers} of them and no bank; pass --bank FOLDER, or leave --workers out"
         )
 
 

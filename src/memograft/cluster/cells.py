@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from memograft.cluster.pool import Batch, Pool
+from memograft.cluster.pool import Batch, Pool, there
 from memograft.engine import Engine
 from memograft.evaluation.items import Item, sets_of
 from memograft.evaluation.methods import Method
@@ -58,7 +58,7 @@ def answer_cells(
     }
     rows = [{"method": method, "set": name} for method in methods for name in sets_of(items)]
     with tqdm(total=len(rows), desc="cells", unit="", disable=not progress) as bar:
-        for _ in pool.results(_Asker, {"model": model, "asked": asked}, rows, 1):
+        for _ in pool.results(_Asker, {"model": there(model), "asked": asked}, rows, 1):
             bar.update()
 
 

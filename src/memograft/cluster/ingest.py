@@ -17,7 +17,7 @@ from typing import Literal, cast
 
 from tqdm import tqdm
 
-from memograft.cluster.pool import Batch, Pool, Row
+from memograft.cluster.pool import Batch, Pool, Row, there
 from memograft.documents import Document, as_documents
 from memograft.engine import Engine
 from memograft.errors import SettingsError
@@ -90,7 +90,7 @@ def memorize_all(
         progress: whether to show a bar.
 
     Raises:
-        SettingsError: the bank has no folder, or a setting does not fit it.
+        SettingsError: the bank has no folder, a setting does not fit it, or a document's metadata is not JSON.
         MissingExtraError: there are several workers, and Ray is not installed.
         MemograftError: whatever loading the model raises.
     """
@@ -113,14 +113,11 @@ def memorize_all(
             new.setdefault(document.text, document)
         Bank(folder)  # makes the folder, or says why it cannot
     work = _Modulator if modulates else _Memorizer
-    made_of = {"model": model, "bank": str(folder.resolve()), "device": device}
+    made_of: dict[str, object] = {"model": there(model), "bank": str(folder.resolve()), "device": device}
     batch = batch or (256 if modulates else 16)
     made_of |= {} if modulates else {"memory": memory, "batch": batch}
     number = {key: n for n, key in enumerate(new)}
-    rows: list[Row] = [
-        {"n": n, "id": d.id, "text": d.text, "metadata": json.dumps(dict(d.metadata))}
-        for n, d in enumerate(new.values())
-    ]
+    rows = [_row(n, document) for n, document in enumerate(new.values())]
     found: dict[int, Row] = {}
     with tqdm(total=len(rows), desc="documents", unit="", disable=not progress) as bar:
         for row in pool.results(work, made_of, rows, batch) if rows else ():
@@ -161,6 +158,17 @@ class _Modulator:
         self._bank.add(self._engine, documents, progress=False)
         status = ["made" if document.id in new else "there" for document in documents]
         return {"n": batch["n"], "status": status, "memory": [""] * len(status), "reason": [""] * len(status)}
+
+
+def _row(n: int, document: Document) -> Row:
+    try:
+        metadata = json.dumps(dict(document.metadata))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"the documents' metadata must be JSON to be saved, that of {document.id!r} is not ({error}); convert it "
+            "to text"
+        ) from error
+    return {"n": n, "id": document.id, "text": document.text, "metadata": metadata}
 
 
 def _documents(batch: Batch) -> list[Document]:

@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from memograft.errors import MemograftError, MissingExtraError, SettingsError
 
-__all__ = ["Pool", "ray_at"]
+__all__ = ["Pool", "ray_at", "there"]
 
 _OBJECTS = 256 << 20  # bytes of the local Ray's object store: only texts pass through it
 _MOST = 4096  # pieces of work: one batch each, or several if there are more
@@ -128,6 +129,11 @@ def ray_at(pool: Pool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def there(name: str) -> str:
+    """The absolute path of a file or folder, for workers, which may run in another folder; or an id as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def _rows(batch: Batch) -> Iterator[Row]:

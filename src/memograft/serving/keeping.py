@@ -23,7 +23,7 @@ from memograft.request import Request, Sampling
 __all__ = ["banked", "loaded", "made"]
 
 _NOT_KEPT = "a bank keeps no memory of it: it has no words, or this kind of memory is not kept for a document"
-_NOT_WRITTEN = "the bank's folder cannot be written"
+_NOT_WRITTEN = "the bank could not write it; a warning says why"
 
 
 def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: int, task: Task) -> MemoryHandle:
