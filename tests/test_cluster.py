@@ -74,7 +74,7 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_repeats_nothing(tmp_path
         found, wanted = (load_file(tmp_path / bank / id / "adapter_model.safetensors") for bank in ("bank", "alone"))
         assert found.keys() == wanted.keys()
         for name in found:
-            torch.testing.assert_close(found[name], wanted[name], atol=1e-5, rtol=1e-3)
+            assert (found[name] - wanted[name]).norm() <= 0.01 * wanted[name].norm(), name
 
 
 def test_modulations_of_two_workers_are_those_of_one(tmp_path: Path, tiny: Engine) -> None:
@@ -131,7 +131,10 @@ def test_a_memory_made_through_one_replica_is_found_by_the_other(tmp_path: Path)
         again = both(lambda: alice.post("/v1/memories", json={"documents": [page]}))
         assert [(each.status_code, each.json()["id"]) for each in again] == [(200, made.json()["id"])] * 2
         assert [each.status_code for each in both(lambda: bob.get(place))] == [404, 404]
-        assert [each.status_code for each in both(lambda: httpx.get(f"{alice.base_url}v1/models"))] == [401, 401]
+        assert [each.status_code for each in both(lambda: httpx.get(f"http://127.0.0.1:{port}/v1/models"))] == [
+            401,
+            401,
+        ]
         assert alice.post("/v1/stores", json={"name": "mine"}).json()["error"]["code"] == "stores_full"
         assert alice.delete(place).status_code == 200
         assert [each.status_code for each in both(lambda: alice.get(place))] == [404, 404]

@@ -303,7 +303,7 @@ class Shelf:
         """The folders of memories with their inodes, least recently used first."""
         assert self._folder is not None
         found = list[tuple[float, Path, int]]()
-        for path in self._folder.iterdir():
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if path.name.startswith(_PREFIX):
                 with suppress(OSError):  # removed meanwhile
                     status = path.stat()
