@@ -12,7 +12,7 @@ from pathlib import Path
 
 from memograft.errors import MemograftError, MissingExtraError, SettingsError
 
-__all__ = ["Pool", "ray_at", "there"]
+__all__ = ["Pool", "check_ray", "ray_at", "there"]
 
 _OBJECTS = 256 << 20  # bytes of the local Ray's object store: only texts pass through it
 _MOST = 4096  # pieces of work: one batch each, or several if there are more
@@ -102,14 +102,10 @@ def ray_at(pool: Pool) -> Iterator[None]:
         MissingExtraError: Ray is not installed.
         SettingsError: there is no cluster at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
-    try:
-        import ray
-        from ray import data
-    except ImportError as error:
-        raise MissingExtraError(
-            f"several workers need Ray, and {error.name} is not installed; run pip install 'memograft[ray]'"
-        ) from error
+    check_ray()
+    import ray
+    from ray import data
+
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     data.DataContext.get_current().enable_progress_bars = False  # there is one bar, of documents
     if ray.is_initialized():
@@ -129,6 +125,22 @@ def ray_at(pool: Pool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_ray() -> None:
+    """Check that Ray is installed, with what we use of it.
+
+    Raises:
+        MissingExtraError: it is not.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
+    try:
+        import ray.data
+        import ray.serve  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            f"several workers need Ray, and {error.name} is not installed; run pip install 'memograft[ray]'"
+        ) from error
 
 
 def there(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from memograft.cluster.pool import Pool, ray_at, there
+from memograft.cluster.pool import Pool, check_ray, ray_at, there
 from memograft.engine import Engine
 from memograft.errors import SettingsError
 from memograft.passages.embedders import embedder_named
@@ -89,11 +89,15 @@ def replicated(server: ServerOf, pool: Pool) -> Application:
 
     Raises:
         SettingsError: there is no folder for the bank.
+        MissingExtraError: Ray is not installed.
     """
+    if not server.bank:
+        raise SettingsError(
+            "replicas share a bank's folder, got none; pass --bank FOLDER, or bank=FOLDER to `serve run`"
+        )
+    check_ray()
     from ray import serve
 
-    if not server.bank:
-        raise SettingsError("replicas share a bank's folder, got none; pass --bank FOLDER")
     server = replace(
         server,
         bank=str(Path(server.bank).resolve()),
@@ -121,10 +125,10 @@ def serve_replicas(server: ServerOf, pool: Pool, *, host: str = "127.0.0.1", por
     Raises:
         SettingsError, MissingExtraError: see `replicated` and `ray_at`.
     """
+    target = replicated(server, pool)
     with ray_at(pool):
         from ray import serve
 
-        target = replicated(server, pool)
         serve.start(http_options={"host": host, "port": port})
         try:
             serve.run(target, blocking=True)
