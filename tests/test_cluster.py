@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from clusters import Fatal, Named
 from macs import saved_mac
-from memograft import Document, Engine, FastMem, MacBank
+from memograft import Document, Engine, FastMem, Gist, MacBank
 from memograft.cluster import Pool, answer_cells, memorize_all, replicated
-from memograft.errors import SettingsError
+from memograft.errors import MemograftError, SettingsError
 from memograft.evaluation.items import world
 from memograft.evaluation.methods import METHODS
 from memograft.evaluation.runner import Records, run
@@ -75,6 +75,11 @@ def test_a_killed_worker_loses_nothing_and_a_second_run_repeats_nothing(tmp_path
         assert found.keys() == wanted.keys()
         for name in found:
             assert (found[name] - wanted[name]).norm() <= 0.01 * wanted[name].norm(), name
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(MemograftError, match=r"a worker failed: MemoryFormatError: .*no gist"):
+        memorize_all(PAGES[:2], tmp_path / "bank", memory=Gist("no gist"), pool=TWO, batch=1, progress=False)
 
 
 def test_modulations_of_two_workers_are_those_of_one(tmp_path: Path, tiny: Engine) -> None:

@@ -45,7 +45,7 @@ def answer_cells(
         progress: whether to show a bar, of cells.
 
     Raises:
-        MemograftError: as `run` does, or whatever loading the model raises.
+        MemograftError: a worker failed, with its reason.
         MissingExtraError: Ray is not installed.
     """
     asked = {

@@ -92,7 +92,7 @@ def memorize_all(
     Raises:
         SettingsError: the bank has no folder, a setting does not fit it, or a document's metadata is not JSON.
         MissingExtraError: there are several workers, and Ray is not installed.
-        MemograftError: whatever loading the model raises.
+        MemograftError: a worker of Ray failed, with its reason; without Ray, whatever loading the model raises.
     """
     began, given, pool = time.perf_counter(), as_documents(documents), pool or Pool()
     if batch is not None and batch < 1:

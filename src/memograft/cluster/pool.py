@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Pool:
         A batch whose worker died is given to another one, which does all of it again.
 
         Raises:
-            MemograftError: whatever a worker raised.
+            MemograftError: a worker raised something; without Ray, what it raised.
             MissingExtraError: Ray is not installed.
         """
         if self.alone:
@@ -76,6 +77,7 @@ class Pool:
             return
         with ray_at(self):
             from ray import data
+            from ray.exceptions import RayError
 
             blocks = math.ceil(len(rows) / batch)
             workers, blocks = min(self.workers, blocks), min(blocks, _MOST)
@@ -90,8 +92,11 @@ class Pool:
             try:
                 for part in mapped.iter_batches(batch_size=None):
                     yield from _rows({name: column.tolist() for name, column in part.items()})
-            except Exception as error:
-                raise _own(error) or error from error
+            except RayError as error:
+                # Ray passes a worker's exception on as text, in which advice of its own follows.
+                lines = re.findall(r"^[\w.]*Error: .*", str(error), re.MULTILINE) or [type(error).__name__]
+                said = lines[-1].removeprefix("memograft.errors.")
+                raise MemograftError(f"a worker failed: {said}; try it with one worker, which shows all") from error
 
 
 @contextmanager
@@ -151,10 +156,3 @@ def there(name: str) -> str:
 def _rows(batch: Batch) -> Iterator[Row]:
     for values in zip(*batch.values(), strict=True):
         yield dict(zip(batch, values, strict=True))
-
-
-def _own(error: BaseException | None) -> MemograftError | None:
-    """The exception of ours that Ray's was caused by."""
-    while error is not None and not isinstance(error, MemograftError):
-        error = error.__cause__
-    return error
