@@ -20,11 +20,12 @@ from torch import Tensor
 from memograft.decoding.ends import end_tokens
 from memograft.decoding.tap import Tap
 from memograft.documents import as_documents
-from memograft.errors import SettingsError
+from memograft.errors import PromptTooLongError, SettingsError
 from memograft.memory.bank import Bank, as_bank
 from memograft.memory.base import Memory, Model, Task
 from memograft.memory.fastmem.memory import FastMem
 from memograft.memory.handle import MemoryHandle, fingerprint
+from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
 from memograft.model.loading import BUNDLED, PACKAGED, load
@@ -32,7 +33,7 @@ from memograft.prompt.builder import PromptBuilder
 from memograft.request import Answer, Request
 from memograft.serving import scoring
 from memograft.serving.front import Answers, Documents
-from memograft.serving.keeping import loaded, made
+from memograft.serving.keeping import banked, loaded, made
 from memograft.serving.queue import Job, Load, Worker
 from memograft.serving.scoring import Choice
 from memograft.serving.session import Session
@@ -169,6 +170,45 @@ class Engine(Answers, OfOneProcess, instead="make an engine in each process: Eng
         return self._alone(
             lambda task: made(self._model, docs, settings, self._window, replace(task, progress=progress))
         )
+
+    @overload
+    def memorize_each(
+        self, documents: Documents, memory: Memory | None = None, *, return_exceptions: Literal[False] = False
+    ) -> list[MemoryReport]: ...
+    @overload
+    def memorize_each(
+        self, documents: Documents, memory: Memory | None = None, *, return_exceptions: Literal[True]
+    ) -> list[MemoryReport | PromptTooLongError]: ...
+    def memorize_each(
+        self, documents: Documents, memory: Memory | None = None, *, return_exceptions: bool = False
+    ) -> list[MemoryReport] | list[MemoryReport | PromptTooLongError]:
+        """Memorize each document by itself and keep its memory in the engine's bank; `max_batch` documents at a time.
+
+        A request with this document finds the memory there; so does one with several such documents and
+        `FastMem(compose=True)`. A document whose memory is in the bank is not read again: its report says `reused`.
+        The others' reports have the memory's `id`, or a `reason` if the bank keeps none of them.
+
+        With `return_exceptions`, a document that is too long has its exception instead of a report. Otherwise the
+        first one is raised, after all documents were memorized.
+
+        Raises:
+            SettingsError: the engine has no bank.
+            PromptTooLongError: a document does not fit the model's window.
+        """
+        if self.bank is None:
+            raise SettingsError(
+                "`memorize_each` puts memories into the engine's bank, and it has none; pass Engine(..., bank=FOLDER)"
+            )
+        docs, settings = as_documents(documents), (memory or FastMem()).resolved(self._own)
+        settings.check(self._backbone, self.fingerprint)
+        found = list[MemoryReport | PromptTooLongError]()
+        for start in range(0, len(docs), self.max_batch):
+            some = docs[start : start + self.max_batch]
+            found += self._alone(partial(banked, self._model, some, settings, self._window))
+        errors = [each for each in found if isinstance(each, PromptTooLongError)]
+        if errors and not return_exceptions:
+            raise errors[0]
+        return found
 
     def load_memory(self, folder: str | Path) -> MemoryHandle:
         """Read a memory written by `MemoryHandle.save`.

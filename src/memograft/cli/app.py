@@ -16,12 +16,15 @@ from memograft.cli.mac_app import mac_app
 from memograft.cli.memory_app import memory_app
 from memograft.cli.options import (
     STORE,
+    AddressOption,
     ChunkOption,
     ConflictsOption,
     ContextOption,
     ContrastOption,
+    CpusOption,
     FormatOption,
     GateOption,
+    GpusOption,
     IndexKind,
     JsonOption,
     LengthOption,
@@ -36,6 +39,7 @@ from memograft.cli.options import (
     Split,
     StepsOption,
     StoreOption,
+    WorkersOption,
 )
 from memograft.cli.serve_app import keys_app, serve
 from memograft.cli.train_app import train_app
@@ -125,10 +129,20 @@ def index(
         result |= {"store": str(store), **report.as_dict()}
 
 
-@app.command()
-def memorize(
+@app.command("memorize")
+def memorize_(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders to memorize.", metavar="FILE|FOLDER...")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder for the memory, e.g. a PEFT LoRA.")],
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Memorize all files together: folder for the memory, e.g. a PEFT LoRA.")
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(help="Memorize each file by itself into this bank; files that it has are not read again."),
+    ] = None,
+    workers: WorkersOption = 1,
+    ray_address: AddressOption = None,
+    cpus: CpusOption = 1,
+    gpus: GpusOption = 0.0,
     model: ModelOption = "tiny",
     relevance: RelevanceOption = None,
     gate: GateOption = None,
@@ -148,10 +162,14 @@ def memorize(
     train: Annotated[bool, typer.Option(help="Memorize; --no-train only carries keys and values.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Memorize files once and keep the memory, for `memograft ask --memory-folder`."""
+    """Memorize files once and keep the memory, for `memograft ask --memory-folder`, or one memory a file in a bank."""
     with reporting(as_json) as result:
-        from memograft.cli.memorize import memorize as run
+        from memograft.cli.memorize import check_place, memorize, memorize_each
         from memograft.cli.models import carrying, fast_mem
+        from memograft.cluster.pool import Pool
+
+        pool = Pool(workers, ray_address, cpus, gpus)
+        check_place(out_folder, bank, pool)
 
         memory = fast_mem(
             settings,
@@ -163,7 +181,10 @@ def memorize(
             rank=rank,
         )
         carried = carrying(memory if train else None, carry)
-        result |= run(paths, model=model, memory=carried, folder=out_folder, quiet=as_json)
+        if out_folder is not None:
+            result |= memorize(paths, model=model, memory=carried, folder=out_folder, quiet=as_json)
+        if bank is not None:
+            result |= memorize_each(paths, model=model, memory=carried, bank=bank, pool=pool, quiet=as_json)
 
 
 @app.command()
@@ -275,11 +296,16 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page: tables, intervals, answers side by side.")] = None,
     max_new_tokens: LengthOption = None,
+    workers: WorkersOption = 1,
+    ray_address: AddressOption = None,
+    cpus: CpusOption = 1,
+    gpus: GpusOption = 0.0,
 ) -> None:
     """Ask many questions in several ways and count right answers. The last line of stdout is one JSON object."""
     with reporting(as_json=False) as result:
         from memograft.cli.evaluate import Questions
         from memograft.cli.evaluate import evaluate as run
+        from memograft.cluster.pool import Pool
 
         asked = Questions(
             questions,
@@ -303,6 +329,7 @@ def evaluate(
             plot=plot,
             html=html,
             max_new_tokens=max_new_tokens,
+            pool=Pool(workers, ray_address, cpus, gpus),
         )
         result |= made
         typer.echo(table)

@@ -22,6 +22,7 @@ from memograft.page import template
 
 if TYPE_CHECKING:
     from memograft import Engine
+    from memograft.cluster.pool import Pool
 
 WORLD = "world"
 EXAMPLES = 64  # worked examples of each set for few-shot and RTD
@@ -92,6 +93,7 @@ def evaluate(
     plot: Path | None,
     html: Path | None,
     max_new_tokens: int | None,
+    pool: Pool,
 ) -> tuple[dict[str, object], str]:
     """(JSON values of the results and their environment, the table in Markdown)."""
     reading, way = questions.read(), protocol_of(questions.protocol)
@@ -117,6 +119,12 @@ def evaluate(
             items, skipped = _known(engine, questions, reading, folder, longest, ignore_case)
         tell_skipped(skipped)
         examples = _examples(questions, reading, methods)
+        if not pool.alone:
+            from memograft.cluster.cells import answer_cells
+
+            answer_cells(
+                pool, model, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case, examples=examples
+            )
         records = run(
             engine, methods, items, folder, max_new_tokens=longest, ignore_case=ignore_case, examples=examples
         )

@@ -9,7 +9,15 @@ import typer
 from rich.text import Text
 
 from memograft.cli.console import out, reporting, warn
-from memograft.cli.options import DeviceOption, JsonOption, ModelOption
+from memograft.cli.options import (
+    AddressOption,
+    CpusOption,
+    DeviceOption,
+    GpusOption,
+    JsonOption,
+    ModelOption,
+    WorkersOption,
+)
 
 mac_app = typer.Typer(
     help="Banks of modulations (MAC): documents that a question attends to without their text.",
@@ -32,23 +40,35 @@ def add(
         int | None, typer.Option(min=1, help="Modulations that the bank may have; the nearest are merged.")
     ] = None,
     device: DeviceOption = None,
+    workers: WorkersOption = 1,
+    ray_address: AddressOption = None,
+    cpus: CpusOption = 1,
+    gpus: GpusOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Add files to a bank, with one pass each. A file that has changed replaces what the bank has of it."""
     with reporting(as_json) as result:
-        from memograft.cli.memorize import documents_of
+        from memograft.cli.memorize import documents_of, id_in
         from memograft.cli.models import load_engine
+        from memograft.cluster.ingest import memorize_all
+        from memograft.cluster.pool import Pool
         from memograft.documents import Document
         from memograft.memory.mac.bank import MacBank
 
         documents, failed = list[Document](), list[dict[str, str]]()
         for path in paths:
-            read, unread = documents_of([path], lambda file, path=path: _id(file, path))  # type: ignore[misc]
+            read, unread = documents_of([path], lambda file, path=path: id_in(file, path))  # type: ignore[misc]
             documents += read
             failed += unread
-        with load_engine(model, device) as engine:
-            opened = MacBank(bank, mac)
-            count = opened.add(engine, documents, most=most, progress=not as_json)
+        opened, pool = MacBank(bank, mac), Pool(workers, ray_address, cpus, gpus)
+        if pool.alone:
+            with load_engine(model, device) as engine:
+                count = opened.add(engine, documents, most=most, progress=not as_json)
+        else:
+            done = memorize_all(documents, opened, model=model, pool=pool, device=device, progress=not as_json)
+            count = done.count("made")
+            if most is not None:
+                opened.merge(most)
         for failure in failed:
             warn(f"not read: {failure['reason']}")
         result |= {"bank": str(bank), "added": count, "documents": len(opened), "failed": failed}
@@ -99,7 +119,3 @@ def info(bank: BankArgument, as_json: JsonOption = False) -> None:
             out().print(Text(f"{said}; MAC {mac.id}, of the model {mac.fingerprint}"), soft_wrap=True)
             for id in opened.ids:
                 out().print(Text(id), soft_wrap=True)
-
-
-def _id(file: Path, argument: Path) -> str:
-    return file.relative_to(argument).as_posix() if argument.is_dir() else file.name

@@ -118,6 +118,19 @@ SettingsOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ChunkOption = Annotated[int, typer.Option(min=1, help="Maximum characters of a passage.")]
 
+# For commands that can share their work among workers.
+WorkersOption = Annotated[
+    int, typer.Option(min=1, help="Processes with a model each, run by Ray; 1: this process alone.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help='Address of a Ray cluster, such as "auto"; left out, workers are started on this machine.'),
+]
+CpusOption = Annotated[int, typer.Option("--cpus-per-worker", min=1, help="Cores, and threads, of a worker.")]
+GpusOption = Annotated[
+    float, typer.Option("--gpus-per-worker", min=0, help="GPUs of a worker; 0.5 lets two share one.")
+]
+
 # For commands that ask many questions.
 QuestionsArgument = Annotated[
     str,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from memograft.cli.console import err, out, reporting, warn
-from memograft.cli.options import DeviceOption, JsonOption, ModelOption, SettingsOption
-from memograft.errors import MissingExtraError
-
-if TYPE_CHECKING:
-    from memograft.passages.embedders import Embedder
+from memograft.cli.options import AddressOption, DeviceOption, JsonOption, ModelOption, SettingsOption
+from memograft.errors import MissingExtraError, SettingsError
 
 __all__ = ["keys_app", "serve"]
 
@@ -99,10 +96,19 @@ def serve(
         bool, typer.Option("--plain", help="Do not memorize documents of requests that do not ask for it.")
     ] = False,
     settings: SettingsOption = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="Processes with a model each over one --bank, run by Ray Serve; 1: this one.")
+    ] = 1,
+    ray_address: AddressOption = None,
+    cpus: Annotated[int, typer.Option("--cpus-per-replica", min=1, help="Cores, and threads, of a replica.")] = 1,
+    gpus: Annotated[
+        float, typer.Option("--gpus-per-replica", min=0, help="GPUs of a replica; 0.5 lets two share one.")
+    ] = 0.0,
 ) -> None:
     """Serve a model with OpenAI's protocol, on this machine or, with keys, to others."""
     with reporting(as_json=False):
         try:
+            from memograft.cluster.replicas import ServerOf, serve_replicas
             from memograft.server import Keys, ServerSettings, Tenants, create_app
             from memograft.server.guard import LOOPBACK
             from memograft.server.run import bound, check_host
@@ -112,6 +118,8 @@ def serve(
                 f"`memograft serve` needs {error.name}, which is not installed; run pip install 'memograft[serve]'"
             ) from error
         from memograft.cli.models import fast_mem, load_engine
+        from memograft.cluster.pool import Pool
+        from memograft.passages.embedders import embedder_named
 
         check_host(host, keys=keys is not None, open_to_all=no_keys)
         if keys is not None and no_keys:
@@ -136,8 +144,29 @@ def serve(
             read_timeout=read_timeout,
             shutdown_timeout=shutdown_timeout,
         )
+        pool = Pool(replicas, ray_address, cpus, gpus)
+        if not pool.alone:
+            if stores is not None:
+                raise SettingsError(
+                    f"a store has one writer, so replicas cannot keep clients' stores, got --stores {stores}; leave it "
+                    "out, and name stores that all may search with --store"
+                )
+            server = ServerOf(
+                str(bank or ""),
+                model,
+                own,
+                keys=None if keys is None else str(keys),
+                stores=tuple(map(str, store or ())),
+                embedder=embedder,
+                device=device,
+                max_batch=max_batch,
+                max_length=max_length,
+                open_to_all=no_keys,
+            )
+            serve_replicas(server, pool, host=host, port=port)
+            return
         known = None if keys is None else Keys(keys)
-        found = _embedder(embedder, device)
+        found = None if embedder is None else embedder_named(embedder, device)
         with (
             bound(host, port) as listener,
             load_engine(model, device, max_batch=max_batch, max_length=max_length) as engine,
@@ -192,11 +221,3 @@ def rm(file: FileArgument, name: NameArgument, as_json: JsonOption = False) -> N
         result |= {"file": str(file), "removed": name}
         if not as_json:
             out().print(Text(f"removed the key {name}"), soft_wrap=True)
-
-
-def _embedder(name: str | None, device: str | None) -> Embedder | None:
-    from memograft.passages.embedders import LexicalEmbedder, SentenceTransformerEmbedder
-
-    if name is None:
-        return None
-    return LexicalEmbedder() if name == "lexical" else SentenceTransformerEmbedder(name, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -40,6 +40,7 @@ def run(
     max_new_tokens: int = 40,
     ignore_case: bool = False,
     progress: bool = True,
+    cells: Collection[tuple[str, str]] | None = None,
 ) -> Records:
     """One record per method and question, in the order of the questions.
 
@@ -56,6 +57,8 @@ def run(
         max_new_tokens: maximum length of an answer.
         ignore_case: whether "paris" counts as "Paris".
         progress: show a bar.
+        cells: ask only these methods and sets, and return their records; the others are still part of what determines
+            the worked examples. None: all.
 
     Raises:
         SettingsError: there are no questions or methods, or a method cannot ask these questions.
@@ -77,23 +80,25 @@ def run(
     by_set = [sorted((item for item in items if item.set == name), key=_length) for name in sets_of(items)]
     place = {id(item): n for n, item in enumerate(items)}
     with closing(Lessons(engine, examples, items)) as lessons:
-        cells = []
+        chosen = []
         for name, method in methods.items():
             taught = {"examples": lessons.digest} if method.needs_examples else {}
             auto = {"defaults": asdict(engine.defaults)} if method.memory else {}  # "auto" depends on the model
             about = shared | taught | auto | {"settings": method.settings()}
             for questions in by_set:
                 method.check(questions, lessons)
-                cells.append(Cell(folder, name, questions, about))
-        at, done = commit(), sum(len(cell.records) for cell in cells)
-        with tqdm(total=len(items) * len(methods), initial=done, unit="q", disable=not progress) as bar:
-            for cell in cells:
+                if cells is None or (name, questions[0].set) in cells:
+                    chosen.append(Cell(folder, name, questions, about))
+        at, done = commit(), sum(len(cell.records) for cell in chosen)
+        total = sum(len(cell.items) for cell in chosen)
+        with tqdm(total=total, initial=done, unit="q", disable=not progress) as bar:
+            for cell in chosen:
                 if len(cell.records) < len(cell.items):
                     bar.set_description(f"{cell.method}: {cell.items[0].set}")
                     method = methods[cell.method]
                     _fill(cell, bar, at, partial(_ask, engine, method, lessons, cell.items, sampling, ignore_case))
     found: Records = {name: {} for name in methods}
-    for cell in cells:
+    for cell in chosen:
         records = zip(cell.items, cell.records, strict=True)
         found[cell.method][cell.items[0].set] = [r for _, r in sorted(records, key=lambda pair: place[id(pair[0])])]
     return found

@@ -158,6 +158,10 @@ class Bank:
             now = replace(self._statistics, held=len(self._held), held_bytes=held)
         return replace(now, prefix_tokens=self.prefixes.tokens, prefix_bytes=self.prefixes.nbytes)
 
+    def has(self, id: str) -> bool:
+        """Whether there is an entry with that id: in the folder, or without one in process memory. Reads nothing."""
+        return id in self._held if self.folder is None else (self.folder / id).exists()
+
     def get(self, id: str, backbone: Backbone) -> MemoryHandle | None:
         """The memory with that id, for this model; None if there is none or it was damaged."""
         with self._lock:
@@ -257,9 +261,8 @@ class Bank:
         if self.folder is None:
             raise MemoryFormatError("a bank that takes memories needs a folder, got none; make it with Bank(folder)")
         with told(path, MemoryFormatError, "read"), tempfile.TemporaryDirectory() as unpacked:
-            source = path
+            source = Path(unpacked) if path.is_file() else path
             if path.is_file():
-                source = Path(unpacked)
                 unpack(path, source)
             if damaged := inspected(source).damaged:
                 raise MemoryFormatError("\n".join(damaged.values()))
@@ -363,8 +366,7 @@ class Bank:
             self._held.move_to_end(handle.id)
             total = sum(held.nbytes for held in self._held.values())
             while total > self.memory_bytes and self._held:
-                _, gone = self._held.popitem(last=False)
-                total -= gone.nbytes
+                total -= self._held.popitem(last=False)[1].nbytes
 
     def _count(self, *, hits: bool = False, misses: bool = False, damaged: bool = False) -> None:
         with self._lock:

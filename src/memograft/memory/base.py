@@ -181,6 +181,13 @@ class Memory(ABC):
         """
         return 0
 
+    def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:  # noqa: ARG002
+        """The ids under which a bank keeps what this memory makes of a prompt's documents, known before any pass.
+
+        Empty if a bank keeps nothing of it, or there is nothing to memorize.
+        """
+        return ()
+
     @classmethod
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
         """Keys and values to put in front of each row's prompt, before it is prefilled.

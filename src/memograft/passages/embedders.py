@@ -26,6 +26,7 @@ __all__ = [
     "NoVectors",
     "SentenceTransformerEmbedder",
     "embedder_from_config",
+    "embedder_named",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -326,6 +327,11 @@ class NoVectors:
             f"this store was made without an embedder and has no vectors to compare, got {text[:80]!r}; search it with "
             'mode="text", or make a new one: VectorStore(embedder)'
         )
+
+
+def embedder_named(name: str, device: str | None = None) -> Embedder:
+    """The embedder that the command line calls "lexical", or a model of sentence-transformers."""
+    return LexicalEmbedder() if name == "lexical" else SentenceTransformerEmbedder(name, device=device)
 
 
 def embedder_from_config(config: JsonObject) -> Embedder:

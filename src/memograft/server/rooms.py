@@ -86,11 +86,10 @@ class StoreRoom:
                     409, f"there is a store {name!r} already; delete it, or choose another name", param="name"
                 )
             if len(self._own()) >= self._settings.max_stores:
-                raise ApiError(
-                    409,
-                    f"a tenant may have {self._settings.max_stores} stores; delete one",
-                    code="stores_full",
-                )
+                most = self._settings.max_stores
+                said = f"a tenant may have {most} stores; delete one"
+                said = said if most else "this server has only its operator's stores; send documents instead"
+                raise ApiError(409, said, code="stores_full")
             with _store_errors(name), self._lock:
                 self._open[name] = VectorStore(self._embedder, self._path(name), progress=False)
         return self.about(name)

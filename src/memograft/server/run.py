@@ -19,10 +19,10 @@ from memograft.errors import SettingsError
 from memograft.server.settings import ServerSettings
 from memograft.storage.disk import JsonObject
 
-__all__ = ["InBackground", "bound", "check_host", "serve"]
+__all__ = ["LOGS", "InBackground", "bound", "check_host", "serve"]
 
 _BACKLOG = 2048  # connections that wait to be accepted, as many as uvicorn's own
-_LOGS: JsonObject = {
+LOGS: JsonObject = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "memograft.server.journal.JsonLines"}},
@@ -89,7 +89,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     one line of JSON.
     """
     with listener, _quiet_signals():
-        _server(app, _LOGS).run(sockets=[listener])
+        _server(app, LOGS).run(sockets=[listener])
 
 
 class InBackground:

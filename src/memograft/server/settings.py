@@ -25,7 +25,7 @@ _WHOLE: Mapping[str, int] = {
     "max_memories": 1,
     "memory_bytes": 1,
     "cache_bytes": 1,
-    "max_stores": 1,
+    "max_stores": 0,
     "store_bytes": 1,
     "max_passages": 1,
 }
@@ -53,7 +53,7 @@ class ServerSettings:
         memory_bytes: their size together, in process memory or on disk.
         cache_bytes: what a tenant's bank keeps in process memory for later requests with the same documents: their
             memories, and as much again of their keys and values.
-        max_stores: stores that a tenant may have.
+        max_stores: stores that a tenant may have; 0: only those of the operator.
         store_bytes: their size together.
         max_passages: passages of a store.
         timeout: seconds for an answer, including the time in the queue.

@@ -3,7 +3,8 @@
     <folder>/<id>/        a memory as `MemoryHandle.keep` writes it
     <folder>/<id>.pin     exists while it is pinned
 
-Without a folder they are in process memory only. An id is a hash of model, documents and settings with the tenant's
+Without a folder they are in process memory only. Several processes may have shelves in one folder: each looks there for
+what others made, pinned or removed. An id is a hash of model, documents and settings with the tenant's
 secret, so that nobody else can compute it, and the same documents are not memorized twice.
 """
 
@@ -17,7 +18,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,10 +114,11 @@ class Shelf:
         self._lock = threading.RLock()
         self._known: OrderedDict[str, Shelved] = OrderedDict()  # by last use, oldest first
         self._held: OrderedDict[str, MemoryHandle] = OrderedDict()  # of these, those in process memory
+        self._unread: set[tuple[str, int]] = set()  # names and inodes of folders that are none of ours
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             clear_up(folder)
-            self._known.update((each.id, each) for each in self._read(folder))
+            self._refresh()
 
     def id_of(self, documents: Sequence[Document], memory: Memory) -> str:
         """The id of a memory of these documents."""
@@ -127,6 +129,7 @@ class Shelf:
     def all(self) -> list[Shelved]:
         """All of them, newest first."""
         with self._lock:
+            self._refresh()
             return sorted(self._known.values(), key=lambda each: (-each.created, each.id))
 
     def get(self, id: str) -> Shelved:
@@ -136,6 +139,8 @@ class Shelf:
             ApiError: 404.
         """
         with self._lock:
+            if self._folder is not None and not (id in self._known and (self._folder / id).is_dir()):
+                self._refresh()  # another process may have made or removed it
             found = self._known.get(id)
         if found is None:
             raise ApiError(
@@ -179,6 +184,7 @@ class Shelf:
             ApiError: 409.
         """
         with self._lock:
+            self._refresh()
             pinned = [each for each in self._known.values() if each.pinned]
         size = sum(each.size for each in pinned)
         if len(pinned) >= self._most or size >= self._bytes:
@@ -198,11 +204,13 @@ class Shelf:
         size = _in_memory(handle)
         if self._folder is not None:
             handle.keep(self._folder / id)
-            size = _on_disk(self._folder / id)
+            size = _bytes_of(self._folder / id)
         made = Shelved(
             id, handle.settings.to_json(), tuple(d.id for d in handle.documents), handle.report, size, time.time()
         )
         with self._lock:
+            self._refresh()
+            self._known.pop(id, None)  # it is on disk already, and counted by `size`
             try:
                 self._make_room(size)
             except ApiError:
@@ -275,32 +283,57 @@ class Shelf:
         assert self._folder is not None
         return self._folder / f"{id}.pin"
 
-    def _read(self, folder: Path) -> Iterator[Shelved]:
-        """The memories of a folder, least recently used first. Damaged ones and those of other models stay there."""
-        found = [path for path in folder.iterdir() if path.is_dir() and path.name.startswith(_PREFIX)]
-        for path in sorted(found, key=lambda path: path.stat().st_mtime):
-            try:
-                told = about(path)
-                if told["fingerprint"] != self._fingerprint:
-                    continue
-                yield Shelved(
-                    path.name,
-                    told["settings"],
-                    tuple(document["id"] for document in told["documents"]),
-                    MemoryReport(**told["report"]),
-                    _on_disk(path),
-                    (path / "memograft.json").stat().st_mtime,
-                    self._pin_of(path.name).exists(),
-                )
-            except (MemoryFormatError, OSError, KeyError, TypeError) as error:
-                _log.error("a memory was not read", extra={"facts": {"id": path.name, "reason": type(error).__name__}})
+    def _refresh(self) -> None:
+        """Take over what other processes changed in the folder. The order of use is that of the folders' times."""
+        if self._folder is None:
+            return
+        known, self._known = self._known, OrderedDict()
+        for path, inode in self._on_disk():
+            each = known.get(path.name)
+            if each is None and (path.name, inode) not in self._unread:
+                each = self._read(path)
+                if each is None:
+                    self._unread.add((path.name, inode))
+            if each is not None:
+                self._known[path.name] = replace(each, pinned=self._pin_of(path.name).exists())
+        for id in self._held.keys() - self._known.keys():
+            del self._held[id]
+
+    def _on_disk(self) -> list[tuple[Path, int]]:
+        """The folders of memories with their inodes, least recently used first."""
+        assert self._folder is not None
+        found = list[tuple[float, Path, int]]()
+        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+            if path.name.startswith(_PREFIX):
+                with suppress(OSError):  # removed meanwhile
+                    status = path.stat()
+                    found += [(status.st_mtime, path, status.st_ino)] if path.is_dir() else []
+        return [(path, inode) for _, path, inode in sorted(found)]
+
+    def _read(self, path: Path) -> Shelved | None:
+        """What a folder says about its memory. None, and it stays there, if it is damaged or of another model."""
+        try:
+            told = about(path)
+            if told["fingerprint"] != self._fingerprint:
+                return None
+            return Shelved(
+                path.name,
+                told["settings"],
+                tuple(document["id"] for document in told["documents"]),
+                MemoryReport(**told["report"]),
+                _bytes_of(path),
+                (path / "memograft.json").stat().st_mtime,
+            )
+        except (MemoryFormatError, OSError, KeyError, TypeError) as error:
+            _log.error("a memory was not read", extra={"facts": {"id": path.name, "reason": type(error).__name__}})
+            return None
 
 
 def _in_memory(handle: MemoryHandle) -> int:
     return handle.nbytes + (handle.segment.nbytes if handle.segment is not None else 0)
 
 
-def _on_disk(path: Path) -> int:
+def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 

@@ -1,23 +1,29 @@
-"""Make memories for later requests, or read them from a folder."""
+"""Make memories for later requests, one by one or many for a bank, or read them from a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from memograft.documents import Document
+from memograft.errors import PromptTooLongError
 from memograft.memory.base import Memory, Model, Task, Wanted, content_id
 from memograft.memory.compact.keys import exact
 from memograft.memory.handle import MemoryHandle
+from memograft.memory.report import MemoryReport
 from memograft.model.carried import Carried
 from memograft.model.kv import Segment, can_join
 from memograft.model.prefill import prefill
+from memograft.prompt.builder import Prompt
 from memograft.prompt.overflow import fit
 from memograft.request import Request, Sampling
 
-__all__ = ["loaded", "made"]
+__all__ = ["banked", "loaded", "made"]
+
+_NOT_KEPT = "a bank keeps no memory of it: it has no words, or this kind of memory is not kept for a document"
+_NOT_WRITTEN = "the bank could not write it; a warning says why"
 
 
 def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: int, task: Task) -> MemoryHandle:
@@ -26,10 +32,7 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     Raises:
         PromptTooLongError: the documents do not fit.
     """
-    request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
-    window -= memory.columns(model.prompts, documents)
-    # Relevance is judged when the memory is used, because there is no question yet.
-    prompt = replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
+    prompt = _prompt(model, documents, memory, window)
     wanted = Wanted(memory, prompt, 0, documents=documents, task=task)
     segment = _segment(model, wanted)
     filled = prefill(model.backbone, [prompt.ids], model.pad_id, [segment], task.pace, task.given_up)
@@ -40,6 +43,43 @@ def made(model: Model, documents: tuple[Document, ...], memory: Memory, window: 
     if segment is not None and memory.carries and can_join(segment.kv_cache):
         return replace(handle, carried=Carried.of(segment))
     return replace(handle, segment=segment)
+
+
+def banked(
+    model: Model, documents: Sequence[Document], memory: Memory, window: int, task: Task
+) -> list[MemoryReport | PromptTooLongError]:
+    """Memorize each document by itself in one batch, and put the memories into the model's bank, which it must have.
+
+    Documents whose memories are there are not read.
+    """
+    found: dict[int, MemoryReport | PromptTooLongError] = {}
+    rows, ids = list[Wanted](), list[tuple[str, ...]]()
+    for n, document in enumerate(documents):
+        try:
+            prompt = _prompt(model, (document,), memory, window)
+        except PromptTooLongError as error:
+            found[n] = error
+            continue
+        own = memory.kept_as(model, prompt)
+        if not own:
+            found[n] = MemoryReport(reason=_NOT_KEPT, settings=memory.to_json())
+        elif _has(model, own):
+            found[n] = MemoryReport(documents=(document.id,), settings=memory.to_json(), reused=True, id=own[0])
+        else:
+            rows.append(Wanted(memory, prompt, len(rows), documents=(document,), task=task))
+            ids.append(own)
+    if rows:
+        prompts, segments = [row.prompt.ids for row in rows], memory.before(model, rows)
+        filled = prefill(model.backbone, prompts, model.pad_id, segments, task.pace, task.given_up)
+        new = [n for n in range(len(documents)) if n not in found]
+        for n, own, brought in zip(new, ids, memory.prepare(model, rows, filled, task), strict=True):
+            report = brought.report or MemoryReport()
+            if _has(model, own):
+                found[n] = replace(report, id=own[0])
+            else:
+                said = report.reason if report.rolled_back else None
+                found[n] = replace(report, rolled_back=True, reason=said or _NOT_WRITTEN, id="")
+    return [found[n] for n in range(len(documents))]
 
 
 def loaded(model: Model, folder: str | Path, own: Mapping[str, Any], task: Task) -> MemoryHandle:
@@ -56,6 +96,17 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any], task: Task)
     return replace(
         handle, segment=_segment(model, Wanted(handle.settings, prompt, 0, documents=handle.documents, task=task))
     )
+
+
+def _prompt(model: Model, documents: tuple[Document, ...], memory: Memory, window: int) -> Prompt:
+    """The prompt of documents without a question; relevance is judged when the memory is used."""
+    request, shown = Request("?", sampling=Sampling(max_new_tokens=1)), memory.shown(documents)
+    window -= memory.columns(model.prompts, documents)
+    return replace(fit(model.prompts, request, shown, window).prompt, question=(0, 0))
+
+
+def _has(model: Model, ids: Sequence[str]) -> bool:
+    return model.bank is not None and all(map(model.bank.has, ids))
 
 
 def _segment(model: Model, wanted: Wanted) -> Segment | None:

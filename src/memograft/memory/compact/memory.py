@@ -66,6 +66,10 @@ class Kept(Memory):
         """The settings as JSON values."""
         return {**super().to_json(), "memory": self.memory and self.memory.to_json()}
 
+    def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
+        """Those of `memory`. Exact keys and values are prefixes of a bank, not memories."""
+        return () if self.memory is None else self.memory.kept_as(model, prompt)
+
     @classmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
         """What `memory` brings, or nothing; see `Memory.prepare`."""
@@ -135,6 +139,14 @@ class Compacted(Kept):
         """The compacted keys and values of each row's documents: a handle's, the bank's, or new ones."""
         return [super(Compacted, cls).before(model, [row])[0] or _made(model, row) for row in rows]
 
+    def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
+        """The ids of the compacted keys and values, and of `memory`."""
+        return (self._id(model, prompt), *super().kept_as(model, prompt)) if gather(prompt) else ()
+
+    def _id(self, model: Model, prompt: Prompt) -> str:
+        made_by = {"ratio": self.ratio, "questions": self.questions}
+        return content_id(model.fingerprint, self.kind, made_by, prompt)
+
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         """Compact the keys and values of a prompt's documents."""
         start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt, self.questions or ("?",))
@@ -151,7 +163,7 @@ def _made(model: Model, row: Wanted) -> Segment | None:
     memory: Compacted = row.memory
     if not gather(row.prompt):
         return None
-    id = content_id(model.fingerprint, memory.kind, {"ratio": memory.ratio, "questions": memory.questions}, row.prompt)
+    id = memory._id(model, row.prompt)
     kept = model.bank.get(id, model.backbone) if model.bank is not None else None
     # FastMem is trained on states that are not kept.
     whole = exact(model, row.prompt, row.task) if kept is None or memory.memory is not None else None

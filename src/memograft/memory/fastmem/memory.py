@@ -120,6 +120,12 @@ class FastMem(Speaking, Selecting, Training, Memory):
         }
         return cls(**{**recipe, **changes})
 
+    def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
+        """The id of the memory of all documents of the prompt; with `compose`, of a prompt's only document."""
+        if len(prompt.context) < 2:
+            return ()
+        return (Context.of(model, prompt, self, replace(self, compose=False).training).id,)
+
     @classmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:
         """An adapter for each row whose documents are about its question; see `Memory.prepare`."""

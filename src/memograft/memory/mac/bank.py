@@ -128,15 +128,7 @@ class MacBank:
                 f"the bank in {self.path} belongs to another model (fingerprint {self.mac.fingerprint}, this model's "
                 f"is {owner.fingerprint}); use that model, or make a bank for this one"
             )
-        given, known = dict[str, Document](), self._known()
-        for document in as_documents(documents):
-            if not document.text.strip():
-                raise SettingsError(f"a document must have text to be added, got none in {document.id!r}; leave it out")
-            if given.setdefault(document.id, document).text != document.text:
-                raise SettingsError(
-                    f"an id must stand for one text, got two for {document.id!r}; give each document an id of its own"
-                )
-        new = [document for document in given.values() if known.get(document.id) != digest(document)]
+        new = self.missing(documents)
         self._without({document.id for document in new})  # what cannot be replaced is refused before any pass
         size = _TOGETHER * _COMMIT
         with tqdm(total=len(new), desc="documents", unit="", disable=not progress) as bar:
@@ -147,6 +139,22 @@ class MacBank:
         if most is not None and not new:
             self.merge(most)
         return len(new)
+
+    def missing(self, documents: Iterable[Document | str]) -> list[Document]:
+        """The documents that the bank does not have, or has with another text; each id once.
+
+        Raises:
+            SettingsError: a document has no text, or an id has two texts.
+        """
+        given, known = dict[str, Document](), self._known()
+        for document in as_documents(documents):
+            if not document.text.strip():
+                raise SettingsError(f"a document must have text to be added, got none in {document.id!r}; leave it out")
+            if given.setdefault(document.id, document).text != document.text:
+                raise SettingsError(
+                    f"an id must stand for one text, got two for {document.id!r}; give each document an id of its own"
+                )
+        return [document for document in given.values() if known.get(document.id) != digest(document)]
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove documents, and return how many were there.
