@@ -47,7 +47,7 @@ class FastMemChoice(_Model):
     relevance: Annotated[float, Field(le=1)] | Literal["auto"] | None = "auto"
     conflicts: Literal["first"] | None = "first"
     gate: Literal["support"] | None = None
-    contrast: float = Field(0.0, ge=0)
+    contrast: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
     fallback: bool = True
     compose: bool = False
 
@@ -197,6 +197,12 @@ class SampledRequest(_Model):
     query: str | None = Field(None, description="The question alone, if the last message has more text.")
     overflow: Literal["error", "drop", "truncate"] | None = Field(
         None, description="What to do with documents that do not fit the model's window."
+    )
+    cad: Annotated[float, Field(ge=0)] | Literal["adaptive"] | None = Field(
+        None, description="Context-aware decoding: strength of the contrast with the prompt without documents."
+    )
+    dola: Literal["low", "high"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="DoLa: contrast with an earlier layer; which layers, or their numbers."
     )
 
     def memory_or(self, default: Memory | None) -> Memory | None:
