@@ -157,7 +157,8 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
 
     Raises:
         SettingsError: `bank` is no bank; `memory` belongs to another model; a token id of `logit_bias` is not in the
-            vocabulary; there are two Rtd, two Cad or two Dola; Cad has no document in the prompt to leave out; the model has no layer that Dola names.
+            vocabulary; there are two Rtd, two Cad or two Dola; Cad has no
+            document in the prompt to leave out; the model has no layer that Dola names.
         ModelMismatchError: a datastore belongs to another model.
         UnsupportedModelError: the model does not support this memory.
     """
