@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from families import build
-from memograft import Cad, Engine, FastMem, Request, Sampling
+from gists import saved_gist
+from memograft import Cad, Dola, Engine, FastMem, Gist, Kept, Request, Sampling
 from memograft.errors import SettingsError
 from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
@@ -123,3 +125,30 @@ def test_two_of_them_are_refused(engine: Engine) -> None:
         SettingsError, match=r"`processors` may hold one Cad, got 2 \(alpha \[0.5, 1\]\); keep one of them"
     ):
         engine.answer(replace(PLAIN, processors=[Cad(), Cad(1)]))
+
+
+def test_all_combinations_in_one_batch(engine: Engine) -> None:
+    """FastMem with each contrast beside the others: every answer is that of the request alone, also as a stream."""
+    memory = replace(STRONG, gate=None)
+    requests = [
+        replace(PLAIN, memory=replace(memory, contrast=contrast), processors=processors)
+        for contrast in (0.0, 0.5, "adaptive")
+        for processors in ((), (Cad(0.5),), (Cad("adaptive"),), (Dola((0, 1)),), (Cad(0.5), Dola((1,))))
+    ]
+    requests += [replace(PLAIN, memory=Kept(), processors=[Cad(0.5), Dola((0, 1))]), replace(PLAIN, processors=())]
+    alone = [engine.answer(request) for request in requests]
+    assert [a.token_ids for a in engine.answer_batch(requests)] == [a.token_ids for a in alone]
+    assert len({a.token_ids for a in alone}) > 5, "they hardly differ: the test shows little"
+    for request in (requests[6], requests[8]):
+        assert "".join(engine.stream(request)) == engine.answer(replace(request, logprobs=0)).text
+
+
+def test_it_is_refused_where_no_document_is_in_the_prompt(engine: Engine, tmp_path: Path) -> None:
+    gist = Gist(str(saved_gist(engine, tmp_path / "gist")))
+    with pytest.raises(
+        SettingsError,
+        match=r"`processors` may hold Cad only if documents are in the prompt, got alpha 0.5 with Gist, which "
+        "shows none of them; leave Cad out, or show some",
+    ):
+        engine.answer(replace(PLAIN, memory=gist, processors=[Cad(0.5)]))
+    assert engine.answer(replace(PLAIN, memory=replace(gist, show=1), processors=[Cad(0.5)])).token_ids

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from memograft import Engine, Sampling
+from memograft import Dola, Engine, Sampling
 from memograft.cli.app import app
 
 QUESTION = "Tell me something about Australia."
@@ -30,6 +30,16 @@ def asked(*options: str, code: int = 0) -> str:
 )
 def test_options_reach_the_engine(tiny: Engine, options: tuple[str, ...], sampling: Sampling) -> None:
     assert asked(*options) == tiny.answer(QUESTION, sampling=sampling).text
+
+
+def test_contrasts_reach_the_engine(tiny: Engine) -> None:
+    assert (
+        asked("--dola", "2", "--cad", "adaptive")
+        == tiny.answer(QUESTION, processors=[Dola((2,))], sampling=Sampling(12)).text
+    )
+    assert asked("--dola", "2") != asked()
+    assert "low, high or numbers of layers" in asked("--dola", "deep", code=2)
+    assert "a number that is not" in asked("--cad", "-1", code=2)
 
 
 def test_the_options_make_a_difference() -> None:

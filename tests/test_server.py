@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from memograft import Engine, FastMem, LexicalEmbedder, Request, Sampling
+from memograft import Cad, Dola, Engine, FastMem, LexicalEmbedder, Request, Sampling
 from memograft.server import ServerSettings
 from served import Served, served
 
@@ -186,6 +186,15 @@ def test_sampling_is_the_engines(tiny: Engine, client: OpenAI) -> None:
     expected = tiny.answer("Who?", sampling=Sampling(24, temperature=1.0, seed=3, **more))  # type: ignore[arg-type]
     said = text_of(client, messages=asked, max_tokens=24, temperature=1.0, seed=3, extra_body=more)
     assert said == expected.text
+
+
+def test_contrasts_are_the_engines(tiny: Engine, client: OpenAI) -> None:
+    expected = tiny.answer(QUESTION, [LISBON], memory=FastMem(), processors=[Cad(0.5), Dola((2, 3))])
+    fields: Any = {"documents": [{"text": LISBON}], "cad": 0.5, "dola": [2, 3]}
+    assert text_of(client, extra_body=fields) == expected.text
+    assert joined(streamed(client, extra_body=fields)) == expected.text
+    with pytest.raises(openai.BadRequestError, match="`layers` of Dola must be below"):
+        chat(client, extra_body={"dola": [99]})
 
 
 def test_several_answers(tiny: Engine, client: OpenAI) -> None:

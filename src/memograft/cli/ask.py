@@ -20,6 +20,8 @@ from memograft.cli.sources import sources_json, sources_table, steering
 from memograft.documents import Document
 
 if TYPE_CHECKING:
+    from memograft.decoding.cad import Cad
+    from memograft.decoding.dola import Dola
     from memograft.engine import Engine
     from memograft.memory.base import Memory
     from memograft.memory.handle import MemoryHandle
@@ -40,6 +42,7 @@ def ask(
     memory_folder: Path | None,
     datastore: Path | None,
     weight: float | None,
+    contrasts: Sequence[Cad | Dola],
     ways: Sequence[str],
     sampling: Mapping[str, Any],
     device: str | None,
@@ -49,8 +52,8 @@ def ask(
 ) -> dict[str, object]:
     """Answer with each of `ways` ("plain", "memorized"), print the answers unless `quiet`, and return JSON values.
 
-    `store` None is the default folder; `sampling` are the arguments of `Sampling`. With `k` 0, or with a datastore and
-    no store, only the plain answer is given.
+    `store` None is the default folder; `contrasts` are for both ways, `sampling` are the arguments of `Sampling`. With
+    `k` 0, or with a datastore and no store, only the plain answer is given.
 
     Raises:
         StoreError: there is no store, or no datastore.
@@ -67,7 +70,8 @@ def ask(
     if alone and not memory_folder:
         ways = [way for way in ways if way == "plain"] or ways
     hits = [] if memory_folder or alone else retrieve(store or STORE, question, k)
-    processors = [steering(datastore, weight)] if datastore else []
+    rtd = [steering(datastore, weight)] if datastore else []
+    processors = [*rtd, *contrasts]
     with load_engine(model, device) as engine:
         handle = engine.load_memory(memory_folder) if memory_folder else None
         documents = handle.documents if handle else tuple(hit.document for hit in hits)
@@ -101,7 +105,8 @@ def ask(
         "question": question,
         "model": model,
         "datastore": str(datastore) if datastore else None,
-        "weight": processors[0].weight if processors else None,
+        "weight": rtd[0].weight if rtd else None,
+        "contrasts": [repr(contrast) for contrast in contrasts],
         "html": str(html) if html else None,
         "documents": [f.as_dict(s) for f, s in zip(became, scores, strict=True)]
         if report
@@ -114,7 +119,7 @@ def _request(
     question: str,
     documents: Sequence[Document],
     memory: Memory | MemoryHandle | None,
-    processors: Sequence[Rtd],
+    processors: Sequence[Rtd | Cad | Dola],
     sampling: Sampling,
 ) -> Request:
     from memograft.request import Request

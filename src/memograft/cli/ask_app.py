@@ -10,9 +10,11 @@ import typer
 from memograft.cli.console import reporting
 from memograft.cli.options import (
     STORE,
+    CadOption,
     ConflictsOption,
     ContrastOption,
     DeviceOption,
+    DolaOption,
     GateOption,
     JsonOption,
     ModelOption,
@@ -58,6 +60,8 @@ def ask(
     conflicts: ConflictsOption = None,
     gate: GateOption = None,
     contrast: ContrastOption = None,
+    cad: CadOption = None,
+    dola: DolaOption = None,
     steps: StepsOption = None,
     learning_rate: RateOption = None,
     rank: RankOption = None,
@@ -100,6 +104,7 @@ def ask(
     with reporting(as_json) as result:
         from memograft.cli.ask import ask as run
         from memograft.cli.models import fast_mem
+        from memograft.decoding.cad import contrasts
         from memograft.memory.gist.memory import Gist
         from memograft.memory.mac.memory import Mac
 
@@ -113,6 +118,7 @@ def ask(
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,
+            contrasts=contrasts(cad, dola),  # type: ignore[arg-type]
             ways=ways,
             device=device,
             sampling={

@@ -71,6 +71,15 @@ def _alpha(text: str) -> str | float:
     return value
 
 
+def _layers(text: str) -> str | tuple[int, ...]:
+    if text in ("low", "high"):
+        return text
+    numbers = text.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise typer.BadParameter(f"it must be low, high or numbers of layers such as 10,12, got {text!r}; try high")
+    return tuple(map(int, numbers))
+
+
 StoreOption = Annotated[Path, typer.Option(help="Folder of the vector store.")]
 ModelOption = Annotated[
     str, typer.Option(help='"tiny" (bundled), "smollm2", a .gguf file, a folder, or a Hugging Face id.')
@@ -106,6 +115,22 @@ ContrastOption = Annotated[
         parser=_alpha,
         metavar="adaptive|NUMBER",
         help="Strength of the contrast with the base model's distribution; 0: off; adaptive: by how much they differ.",
+    ),
+]
+CadOption = Annotated[
+    object,
+    typer.Option(
+        parser=_alpha,
+        metavar="adaptive|NUMBER",
+        help="Context-aware decoding: strength of the contrast with the prompt without documents; paper: 0.5.",
+    ),
+]
+DolaOption = Annotated[
+    object,
+    typer.Option(
+        parser=_layers,
+        metavar="low|high|LAYERS",
+        help="DoLa: contrast with an earlier layer, chosen for each token; with one number always that layer.",
     ),
 ]
 SettingsOption = Annotated[

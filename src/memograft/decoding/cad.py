@@ -11,11 +11,14 @@ weights are read once for both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from memograft.decoding.contrast import Alpha, check_alpha
+from memograft.decoding.dola import Dola
 
-__all__ = ["Cad"]
+__all__ = ["Cad", "contrasts"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,15 @@ class Cad:
 
     def __post_init__(self) -> None:
         check_alpha("alpha", self.alpha)
+
+
+def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | Sequence[int] | None) -> list[Cad | Dola]:
+    """The members of a request's `processors` from the options of commands, servers and frameworks; None is none.
+
+    Raises:
+        SettingsError: as `Cad` and `Dola` raise it.
+    """
+    made: list[Cad | Dola] = [] if cad is None else [Cad(cad)]
+    if dola is not None:
+        made.append(Dola(dola if isinstance(dola, str) else tuple(dola)))
+    return made

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memograft.chat import Conversation, Plan, plan, read_conversation
+from memograft.decoding.cad import contrasts
 from memograft.documents import Document
 from memograft.engine import Engine
 from memograft.errors import SettingsError
@@ -80,6 +81,7 @@ def ask_chat(engine: Engine, settings: ServerSettings, body: ChatRequest, own: O
         overflow=body.overflow or "error",
         timeout=settings.timeout,
         bank=own.bank,
+        processors=contrasts(body.cad, body.dola),
         **how.request(),
     )
     reports = memory is not None or bool(told.documents) or own.store is not None
@@ -114,6 +116,7 @@ def ask_completion(engine: Engine, settings: ServerSettings, body: CompletionReq
             overflow=body.overflow or "error",
             timeout=settings.timeout,
             bank=own.bank,
+            processors=contrasts(body.cad, body.dola),
         )
         requests += request.copies(copies)
     reports, kind = memory is not None or bool(documents), memory.settings.kind if memory else None

@@ -203,6 +203,12 @@ class TextRequest(Model):
     token_losses: bool | None = Field(
         None, description="Whether to report the loss of each token of the memorized documents, before and after."
     )
+    cad: Annotated[float, Field(ge=0)] | Literal["adaptive"] | None = Field(
+        None, description="Context-aware decoding: strength of the contrast with the prompt without documents."
+    )
+    dola: Literal["low", "high"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        None, description="DoLa: contrast with an earlier layer; which layers, or their numbers."
+    )
 
     def memory_or(self, default: Memory | None) -> Memory | None:
         """The memory asked for; the default only if the request does not say anything about it."""

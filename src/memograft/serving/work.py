@@ -146,7 +146,8 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
 
     Raises:
         SettingsError: `bank` is no bank; `memory` belongs to another model; a token id of `logit_bias` is not in the
-            vocabulary; there are two Rtd, two Cad or two Dola; the model has no layer that Dola names.
+            vocabulary; there are two Rtd, two Cad or two Dola; Cad has no
+            document in the prompt to leave out; the model has no layer that Dola names.
         ModelMismatchError: a datastore belongs to another model.
         UnsupportedModelError: the model does not support this memory.
     """
@@ -169,6 +170,13 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
             raise SettingsError(
                 f"`processors` may hold transformers' LogitsProcessors, Rtd(...), Cad(...) and Dola(...), got "
                 f"{other!r:.80} in place {n}; pass an instance of one of them"
+            )
+    if any(alphas) and request.memory is not None:
+        documents = tuple(request.documents) or (request.memory.kept.documents if request.memory.kept else ())
+        if documents and not request.memory.settings.shown(documents):  # type: ignore[arg-type]
+            raise SettingsError(
+                f"`processors` may hold Cad only if documents are in the prompt, got alpha {alphas[0]} with "
+                f"{type(request.memory.settings).__name__}, which shows none of them; leave Cad out, or show some"
             )
     if len(dolas := [p for p in request.processors if isinstance(p, Dola)]) > 1:
         raise SettingsError(f"`processors` may hold one Dola, got {len(dolas)}; keep one of them")
