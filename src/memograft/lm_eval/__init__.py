@@ -17,9 +17,7 @@ from memograft.errors import MissingExtraError
 try:
     from lm_eval.tasks import TaskManager
 except ImportError as error:
-    raise MissingExtraError(
-        'lm-evaluation-harness is not installed; run pip install "memograft[lm-eval]"'
-    ) from error
+    raise MissingExtraError('lm-evaluation-harness is not installed; run pip install "memograft[lm-eval]"') from error
 
 from memograft.lm_eval.model import MemograftLM
 
@@ -28,6 +26,11 @@ __all__ = ["TASKS", "MemograftLM", "task_manager"]
 TASKS = Path(__file__).parent / "tasks"  # for the harness's `--include_path`
 
 
-def task_manager(**metadata: object) -> TaskManager:
-    """The harness's tasks and ours. `metadata` are arguments of tasks, such as file="nqswap-dev.jsonl"."""
-    return TaskManager(include_path=str(TASKS), metadata=metadata)
+def task_manager(*, defaults: bool = True, **metadata: object) -> TaskManager:
+    """The harness's tasks and ours.
+
+    Args:
+        defaults: whether the harness's own tasks are included, which takes seconds.
+        metadata: arguments of tasks, such as nqswap="nqswap-dev.jsonl".
+    """
+    return TaskManager(include_path=str(TASKS), include_defaults=defaults, metadata=metadata)

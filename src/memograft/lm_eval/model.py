@@ -111,9 +111,7 @@ class MemograftLM(TemplateLM):  # type: ignore[misc]
         device = None if device == "cuda:0" and not torch.cuda.is_available() else device
         model, self.tokenizer = load(self._pretrained, device, **hub)
         self._prompts = StringPrompts(self.tokenizer)
-        self.engine = Engine(
-            model, self._prompts, max_length=max_length, max_batch=self.batch_size, defaults=defaults
-        )
+        self.engine = Engine(model, self._prompts, max_length=max_length, max_batch=self.batch_size, defaults=defaults)
         self._keep = KeptAnswers(keep, self._about()) if keep else None
 
     @property
@@ -303,7 +301,7 @@ class MemograftLM(TemplateLM):  # type: ignore[misc]
         if self._keep is None:
             return self._parts(asked, answer, quiet)
         keys = [
-            self._keep.key(kind, r.args, [d.text for d in a.request.documents], a.request.query)
+            self._keep.key(kind, r.args, [d.text for d in as_documents(a.request.documents)], a.request.query)
             for r, a in zip(requests, asked, strict=True)
         ]
         found = {key: self._keep.get(key) for key in dict.fromkeys(keys)}
@@ -372,7 +370,9 @@ def _memory(name: str | None, settings: Mapping[str, object]) -> Memory | None:
         )
     if name in (None, "none", "None"):
         if settings:
-            raise SettingsError(f"`memory` must be a memory if its settings are given, got none with {sorted(settings)}")
+            raise SettingsError(
+                f"`memory` must be a memory if its settings are given, got none with {sorted(settings)}"
+            )
         return None
     if name in ("fastmem", "paper"):
         make: Callable[..., FastMem] = memograft.FastMem if name == "fastmem" else memograft.FastMem.paper

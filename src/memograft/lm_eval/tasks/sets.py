@@ -25,7 +25,7 @@ def _file(name: str, given: Mapping[str, object]) -> str:
     path = given.get(name) or os.environ.get(variable)
     if not path:
         raise SettingsError(
-            f"the task needs the file of {name}, got none; pass --metadata '{{\"{name}\": \"FILE\"}}', or set {variable}"
+            f'the task needs the file of {name}, got none; pass --metadata \'{{"{name}": "FILE"}}\', or set {variable}'
         )
     return str(path)
 
