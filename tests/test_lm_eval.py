@@ -284,9 +284,7 @@ def test_records_are_checked(memorizing: MemograftLM) -> None:
     with pytest.raises(SettingsError, match=r"`generation_kwargs` may have until, .* got \['num_beams'\]; leave them"):
         memorizing.generate_until([request("generate_until", QUESTION, {"num_beams": 2})])
     foreign = chat(memorizing) + "The answer"
-    with pytest.raises(
-        SettingsError, match=r"rendered in this run .*, got .*The answer'; leave out"
-    ):
+    with pytest.raises(SettingsError, match=r"rendered in this run .*, got .*The answer'; leave out"):
         scores(memorizing, foreign, documents=[PAGE])
 
 

@@ -50,7 +50,7 @@ class Engine(OfOneProcess, instead="make an engine in each process: Engine.from_
 
     Args:
         model: a causal LM of transformers, with any dtype, device map or quantisation. It is never changed.
-        tokenizer: its (fast) tokenizer; or a `PromptBuilder` of it, which builds the prompts instead of the default one.
+        tokenizer: its (fast) tokenizer; or a `PromptBuilder` of it, which then builds the prompts.
         max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
         max_batch: maximum number of requests that are decoded together.
         max_stall: seconds for which the preparation of new requests may keep others waiting for their next token.

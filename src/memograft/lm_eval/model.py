@@ -93,7 +93,7 @@ class MemograftLM(TemplateLM):  # type: ignore[misc]
         max_gen_toks: int = 256,
         dtype: str | None = None,
         batch_size: int | str = 16,
-        max_batch_size: int | None = None,
+        max_batch_size: int | None = None,  # noqa: ARG002
         device: str | None = None,
         **settings: object,
     ) -> None:
@@ -149,7 +149,7 @@ class MemograftLM(TemplateLM):  # type: ignore[misc]
         """What the harness writes into its results about the model, so that they can be repeated."""
         return {**self._about(), "documents": self._field, "memograft_commit": commit()}
 
-    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:  # noqa: ARG002
         """Called by the harness for `--use_cache`.
 
         Raises:

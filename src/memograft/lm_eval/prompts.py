@@ -114,8 +114,8 @@ class StringPrompts(PromptBuilder):
         if any(token in text for token in self.tokenizer.all_special_tokens if token):
             raise SettingsError(
                 "documents can be put into a prompt with control tokens only if it was rendered in this run and an "
-                f"answer follows, got {text[-60:]!r}; leave out `--cache_requests`, take a task without `gen_prefix`, or "
-                "one whose prompt has the documents"
+                f"answer follows, got {text[-60:]!r}; leave out `--cache_requests`, or take a "
+                "task without `gen_prefix`, or one whose prompt has the documents"
             )
 
 
