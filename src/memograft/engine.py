@@ -52,7 +52,7 @@ class Engine(Answers, OfOneProcess, instead="make an engine in each process: Eng
 
     Args:
         model: a causal LM of transformers, with any dtype, device map or quantisation. It is never changed.
-        tokenizer: its (fast) tokenizer.
+        tokenizer: its (fast) tokenizer; or a `PromptBuilder` of it, which then builds the prompts.
         max_length: maximum number of tokens of prompt and answer together; by default from the model's configuration.
         max_batch: maximum number of requests that are decoded together.
         max_stall: seconds for which the preparation of new requests may keep others waiting for their next token.
@@ -96,7 +96,8 @@ class Engine(Answers, OfOneProcess, instead="make an engine in each process: Eng
         self.defaults = FastMem().resolved(self._own)
         self._backbone = Backbone.of(model)
         self.fingerprint = fingerprint(self._backbone)
-        self._prompts = PromptBuilder(tokenizer)
+        self._prompts = tokenizer if isinstance(tokenizer, PromptBuilder) else PromptBuilder(tokenizer)
+        tokenizer = self._prompts.tokenizer
         self._window = min(max_length or self._backbone.max_length, self._backbone.max_length)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = int(pad or 0)

@@ -12,6 +12,7 @@ from memograft.cli.ask_app import ask
 from memograft.cli.console import err, out, print_json, progress_bar, reporting, warn
 from memograft.cli.datastore_app import datastore_app
 from memograft.cli.export_app import export
+from memograft.cli.lm_eval_app import lm_eval
 from memograft.cli.mac_app import mac_app
 from memograft.cli.memory_app import memory_app
 from memograft.cli.options import (
@@ -54,6 +55,11 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(serve)
 app.command()(export)
+app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)(lm_eval)
 app.add_typer(datastore_app, name="datastore")
 app.add_typer(keys_app, name="keys")
 app.add_typer(mac_app, name="mac")

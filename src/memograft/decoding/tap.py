@@ -29,11 +29,17 @@ class Tap:
         self.first: Tensor | None = None
         self._forced = tuple(forced)
         self._chances: list[Tensor] = []
+        self._best: list[Tensor] = []
 
     @property
     def chances(self) -> list[float]:
         """Log-probability of each forced token."""
         return [float(chance) for chance in self._chances]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each forced token was the most likely one."""
+        return all(bool(best) for best in self._best)
 
     def length(self, room: int) -> int:
         """Number of tokens that the row must generate; `room` is how many fit.
@@ -59,4 +65,5 @@ class Tap:
             return scores
         token = self._forced[min(step, len(self._forced) - 1)]
         self._chances.append(logp[token])
+        self._best.append(logp.argmax() == token)
         return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token], device=scores.device), 0.0)
