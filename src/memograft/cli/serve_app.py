@@ -10,7 +10,7 @@ from rich.text import Text
 
 from memograft.cli.console import err, out, reporting, warn
 from memograft.cli.options import AddressOption, DeviceOption, JsonOption, ModelOption, SettingsOption
-from memograft.errors import MissingExtraError, SettingsError
+from memograft.errors import SettingsError
 
 __all__ = ["keys_app", "serve"]
 
@@ -107,19 +107,14 @@ def serve(
 ) -> None:
     """Serve a model with OpenAI's protocol, on this machine or, with keys, to others."""
     with reporting(as_json=False):
-        try:
-            from memograft.cluster.replicas import ServerOf, serve_replicas
-            from memograft.server import Keys, ServerSettings, Tenants, create_app
-            from memograft.server.guard import LOOPBACK
-            from memograft.server.run import bound, check_host
-            from memograft.server.run import serve as run
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(
-                f"`memograft serve` needs {error.name}, which is not installed; run pip install 'memograft[serve]'"
-            ) from error
         from memograft.cli.models import fast_mem, load_engine
         from memograft.cluster.pool import Pool
+        from memograft.cluster.replicas import ServerOf, serve_replicas
         from memograft.passages.embedders import embedder_named
+        from memograft.server import Keys, ServerSettings, Tenants, create_app
+        from memograft.server.guard import LOOPBACK
+        from memograft.server.run import bound, check_host
+        from memograft.server.run import serve as run
 
         check_host(host, keys=keys is not None, open_to_all=no_keys)
         if keys is not None and no_keys:
