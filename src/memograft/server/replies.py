@@ -75,7 +75,7 @@ class _Reply:
     def report(self, answer: Answer) -> Json:
         """Our field: what was done with the request's documents; nothing if it has none."""
         if self.asked.raw:
-            return {"memograft": {"answer": answer_to_json(answer, self._message(answer))}}
+            return {"memograft": {"answer": answer_to_json(answer, self._parsed(answer))}}
         if not self.asked.reports:
             return {}
         citations = cited(self.text(answer), answer.documents)
@@ -96,7 +96,7 @@ class _Reply:
             for t in tokens
         ]
 
-    def _message(self, answer: Answer) -> Json | None:
+    def _parsed(self, answer: Answer) -> Json | None:
         """The answer as the model's tokenizer parses it, if the template showed tools."""
         if not self.asked.plan.tools or not self.engine.takes_tools:
             return None

@@ -153,8 +153,9 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
     """
     if request.bank is not None and not isinstance(request.bank, Bank):
         raise SettingsError(f"`bank` of a request must be a memograft.Bank or None, got {request.bank!r:.80}; make one")
-    if isinstance(request.memory, Memory | MemoryHandle):
-        request.memory.check(backbone, fingerprint)
+    memory = request.memory if isinstance(request.memory, Memory | MemoryHandle) else None
+    if memory is not None:
+        memory.check(backbone, fingerprint)
     if beyond := [id for id in request.sampling.logit_bias if id >= backbone.vocabulary]:
         raise SettingsError(
             f"the keys of `logit_bias` must be token ids below {backbone.vocabulary}, the size of the model's "
@@ -171,12 +172,12 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
                 f"`processors` may hold transformers' LogitsProcessors, Rtd(...), Cad(...) and Dola(...), got "
                 f"{other!r:.80} in place {n}; pass an instance of one of them"
             )
-    if any(alphas) and request.memory is not None:
-        documents = tuple(request.documents) or (request.memory.kept.documents if request.memory.kept else ())
-        if documents and not request.memory.settings.shown(documents):  # type: ignore[arg-type]
+    if any(alphas) and memory is not None:
+        documents = tuple(request.documents) or (memory.kept.documents if memory.kept else ())
+        if documents and not memory.settings.shown(documents):  # type: ignore[arg-type]
             raise SettingsError(
                 f"`processors` may hold Cad only if documents are in the prompt, got alpha {alphas[0]} with "
-                f"{type(request.memory.settings).__name__}, which shows none of them; leave Cad out, or show some"
+                f"{type(memory.settings).__name__}, which shows none of them; leave Cad out, or show some"
             )
     if len(dolas := [p for p in request.processors if isinstance(p, Dola)]) > 1:
         raise SettingsError(f"`processors` may hold one Dola, got {len(dolas)}; keep one of them")
