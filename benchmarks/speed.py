@@ -3,8 +3,8 @@
     make bench NQSWAP=nqswap-dev.jsonl.xz                    # all rows
     python benchmarks/speed.py --row 0.5b --row contrast     # some of them; none of these needs data
 
-Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories and drafts (decoding with it), 0.5b and 1.7b
-(memorizing, in the shapes of Qwen2.5-0.5B and Qwen3-1.7B with random weights), and in Qwen2.5-0.5B's shape peak,
+Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories, contrasts and drafts (decoding with it), 0.5b and
+1.7b (memorizing, in the shapes of Qwen2.5-0.5B and Qwen3-1.7B with random weights), and in Qwen2.5-0.5B's shape peak,
 growth, kept, carried, compacting and contrast. Parts that are compared take turns within a repetition. A ratio is the
 median over the repetitions, with the least and the largest, of CPU time, because a shared machine's clock also counts
 its neighbours; the last but one column has the ratio by the clock. Where a target is missed, the ratio of the
@@ -31,7 +31,7 @@ from costs.models import SHAPES
 from memograft import FastMem
 from memograft.evaluation.provenance import provenance
 
-WITH_DATA = {"smollm2", "memories", "drafts"}
+WITH_DATA = {"smollm2", "memories", "contrasts", "drafts"}
 LENGTHS = ((256, 5), (1024, 5), (4096, 2), (8192, 1))  # of growth: tokens, repetitions
 
 
@@ -41,6 +41,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
     return {
         "smollm2": lambda: memorizing.smollm2(args.nqswap, args.pages, repeat),
         "memories": lambda: decoding.many_memories(args.nqswap, args.pages, repeat),
+        "contrasts": lambda: decoding.contrasts(args.nqswap, args.pages, repeat),
         "drafts": lambda: decoding.drafts(args.nqswap, 2 * args.pages),
         "0.5b": lambda: memorizing.shape(half, 512, 0.7, repeat),
         "1.7b": lambda: memorizing.shape("qwen3-1.7b", 1024, 0.4, min(repeat, 3)),

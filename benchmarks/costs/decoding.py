@@ -1,15 +1,18 @@
-"""The time of decoding alone: rows with memories beside `generate`, and drafts from the prompt."""
+"""The time of decoding alone: rows with memories beside `generate`, contrasts, and drafts from the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from costs.clock import Line, Times, of_ratio, spent
+from costs.clock import Line, Times, of_ratio, spent, turns
 from memograft import Engine, FastMem
+from memograft.decoding.contrast import Contrast
+from memograft.decoding.dola import Dola
 from memograft.decoding.loop import Loop
 from memograft.decoding.row import Row
 from memograft.evaluation.readers.reading import read
@@ -17,10 +20,10 @@ from memograft.memory.base import Task, Wanted
 from memograft.model.backbone import cache_name
 from memograft.model.kv import Prefill
 from memograft.model.packed import copied
-from memograft.model.prefill import prefill
+from memograft.model.prefill import prefill, prefill_behind
 from memograft.request import Sampling
 
-__all__ = ["drafts", "many_memories"]
+__all__ = ["contrasts", "drafts", "many_memories"]
 
 TOKENS, LONGEST = 32, 48
 NEVER = 5  # a special token of SmolLM2 that no answer has
@@ -65,6 +68,38 @@ def many_memories(data: str, rows: int, repeat: int) -> list[Line]:
     ]
 
 
+def contrasts(data: str, rows: int, repeat: int) -> list[Line]:
+    """Time per token of contrasts, for one row and for `rows`: with the base model, the prompt alone, a layer."""
+    items, lines = read(data, contexts=["contradicts"], split="test", n=rows).items, []
+    with Engine.from_pretrained("smollm2") as engine:
+        engine.model.generation_config.eos_token_id = NEVER
+        model = engine._model
+        for count, most in ((1, 1.15), (rows, 1.6)):
+            asked = [[{"role": "user", "content": item.question}] for item in items[:count]]
+            pages = [item.documents for item in items[:count]]
+            prompts = [model.prompts.build(own, page) for own, page in zip(asked, pages, strict=True)]
+            ids = [prompt.ids for prompt in prompts]
+            filled = prefill(model.backbone, ids, model.pad_id)
+            wanted = [Wanted(MEMORY.resolved(), prompt, row) for row, prompt in enumerate(prompts)]
+            adapters = [brought.adapter for brought in FastMem.prepare(model, wanted, filled, Task())]
+            echoes = [model.prompts.build(own, ()).ids for own in asked]
+            echoed = prefill_behind(model.backbone, filled, ids, echoes, model.pad_id)
+            memorized = [{"adapter": adapter} for adapter in adapters]
+            ways: dict[str, tuple[Prefill, list[dict[str, Any]]]] = {
+                "memorized": (filled, memorized),
+                "contrast": (filled, [{**own, "rules": [Contrast(0.5)]} for own in memorized]),
+                "plain": (filled, [{}] * count),
+                "CAD": (echoed, [{"cad": 0.5}] * count),
+                "DoLa": (filled, [{"dola": Dola("low")}] * count),
+            }
+            parts = {way: partial(_contrasted, engine, *what) for way, what in ways.items()}
+            times = turns(parts, repeat, f"contrasts, {count} rows")
+            for way, base, target in (("contrast", "memorized", 1.15), ("CAD", "plain", most), ("DoLa", "plain", None)):
+                title = f"{way}, time per token / {base}, SmolLM2, NQ-SWAP, rows: {count}"
+                lines.append(of_ratio(title, times[way], times[base], target=target))
+    return lines
+
+
 def drafts(data: str, count: int) -> list[Line]:
     """Decoding with drafts from the prompt, and without, one question at a time; the spread is that of questions.
 
@@ -99,6 +134,13 @@ def _decode(
     while loop.rows:
         loop.step()
     return [len(row.tokens) + (row.finish_reason == "stop") for row in rows]
+
+
+def _contrasted(engine: Engine, filled: Prefill, rows: Sequence[dict[str, Any]]) -> None:
+    loop = Loop(engine._backbone, engine.tokenizer)
+    loop.add(filled, [Row(Sampling(TOKENS), TOKENS, **row) for row in rows])
+    while loop.rows:
+        loop.step()
 
 
 def _drafted(engine: Engine, filled: Prefill, most: int, said: list[int]) -> None:
