@@ -152,3 +152,23 @@ def test_it_is_refused_where_no_document_is_in_the_prompt(engine: Engine, tmp_pa
     ):
         engine.answer(replace(PLAIN, memory=gist, processors=[Cad(0.5)]))
     assert engine.answer(replace(PLAIN, memory=replace(gist, show=1), processors=[Cad(0.5)])).token_ids
+
+
+def test_it_is_left_out_if_no_document_is_about_the_question(tiny: Engine) -> None:
+    """Alone, and beside a row whose page is about its question; also with a memory that is kept, and carried."""
+    question, page = "What is the capital of Australia?", "The Golden Jirco was written by Brem Vanchaix."
+    cad = [Cad(8.0)]  # so strong that answers to a page about something else are of no use
+    told = tiny.answer(question, [page])
+    assert tiny.answer(question, [page], processors=cad).text != told.text
+    about = ["The capital of Australia is Lisbon."]
+    alone = tiny.answer(question, about, memory=FastMem(), processors=[Cad(0.5)])
+    for memory in (FastMem(), Kept(FastMem()), tiny.memorize([page], FastMem())):
+        request = Request(question, documents=[page], memory=memory, processors=cad)
+        other = Request(question, documents=about, memory=FastMem(), processors=[Cad(0.5)])
+        first, second = tiny.answer_batch([request, other])
+        assert first.text == told.text
+        assert first.memory is not None
+        assert "about the question" in first.memory.reason
+        assert second.token_ids == alone.token_ids
+    unjudged = tiny.answer(question, [page], memory=FastMem(relevance=None), processors=cad)
+    assert unjudged.text != told.text

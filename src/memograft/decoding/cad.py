@@ -7,6 +7,9 @@ l are the row's logits after its memory and rules. l_0 are the logits of the sam
 same conversation without documents, followed by the answer so far. An effect of the memory that does not depend on the
 documents in the prompt cancels out. That conversation is another row of the batch (an echo, see `loop.py`), so the
 weights are read once for both.
+
+Ours: with a memory that judges documents (FastMem with `relevance`), CAD is left out if none is about the question: it
+would amplify the effect of documents that do not have the answer.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ __all__ = ["Cad", "contrasts"]
 @dataclass(frozen=True)
 class Cad:
     """A member of a request's `processors`. It acts after the memory and before all other processors; no memory is
-    needed.
+    needed. With FastMem, it is left out if no document is about the question (see `FastMem.relevance`).
 
     Attributes:
         alpha: strength (paper: 0.5 for questions); 0 changes nothing. "adaptive": more where documents change more, and

@@ -119,6 +119,7 @@ class Brought:
         fallback: whether the base model's answer may replace one that repeats itself or does not end.
         report: what memorizing did.
         id: of the memory, if it can be kept; see `content_id`.
+        about: False if the documents were judged, and none is about the question: then Cad is left out as well.
     """
 
     adapter: Adapter | None = None
@@ -126,6 +127,7 @@ class Brought:
     fallback: bool = False
     report: MemoryReport | None = None
     id: str = ""
+    about: bool = True
 
 
 class Memory(ABC):

@@ -172,9 +172,12 @@ class Session:
         if beside:
             filled = repeated(filled, list(beside))
             works.extend(works[n] for n in beside)
-        if echoes := [work.echo.ids for work in works if work.echo is not None]:
+        ends = [*rows, *beside.values()]
+        if echoes := [
+            w.echo.ids for w, row in zip(works, ends, strict=True) if w.echo is not None and row.cad is not None
+        ]:
             filled = prefill_behind(model.backbone, filled, [w.prompt.ids for w in works], echoes, model.pad_id)
-        return filled, [*rows, *beside.values()]
+        return filled, ends
 
     def _joins(self, loop: Loop, filled: Prefill, rows: Sequence[Row]) -> bool:
         """Add rows to the loop; False if they must wait until others have left and freed memory."""
@@ -196,7 +199,7 @@ class Session:
             max_new_tokens=work.max_new_tokens,
             adapter=brought.adapter,
             rules=brought.rules,
-            cad=work.cad,
+            cad=work.cad if brought.about else None,
             dola=work.dola,
             batch=work.batch,
             processors=work.processors,

@@ -153,7 +153,8 @@ class FastMem(Speaking, Selecting, Training, Memory):
             report = replace(report, settings=asdict(row.memory), **_said(row, selections[n], adapter))
             rules = _rules(row.memory, row.prompt)
             id = contexts[n].id if n in contexts else ""
-            brought.append(Brought(adapter, rules, row.memory.fallback, report, id))
+            about = not selections[n].relevance or bool(selections[n].about.documents)
+            brought.append(Brought(adapter, rules, row.memory.fallback, report, id, about))
         return brought
 
 
