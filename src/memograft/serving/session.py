@@ -25,7 +25,7 @@ from memograft.decoding.row import Row
 from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Model, Task, Wanted, by_kind
 from memograft.memory.report import MemoryReport
-from memograft.model.kv import Prefill, repeated
+from memograft.model.kv import Prefill, Segment, repeated
 from memograft.model.prefill import Pace, prefill, prefill_behind
 from memograft.serving.answer import answer_of
 from memograft.serving.aside import Aside
@@ -172,9 +172,23 @@ class Session:
         if beside:
             filled = repeated(filled, list(beside))
             works.extend(works[n] for n in beside)
-        if echoes := [work.echo.ids for work in works if work.echo is not None]:
-            filled = prefill_behind(model.backbone, filled, [w.prompt.ids for w in works], echoes, model.pad_id)
+        if any(work.echo is not None for work in works):
+            filled = self._with_echoes(filled, works, task)
         return filled, [*rows, *beside.values()]
+
+    def _with_echoes(self, filled: Prefill, works: list[Work], task: Task) -> Prefill:
+        """Add a row for each prompt without documents.
+
+        Of the request's memory it has what does not stand for documents: the prefix of a Mac.
+        """
+        model, echoes = self._model, [(work.memory, work.echo) for work in works if work.echo is not None]
+        segments: list[Segment | None] = [None] * len(echoes)
+        wanted = [Wanted(memory, echo, n, task=task) for n, (memory, echo) in enumerate(echoes) if memory is not None]
+        for kind, some in by_kind(wanted):
+            for want, segment in zip(some, kind.before(model, some), strict=True):
+                segments[want.row] = segment
+        prompts, bare = [work.prompt.ids for work in works], [echo.ids for _, echo in echoes]
+        return prefill_behind(model.backbone, filled, prompts, bare, model.pad_id, segments)
 
     def _joins(self, loop: Loop, filled: Prefill, rows: Sequence[Row]) -> bool:
         """Add rows to the loop; False if they must wait until others have left and freed memory."""
