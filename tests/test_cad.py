@@ -11,7 +11,8 @@ import torch
 
 from families import build
 from gists import saved_gist
-from memograft import Cad, Dola, Engine, FastMem, Gist, Kept, Request, Sampling
+from macs import bank_of
+from memograft import Cad, Compacted, Datastore, Dola, Engine, FastMem, Gist, Kept, Mac, Memory, Request, Rtd, Sampling
 from memograft.errors import SettingsError
 from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
@@ -172,3 +173,46 @@ def test_it_is_left_out_if_no_document_is_about_the_question(tiny: Engine) -> No
         assert second.token_ids == alone.token_ids
     unjudged = tiny.answer(question, [page], memory=FastMem(relevance=None), processors=cad)
     assert unjudged.text != told.text
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_what_the_prompt_without_documents_has_of_a_memory(make_engine: Any, tmp_path: Path, family: str) -> None:
+    """The prefix or LoRA of a Mac, which does not stand for the documents, and nothing of what does; alone and beside
+    others.
+    """
+    engine = make_engine(family)
+    prefix, lora = (Mac(str(bank_of(engine, tmp_path / kind, modulation=kind).path)) for kind in ("prefix", "lora"))
+    trained = replace(prefix, memory=replace(STRONG, gate=None))
+    gist = Gist(str(saved_gist(engine, tmp_path / "gist")), show=1)
+    cases: list[tuple[Memory, Memory | None]] = [
+        *((mac, mac) for mac in (prefix, lora)),
+        *((memory, None) for memory in (gist, Kept(), Compacted(ratio=2))),
+    ]
+    without = engine.next_token_logprobs(replace(PLAIN, documents=(), processors=()))
+    for memory, left in cases:
+        request = replace(PLAIN, memory=memory)
+        own = engine.next_token_logprobs(replace(request, processors=()))
+        bare = engine.next_token_logprobs(replace(PLAIN, documents=(), processors=(), memory=left))
+        expected = ((1 + ALPHA) * own - ALPHA * bare).log_softmax(-1)
+        torch.testing.assert_close(engine.next_token_logprobs(request), expected, rtol=1e-3, atol=1e-3)
+        otherwise = ((1 + ALPHA) * own - ALPHA * without).log_softmax(-1)
+        assert float((expected - own).abs().max()) > 0.1, "it changed nothing: the test shows nothing"
+        assert left is None or float((expected - otherwise).abs().max()) > 0.1
+    requests = [PLAIN, *(replace(PLAIN, memory=memory) for memory in (*(m for m, _ in cases), trained))]
+    alone = [engine.answer(request).token_ids for request in requests]
+    assert [answer.token_ids for answer in engine.answer_batch(requests)] == alone
+
+
+def test_a_datastore_acts_on_the_contrasted_distribution(engine: Engine) -> None:
+    """Its share of a token is as without CAD, because the row's states are."""
+    with Datastore.build(engine, [(ASK, "In Bergen."), ("Who wrote it?", "A sailor.")], progress=False) as store:
+        rtd, weight = Rtd(store, weight=0.4, gate=None), 0.4
+
+        def found(*processors: Any) -> torch.Tensor:
+            return engine.next_token_logprobs(replace(PLAIN, processors=processors)).exp()
+
+        share = (found(rtd) - (1 - weight) * found()) / weight
+        expected = weight * share + (1 - weight) * found(Cad(ALPHA))
+        torch.testing.assert_close(found(rtd, Cad(ALPHA)), expected, rtol=1e-3, atol=1e-5)
+        assert float((found(Cad(ALPHA)) - found()).abs().sum()) > 1e-3
+        assert float((share - found()).abs().sum()) > 1e-2

@@ -14,10 +14,24 @@ from pathlib import Path
 
 import openai
 import pytest
+from transformers import TemperatureLogitsWarper
 
 from conformance.fixtures import nonsense
 from gates import until
-from memograft import Bank, Cad, Document, Engine, FastMem, Gist, Kept, MemoryReport, RemoteEngine, Request, Sampling
+from memograft import (
+    Bank,
+    Cad,
+    Document,
+    Dola,
+    Engine,
+    FastMem,
+    Gist,
+    Kept,
+    MemoryReport,
+    RemoteEngine,
+    Request,
+    Sampling,
+)
 from memograft.client.plain import Plain
 from memograft.client.protocol import Assembled
 from memograft.client.wire import answer_from_json, answer_to_json
@@ -71,6 +85,23 @@ def test_an_answer_is_that_of_the_engine(far: RemoteEngine, tiny: Engine) -> Non
     assert (far.is_memograft, far.max_length, far.takes_tools, far.takes_system) == (True, 512, False, True)
 
 
+@pytest.mark.parametrize(
+    "processors", [[Cad(0.5)], [Cad("adaptive"), Dola("low")], [Dola((0, 1))]], ids=["cad", "both", "layers"]
+)
+def test_contrasts_are_those_of_the_server(far: RemoteEngine, tiny: Engine, processors: list[Cad | Dola]) -> None:
+    request = Request(QUESTION, documents=[PAGE], processors=processors, logprobs=0)
+    near, found = tiny.answer(request), far.answer(request)
+    logprobs = [[token.logprob for token in answer.logprobs] for answer in (near, found)]
+    assert (found.text, logprobs[1]) == (near.text, pytest.approx(logprobs[0], abs=1e-4))
+    plain = [token.logprob for token in tiny.answer(replace(request, processors=())).logprobs]
+    assert logprobs[0] != pytest.approx(plain, abs=1e-3), "they change nothing: the test shows nothing"
+
+
+def test_another_server_has_no_contrasts() -> None:
+    with pytest.raises(SettingsError, match=r"act in the engine's process, which a server is not, got Dola\(layers="):
+        Plain("base", None).body(Request("Who?", processors=[Dola()]))
+
+
 def test_answers_of_several_event_loops_and_of_a_batch(far: RemoteEngine) -> None:
     async def ask() -> str:
         return (await far.aanswer(QUESTION)).text
@@ -91,9 +122,10 @@ def test_numbers_that_are_not_finite_stay_so(tiny: Engine) -> None:
     ("request_", "match"),
     [
         (
-            Request("Who?", processors=[Cad()]),
-            "`processors` .* act in the engine's process, which a server is not, got C",
+            Request("Who?", processors=[Cad(), TemperatureLogitsWarper(2.0)]),
+            "`processors` .* act in the engine's process, which a server is not, got <.*Warper",
         ),
+        (Request("Who?", processors=[Cad(), Cad(1)]), r"may hold one Cad, got Cad\(alpha=1\) too; keep one of them"),
         (Request("Who?", memory=3), "`memory` of a request to a server must be FastMem.*, got int, which belongs to"),  # type: ignore[arg-type]
     ],
 )

@@ -27,7 +27,7 @@ from memograft.server import ServerSettings, add_key
 ray: Any = pytest.importorskip("ray", reason="needs Ray: pip install 'memograft[ray]'")
 
 pytestmark = [
-    # Ray Data sets options that it has itself deprecated: https://github.com/ray-project/ray/issues/52494
+    # Ray Data sets options that it has itself deprecated: https://github.com/ray-project/ray/issues/65302
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.timeout(600),
 ]

@@ -19,6 +19,7 @@ from memograft.chat import (
     to_documents,
     usage_of,
 )
+from memograft.decoding.cad import contrasts
 
 __all__ = ["answered"]
 
@@ -32,6 +33,8 @@ def answered(
     documents: Sequence[Any] | None = None,
     memory: Any = "fastmem",
     datastore: Rtd | None = None,
+    cad: Any = None,
+    dola: Any = None,
     tools: Sequence[Any] = (),
     tool_choice: Any = None,
     parallel: bool | None = None,
@@ -48,7 +51,7 @@ def answered(
         messages=told.messages,
         documents=told.documents,
         memory=FastMem() if memory == "fastmem" else memory,
-        processors=() if datastore is None else (datastore,),
+        processors=[*([] if datastore is None else [datastore]), *contrasts(cad, dola)],
         query=options.pop("query", None) or told.query,
         sampling=Sampling(max_tokens, **chosen),
         **how.request(),

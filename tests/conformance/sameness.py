@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from conformance.front import Front, Message, Piece, Said, user
 from conformance.pages import DRENNIA, KNOWN, OTHER, OTHER_QUESTION, PAGE, QUESTION, TORSTAD, VELMORA
 from conformance.reference import answered
 from memograft import Datastore, Document, Engine, FastMem, Rtd
+from memograft.errors import SettingsError
 
 __all__ = ["Sameness", "every_way"]
 
@@ -73,6 +75,8 @@ CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
         user(QUESTION),
         {"temperature": 3.0, "seed": 7, "min_p": 0.01, "repetition_penalty": 1.3, "logit_bias": {5: -100.0}},
     ),
+    "contrasts": (user(QUESTION), {"documents": PAGES, "cad": "adaptive", "dola": "low", "logprobs": 2}),
+    "a contrast with layers": (user(QUESTION), {"dola": (0, 1), "logprobs": 2}),
     "stopped": (user(QUESTION), {"stop": [" Canb"], "logprobs": 2}),
     "cut off": (user(QUESTION), {"max_tokens": 2}),
     "a forced call": (user(QUESTION), {"tools": [LOOK, WEATHER_TOOL], "tool_choice": "look", "max_tokens": 60}),
@@ -122,6 +126,37 @@ class Sameness(Case):
             expected = answered(calling, messages, memory=None, **{"max_tokens": 60, **options})
             for said in every_way(chat, messages, **options):
                 assert said.facts() == expected.facts()
+
+    def test_of_contrasts_as_settings(self) -> None:
+        asked: dict[str, Any] = {"documents": PAGES, "memory": None, "logprobs": 2}
+        named = self.front.named("tiny", cad=0.5, dola=(0, 1), max_tokens=32)
+        front = named.around(pickle.loads(pickle.dumps(named.own)))
+        found = []
+        for given, used in (
+            ({}, {"cad": 0.5, "dola": (0, 1)}),
+            ({"cad": None}, {"dola": (0, 1)}),
+            ({"dola": "high", "cad": 1}, {"cad": 1, "dola": "high"}),
+            ({"cad": None, "dola": None}, {}),
+        ):
+            expected = answered(front.engine, user(QUESTION), **asked, **used)
+            assert front.ask(user(QUESTION), **asked, **given).facts() == expected.facts()
+            found.append(expected.logprobs)
+        assert all(one != other for n, one in enumerate(found) for other in found[:n]), "they do not differ"
+
+    @pytest.mark.parametrize(
+        ("given", "match"),
+        [
+            ({"cad": -1.0}, "`alpha` must be a number that is not negative, got -1.0"),
+            ({"cad": "much"}, "`alpha` must be a number that is not negative, got 'much'|Input should be 'adaptive'"),
+            ({"dola": ()}, r'`layers` must be "low", "high" or numbers of layers from 0, got \(\)'),
+            ({"dola": "middle"}, "`layers` must be .*, got 'middle'|Input should be 'low' or 'high'"),
+        ],
+    )
+    def test_contrasts_out_of_range(self, chat: Front, given: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            self.front.named("tiny", **given)
+        with pytest.raises(SettingsError, match=match):
+            chat.text(QUESTION, **given)
 
     def test_of_a_datastore(self, chat: Front, store: Datastore) -> None:
         for question, gate in ((VELMORA, "auto"), (DRENNIA, "auto"), (QUESTION, None)):

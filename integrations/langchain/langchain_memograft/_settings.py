@@ -16,15 +16,16 @@ from langchain_memograft._engine import DEFAULT_MEMORY, resolve_memory
 from langchain_memograft._errors import MemograftInvalidRequestError, translated
 
 if TYPE_CHECKING:
-    from memograft import Document, Memory, MemoryHandle, Request, Rtd, Sampling
+    from memograft import Cad, Document, Dola, Memory, MemoryHandle, Request, Rtd, Sampling
 
 __all__ = ["CALL_OPTIONS", "AskingSettings", "only"]
 
 # The arguments of a call besides `stop`: names of fields, and arguments that only calls have.
 CALL_OPTIONS = frozenset(
     (
-        *("datastore", "documents", "logit_bias", "max_retries", "max_tokens", "memory", "memory_id", "min_p", "model"),
-        *("n", "overflow", "query", "repetition_penalty", "seed", "temperature", "timeout", "top_k", "top_p"),
+        *("cad", "datastore", "documents", "dola", "logit_bias", "max_retries", "max_tokens", "memory", "memory_id"),
+        *("min_p", "model", "n", "overflow", "query", "repetition_penalty", "seed", "temperature", "timeout", "top_k"),
+        "top_p",
     )
 )
 
@@ -78,6 +79,14 @@ class AskingSettings(UsesDatastore):
     overflow: Literal["error", "drop", "truncate"] = "error"
     """If the prompt is too long: raise, drop the lowest-ranked documents, or truncate them."""
 
+    cad: float | Literal["adaptive"] | None = None
+    """Context-aware decoding (arXiv 2305.14739): strength of the contrast with the prompt without documents. "adaptive"
+    chooses it for each token (AdaCAD); None is off."""
+
+    dola: Literal["low", "high"] | tuple[int, ...] | None = None
+    """DoLa (arXiv 2309.03883): contrast with an earlier layer of the "low" or "high" half, or with one of these layers;
+    None is off."""
+
     @model_validator(mode="after")
     def _check_memory(self) -> Self:
         if self.memory is not None and self.memory != DEFAULT_MEMORY:
@@ -89,6 +98,7 @@ class AskingSettings(UsesDatastore):
         """Refuse fields out of their range before a model is loaded."""
         with translated():
             self._sampling(None, {})
+            self._contrasts({})
         return self
 
     def _check_call(self, given: Mapping[str, Any], known: Iterable[str]) -> None:
@@ -124,7 +134,7 @@ class AskingSettings(UsesDatastore):
                     messages=messages,
                     documents=documents,
                     memory=self._memory_of(given),
-                    processors=() if rtd is None else (rtd,),
+                    processors=[*([] if rtd is None else [rtd]), *self._contrasts(given)],
                     sampling=self._sampling(stop, given),
                     overflow=self._setting(given, "overflow"),
                     timeout=self._setting(given, "timeout"),
@@ -156,6 +166,15 @@ class AskingSettings(UsesDatastore):
             logit_bias=self._setting(given, "logit_bias", {}),
         )
 
+    def _contrasts(self, given: Mapping[str, Any]) -> list[Cad | Dola]:
+        """The contrasts of a call, in which None turns one off."""
+        cad, dola = given.get("cad", self.cad), given.get("dola", self.dola)
+        if cad is None and dola is None:
+            return []
+        from memograft.decoding.cad import contrasts  # imports torch
+
+        return contrasts(cad, dola)
+
     def _memory_of(self, given: Mapping[str, Any]) -> Memory | MemoryHandle | ServedMemory | None:
         if given.get("memory_id") is not None:
             if given.get("memory") is not None:
@@ -171,7 +190,7 @@ class AskingSettings(UsesDatastore):
         """All that answers depend on, for cache keys and traces: model, settings, datastore and memories."""
         names = (
             *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "logit_bias", "max_tokens", "stop"),
-            *("seed", "n", "overflow"),
+            *("seed", "n", "overflow", "cad", "dola"),
         )
         params: dict[str, Any] = {"model": self.model, "base_url": self.base_url, "model_kwargs": self.model_kwargs}
         if self.engine is not None:

@@ -58,13 +58,14 @@ class _Asked:
     requests: list[Request]
     plan: Plan
     model: str
+    cites: bool  # whether there is a datastore
 
     def result(self, answers: Sequence[Answer]) -> ChatResult:
         messages = [message_of(answer, self.plan.read(self.engine, answer), self.model) for answer in answers]
         return ChatResult(generations=[ChatGeneration(message=message) for message in messages])
 
     def chunk(self, piece: str) -> AIMessageChunk:
-        return AIMessageChunk(content=piece_of(piece) if self.requests[0].processors else piece)
+        return AIMessageChunk(content=piece_of(piece) if self.cites else piece)
 
     def last_chunk(self, answer: Answer, streamed: str) -> AIMessageChunk:
         return last_chunk(answer, self.plan.read(self.engine, answer), self.model, streamed=streamed)
@@ -385,12 +386,11 @@ class ChatMemograft(AskingSettings, BaseChatModel):
             logprobs=self._logprobs(given),
             **how.request(),
         )
-        return _Asked(engine, requests, how, given.get("model") or self.model)
+        return _Asked(engine, requests, how, given.get("model") or self.model, rtd is not None)
 
     def _logprobs(self, given: Mapping[str, Any]) -> int | None:
         wanted = given.get("logprobs")
-        count = given.get("top_logprobs")
-        count = self.top_logprobs if count is None else count
+        count = self._setting(given, "top_logprobs")
         if self.logprobs if wanted is None else wanted:
             return count or 0
         if given.get("top_logprobs") is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 
 from memograft.chat import json_like
 from memograft.client.protocol import Protocol, documents_of
 from memograft.client.wire import ServedAnswer, answer_from_json
+from memograft.decoding.cad import Cad
+from memograft.decoding.dola import Dola
 from memograft.documents import Document
 from memograft.errors import SettingsError
 from memograft.memory.base import Memory
@@ -32,6 +35,20 @@ class Ours(Protocol):
         if isinstance(request.memory, ServedMemory):
             return body if request.memory == AS_SERVED else {**body, "memory": request.memory.id}
         return {**body, "memory": None if request.memory is None else memory_to_json(request.memory)}
+
+    def contrasts(self, processors: Sequence[object]) -> JsonObject:
+        """The fields for Cad and Dola; all other processors are refused."""
+        found: JsonObject = {}
+        for each in processors:
+            if not isinstance(each, Cad | Dola):
+                return super().contrasts([each])
+            name = "cad" if isinstance(each, Cad) else "dola"
+            if name in found:
+                raise SettingsError(
+                    f"`processors` may hold one {type(each).__name__}, got {each!r} too; keep one of them"
+                )
+            found[name] = each.alpha if isinstance(each, Cad) else each.layers
+        return found
 
     def answer(self, completion: JsonObject, request: Request, seconds: float) -> ServedAnswer:  # noqa: ARG002
         """The engine's answer, which is beside the choices."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memograft.client.wire import ServedAnswer
@@ -37,11 +37,6 @@ class Protocol(ABC):
         Raises:
             SettingsError: the server cannot do what it asks for.
         """
-        if request.processors:
-            raise SettingsError(
-                f"`processors` (and a datastore, which is one) act in the engine's process, which a server is not, got "
-                f"{request.processors[0]!r:.80}; leave them out, or use an Engine of this process"
-            )
         if request.bank is not None:
             raise SettingsError(
                 f"`bank` is a folder of this machine, and the server has its own, got {request.bank!r:.80}; leave it "
@@ -71,7 +66,20 @@ class Protocol(ABC):
         if request.json_schema is not None:
             schema = {"name": "answer", "schema": dict(request.json_schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
+        return body | self.contrasts(request.processors)
+
+    def contrasts(self, processors: Sequence[object]) -> JsonObject:
+        """The fields for a request's processors.
+
+        Raises:
+            SettingsError: the server cannot have one of them.
+        """
+        if processors:
+            raise SettingsError(
+                f"`processors` (and a datastore, which is one) act in the engine's process, which a server is not, got "
+                f"{processors[0]!r:.80}; leave them out, or use an Engine of this process"
+            )
+        return {}
 
     @abstractmethod
     def answer(self, completion: JsonObject, request: Request, seconds: float) -> ServedAnswer:

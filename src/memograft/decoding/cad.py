@@ -3,10 +3,11 @@
     l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
     alpha = JSD(p(documents, question), p_0(question)) in nats, for each token     ("adaptive": AdaCAD, 2409.07394)
 
-l are the row's logits after its memory and rules. l_0 are the logits of the same model, with the same memory, for the
-same conversation without documents, followed by the answer so far. An effect of the memory that does not depend on the
-documents in the prompt cancels out. That conversation is another row of the batch (an echo, see `loop.py`), so the
-weights are read once for both.
+l are the row's logits after its memory and rules. l_0 are the logits of the same model for the same conversation
+without documents, followed by the answer so far. They have the memory's weights and rules too, and the prefix of a Mac,
+so their effects that do not depend on the documents in the prompt cancel out. They do not have what stands for
+documents: the keys and values of Kept and Compacted, and all gists of Gist. A datastore acts on the contrasted logits.
+That conversation is another row of the batch (an echo, see `loop.py`), so the weights are read once for both.
 
 Ours: with a memory that judges documents (FastMem with `relevance`), CAD is left out if none is about the question: it
 would amplify the effect of documents that do not have the answer.
@@ -14,7 +15,6 @@ would amplify the effect of documents that do not have the answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,7 +50,7 @@ class Cad:
         check_alpha("alpha", self.alpha)
 
 
-def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | Sequence[int] | None) -> list[Cad | Dola]:
+def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | list[int] | tuple[int, ...] | None) -> list[Cad | Dola]:
     """The members of a request's `processors` from the options of commands, servers and frameworks; None is none.
 
     Raises:
@@ -58,5 +58,5 @@ def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | Sequence[int] | 
     """
     made: list[Cad | Dola] = [] if cad is None else [Cad(cad)]
     if dola is not None:
-        made.append(Dola(dola if isinstance(dola, str) else tuple(dola)))
+        made.append(Dola(tuple(dola) if isinstance(dola, list) else dola))
     return made

@@ -196,9 +196,15 @@ def _prefill(
 
 
 def prefill_behind(
-    backbone: Backbone, filled: Prefill, prompts: Sequence[Sequence[int]], more: Sequence[Sequence[int]], pad_id: int
+    backbone: Backbone,
+    filled: Prefill,
+    prompts: Sequence[Sequence[int]],
+    more: Sequence[Sequence[int]],
+    pad_id: int,
+    segments: Sequence[Segment | None] | None = None,
 ) -> Prefill:
-    """One batch for decoding: the rows of `filled`, which were made from `prompts`, followed by rows for `more`.
+    """One batch for decoding: the rows of `filled`, which were made from `prompts`, followed by rows for `more`, which
+    begin with `segments`.
 
     Raises:
         UnsupportedModelError: as `prefill` does.
@@ -208,7 +214,7 @@ def prefill_behind(
             raise _cannot_share(backbone)
         return prefill(backbone, [*prompts, *more], pad_id)
     count = len(prompts)
-    below = prefill(backbone, more, pad_id)
+    below = prefill(backbone, more, pad_id, segments)
     return join(backbone, [(filled, range(count)), (below, range(count, count + len(more)))])
 
 

@@ -25,7 +25,7 @@ from memograft.decoding.row import Row
 from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Model, Task, Wanted, by_kind
 from memograft.memory.report import MemoryReport
-from memograft.model.kv import Prefill, repeated
+from memograft.model.kv import Prefill, Segment, repeated
 from memograft.model.prefill import Pace, prefill, prefill_behind
 from memograft.serving.answer import answer_of
 from memograft.serving.aside import Aside
@@ -173,11 +173,23 @@ class Session:
             filled = repeated(filled, list(beside))
             works.extend(works[n] for n in beside)
         ends = [*rows, *beside.values()]
-        if echoes := [
-            w.echo.ids for w, row in zip(works, ends, strict=True) if w.echo is not None and row.cad is not None
-        ]:
-            filled = prefill_behind(model.backbone, filled, [w.prompt.ids for w in works], echoes, model.pad_id)
-        return filled, ends
+        echoed = [n for n, row in enumerate(ends) if row.cad is not None]
+        return self._with_echoes(filled, works, echoed, task) if echoed else filled, ends
+
+    def _with_echoes(self, filled: Prefill, works: list[Work], echoed: Sequence[int], task: Task) -> Prefill:
+        """Add the rows of the prompts without documents, for the `echoed` rows.
+
+        Of the request's memory it has what does not stand for documents: the prefix of a Mac.
+        """
+        model, own = self._model, [works[n] for n in echoed]
+        echoes = [(work.memory, work.echo) for work in own if work.echo is not None]
+        segments: list[Segment | None] = [None] * len(echoes)
+        wanted = [Wanted(memory, echo, n, task=task) for n, (memory, echo) in enumerate(echoes) if memory is not None]
+        for kind, some in by_kind(wanted):
+            for want, segment in zip(some, kind.before(model, some), strict=True):
+                segments[want.row] = segment
+        prompts, bare = [work.prompt.ids for work in works], [echo.ids for _, echo in echoes]
+        return prefill_behind(model.backbone, filled, prompts, bare, model.pad_id, segments)
 
     def _joins(self, loop: Loop, filled: Prefill, rows: Sequence[Row]) -> bool:
         """Add rows to the loop; False if they must wait until others have left and freed memory."""

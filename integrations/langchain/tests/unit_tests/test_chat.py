@@ -124,6 +124,13 @@ def test_the_last_chunk_of_a_stream_has_the_facts(chat: ChatMemograft) -> None:
     assert len([c for c in chunks if c.usage_metadata]) == len([c for c in chunks if c.response_metadata]) == 1
 
 
+def test_contrasts_cite_nothing_and_are_in_cache_keys(chat: ChatMemograft) -> None:
+    contrasted = chat.model_copy(update={"cad": 0.5, "dola": (0, 1)})
+    assert {type(chunk.content) for chunk in contrasted.stream(QUESTION, documents=[PAGE])} == {str}
+    keys = [one._get_llm_string() for one in (chat, contrasted)] + [chat._get_llm_string(dola=(0, 1))]
+    assert len(set(keys)) == 3
+
+
 def test_stream_events_of_every_version(chat: ChatMemograft) -> None:
     stream = chat.stream_events(QUESTION, version="v3", documents=[PAGE])
     assert "".join(stream.text) == PAGE

@@ -20,9 +20,19 @@ from memograft.memory.served import AS_SERVED, served_memory
 from memograft.shared import refuse_local
 
 if TYPE_CHECKING:
-    from memograft import Answer, Engine, RemoteEngine
+    from memograft import Answer, Cad, Dola, Engine, RemoteEngine
 
-__all__ = ["DEFAULT_MEMORY", "OPTIONS", "Call", "checked_retries", "memory_of", "prepare", "refuse_unknown", "renamed"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "OPTIONS",
+    "Call",
+    "checked_retries",
+    "contrasts_of",
+    "memory_of",
+    "prepare",
+    "refuse_unknown",
+    "renamed",
+]
 
 DEFAULT_MEMORY = "fastmem"  # a string, because FastMem() would import torch with this module
 
@@ -57,7 +67,7 @@ _ELSEWHERE = {  # arguments of ChatMemograft that this class has in another form
 }
 
 # Settings of an LLM that the arguments of a call can override.
-OPTIONS = (*_SAMPLING, *_REQUEST, "datastore", "context_delimiters", "max_retries")
+OPTIONS = (*_SAMPLING, *_REQUEST, "datastore", "cad", "dola", "context_delimiters", "max_retries")
 
 
 @dataclass(frozen=True)
@@ -194,7 +204,7 @@ def prepare(
         messages=told.messages,
         documents=told.documents,
         query=query or told.query,
-        processors=() if rtd is None else (rtd,),
+        processors=[*([] if rtd is None else [rtd]), *contrasts_of(values["cad"], values["dola"])],
         sampling=sampling,
         **asked.request(),
         **{name: values[name] for name in _REQUEST} | {"memory": memory_of(values["memory"], base_url)},
@@ -214,6 +224,19 @@ def _plan(engine: Engine | RemoteEngine, options: dict[str, Any]) -> Plan:
             raise SettingsError("`json_schema` and `response_format` both set the answer's form, got both; pass one")
         wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
     return plan(engine, tools, choice, wanted, many=options.pop("allow_parallel_tool_calls", None))
+
+
+def contrasts_of(cad: Any, dola: Any) -> list[Cad | Dola]:
+    """The processors for the settings `cad` and `dola`; None is none. torch is imported only if there is one.
+
+    Raises:
+        SettingsError: a value is out of its range.
+    """
+    if cad is None and dola is None:
+        return []
+    from memograft.decoding.cad import contrasts
+
+    return contrasts(cad, dola)
 
 
 def memory_of(value: Any, base_url: str | None = None) -> Any:

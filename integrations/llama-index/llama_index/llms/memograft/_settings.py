@@ -14,7 +14,14 @@ from llama_index.core.bridge.pydantic import (
     model_validator,
 )
 from llama_index.llms.memograft import _datastores
-from llama_index.llms.memograft._calls import DEFAULT_MEMORY, checked_retries, memory_of, refuse_unknown, renamed
+from llama_index.llms.memograft._calls import (
+    DEFAULT_MEMORY,
+    checked_retries,
+    contrasts_of,
+    memory_of,
+    refuse_unknown,
+    renamed,
+)
 from llama_index.llms.memograft._errors import named
 from llama_index.llms.memograft._function_calling import FunctionCalling
 from memograft.memory.bank import place_of
@@ -42,6 +49,8 @@ class Settings(FunctionCalling):
     logit_bias: dict[int, float] = Field(default_factory=dict, description="Numbers for logits, by token id.")
     seed: int | None = Field(default=None, description="Seed for sampling.")
     stop: list[str] = Field(default_factory=list, description="Strings at which an answer ends.")
+    cad: float | Literal["adaptive"] | None = Field(default=None, description="Context-aware decoding: strength.")
+    dola: Literal["low", "high"] | tuple[int, ...] | None = Field(default=None, description="DoLa: which layers.")
     timeout: float | None = Field(default=None, description="Seconds after which a request fails.")
     max_retries: int = Field(default=0, description="How often a request is repeated after a timeout.")
     overflow: Literal["error", "drop", "truncate"] = Field(default="error", description="For prompts too long.")
@@ -123,6 +132,7 @@ class Settings(FunctionCalling):
                 repetition_penalty=self.repetition_penalty,
                 logit_bias=self.logit_bias,
             )
+            contrasts_of(self.cad, self.dola)
         checked_retries(self.max_retries)
         if self.base_url is not None:
             memory_of(self.memory, self.base_url)

@@ -80,6 +80,10 @@ class Memograft(Settings):
         logit_bias: token ids, each with a number that is added to its logit; -100 practically excludes a token.
         seed: for sampling; with it, answers are reproducible.
         stop: strings at which an answer ends.
+        cad: context-aware decoding (arXiv 2305.14739), the strength of the contrast with the prompt without documents;
+            "adaptive" chooses it for each token (AdaCAD). None is off.
+        dola: contrast with an earlier layer (arXiv 2309.03883) of the "low" or "high" half, or with one of these
+            layers. None is off.
         timeout: seconds after which a request fails; None is no limit.
         max_retries: how often a request is repeated after a timeout. Streams are not repeated.
         overflow: for documents that do not fit: "error", "drop" or "truncate", lowest-ranked first.
@@ -357,7 +361,7 @@ class Memograft(Settings):
         settings = {name: getattr(self, name) for name in OPTIONS}
         call = prepare(self.engine, self.model, settings, messages, given, self.base_url)
         if isinstance(given.get("datastore", self.datastore), str | Path | Mapping):
-            used = call.request.processors
+            used = [each for each in call.request.processors if hasattr(each, "datastore")]
             self._held = (*used, *(rtd for rtd in self._held if rtd not in used))[:_HELD]
         return call
 
