@@ -1,0 +1,91 @@
+"""`memograft migrate to-qdrant | from-qdrant`: copy a vector store with its vectors, without embedding again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memograft.cli.console import out, reporting
+from memograft.cli.options import STORE, JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from memograft.passages.qdrant import Copied
+
+migrate_app = typer.Typer(
+    help="Copy a vector store to and from other databases, with its vectors.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+PlaceArgument = Annotated[
+    str, typer.Argument(help="Qdrant server (http://...), or a folder of Qdrant's local mode.", metavar="URL|FOLDER")
+]
+CollectionArgument = Annotated[str, typer.Argument(help="Name of the collection.")]
+KeyOption = Annotated[
+    str | None, typer.Option(help="Key of the server; better in the environment.", envvar="QDRANT_API_KEY")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Passages per request.")]
+
+
+@migrate_app.command("to-qdrant")
+def to_qdrant(
+    target: PlaceArgument,
+    collection: CollectionArgument,
+    store: StoreOption = STORE,
+    api_key: KeyOption = None,
+    batch_size: BatchOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store into a Qdrant collection that langchain-qdrant can read. A second run writes only what is new."""
+    with reporting(as_json) as result:
+        from memograft.passages import qdrant
+        from memograft.passages.vector_store import VectorStore
+
+        with VectorStore.open(store, read_only=True) as opened:
+            copied = qdrant.to_qdrant(
+                opened, target, collection, api_key=api_key, batch_size=batch_size, progress=not as_json
+            )
+        result |= _reported(copied, collection, as_json)
+
+
+@migrate_app.command("from-qdrant")
+def from_qdrant(
+    source: PlaceArgument,
+    collection: CollectionArgument,
+    store: StoreOption = STORE,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help='Embedder of the vectors: "lexical" or a sentence-transformers model; left out, that of the store or, '
+            "for a new store, the one that the collection records."
+        ),
+    ] = None,
+    api_key: KeyOption = None,
+    batch_size: BatchOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a Qdrant collection, also one of langchain-qdrant, into a store. A second run writes only what is new."""
+    with reporting(as_json) as result:
+        from memograft.passages import qdrant
+        from memograft.passages.db import FILE_NAME
+        from memograft.passages.embedders import embedder_named
+        from memograft.passages.vector_store import VectorStore
+        from memograft.storage.disk import is_there
+
+        named = embedder_named(embedder) if embedder else None
+        if named or not is_there(store / FILE_NAME):  # checked before a store is created
+            named = qdrant.embedder_of(source, collection, named, api_key=api_key)
+        with VectorStore(named, store, progress=False) as opened:
+            copied = qdrant.from_qdrant(
+                source, collection, opened, api_key=api_key, batch_size=batch_size, progress=not as_json
+            )
+        result |= _reported(copied, str(store), as_json)
+
+
+def _reported(copied: Copied, target: str, as_json: bool) -> dict[str, object]:
+    if not as_json:
+        said = f"{copied.passages} passages: {copied.written} written to {target}, the others are there already"
+        out().print(said, markup=False, soft_wrap=True)
+    return asdict(copied)
