@@ -275,7 +275,7 @@ def test_the_command_copies_there_and_back(tmp_path):
         store.add(DOCUMENTS)
     assert run_json("migrate", "to-qdrant", place, "pages", "--store", folder) == {"passages": 5, "written": 5}
     said = run("migrate", "to-qdrant", place, "pages", "--store", folder).stdout
-    assert said == "5 passages: 0 written to pages, the others are there already\n"
+    assert said == "5 passages: 0 written to pages, 5 there already\n"
     assert run_json("migrate", "from-qdrant", place, "pages", "--store", back) == {"passages": 5, "written": 5}
     assert run_json("migrate", "from-qdrant", place, "pages", "--store", back) == {"passages": 5, "written": 0}
     with VectorStore.open(folder) as one, VectorStore.open(back) as other:

@@ -86,6 +86,7 @@ def from_qdrant(
 
 def _reported(copied: Copied, target: str, as_json: bool) -> dict[str, object]:
     if not as_json:
-        said = f"{copied.passages} passages: {copied.written} written to {target}, the others are there already"
+        there = copied.passages - copied.written
+        said = f"{copied.passages} passages: {copied.written} written to {target}, {there} there already"
         out().print(said, markup=False, soft_wrap=True)
     return asdict(copied)
