@@ -20,7 +20,8 @@ from memograft.errors import (
     StoreLockedError,
 )
 from memograft.passages.embedders import GivenVectors
-from memograft.passages.qdrant import Copied, embedder_of, from_qdrant, point_id, to_qdrant
+from memograft.passages.migration import Copied
+from memograft.passages.qdrant import embedder_of, from_qdrant, point_id, to_qdrant
 from test_cli import run, run_json
 
 UUID = "0b9a3c52-5b0e-4b0c-9d43-0f5f0a0f8a11"
@@ -228,7 +229,9 @@ def test_other_collections_are_refused(store, client):
         with pytest.raises(EmbedderMismatchError, match="of the embedder 'lexical-1-64', got 'given-64'; use that"):
             copy(given, client, "lexical")
     assert len(given) == 0
-    with pytest.raises(SettingsError, match="needs vectors, got a store without an embedder; make a new store"):
+    with pytest.raises(
+        SettingsError, match="only a store with vectors can be copied there, got one without an embedder; make"
+    ):
         to_qdrant(VectorStore(), client, "words")
     with pytest.raises(StoreError, match=r"no collection 'page', got \['dot', 'lexical', .*\]; check the name"):
         from_qdrant(client, "page", store)

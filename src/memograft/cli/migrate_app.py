@@ -1,8 +1,10 @@
-"""`memograft migrate to-qdrant | from-qdrant`: copy a vector store with its vectors, without embedding again."""
+"""`memograft migrate to-qdrant | from-qdrant | to-pgvector | from-pgvector`: copy a vector store with its vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,7 +13,9 @@ from memograft.cli.console import out, reporting
 from memograft.cli.options import STORE, JsonOption, StoreOption
 
 if TYPE_CHECKING:
-    from memograft.passages.qdrant import Copied
+    from memograft.passages.embedders import Embedder
+    from memograft.passages.migration import Copied
+    from memograft.passages.vector_store import VectorStore
 
 migrate_app = typer.Typer(
     help="Copy a vector store to and from other databases, with its vectors.",
@@ -25,6 +29,18 @@ PlaceArgument = Annotated[
 CollectionArgument = Annotated[str, typer.Argument(help="Name of the collection.")]
 KeyOption = Annotated[
     str | None, typer.Option(help="Key of the server; better in the environment.", envvar="QDRANT_API_KEY")
+]
+UrlArgument = Annotated[
+    str,
+    typer.Argument(help="postgresql://user@host/database; the password is better in PGPASSWORD.", metavar="URL"),
+]
+TableArgument = Annotated[str, typer.Argument(help='Name of the table, or "schema.table".')]
+EmbedderOption = Annotated[
+    str | None,
+    typer.Option(
+        help='Embedder of the vectors: "lexical" or a sentence-transformers model; left out, that of the store or, for '
+        "a new store, the one that was recorded."
+    ),
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Passages per request.")]
 
@@ -55,13 +71,7 @@ def from_qdrant(
     source: PlaceArgument,
     collection: CollectionArgument,
     store: StoreOption = STORE,
-    embedder: Annotated[
-        str | None,
-        typer.Option(
-            help='Embedder of the vectors: "lexical" or a sentence-transformers model; left out, that of the store or, '
-            "for a new store, the one that the collection records."
-        ),
-    ] = None,
+    embedder: EmbedderOption = None,
     api_key: KeyOption = None,
     batch_size: BatchOption = 256,
     as_json: JsonOption = False,
@@ -69,19 +79,64 @@ def from_qdrant(
     """Copy a Qdrant collection, also one of langchain-qdrant, into a store. A second run writes only what is new."""
     with reporting(as_json) as result:
         from memograft.passages import qdrant
-        from memograft.passages.db import FILE_NAME
-        from memograft.passages.embedders import embedder_named
-        from memograft.passages.vector_store import VectorStore
-        from memograft.storage.disk import is_there
 
-        named = embedder_named(embedder) if embedder else None
-        if named or not is_there(store / FILE_NAME):  # checked before a store is created
-            named = qdrant.embedder_of(source, collection, named, api_key=api_key)
-        with VectorStore(named, store, progress=False) as opened:
+        def checked(named: Embedder | None) -> Embedder:
+            return qdrant.embedder_of(source, collection, named, api_key=api_key)
+
+        with _written(store, embedder, checked) as opened:
             copied = qdrant.from_qdrant(
                 source, collection, opened, api_key=api_key, batch_size=batch_size, progress=not as_json
             )
         result |= _reported(copied, str(store), as_json)
+
+
+@migrate_app.command("to-pgvector")
+def to_pgvector(
+    url: UrlArgument,
+    table: TableArgument,
+    store: StoreOption = STORE,
+    batch_size: BatchOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store into a table that langchain-postgres can read. A second run writes only what is new."""
+    with reporting(as_json) as result:
+        from memograft.passages import pgvector
+        from memograft.passages.vector_store import VectorStore
+
+        with VectorStore.open(store, read_only=True) as opened:
+            copied = pgvector.to_pgvector(opened, url, table, batch_size=batch_size, progress=not as_json)
+        result |= _reported(copied, table, as_json)
+
+
+@migrate_app.command("from-pgvector")
+def from_pgvector(
+    url: UrlArgument,
+    table: TableArgument,
+    store: StoreOption = STORE,
+    embedder: EmbedderOption = None,
+    batch_size: BatchOption = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a table, also one of langchain-postgres, into a store. A second run writes only what is new."""
+    with reporting(as_json) as result:
+        from memograft.passages import pgvector
+
+        with _written(store, embedder, lambda named: pgvector.embedder_of(url, table, named)) as opened:
+            copied = pgvector.from_pgvector(url, table, opened, batch_size=batch_size, progress=not as_json)
+        result |= _reported(copied, str(store), as_json)
+
+
+def _written(store: Path, name: str | None, checked: Callable[[Embedder | None], Embedder]) -> VectorStore:
+    """Open a store for writing; a new one is created only after its embedder has been checked."""
+    from memograft.passages.db import FILE_NAME
+    from memograft.passages.embedders import embedder_named
+    from memograft.passages.vector_store import VectorStore
+    from memograft.storage.disk import is_there
+
+    embedder = embedder_named(name) if name else None
+    if embedder or not is_there(store / FILE_NAME):
+        embedder = checked(embedder)
+    return VectorStore(embedder, store, progress=False)
 
 
 def _reported(copied: Copied, target: str, as_json: bool) -> dict[str, object]:

@@ -9,21 +9,26 @@ Folders are opened with Qdrant's local mode, which unpickles what is in them, so
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from memograft.documents import Document
-from memograft.errors import EmbedderMismatchError, MissingExtraError, SettingsError, StoreError, StoreLockedError
+from memograft.errors import MissingExtraError, SettingsError, StoreError, StoreLockedError
 from memograft.passages.checks import FloatArray, check_count, checked_vectors
-from memograft.passages.embedders import Embedder, embedder_from_config
+from memograft.passages.embedders import Embedder
+from memograft.passages.migration import (
+    Copied,
+    add_changed,
+    batches,
+    check_comparable,
+    check_vectors,
+    equal,
+    recorded_embedder,
+)
 from memograft.passages.progress import progress_bar
 from memograft.passages.vector_store import VectorStore
 from memograft.storage.disk import JsonObject
@@ -40,20 +45,6 @@ _VECTOR = ""  # the unnamed vector
 _SPACE = uuid.UUID("6f0d4c52-5b0e-5b0c-9d43-0f5f0a0f8a11")  # never change it: all point ids would change
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")  # Qdrant's numbers have 64 bits
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ROUNDING = 1e-6  # of a unit vector's numbers, after a server has normalised them again
-
-
-@dataclass(frozen=True)
-class Copied:
-    """What a copy did.
-
-    Attributes:
-        passages: number of passages in the source.
-        written: how many of them were new or different, and were written.
-    """
-
-    passages: int
-    written: int
 
 
 def to_qdrant(
@@ -86,11 +77,7 @@ def to_qdrant(
         MissingExtraError: qdrant-client is not installed.
     """
     check_count("batch_size", batch_size, "256 is usual")
-    if store.embedder.dimension == 0:
-        raise SettingsError(
-            "a Qdrant collection needs vectors, got a store without an embedder; make a new store with one: "
-            "VectorStore(embedder, path)"
-        )
+    check_vectors(store)
     with _opened(target, api_key) as client:
         if client.collection_exists(collection):
             _check(client, collection, store.embedder)
@@ -99,7 +86,7 @@ def to_qdrant(
         ids = [document.id for document in store.find()]
         written = 0
         with progress_bar(len(ids), "Copying", "passage", progress) as bar:
-            for some in _batches(ids, batch_size):
+            for some in batches(ids, batch_size):
                 written += _put(client, collection, store.get(some), store.vectors(some))
                 bar.update(len(some))
     return Copied(len(ids), written)
@@ -144,7 +131,8 @@ def from_qdrant(
         done = written = 0
         with progress_bar(total, "Copying", "passage", progress) as bar:
             for records in _pages(client, collection, batch_size):
-                written += _add(store, records)
+                vectors = _vectors(records, store.embedder.dimension)
+                written += add_changed(store, [_document(record) for record in records], vectors)
                 done += len(records)
                 bar.update(len(records))
     return Copied(done, written)
@@ -165,13 +153,7 @@ def embedder_of(
     """
     with _opened(source, api_key, existing=True) as client:
         if embedder is None:
-            recorded = _recorded(client, collection)
-            if recorded is None:
-                raise SettingsError(
-                    f"the collection {collection!r} does not record the embedder of its vectors, as one that "
-                    "langchain-qdrant made; name the embedder"
-                )
-            embedder = embedder_from_config(recorded["config"])
+            embedder = recorded_embedder(f"the collection {collection!r}", _recorded(client, collection))
         _check(client, collection, embedder)
     return embedder
 
@@ -261,16 +243,7 @@ def _check(client: QdrantClient, collection: str, embedder: Embedder) -> None:
             f"the collection {collection!r} must compare by cosine, as a store does, got {vectors.distance.value}; "
             "use another one"
         )
-    if vectors.size != embedder.dimension:
-        raise SettingsError(
-            f"the vectors of the collection {collection!r} have {vectors.size} numbers each, got an embedder with "
-            f"{embedder.dimension} ({embedder.fingerprint}); use the one that made them, or another collection"
-        )
-    if recorded is not None and recorded["fingerprint"] != embedder.fingerprint:
-        raise EmbedderMismatchError(
-            f"the collection {collection!r} has vectors of the embedder {recorded['fingerprint']!r}, got "
-            f"{embedder.fingerprint!r}; use that one, or another collection"
-        )
+    check_comparable(f"the collection {collection!r}", vectors.size, recorded, embedder)
 
 
 def _recorded(client: QdrantClient, collection: str) -> JsonObject | None:
@@ -296,26 +269,10 @@ def _put(client: QdrantClient, collection: str, documents: Sequence[Document], v
         )
         for point, document, vector in zip(points, documents, vectors, strict=True)
         if point not in there
-        or not _equal(_document(there[point]), _vectors([there[point]], len(vector))[0], document, vector)
+        or not equal(_document(there[point]), _vectors([there[point]], len(vector))[0], document, vector)
     ]
     if changed:
         client.upsert(collection, changed, wait=True)
-    return len(changed)
-
-
-def _add(store: VectorStore, records: Sequence[Record]) -> int:
-    """Add the points that are new or different, and return how many."""
-    documents = [_document(record) for record in records]
-    vectors = _vectors(records, store.embedder.dimension)
-    ids = [document.id for document in documents]
-    there = {old.id: (old, vector) for old, vector in zip(store.get(ids), store.vectors(ids), strict=True)}
-    changed = [
-        n
-        for n, (document, vector) in enumerate(zip(documents, vectors, strict=True))
-        if document.id not in there or not _equal(*there[document.id], document, vector)
-    ]
-    if changed:
-        store.add([documents[n] for n in changed], vectors[changed])
     return len(changed)
 
 
@@ -327,10 +284,6 @@ def _pages(client: QdrantClient, collection: str, size: int) -> Iterator[list[Re
             yield records
         if offset is None:
             return
-
-
-def _batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def _document(record: Record) -> Document:
@@ -348,12 +301,3 @@ def _vectors(records: Iterable[Record], dimension: int) -> FloatArray:
     """The (N, D) unit vectors of N points."""
     found = [record.vector[_VECTOR] if isinstance(record.vector, dict) else record.vector for record in records]
     return checked_vectors(found, (len(found), dimension), "the vectors of the collection must have")
-
-
-def _equal(old: Document, old_vector: FloatArray, new: Document, vector: FloatArray) -> bool:
-    same = (old.id, old.text, _json(old)) == (new.id, new.text, _json(new))
-    return same and bool(np.allclose(old_vector, vector, rtol=0, atol=_ROUNDING))
-
-
-def _json(document: Document) -> str:
-    return json.dumps(document.metadata, sort_keys=True)  # in Python 1 == True
