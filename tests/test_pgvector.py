@@ -178,6 +178,8 @@ def test_databases_that_cannot_be_used(store, monkeypatch):
         to_pgvector(store, "postgresql://nobody@127.0.0.1:9/none", "pages")
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingExtraError, match=r'run pip install "memograft\[pgvector\]"'):
+        from_pgvector("postgresql://nobody@127.0.0.1:9/none", "pages", store)
+    with pytest.raises(MissingExtraError, match="needs psycopg, which is not installed"):
         to_pgvector(store, "postgresql://nobody@127.0.0.1:9/none", "pages")
 
 

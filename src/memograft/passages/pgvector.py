@@ -97,10 +97,10 @@ def from_pgvector(url: str, table: str, store: VectorStore, *, batch_size: int =
         StoreError: there is no such table, or the database cannot be reached, or the store cannot be written.
         MissingExtraError: psycopg is not installed.
     """
-    from psycopg import sql
-
     check_count("batch_size", batch_size, "256 is usual")
     with _opened(url) as connection:
+        from psycopg import sql
+
         _check(connection, table, store.embedder)
         count = sql.SQL("SELECT count(*) FROM {}").format(_named(table))
         (total,) = connection.execute(count).fetchone() or (0,)

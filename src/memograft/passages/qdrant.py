@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient
     from qdrant_client.models import Record
 
-__all__ = ["Copied", "embedder_of", "from_qdrant", "point_id", "to_qdrant"]
+__all__ = ["embedder_of", "from_qdrant", "point_id", "to_qdrant"]
 
 _TEXT, _METADATA = "page_content", "metadata"  # langchain-qdrant's keys
 _ID, _ABOUT = "memograft_id", "memograft"
