@@ -15,6 +15,7 @@ from memograft.cli.export_app import export
 from memograft.cli.lm_eval_app import lm_eval
 from memograft.cli.mac_app import mac_app
 from memograft.cli.memory_app import memory_app
+from memograft.cli.migrate_app import migrate_app
 from memograft.cli.options import (
     STORE,
     AddressOption,
@@ -64,6 +65,7 @@ app.add_typer(datastore_app, name="datastore")
 app.add_typer(keys_app, name="keys")
 app.add_typer(mac_app, name="mac")
 app.add_typer(memory_app, name="memory")
+app.add_typer(migrate_app, name="migrate")
 app.add_typer(train_app, name="train")
 
 
