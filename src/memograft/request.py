@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from memograft.attribution import Words, contains, parting, sentences
+from memograft.attribution import Words, contains, parting, sentences, without
 from memograft.decoding.sampling import Sampling, is_number, is_whole
 from memograft.documents import Document, Source, as_documents
 from memograft.errors import EmptyPromptError, SettingsError
 from memograft.memory.report import MemoryReport
+from memograft.notebook import answer_html
 from memograft.prompt.words import WORD, words_of
 
 if TYPE_CHECKING:
@@ -295,6 +296,11 @@ class Answer:
     prompt_ids: tuple[int, ...] = field(default=(), repr=False)
     references: tuple[TokenReferences, ...] = ()
 
+    def _repr_html_(self) -> str:
+        tokens = [(token.text, token.logprob) for token in self.logprobs]
+        sources = [(share.source.text, share.probability) for share in self.sources]
+        return answer_html(self.text, tokens, self.memory._repr_html_() if self.memory else "", sources)
+
     @property
     def sources(self) -> tuple[SourceShare, ...]:
         """The `references` summed per source, highest probability first."""
@@ -315,7 +321,7 @@ class Answer:
         cuts = [(start, after) for (start, end), after in zip(spans, nexts, strict=True) if end in left]
         found = []
         for cited in self._cited():
-            for start, end in _without(cited.start, cited.end, cuts):
+            for start, end in without(cited.start, cited.end, cuts):
                 if WORD.search(self.text, start, end):
                     found.append(replace(cited, start=start, end=start + len(self.text[start:end].rstrip())))
         return tuple(found)
@@ -369,14 +375,6 @@ class Answer:
                 given = [e.probability for token in tokens for e in token.entries if e.source.id == source.id]
                 found.append(Citation(start, start + len(stretch.strip()), source, sum(given) / len(tokens)))
         return found
-
-
-def _without(start: int, end: int, cuts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What is left of a stretch."""
-    left = [(start, end)]
-    for first, last in cuts:
-        left = [piece for a, b in left for piece in ((a, min(b, first)), (max(a, last), b)) if piece[0] < piece[1]]
-    return left
 
 
 def _mainly_from(token: TokenReferences) -> Source | None:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
-
 from memograft.cluster.pool import Pool, check_ray, ray_at, there
 from memograft.engine import Engine
 from memograft.errors import SettingsError
@@ -29,6 +27,7 @@ from memograft.server.settings import ServerSettings
 from memograft.server.tenants import Tenants
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from ray.serve import Application
 
 __all__ = ["ServerOf", "app", "replicated", "serve_replicas"]

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memograft.notebook import table_html
+
 __all__ = ["MemoryReport"]
 
 
@@ -95,6 +97,27 @@ class MemoryReport:
             token_losses_after=tuple(after),
             settings=settings,
         )
+
+    def _repr_html_(self) -> str:
+        rows = (
+            [("memory", str(self.settings.get("kind", "fastmem")))] if self.settings else []
+        )  # FastMem's have no kind
+        rows.append(("memorized", self._memorized()))
+        if self.left_out:
+            rows.append(("left out", ", ".join(self.left_out)))
+        if self.relevance:
+            rows.append(("relevance", ", ".join(f"{value:.2f}" for value in self.relevance)))
+        if not math.isnan(self.loss_before):
+            rows.append(("loss", f"{self.loss_before:.2f} → {self.loss_after:.2f} nats per token"))
+        rows += [("reason", self.reason)] if self.reason else []
+        return table_html([*rows, *(("warning", warning) for warning in self.warnings)])
+
+    def _memorized(self) -> str:
+        """Which documents were memorized, and how."""
+        if self.rolled_back:
+            return "no, rolled back"
+        how = "reused" if self.reused else f"{self.steps} steps"
+        return f"{', '.join(self.documents)} ({how})" if self.documents else "nothing"
 
 
 def _mean(values: Sequence[float]) -> float:
