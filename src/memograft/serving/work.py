@@ -171,7 +171,7 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
                 f"`processors` may hold transformers' LogitsProcessors, Rtd(...), Cad(...) and Dola(...), got "
                 f"{other!r:.80} in place {n}; pass an instance of one of them"
             )
-    if any(alphas) and request.memory is not None:
+    if any(alphas) and isinstance(request.memory, Memory | MemoryHandle):
         documents = tuple(request.documents) or (request.memory.kept.documents if request.memory.kept else ())
         if documents and not request.memory.settings.shown(documents):  # type: ignore[arg-type]
             raise SettingsError(
