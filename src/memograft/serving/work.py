@@ -172,15 +172,9 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
                 f"`processors` may hold transformers' LogitsProcessors, Rtd(...), Cad(...) and Dola(...), got "
                 f"{other!r:.80} in place {n}; pass an instance of one of them"
             )
-<<<<<<< HEAD
     if any(alphas) and memory is not None:
         documents = tuple(request.documents) or (memory.kept.documents if memory.kept else ())
         if documents and not memory.settings.shown(documents):  # type: ignore[arg-type]
-=======
-    if any(alphas) and isinstance(request.memory, Memory | MemoryHandle):
-        documents = tuple(request.documents) or (request.memory.kept.documents if request.memory.kept else ())
-        if documents and not request.memory.settings.shown(documents):  # type: ignore[arg-type]
->>>>>>> i-dec2
             raise SettingsError(
                 f"`processors` may hold Cad only if documents are in the prompt, got alpha {alphas[0]} with "
                 f"{type(memory.settings).__name__}, which shows none of them; leave Cad out, or show some"
