@@ -16,7 +16,18 @@ from conftest import MEMORIZED, PAGE, QUESTION, Seen
 SAMPLED: dict[str, Any] = {"temperature": 3.0, "seed": 7, "max_tokens": 12}
 # Fields of ChatMemograft itself, without those that it has from LangChain.
 CHAT_MEMOGRAFT = (
-    *("api_key", "bank", "base_url", "context_delimiters", "datastore", "engine", "logit_bias", "logprobs"),
+    *(
+        "api_key",
+        "bank",
+        "base_url",
+        "cad",
+        "context_delimiters",
+        "datastore",
+        "dola",
+        "engine",
+        "logit_bias",
+        "logprobs",
+    ),
     *("max_retries", "max_tokens", "memory", "min_p", "model", "model_kwargs", "n", "overflow", "repetition_penalty"),
     *("seed", "stop", "streaming", "temperature", "timeout", "top_k", "top_logprobs", "top_p", "model_name"),
     "stop_sequences",
@@ -148,7 +159,7 @@ def test_one_answer_at_a_time(llm: Memograft) -> None:
         ("repeat_penalty", r" \(did you mean 'repetition_penalty'\?\)"),
         ("memory_id", "; pass the handle that `memorize` returns as `memory`"),
         ("stream", "; call `stream_chat` or `stream_complete`"),
-        ("zzz", "; there are: allow_parallel_tool_calls, context_delimiters, "),
+        ("zzz", "; there are: allow_parallel_tool_calls, cad, context_delimiters, "),
     ],
 )
 def test_a_wrong_name_gets_the_right_one(llm: Memograft, name: str, match: str) -> None:
