@@ -43,6 +43,17 @@ def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
     assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
 
 
+def test_the_tables_of_contrasts() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    made, elsewhere = (
+        json.loads((folder / f"{n}-contrasts-test.json").read_text("utf-8")) for n in ("nqswap", "elsewhere")
+    )
+    assert shown("docs/method.md", "contrasts") == table(made["results"])
+    assert shown("docs/method.md", "contrasts-clean") == table(made["results"], clean=True)
+    assert shown("docs/method.md", "contrasts-elsewhere") == table(elsewhere["results"])
+    assert "dirty" not in str([made["commits_of_the_answers"], elsewhere["commits_of_the_answers"]])
+
+
 @pytest.mark.parametrize(
     ("file", "page", "marker"),
     [
