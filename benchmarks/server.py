@@ -2,7 +2,8 @@
 
     python benchmarks/server.py --model smollm2 --rounds 5
 
-The client is a process of its own. Prints the median time per token of both ways and their ratio, for 1 and 16 streams.
+The client is a process of its own. Prints the median time per token of both ways and their ratio, for 1 and 16 streams,
+and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from typing import Any
 
 from memograft import Engine, Request, Sampling
+from memograft.evaluation.provenance import provenance
 from memograft.server import InBackground, ServerSettings, create_app
 
 QUESTIONS = [f"Tell me a story about a fox and {n} hens." for n in range(16)]
@@ -83,6 +85,7 @@ def main() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         bias = {str(id): value for id, value in ending(engine).items()}
+        found: dict[int, dict[str, float]] = {}
         for streams in (1, 16):
             task: dict[str, Any] = {"port": server.port, "bias": bias, "streams": streams, "tokens": asked.tokens}
             both: list[tuple[float, float]] = []
@@ -92,9 +95,18 @@ def main() -> None:
                 http = float(process.stdout.readline())
                 both.append((asyncio.run(direct(engine, streams, asked.tokens)), http))
             own, http = (1000 * statistics.median(pair[n] for pair in both[1:]) / asked.tokens for n in (0, 1))
-            ratio = statistics.median(http / own for own, http in both[1:])
+            ratios = [http / own for own, http in both[1:]]
+            ratio = statistics.median(ratios)
+            found[streams] = {
+                "ratio": round(ratio, 3),
+                "least": round(min(ratios), 3),
+                "largest": round(max(ratios), 3),
+            }
+            found[streams] |= {"milliseconds": round(own, 2), "milliseconds_http": round(http, 2)}
             print(f"{asked.model}, {streams} streams: {own:.2f} ms per token, over HTTP {http:.2f}; ratio {ratio:.3f}")
         process.stdin.close()
+    about = {"benchmark": "server", "model": asked.model, "tokens": asked.tokens, "rounds": asked.rounds}
+    print(json.dumps({**about, "results": found, **provenance(engine.model.device)}))
 
 
 if __name__ == "__main__":
