@@ -59,6 +59,7 @@ def test_the_tables_of_contrasts() -> None:
     [
         ("speed", "method", "costs"),
         ("decoding", "method", "decoding"),
+        ("contrast-costs", "method", "contrast-costs"),
         ("carried-costs", "carried", "carried-costs"),
     ],
 )
