@@ -35,7 +35,8 @@ EVIL = "<img src=x onerror=\"document.title='owned'\"><script>document.title='ow
 def browser() -> Iterator[Browser]:
     sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium's sandbox does not run as root
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        args = [*sandbox, "--disable-dev-shm-usage"]  # /dev/shm is small in containers
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
         yield browser
         browser.close()
 
