@@ -15,8 +15,8 @@ from memograft.documents import Document
 from memograft.memory.fastmem.rows import context_rows, gather, merge
 from memograft.model import prefill as module
 from memograft.model.backbone import Backbone, cache_name, cache_of
-from memograft.model.kv import Prefill, Segment, join, repeated
-from memograft.model.prefill import prefill, prefill_segment
+from memograft.model.kv import Prefill, Segment, join, joins, picked
+from memograft.model.prefill import prefill, prefill_beside, prefill_segment
 from memograft.prompt.builder import PromptBuilder
 from test_backbone import assert_same, state
 from tokenizers_ import make
@@ -95,7 +95,7 @@ def test_a_prefix_gives_what_the_whole_prompt_gives_and_is_not_written_to(family
 def test_rows_once_more_are_the_same_rows_and_leave_the_first_batch_alone(family: str) -> None:
     parts = backbone(family)
     filled = prefill(parts, prompts(5, 90, 40), pad_id=0)
-    more = repeated(filled, [2, 0])
+    more = picked(filled, [*range(len(LENGTHS)), 2, 0])
     assert filled.kv_cache is not None
     assert more.kv_cache is not None
     for layer, own in zip(more.kv_cache.layers, filled.kv_cache.layers, strict=True):
@@ -143,6 +143,37 @@ def test_rows_with_segments_of_their_own(family: str, window: int, monkeypatch: 
     for segment, before, head in zip(kept, keys, heads, strict=True):
         assert torch.equal(segment.kv_cache.layers[0].keys, before)
         assert segment.length == len(head)
+
+
+@pytest.mark.parametrize("window", [6, 64])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_texts_beside_prompts(family: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "sliding_window" in FAMILIES[family]:
+        monkeypatch.setitem(FAMILIES, family, FAMILIES[family] | {"sliding_window": window})
+    parts = Backbone.of(build(family).requires_grad_(False))
+    heads, tails = prompts(11, 7), prompts(3, 4, seed=1)
+    many = [[*head, *tail] for head, tail in zip(heads, tails, strict=True)]
+    kept, front = [prefill_segment(parts, head) for head in heads], prefill_segment(parts, [5, 9, 14])
+    text = [5, 9, 14, *tails[0]]
+    filled, states = prefill_beside(parts, many, [(text, front)], 0, kept)
+    alone = prefill(parts, many, pad_id=0, segments=kept)
+    assert filled.ids.shape == alone.ids.shape
+    close(next_logits(parts, filled), next_logits(parts, alone))
+    if states is None:  # other cache state, or windows shorter than rows of different lengths
+        assert window == 6 or not joins(parts)
+        return
+    assert states.kv_cache is None
+    own = prefill(parts, [text], pad_id=0)
+    close(states.x[0, states.columns(0, range(len(text) - 1))], own.x[0])
+    close(states.residual[0, states.columns(0, range(len(text) - 1))], own.residual[0])
+
+
+def test_texts_that_would_be_padded_much_are_not_run_beside_prompts() -> None:
+    parts, (head, text), (short, long) = backbone("llama"), prompts(4, 3), prompts(5, 300, seed=1)
+    kept, front = prefill_segment(parts, head), prefill_segment(parts, text[:2])
+    assert prefill_beside(parts, [head + short], [(text, front)], 0, [kept])[1] is not None
+    assert prefill_beside(parts, [head + long], [(text, front)], 0, [kept])[1] is None
+    assert prefill_beside(parts, [head + short], [(text, front)], 0, [None])[1] is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2", "mistral"])

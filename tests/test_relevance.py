@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from families import build
-from memograft import Document, Engine, FastMem, Request, Sampling
+from memograft import Compacted, Document, Engine, FastMem, Kept, Memory, Request, Sampling
 from memograft.errors import SettingsError
 from memograft.memory.fastmem import select, tails
 from memograft.memory.fastmem.relevance import AUTO, LEAD, can_judge, relevances
@@ -339,6 +339,36 @@ class TestKeptMemories:
         assert report.documents == tuple(d.id for d in handle.documents)
         assert report.relevance[0] > AUTO > report.relevance[1]
         assert report.id == handle.id
+
+    @pytest.mark.parametrize(
+        "memory", [FastMem(), Kept(FastMem()), Compacted(FastMem(), ratio=2)], ids=lambda memory: memory.kind
+    )
+    def test_are_judged_in_the_pass_of_the_question(self, tiny: Engine, memory: Memory) -> None:
+        handle, rows = tiny.memorize([QUORIN], memory), list[int]()
+        asked = Request(ASK, memory=handle, sampling=ONE)
+        before = tiny.answer(asked).memory  # also reads what is the same for all questions
+        hook = tiny.model.get_decoder().register_forward_pre_hook(
+            lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        with hook:
+            after = tiny.answer(asked).memory
+        assert before is not None
+        assert after is not None
+        assert rows == [2, 2]  # the question with the page and without; the last token with the adapter and without
+        assert after.relevance == before.relevance
+
+    def test_are_judged_alike_beside_requests_with_a_page_to_read(self, tiny: Engine) -> None:
+        handle = tiny.memorize([QUORIN])
+        asked = Request(ASK, memory=handle, sampling=ONE)
+        alone = tiny.answer(asked).memory
+        beside, other = (
+            answer.memory for answer in tiny.answer_batch([asked, Request(ASK, documents=[GOLD], memory=FastMem())])
+        )
+        assert alone is not None
+        assert beside is not None
+        assert other is not None
+        assert beside.relevance == pytest.approx(alone.relevance, abs=1e-4)
+        assert other.relevance[0] < AUTO < alone.relevance[0]
 
     def test_are_silent_elsewhere(self, tiny: Engine) -> None:
         handle = tiny.memorize([QUORIN])

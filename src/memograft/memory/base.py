@@ -3,6 +3,8 @@
     settings ──> check(model) ──> before(rows) ──> prefill ──> prepare(rows, prefill) ──> Brought, one for each row
                                   keys and values              adapter, rules, report
                                   in front of a prompt
+                                  beside(rows)
+                                  texts of the same pass
 
 The engine calls these methods in this order, once per kind for all rows of a batch that ask for it. The result of a row
 must not depend on the other rows. A memory that is kept (`Engine.memorize`, a bank, a folder) is a `MemoryHandle`.
@@ -99,6 +101,7 @@ class Wanted:
         kept: a memory that was made before, if the request has one.
         documents: all documents of the request, also those that its prompt does not show.
         task: of making a memory; its `given_up` is called between parts of long work.
+        beside: the pass of the text that `Memory.beside` named, and its row there; None if it was not run.
     """
 
     memory: Any  # an instance of the class whose method is called
@@ -107,6 +110,7 @@ class Wanted:
     kept: MemoryHandle | None = None
     documents: tuple[Document, ...] = ()
     task: Task = Task()
+    beside: tuple[Prefill, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,15 @@ class Memory(ABC):
         By default these are the documents' keys and values of a kept memory.
         """
         return [row.kept.segment_of(model.backbone, row.prompt) if row.kept is not None else None for row in rows]
+
+    @classmethod
+    def beside(cls, model: Model, rows: Sequence[Wanted]) -> list[tuple[tuple[int, ...], Segment] | None]:  # noqa: ARG003
+        """Another text for each row, whose states `prepare` needs: its tokens, and the segment that they begin with.
+
+        Short texts are run in the pass of the prompts if those are short as well, because a pass reads all weights.
+        Otherwise `prepare` runs them itself.
+        """
+        return [None] * len(rows)
 
     @classmethod
     @abstractmethod

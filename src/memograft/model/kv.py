@@ -41,9 +41,9 @@ __all__ = [
     "newest",
     "nothing",
     "pairs",
+    "picked",
     "positions",
     "reach",
-    "repeated",
     "spread",
     "whole",
     "window",
@@ -330,15 +330,15 @@ def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> 
     return Prefill(**own, kv_cache=cache, **states, cached=numbers("cached"), shifts=numbers("shifts"))
 
 
-def repeated(filled: Prefill, rows: Sequence[int]) -> Prefill:
-    """A batch for decoding: the rows of `filled`, followed by copies of some of them."""
-    index = torch.tensor([*range(len(filled.ids)), *rows], device=filled.ids.device)
+def picked(filled: Prefill, rows: Sequence[int]) -> Prefill:
+    """A batch of some of the rows of `filled`, in this order; rows may be repeated."""
+    index = torch.tensor(rows, device=filled.ids.device)
     cache = copy.copy(filled.kv_cache)
     if cache is not None:
         cache.layers = [copy.copy(layer) for layer in cache.layers]  # reorder_cache replaces their tensors
-        cache.reorder_cache(index)  # with repetitions
+        cache.reorder_cache(index)  # also to more or fewer rows
     own = {name: (t := getattr(filled, name))[index.to(t.device)] for name in ("ids", "mask", "text", "x", "residual")}
-    cached, shifts = ((*of, *(of[row] for row in rows)) for of in (filled.cached, filled.shifts))
+    cached, shifts = (tuple(of[row] for row in rows) for of in (filled.cached, filled.shifts))
     return replace(filled, **own, kv_cache=cache, cached=cached, shifts=shifts)
 
 

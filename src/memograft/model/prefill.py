@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from memograft.model.kv import (
     newest,
     nothing,
     pairs,
+    picked,
     positions,
     reach,
     spread,
@@ -36,7 +38,7 @@ from memograft.model.kv import (
     window,
 )
 
-__all__ = ["Pace", "prefill", "prefill_behind", "prefill_piece", "prefill_segment", "run"]
+__all__ = ["Pace", "prefill", "prefill_behind", "prefill_beside", "prefill_piece", "prefill_segment", "run"]
 
 _PADDING = 256  # tokens of padding that cost about as much as one more pass
 _FEWEST = 32  # tokens of a pass: shorter ones would take almost as long
@@ -106,6 +108,32 @@ def prefill(
         own = [segment for n in rows if (segment := segments[n]) is not None]
         parts.append((_prefill(backbone, [prompts[n] for n in rows], pad_id, own, pace, given_up), rows))
     return parts[0][0] if len(parts) == 1 else join(backbone, parts)
+
+
+def prefill_beside(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    others: Sequence[tuple[Sequence[int], Segment]],
+    pad_id: int,
+    segments: Sequence[Segment | None],
+    pace: Pace | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> tuple[Prefill, Prefill | None]:
+    """`prefill` of prompts, and the states of `others` if these can share its pass without much padding, else None.
+
+    Raises:
+        As `prefill` does.
+    """
+    own = [segment for segment in segments if segment is not None]
+    if others and joins(backbone) and len(own) == len(prompts):
+        texts = [*prompts, *(text for text, _ in others)]
+        fronts = [*own, *(segment for _, segment in others)]
+        run = [len(text) - len(front.ids) for text, front in zip(texts, fronts, strict=True)]
+        if sum(max(run) - count for count in run) <= _PADDING and _common_pass(texts, fronts):
+            filled = prefill(backbone, texts, pad_id, fronts, pace, given_up)
+            states = replace(filled, kv_cache=None)
+            return picked(filled, range(len(prompts))), picked(states, range(len(prompts), len(texts)))
+    return prefill(backbone, prompts, pad_id, segments, pace, given_up), None
 
 
 def _check(backbone: Backbone, prompt: Sequence[int], segment: Segment) -> None:

@@ -25,8 +25,8 @@ from memograft.decoding.row import Row
 from memograft.memory.bank import Bank
 from memograft.memory.base import Brought, Model, Task, Wanted, by_kind
 from memograft.memory.report import MemoryReport
-from memograft.model.kv import Prefill, Segment, repeated
-from memograft.model.prefill import Pace, prefill, prefill_behind
+from memograft.model.kv import Prefill, Segment, picked
+from memograft.model.prefill import Pace, prefill_behind, prefill_beside
 from memograft.serving.answer import answer_of
 from memograft.serving.aside import Aside
 from memograft.serving.queue import Job
@@ -148,9 +148,20 @@ class Session:
         for kind, its, some in groups:
             for want, segment in zip(some, kind.before(its, some), strict=True):
                 segments[want.row] = segment or segments[want.row]
-        filled = prefill(
-            model.backbone, [w.prompt.ids for w in works], model.pad_id, segments, task.pace, task.given_up
+        texts: dict[int, tuple[tuple[int, ...], Segment]] = {}
+        for kind, its, some in groups:
+            named = zip(some, kind.beside(its, some), strict=True)
+            texts |= {want.row: text for want, text in named if text is not None}
+        filled, states = prefill_beside(
+            model.backbone,
+            [w.prompt.ids for w in works],
+            list(texts.values()),
+            model.pad_id,
+            segments,
+            task.pace,
+            task.given_up,
         )
+        beside_of = {} if states is None else {row: (states, n) for n, row in enumerate(texts)}
         for n, (its, work) in enumerate(zip(own, works, strict=True)):
             its.remember(work.prompt, filled, n)
         clock.append(time.perf_counter())
@@ -158,6 +169,7 @@ class Session:
         # 3. Memorize.
         memories = [Brought()] * len(works)
         for kind, its, some in groups:
+            some = [replace(want, beside=beside_of.get(want.row)) for want in some]
             for want, brought in zip(some, kind.prepare(its, some, filled, task), strict=True):
                 memories[want.row] = brought
         clock.append(time.perf_counter())
@@ -170,7 +182,7 @@ class Session:
             if works[n].falls_back(brought, streams=job.on_text is not None):
                 beside[n] = base_answer(row, model.prompts.decode, finish)
         if beside:
-            filled = repeated(filled, list(beside))
+            filled = picked(filled, [*range(len(works)), *beside])
             works.extend(works[n] for n in beside)
         ends = [*rows, *beside.values()]
         echoed = [n for n, row in enumerate(ends) if row.cad is not None]

@@ -78,11 +78,18 @@ class Kept(Memory):
             for row in rows
         ]
         brought = [Brought(report=report) for report in reports]
-        inner = [n for n, row in enumerate(rows) if row.memory.memory is not None]
-        wanted = [replace(rows[n], memory=rows[n].memory.memory) for n in inner]
+        inner = _inner(rows)
+        wanted = list(inner.values())
         for n, its in zip(inner, FastMem.prepare(model, wanted, filled, task) if wanted else (), strict=True):
             brought[n] = replace(its, id="")  # FastMem's id does not tell how the context is carried
         return brought
+
+    @classmethod
+    def beside(cls, model: Model, rows: Sequence[Wanted]) -> list[tuple[tuple[int, ...], Segment] | None]:
+        """The texts of `memory`; see `Memory.beside`."""
+        inner = _inner(rows)
+        texts = dict(zip(inner, FastMem.beside(model, list(inner.values())), strict=True))
+        return [texts.get(n) for n in range(len(rows))]
 
     @property
     def said(self) -> str:
@@ -156,6 +163,12 @@ class Compacted(Kept):
     def said(self) -> str:
         """Why a report has no losses."""
         return f"the documents are carried as 1/{self.ratio:g} of their keys and values, and nothing was trained"
+
+
+def _inner(rows: Sequence[Wanted]) -> dict[int, Wanted]:
+    """The rows that also want FastMem, as rows of it, by index."""
+    memories = {n: row.memory.memory for n, row in enumerate(rows)}
+    return {n: replace(rows[n], memory=memory) for n, memory in memories.items() if memory is not None}
 
 
 def _made(model: Model, row: Wanted) -> Segment | None:

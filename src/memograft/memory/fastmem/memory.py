@@ -14,13 +14,13 @@ from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.fastmem.compose import compose
 from memograft.memory.fastmem.contexts import Context, again, memories
-from memograft.memory.fastmem.select import Selection, select
+from memograft.memory.fastmem.select import Selection, beside, select
 from memograft.memory.fastmem.settings import Selecting, Speaking, Training
 from memograft.memory.fastmem.train import Made
 from memograft.memory.report import MemoryReport
 from memograft.model import config as model_config
 from memograft.model.adapter import Adapter
-from memograft.model.kv import Prefill
+from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt
 
 __all__ = ["FastMem"]
@@ -125,6 +125,11 @@ class FastMem(Speaking, Selecting, Training, Memory):
         if len(prompt.context) < 2:
             return ()
         return (Context.of(model, prompt, self, replace(self, compose=False).training).id,)
+
+    @classmethod
+    def beside(cls, model: Model, rows: Sequence[Wanted]) -> list[tuple[tuple[int, ...], Segment] | None]:
+        """The question without documents, if relevance is judged; see `Memory.beside`."""
+        return beside(model, rows)
 
     @classmethod
     def prepare(cls, model: Model, rows: Sequence[Wanted], filled: Prefill, task: Task) -> list[Brought]:

@@ -43,16 +43,21 @@ def can_judge(prompt: Prompt) -> bool:
 
 
 def relevances(
-    backbone: Backbone, filled: Prefill, rows: Sequence[int], prompts: Sequence[Prompt], lead: Sequence[int]
+    backbone: Backbone,
+    filled: Prefill,
+    rows: Sequence[int],
+    prompts: Sequence[Prompt],
+    lead: Sequence[int],
+    led: Sequence[tuple[Prefill, int] | None] = (),
 ) -> list[tuple[float, ...]]:
     """The relevance of each document, for each of the prompts; these are in the given rows of `filled`.
 
-    `lead` are the tokens of LEAD. A relevance is at most 1; it is 0 for an empty document, or if the question costs no
-    nats.
+    `lead` are the tokens of LEAD, `led` the passes that already ran the questions behind it; see `Tails`. A relevance
+    is at most 1; it is 0 for an empty document, or if the question costs no nats.
     """
     sights = [_sights(n, prompt, tuple(lead)) for n, prompt in enumerate(prompts)]
     parts = [asked_in(prompt) for prompt in prompts]
-    losses = iter(Tails(backbone, filled, rows, prompts, parts).losses([s for own in sights for s in own]))
+    losses = iter(Tails(backbone, filled, rows, prompts, parts, led).losses([s for own in sights for s in own]))
     nats = [[next(losses).tolist() for _ in own] for own in sights]
     return [_larger(prompt, part, own) for prompt, part, own in zip(prompts, parts, nats, strict=True)]
 

@@ -16,11 +16,12 @@ from memograft.memory.fastmem.disagreement import disagreements
 from memograft.memory.fastmem.relevance import LEAD, can_judge, relevances
 from memograft.memory.fastmem.settings import Selecting
 from memograft.memory.fastmem.statements import statements
+from memograft.memory.fastmem.tails import behind_lead
 from memograft.model.backbone import Backbone
-from memograft.model.kv import Prefill
+from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "beside", "select"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,10 @@ def select(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[Select
     judged = [n for n, row in enumerate(rows) if _judged(row)]
     backbone = model.backbone
     try:
-        lead = model.prompts.continued(LEAD)
-        prompts = [rows[n].prompt for n in judged]
-        found = relevances(backbone, filled, [rows[n].row for n in judged], prompts, lead) if judged else []
+        lead, asked = model.prompts.continued(LEAD), [rows[n] for n in judged]
+        led = [row.beside for row in asked]
+        prompts = [row.prompt for row in asked]
+        found = relevances(backbone, filled, [row.row for row in asked], prompts, lead, led) if asked else []
         for n, relevance in zip(judged, found, strict=True):
             selections[n] = _selection(backbone, filled, rows[n], relevance)
     except torch.OutOfMemoryError as e:
@@ -75,6 +77,12 @@ def select(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[Select
             if selections[n].prompt is selections[n].about and not selections[n].relevance:
                 selections[n] = replace(selections[n], warnings=(warning,))
     return selections
+
+
+def beside(model: Model, rows: Sequence[Wanted]) -> list[tuple[tuple[int, ...], Segment] | None]:
+    """The question of each row that is judged, behind LEAD; see `Memory.beside`."""
+    lead = model.prompts.continued(LEAD)
+    return [behind_lead(model.backbone, row.prompt, lead) if _judged(row) else None for row in rows]
 
 
 def _judged(row: Wanted) -> bool:

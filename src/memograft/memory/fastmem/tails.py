@@ -23,7 +23,7 @@ from memograft.model.packed import attention, copied, packs
 from memograft.model.prefill import prefill, prefill_segment, run
 from memograft.prompt.builder import Prompt, Span
 
-__all__ = ["Sight", "Tails", "before_documents", "last_of"]
+__all__ = ["Sight", "Tails", "before_documents", "behind_lead", "last_of"]
 
 _LAST = 64  # tokens of the question, counted from its end, whose losses are used: earlier ones dilute the measure
 _TOKENS = 8192  # cache tokens copied at a time, where each sight needs a row of its own
@@ -57,6 +57,7 @@ class Tails:
         rows: row of each prompt in `filled`.
         prompts: prompts whose question comes after their documents.
         parts: tokens of each prompt's question whose losses are needed, if these are more than its last 64.
+        led: for each prompt, the pass that ran its `behind_lead` and the row there, if any did.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Tails:
         rows: Sequence[int],
         prompts: Sequence[Prompt],
         parts: Sequence[Span | None] = (),
+        led: Sequence[tuple[Prefill, int] | None] = (),
     ) -> None:
         self._backbone, self._filled, self._prompts = backbone, filled, prompts
+        self._behind_lead = list(led) or [None] * len(prompts)
         looked_at = [
             part or prompt.question for prompt, part in zip(prompts, parts or [None] * len(prompts), strict=True)
         ]
@@ -87,7 +90,7 @@ class Tails:
         """Losses in nats of the question's last 64 tokens, or from the start of its part, for each sight."""
         # x and residual (n, D) of each sight's question
         found = {n: self._read(sight.prompt) for n, sight in enumerate(sights) if self._is_read(sight)}
-        found |= self._led(sights, [n for n, sight in enumerate(sights) if sight.lead and self._shares(sight)])
+        found |= self._led(sights)
         for rows in self._passes(sights, [n for n in range(len(sights)) if n not in found]):
             found |= self._run(sights, rows)
         x, residual = (torch.cat([found[n][part] for n in range(len(sights))]) for part in (0, 1))
@@ -107,26 +110,24 @@ class Tails:
         row, columns = int(self._rows[number]), self._columns[number][first - 1 : end - 1].to(self._filled.x.device)
         return self._filled.x[row, columns], self._filled.residual[row, columns]
 
-    def _shares(self, sight: Sight) -> bool:
-        """Whether what is before the documents is short, and therefore probably the same for other requests."""
-        return sight.end <= _FRONT and not self._prompts[sight.prompt].history
-
-    def _led(self, sights: Sequence[Sight], which: Sequence[int]) -> dict[int, tuple[Tensor, Tensor]]:
-        """x and residual (n, D) of questions behind their lead and no document: a pass of its own, which needs neither
-        the prefill nor, again, what is the same for all questions."""
-        texts, segments = [], []
-        for sight in (sights[n] for n in which):
-            prompt = self._prompts[sight.prompt]
-            front = (*prompt.ids[: sight.end], *sight.lead)
-            segments.append(_front(self._backbone, front))
-            texts.append((*front, *prompt.ids[self._starts[sight.prompt] : prompt.question[1]]))
-        if not texts:
-            return {}
-        filled, found = prefill(self._backbone, texts, 0, segments), {}
-        for row, n in enumerate(which):
+    def _led(self, sights: Sequence[Sight]) -> dict[int, tuple[Tensor, Tensor]]:
+        """x and residual (n, D) of questions behind their lead and no document: of the prompts' pass, or one of their
+        own, which needs neither the prefill nor, again, what is the same for all questions."""
+        ran, texts = {}, {}
+        for n, sight in enumerate(sights):
+            if sight.lead and (own := self._behind_lead[sight.prompt]) is not None:
+                ran[n] = own
+            elif sight.lead and (text := behind_lead(self._backbone, self._prompts[sight.prompt], sight.lead)):
+                texts[n] = text
+        if texts:
+            ids, segments = zip(*texts.values(), strict=True)
+            filled = prefill(self._backbone, ids, 0, segments)
+            ran |= {n: (filled, row) for row, n in enumerate(texts)}
+        found = {}
+        for n, (filled, row) in ran.items():
             first, end = self._asked(sights[n].prompt)
-            columns = filled.columns(row, range(len(texts[row]) - 1 - (end - first), len(texts[row]) - 1))
-            columns = columns.to(filled.x.device)
+            last = int(filled.text[row].sum()) - 1
+            columns = filled.columns(row, range(last - (end - first), last)).to(filled.x.device)
             found[n] = filled.x[row, columns], filled.residual[row, columns]
         return found
 
@@ -199,6 +200,18 @@ class Tails:
         if not torch.equal(rows, torch.arange(len(self._filled.ids))):
             cache.batch_select_indices(rows)
         return cache
+
+
+def behind_lead(backbone: Backbone, prompt: Prompt, lead: Sequence[int]) -> tuple[tuple[int, ...], Segment] | None:
+    """The question behind `lead` instead of the documents: its tokens, and the segment that they begin with.
+
+    None if what is before the documents is long, and therefore probably not the same for other requests.
+    """
+    end, start = before_documents(prompt), max(end for _, end in prompt.spans)
+    if end > _FRONT or prompt.history:
+        return None
+    front = (*prompt.ids[:end], *lead)
+    return (*front, *prompt.ids[start : prompt.question[1]]), _front(backbone, front)
 
 
 _fronts: weakref.WeakKeyDictionary[Backbone, dict[tuple[object, ...], Segment]] = weakref.WeakKeyDictionary()
