@@ -281,7 +281,7 @@ def test_rows_of_very_different_lengths_are_not_padded_to_each_other(monkeypatch
     real = module.run
     monkeypatch.setattr(module, "run", lambda *a: (shapes.append(tuple(a[1].shape)), real(*a))[1])
     together = prefill(parts, many, pad_id=0)
-    assert shapes == [(2, 899), (3, 39)]
+    assert shapes == [(2, 900), (3, 40)]
     assert together.text.sum(1).tolist() == [len(prompt) for prompt in many]
     for row, prompt in enumerate(many):
         close(next_logits(parts, together)[row], next_logits(parts, prefill(parts, [prompt], pad_id=0))[0])

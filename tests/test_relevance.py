@@ -354,7 +354,7 @@ class TestKeptMemories:
             after = tiny.answer(asked).memory
         assert before is not None
         assert after is not None
-        assert rows == [2, 2]  # the question with the page and without; the last token with the adapter and without
+        assert rows == [2]  # the question with the page and without; its last token gives the answer's first
         assert after.relevance == before.relevance
 
     def test_are_judged_alike_beside_requests_with_a_page_to_read(self, tiny: Engine) -> None:

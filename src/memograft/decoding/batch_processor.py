@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from memograft.documents import Source
 from memograft.model.backbone import Backbone
 
-__all__ = ["BatchProcessor", "Moved", "Steps", "caught", "entries", "nothing", "process"]
+__all__ = ["BatchProcessor", "Moved", "States", "Steps", "caught", "entries", "nothing", "process"]
 
 
 class Moved(NamedTuple):

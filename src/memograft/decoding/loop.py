@@ -15,13 +15,13 @@ import inspect
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from memograft.decoding.batch_processor import Steps, caught, process
+from memograft.decoding.batch_processor import States, Steps, caught, process
 from memograft.decoding.chain import Chain
 from memograft.decoding.contrast import contrasted
 from memograft.decoding.dola import early_states
@@ -92,7 +92,7 @@ class Loop:
 
     @torch.inference_mode()
     def add(self, filled: Prefill, rows: Sequence[Row]) -> None:
-        """Add rows, which take part from the next step on.
+        """Add rows, which take part from the next step on. Here they get their first token if that needs no pass.
 
         After the rows, `filled` has an echo for each row with `cad`, in their order: its prompt without documents.
         """
@@ -105,10 +105,15 @@ class Loop:
             lookup, echo = Lookup(prompt.tolist(), self._most) if drafts else None, n >= len(rows)
             layers = () if echo or row.dola is None else row.dola.candidates(self._backbone)
             slots.append(_Slot(row, chain, lookup, echo, layers))
-        for batch in self._batches:
-            if batch.join(filled, slots):
-                return
-        self._batches.append(_Batch(self._backbone, filled, slots))
+        first = _first(self._backbone, filled, slots)
+        if first is None:
+            filled = replace(filled, last=None)
+        batch = next((batch for batch in self._batches if batch.join(filled, slots)), None)
+        if batch is None:
+            batch = _Batch(self._backbone, filled, slots)
+            self._batches.append(batch)
+        if first is not None:
+            batch.begin(first, self._ends)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -133,7 +138,7 @@ class _Batch:
     def __init__(self, backbone: Backbone, filled: Prefill, slots: Sequence[_Slot]) -> None:
         self._backbone, self.slots = backbone, list(slots)
         self._columns = columns_of(backbone, filled)
-        self._tokens, self._positions = filled.ids[:, -1], filled.positions[:, -1]  # (N,) of the next pass
+        self._tokens, self._positions = filled.ids[:, -1].clone(), filled.positions[:, -1]  # (N,) of the next pass
         self._stacked: dict[str, tuple[Tensor, Tensor]] | None = None
         self._places = "position_ids" in inspect.signature(backbone.model.forward).parameters
 
@@ -148,11 +153,22 @@ class _Batch:
         self._stacked = None
         return True
 
+    def begin(self, out: _Out, ends: Ends) -> None:
+        """The first token of the slots that joined last, whose last tokens of the prompt have been run."""
+        new = slice(len(self.slots) - len(out.logits), len(self.slots))
+        slots = self.slots[new]
+        _give_up(slots)
+        chosen = _choose(self._backbone, slots, [out])
+        self._tokens[new] = chosen
+        self._positions[new] += 1
+        for slot, token in zip(slots, chosen.tolist(), strict=True):
+            if not (slot.echo or slot.row.done):
+                ends.take(slot.row, token)
+        self._leave()
+
     def step(self, ends: Ends) -> None:
         """One token for each row, or more where a draft is right."""
-        for slot in self.slots:
-            if not slot.row.done and slot.row.given_up():
-                slot.row.error = RequestCancelledError("the request was given up while it was being answered")
+        _give_up(self.slots)
         self._leave()
         if not self.slots:
             return
@@ -165,7 +181,7 @@ class _Batch:
         if not outs:
             self._leave()
             return
-        chosen = self._choose(outs)[:, None]
+        chosen = _choose(self._backbone, self.slots, outs)[:, None]
         if width:
             chosen = torch.cat([chosen, chosen.new_zeros(len(chosen), width)], 1)
             for out in outs:
@@ -227,8 +243,7 @@ class _Batch:
     def _pass(self, tokens: Tensor, first: int, last: int) -> _Out:
         """A pass over tokens (N, Q) of some slots."""
         slots, part, model = self.slots[first:last], slice(first, last), self._backbone.model
-        ruled = [n for n, slot in enumerate(slots) if slot.row.ruled and not (slot.echo or slot.row.done)]
-        places = [slot.row.batch.place for slot in slots if slot.row.batch is not None]
+        ruled = _ruled(slots)
         if self._stacked is None:
             self._stacked = stack([slot.row.adapter for slot in self.slots], self._backbone)
         self._columns.part = part
@@ -236,11 +251,9 @@ class _Batch:
         if self._places:
             extra["position_ids"] = self._positions[part, None] + torch.arange(tokens.shape[1], device=tokens.device)
         with ExitStack() as scope:
-            if any(slot.row.adapter is not None for slot in slots):
-                own = {name: (a[part], b[part]) for name, (a, b) in self._stacked.items()}
-                scope.enter_context(applied(self._backbone, own, bare=len(ruled)))
+            own = {name: (a[part], b[part]) for name, (a, b) in self._stacked.items()}
+            states = _entered(scope, self._backbone, slots, own, len(ruled))
             seen = scope.enter_context(base_logits(self._backbone, len(slots), ruled)) if ruled else None
-            states = scope.enter_context(caught(self._backbone, places, len(slots) + len(ruled))) if places else None
             layers = {n for slot in slots for n in slot.layers}
             early = scope.enter_context(early_states(self._backbone, layers)) if layers else {}
             scope.enter_context(biased(self._backbone, self._columns.cache))
@@ -249,59 +262,106 @@ class _Batch:
         base = {} if seen is None else {first + n: seen.logits[g, 0] for g, n in enumerate(ruled)}
         return _Out(first, out.logits, base, states.at if states is not None else {}, early)
 
-    def _choose(self, outs: Sequence[_Out]) -> Tensor:
-        """The next token of each slot (N,), from its logits, rules and processors."""
-        first = outs[0]
-        logits = first.logits.new_zeros(len(self.slots), first.logits.shape[-1], dtype=torch.float32)
-        for out in outs:
-            logits[out.first : out.first + len(out.logits)] = out.logits[:, 0]
-            for n, base in out.base.items():
-                for rule in self.slots[n].row.rules:
-                    logits[n] = rule(logits[n], base, self.slots[n].row.tokens)
-        echoes = {slot.row: n for n, slot in enumerate(self.slots) if slot.echo}
-        own = {n: slot for n, slot in enumerate(self.slots) if not (slot.echo or slot.row.done)}
-        for n, slot in own.items():
-            if slot.row in echoes:
-                logits[n] = contrasted(logits[n], logits[echoes[slot.row]], slot.row.cad or 0.0)
-        for n, slot in own.items():
-            if slot.row.dola is not None:
-                (out,) = [out for out in outs if out.first <= n < out.first + len(out.logits)]
-                states = torch.stack([out.early[layer][n - out.first] for layer in slot.layers])
-                logits[n] = slot.row.dola.contrasted(self._backbone, logits[n], states)
-        steps = self._process(logits, outs, own)
-        for n, slot in own.items():
-            if slot.chain.needed and not slot.row.done:
-                try:
-                    logits[n] = slot.chain(logits[n])
-                except Exception as error:
-                    slot.row.error = error
-        chosen = logits.argmax(-1)
-        for n, slot in own.items():
-            slot.chain.take(chosen[n])
-            if slot.row in echoes:
-                chosen[echoes[slot.row]] = chosen[n]
-        for rows, moved in steps:
-            found = moved(chosen[rows].cpu().numpy())
-            for g, n in enumerate(rows):
-                self.slots[n].row.moved.append((g, found))
-        return chosen
 
-    def _process(self, logits: Tensor, outs: Sequence[_Out], own: Mapping[int, _Slot]) -> Steps:
-        """Apply the batch processors to the logits (N, V)."""
-        processors = {n: slot.row.batch for n, slot in own.items() if slot.row.batch is not None and not slot.row.done}
-        if not processors:
-            return []
-        states: dict[str, Tensor] = {}
-        for place in {processor.place for processor in processors.values()}:
-            (like, *_) = [out.states[place] for out in outs if place in out.states]
-            states[place] = like.new_zeros(len(self.slots), like.shape[-1])
-            for out in outs:
-                if place in out.states:
-                    states[place][out.first : out.first + len(out.logits)] = out.states[place][: len(out.logits)]
-        errors, steps = process(logits, states, processors)
-        for n, error in errors.items():
-            self.slots[n].row.error = error
-        return steps
+def _first(backbone: Backbone, filled: Prefill, slots: Sequence[_Slot]) -> _Out | None:
+    """What a pass over the prompts' last tokens would give, from their states. None if a pass has to run them.
+
+    That is so if the prefill did not, or if DoLa needs the states of lower layers, which only a pass records. An error
+    is left to the pass, which finds the row that causes it.
+    """
+    if filled.last is None or any(slot.layers for slot in slots):
+        return None
+    ruled = _ruled(slots)
+    rows = [*range(len(slots)), *ruled]
+    try:
+        with ExitStack() as scope:
+            states = _entered(scope, backbone, slots, stack([s.row.adapter for s in slots], backbone), len(ruled))
+            logits = backbone.logits(filled.last.x[rows], filled.last.residual[rows])
+    except Exception:
+        return None
+    base = {n: logits[len(slots) + g, 0] for g, n in enumerate(ruled)}
+    return _Out(0, logits[: len(slots)], base, states.at if states is not None else {}, {})
+
+
+def _entered(
+    scope: ExitStack,
+    backbone: Backbone,
+    slots: Sequence[_Slot],
+    stacked: Mapping[str, tuple[Tensor, Tensor]],
+    ruled: int,
+) -> States | None:
+    """Apply the adapters of the slots, and record the states that their batch processors need, if any."""
+    places = [slot.row.batch.place for slot in slots if slot.row.batch is not None]
+    if any(slot.row.adapter is not None for slot in slots):
+        scope.enter_context(applied(backbone, stacked, bare=ruled))
+    return scope.enter_context(caught(backbone, places, len(slots) + ruled)) if places else None
+
+
+def _ruled(slots: Sequence[_Slot]) -> list[int]:
+    """The slots that also need the base model's logits."""
+    return [n for n, slot in enumerate(slots) if slot.row.ruled and not (slot.echo or slot.row.done)]
+
+
+def _give_up(slots: Sequence[_Slot]) -> None:
+    for slot in slots:
+        if not slot.row.done and slot.row.given_up():
+            slot.row.error = RequestCancelledError("the request was given up while it was being answered")
+
+
+def _choose(backbone: Backbone, slots: Sequence[_Slot], outs: Sequence[_Out]) -> Tensor:
+    """The next token of each slot (N,), from its logits, rules and processors."""
+    first = outs[0]
+    logits = first.logits.new_zeros(len(slots), first.logits.shape[-1], dtype=torch.float32)
+    for out in outs:
+        logits[out.first : out.first + len(out.logits)] = out.logits[:, 0]
+        for n, base in out.base.items():
+            for rule in slots[n].row.rules:
+                logits[n] = rule(logits[n], base, slots[n].row.tokens)
+    echoes = {slot.row: n for n, slot in enumerate(slots) if slot.echo}
+    own = {n: slot for n, slot in enumerate(slots) if not (slot.echo or slot.row.done)}
+    for n, slot in own.items():
+        if slot.row in echoes:
+            logits[n] = contrasted(logits[n], logits[echoes[slot.row]], slot.row.cad or 0.0)
+    for n, slot in own.items():
+        if slot.row.dola is not None:
+            (out,) = [out for out in outs if out.first <= n < out.first + len(out.logits)]
+            states = torch.stack([out.early[layer][n - out.first] for layer in slot.layers])
+            logits[n] = slot.row.dola.contrasted(backbone, logits[n], states)
+    steps = _process(logits, outs, own)
+    for n, slot in own.items():
+        if slot.chain.needed and not slot.row.done:
+            try:
+                logits[n] = slot.chain(logits[n])
+            except Exception as error:
+                slot.row.error = error
+    chosen = logits.argmax(-1)
+    for n, slot in own.items():
+        slot.chain.take(chosen[n])
+        if slot.row in echoes:
+            chosen[echoes[slot.row]] = chosen[n]
+    for rows, moved in steps:
+        found = moved(chosen[rows].cpu().numpy())
+        for g, n in enumerate(rows):
+            slots[n].row.moved.append((g, found))
+    return chosen
+
+
+def _process(logits: Tensor, outs: Sequence[_Out], own: Mapping[int, _Slot]) -> Steps:
+    """Apply the batch processors to the logits (N, V)."""
+    processors = {n: slot.row.batch for n, slot in own.items() if slot.row.batch is not None and not slot.row.done}
+    if not processors:
+        return []
+    states: dict[str, Tensor] = {}
+    for place in {processor.place for processor in processors.values()}:
+        (like, *_) = [out.states[place] for out in outs if place in out.states]
+        states[place] = like.new_zeros(len(logits), like.shape[-1])
+        for out in outs:
+            if place in out.states:
+                states[place][out.first : out.first + len(out.logits)] = out.states[place][: len(out.logits)]
+    errors, steps = process(logits, states, processors)
+    for n, error in errors.items():
+        own[n].row.error = error
+    return steps
 
 
 def _agreeing(draft: Sequence[int], chosen: Sequence[int]) -> int:

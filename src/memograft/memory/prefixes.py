@@ -177,8 +177,7 @@ class Prefixes:
 
 
 def _places(model: Model, prompt: Prompt) -> Iterator[Place]:
-    """The pieces of a prompt's documents, first to last. The prompt's last token is never part of one: decoding runs
-    it."""
+    """The pieces of a prompt's documents, first to last. The prompt's last token is never part of one."""
     digest = hashlib.sha256(json.dumps([model.fingerprint, str(model.backbone.model.dtype)]).encode())
     start = 0
     for (_, end), document in zip(prompt.spans, prompt.documents, strict=True):

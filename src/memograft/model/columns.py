@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -93,14 +93,17 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         at = self._columns
         return self.buffers[2].span(self.first, at.end)[at.part] if len(self.buffers) > 2 else None
 
-    def put(self, rows: slice, own: CacheLayerMixin, width: int) -> None:
-        """Add these new rows: the last columns of a prefill's layer, at most `width`."""
+    def put(self, rows: slice, own: CacheLayerMixin, last: tuple[Tensor, Tensor] | None, width: int) -> None:
+        """Add these new rows: the last columns of a prefill's layer and its `last` one, at most `width`."""
         tensors, bias = [own.keys, own.values], getattr(own, "bias", None)
+        if last is not None:
+            tensors = [torch.cat(pair, 2) for pair in zip(tensors, last, strict=True)]
+            bias = bias if bias is None else nn.functional.pad(bias, (0, 0, 0, 1))
         self._begin(*tensors)
         if bias is not None and len(self.buffers) < 3:
             self.buffers.append(_Buffer(bias))
         if len(self.buffers) > 2:
-            tensors.append(self.buffers[2].data.new_zeros(*own.keys.shape[:3], 1) if bias is None else bias)
+            tensors.append(self.buffers[2].data.new_zeros(*tensors[0].shape[:3], 1) if bias is None else bias)
         at = self._columns
         for buffer, tensor in zip(self.buffers, tensors, strict=True):
             at.put(buffer, self.first, rows, tensor[:, :, max(0, tensor.shape[2] - width) :])
@@ -146,7 +149,7 @@ class Columns:
         return Cache(layers=list(self._layers))
 
     def join(self, filled: Prefill) -> None:
-        """Add the rows of a prefill. Their last tokens are not in its cache.
+        """Add the rows of a prefill, with the keys and values of their last tokens if it has them.
 
         Raises:
             OutOfMemoryError: then nothing was added.
@@ -160,14 +163,15 @@ class Columns:
             raise
 
     def _join(self, filled: Prefill) -> None:
-        count, columns = filled.mask.shape[0], filled.mask.shape[1] - 1
+        count, columns = filled.mask.shape[0], filled.mask.shape[1] - (filled.last is None)
         self._firsts += [self.end - columns + n for n in filled.mask.argmax(1).tolist()]
         new = slice(self.rows, self.rows + count)
         self.rows, self.start = self.rows + count, min(self._firsts)
         width = min(columns, self.end - self.start)
         own = filled.kv_cache.layers if filled.kv_cache is not None else []
-        for layer, its in zip(self._layers, own, strict=False):
-            layer.put(new, its, width)
+        last = filled.last.layers if filled.last is not None else [None] * len(own)
+        for layer, its, end in zip(self._layers, own, last, strict=False):
+            layer.put(new, its, end, width)
         self.put(self._mask, self.start, new, filled.mask[:, columns - width : columns, None])
 
     def put(self, buffer: _Buffer, first: int, rows: slice, columns: Tensor) -> None:

@@ -55,6 +55,11 @@ class BiasedLayer(DynamicLayer):  # type: ignore[misc]
         all_keys, all_values = super().update(keys, values)
         return all_keys, all_values
 
+    def crop(self, max_length: int) -> None:
+        """Keep the first columns, or remove the last -`max_length`."""
+        super().crop(max_length)
+        self.bias = self.bias[:, :, : self.keys.shape[2]]
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
         super().batch_repeat_interleave(repeats)

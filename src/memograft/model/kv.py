@@ -107,12 +107,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some columns of one row, which `chain` appends to others. Never modified.
+    """Some columns of one row, which `chain` appends to others, or of B rows. Never modified.
 
     Attributes:
-        layers: keys and values of each layer, (1, H, P, head dimension).
-        x: FFN inputs (1, P, D).
-        residual: (1, P, D).
+        layers: keys and values of each layer, (B, H, P, head dimension).
+        x: FFN inputs (B, P, D).
+        residual: (B, P, D).
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
@@ -127,7 +127,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Prompts after a pass over all of their tokens but the last.
+    """Prompts after a pass over their tokens. The last one is kept apart, if it was run at all.
 
     Attributes:
         ids: (B, T) prompts; undefined where `text` is 0.
@@ -138,6 +138,7 @@ class Prefill:
         residual: what the FFN's output is added to (B, T - 1, D).
         cached: for each row, the number of tokens that its segment saved.
         shifts: for each row, the difference between positions and columns after its segment.
+        last: the last token of each prompt, if it was run: then the first new token needs no pass.
     """
 
     ids: Tensor
@@ -148,6 +149,7 @@ class Prefill:
     residual: Tensor
     cached: tuple[int, ...]
     shifts: tuple[int, ...]
+    last: Piece | None = None
 
     @property
     def positions(self) -> Tensor:
@@ -327,7 +329,9 @@ def join(backbone: Backbone, parts: Sequence[tuple[Prefill, Sequence[int]]]) -> 
     cache = _side_by_side(backbone, caches, length - 1, count) if caches else None
     own = {name: rows(name, length) for name in ("ids", "mask", "text")}
     states = {name: rows(name, length - 1) for name in ("x", "residual")}
-    return Prefill(**own, kv_cache=cache, **states, cached=numbers("cached"), shifts=numbers("shifts"))
+    ends = [part.last for part, _ in parts if part.last is not None]
+    last = _rows_of(ends, order) if len(ends) == len(parts) else None
+    return Prefill(**own, kv_cache=cache, **states, cached=numbers("cached"), shifts=numbers("shifts"), last=last)
 
 
 def picked(filled: Prefill, rows: Sequence[int]) -> Prefill:
@@ -339,7 +343,22 @@ def picked(filled: Prefill, rows: Sequence[int]) -> Prefill:
         cache.reorder_cache(index)  # also to more or fewer rows
     own = {name: (t := getattr(filled, name))[index.to(t.device)] for name in ("ids", "mask", "text", "x", "residual")}
     cached, shifts = (tuple(of[row] for row in rows) for of in (filled.cached, filled.shifts))
-    return replace(filled, **own, kv_cache=cache, cached=cached, shifts=shifts)
+    last = filled.last and _rows_of([filled.last], index)
+    return replace(filled, **own, kv_cache=cache, cached=cached, shifts=shifts, last=last)
+
+
+def _rows_of(pieces: Sequence[Piece], order: Tensor) -> Piece:
+    """The rows of some pieces, in this order."""
+
+    def rows(*tensors: Tensor) -> Tensor:
+        return torch.cat(tensors)[order.to(tensors[0].device)]
+
+    layers = [tuple(zip(*own, strict=True)) for own in zip(*(piece.layers for piece in pieces), strict=True)]
+    return Piece(
+        tuple((rows(*keys), rows(*values)) for keys, values in layers),
+        rows(*(p.x for p in pieces)),
+        rows(*(p.residual for p in pieces)),
+    )
 
 
 def _side_by_side(

@@ -1,7 +1,7 @@
 """Prefill: one pass over the prompts, for their keys and values and for the rows that memorizing trains on.
 
-Nothing here depends on the last FFN, so the result is valid for any mix of memories. The last prompt token is processed
-by the first decoding step.
+Nothing here depends on the last FFN, so the result is valid for any mix of memories. The last prompt token is kept
+apart; where that is not possible, the first decoding step runs it.
 """
 
 from __future__ import annotations
@@ -212,14 +212,22 @@ def _prefill(
     ids, text = ids.to(device), text.to(device)
     mask = torch.cat([before, text[:, width:]], 1)
     held = pairs(cache) if cache is not None and slides else []
+    last = None
     if rest > 1:
-        behind = positions(mask[:, :-1], shifts)[:, width:]
+        # Caches with sliding windows or more than keys and values cannot give a column back.
+        apart = joins(backbone) and reach(backbone) is None
+        most = None if apart else -1
+        behind = positions(mask[:, :most], shifts)[:, width:]
         more_x, more_residual, cache = _in_parts(
-            backbone, ids[:, width:-1], mask[:, :-1], cache, behind, pace, given_up
+            backbone, ids[:, width:most], mask[:, :most], cache, behind, pace, given_up
         )
+        if apart:
+            last = newest(cache, more_x[:, -1:], more_residual[:, -1:])
+            cache.crop(-1)
+            more_x, more_residual = more_x[:, :-1], more_residual[:, :-1]
         x, residual = torch.cat([x.to(more_x), more_x], 1), torch.cat([residual.to(more_residual), more_residual], 1)
     spared = tuple(len(s.ids) - s.read for s in segments) or (0,) * len(prompts)
-    filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts)
+    filled = Prefill(ids, mask, text, cache, x, residual, spared, shifts, last)
     return close(backbone, filled, held, rest - 1) if slides and rest > 1 else filled
 
 

@@ -110,7 +110,7 @@ def context_rows(filled: Prefill, row: int, prompt: Prompt, end: int | None = No
     With `end`, a token id, also the rows of each document's last token, which are to predict that token.
     """
     device = filled.x.device  # with a device map, not the device of the token ids
-    # The prompt's last token is run by decoding.
+    # The prompt's last token is not among the columns of a prefill.
     lasts = [stop - 1 for start, stop in prompt.spans if start < stop < len(prompt.ids)] if end is not None else []
     before = filled.columns(row, [*(t - 1 for t in prompt.context), *lasts]).to(device)
     targets = filled.ids[row, filled.columns(row, prompt.context)].to(device)
@@ -132,5 +132,5 @@ def merge(parts: Sequence[TrainingRows]) -> TrainingRows:
 
 
 def gather(prompt: Prompt) -> tuple[int, ...]:
-    """The prompt's tokens up to the end of its last document, without the prompt's last token, which decoding runs."""
+    """The prompt's tokens up to the end of its last document, without the prompt's last token."""
     return prompt.ids[: min(max((end for _, end in prompt.spans), default=0), len(prompt.ids) - 1)]
