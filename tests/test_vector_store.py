@@ -43,25 +43,27 @@ def test_the_same_text_scores_one_and_never_more() -> None:
         assert 0.9999 < hit.score <= 1
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
 def test_random_writes_agree_with_a_dict(tmp_path, kind) -> None:
     """Deleting and adding must never return a wrong document, whatever the index does with dead vectors."""
     rng = random.Random(kind)
-    embedder = NumberEmbedder(rows=60)
-    settings = IndexSettings(kind, ivf_train_at=40, nprobe=2)
+    times = 20 if kind == "ivfpq" else 1  # it is trained from 256 vectors on
+    embedder = NumberEmbedder(rows=60 * times)
+    settings = IndexSettings(kind, ivf_train_at=20 if times == 1 else 256, nprobe=2)
     model: dict[str, Document] = {}
     store = VectorStore(embedder, tmp_path / "store", index=settings)
+    exact = 0
     for step in range(150):
         action = rng.random()
         if action < 0.6:
             batch = [
-                Document(f"{rng.randrange(60)} v{step}", f"id{rng.randrange(40)}", {"step": step})
-                for _ in range(rng.randrange(1, 6))
+                Document(f"{rng.randrange(60 * times)} v{step}", f"id{rng.randrange(40 * times)}", {"step": step})
+                for _ in range(rng.randrange(1, 6 * times))
             ]
             assert store.add(batch) == [document.id for document in batch]
             model.update({document.id: document for document in batch})
         elif action < 0.8:
-            ids = [f"id{rng.randrange(50)}" for _ in range(3)]
+            ids = [f"id{rng.randrange(50 * times)}" for _ in range(3 * times)]
             assert store.delete(ids) == len(set(ids) & set(model))
             for id in ids:
                 model.pop(id, None)
@@ -76,10 +78,12 @@ def test_random_writes_agree_with_a_dict(tmp_path, kind) -> None:
             store.close()
             store = VectorStore(embedder, tmp_path / "store", index=settings)
         assert len(store) == len(model)
-        hits = store.search(f"{rng.randrange(60)}", k=100)
+        exact += store._cache.index.is_exact
+        hits = store.search(f"{rng.randrange(60 * times)}", k=100 * times)
         assert {hit.document.id: hit.document for hit in hits} == model
         assert len(hits) == len(model)
     assert {document.id: document for document in store} == model
+    assert exact == 150 if kind == "flat" else exact < 100
     store.close()
 
 
@@ -116,7 +120,15 @@ def test_flat_search_is_brute_force() -> None:
         assert found(store.search_by_vector(query, k, {"n": {"$lt": 20}})) == brute_force(embedder, few, query, k)
 
 
-@pytest.mark.parametrize("settings", [IndexSettings("hnsw"), IndexSettings("ivf", ivf_train_at=2000, nprobe=20)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IndexSettings("hnsw"),
+        IndexSettings("ivf", ivf_train_at=2000, nprobe=20),
+        IndexSettings("ivfpq", ivf_train_at=2000, nprobe=20),
+    ],
+    ids=lambda settings: settings.kind,
+)
 def test_approximate_search_finds_nearly_the_same(settings) -> None:
     embedder = NumberEmbedder()
     store = VectorStore(embedder, index=settings)
@@ -148,13 +160,47 @@ def test_tombstones_leave_room_for_the_rest_even_with_a_tiny_queue() -> None:
     assert not set(hits) & set(nearest)
 
 
-def test_ivf_waits_for_enough_vectors() -> None:
-    store = VectorStore(NumberEmbedder(), index=IndexSettings("ivf", ivf_train_at=2000))
-    store.add(numbered(range(1999)))
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_clusters_wait_for_enough_vectors_and_are_computed_again_from_four_times_as_many(kind) -> None:
+    embedder = NumberEmbedder()
+    store = VectorStore(embedder, index=IndexSettings(kind, ivf_train_at=400))
+    store.add(numbered(range(399)))
     assert store._cache.index.is_exact
-    store.add(numbered([1999]))
-    assert not store._cache.index.is_exact
+    store.add(numbered([399]))
+    first = store._cache.index
+    assert not first.is_exact
+    assert first.is_compressed == (kind == "ivfpq")
+    store.add(numbered(range(400, 780)))  # 400 vectors have 10 clusters, 780 would have 20
+    assert store._cache.index is not first
+    second = store._cache.index
+    store.add(numbered(range(780, 1500)))
+    assert store._cache.index is second
     assert found(store.search("77", k=1)) == [77]
+
+
+def test_compressed_vectors_choose_candidates_and_exact_ones_give_the_order_and_the_scores() -> None:
+    embedder = NumberEmbedder(dimension=32)
+    queries = np.random.default_rng(5).normal(size=(20, 32))
+    best = [brute_force(embedder, list(range(2000)), query, 10) for query in queries]
+    shares = {}
+    for rerank in (1, 3, 2000):
+        store = VectorStore(embedder, index=IndexSettings("ivfpq", ivf_train_at=1000, nprobe=999, rerank=rerank))
+        store.add(numbered(range(2000)))
+        hits = [store.search_by_vector(query, 10) for query in queries]
+        shares[rerank] = sum(len(set(found(own)) & set(right)) for own, right in zip(hits, best, strict=True)) / 200
+        for query, own in zip(queries, hits, strict=True):
+            units = store.vectors([hit.document.id for hit in own])
+            scores = [hit.score for hit in own]
+            np.testing.assert_allclose(scores, units @ query / np.linalg.norm(query), atol=1e-5)
+            assert scores == sorted(scores, reverse=True)
+    assert [found(own) for own in hits] == best, "with every passage as a candidate, the search is exact"
+    assert shares[1] < shares[3] < shares[2000] == 1
+
+
+@pytest.mark.parametrize(("dimension", "size"), [(384, 48), (768, 96), (300, 50), (16, 2), (7, 1), (383, 383)])
+def test_a_compressed_vector_has_a_byte_for_at_most_eight_dimensions(dimension, size) -> None:
+    assert IndexSettings("ivfpq").code_size(dimension) == size
+    IndexSettings("ivfpq").check(dimension)
 
 
 def test_mmr_matches_its_definition() -> None:
