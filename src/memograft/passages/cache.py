@@ -75,8 +75,9 @@ class IndexCache:
     def catch_up(self) -> None:
         """Update the index from the database. If interrupted, it must be called again.
 
-        Passages are indexed in the order of their seqs, so only later seqs than the last one can be new, and passages
-        have been deleted only if fewer than the index has are left of the others.
+        Passages are indexed in the order of their seqs, so only seqs after the last indexed one can be new. Up to that
+        one, passages have been deleted if and only if the database has fewer than the index. Counting them takes far
+        less time than comparing the seqs.
         """
         seen = self._database.data_version()
         if not self.index.is_whole:
@@ -202,7 +203,7 @@ class IndexCache:
         """Read or map the index file; None if there is none with these settings, or it is damaged."""
         for _ in range(_LOOKS):
             pointer: dict[str, Any] | None = self._database.settings().get("index_file")
-            if self._folder is None or pointer is None or not self._settings.made(pointer["settings"]):
+            if self._folder is None or pointer is None or not self._settings.match(pointer["settings"]):
                 return None
             file = index_file(self._folder, pointer["number"])
             try:

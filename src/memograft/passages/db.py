@@ -77,6 +77,7 @@ class Database:
 
     def __init__(self, folder: Path | None, read_only: bool, progress: bool = False) -> None:
         self.file = folder / FILE_NAME if folder else None
+        self.is_large = False  # whether the file was too large to be read completely when it was opened
         self._mutex = held_in_forks(threading.RLock())  # SQLite has process-wide locks
         with self._mutex, self._errors():
             if self.file is None:
@@ -101,6 +102,7 @@ class Database:
         _create(file)
 
     def _opened(self, file: Path, read_only: bool) -> sqlite3.Connection:
+        self.is_large = file.stat().st_size > CHECKED_WHOLE
         connection = _connect(f"{file.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}")
         try:
             try:
@@ -123,11 +125,6 @@ class Database:
             raise
         return connection
 
-    @property
-    def is_large(self) -> bool:
-        """Whether reading the whole file would take long, so that only `verify` does."""
-        return self.file is not None and self.file.stat().st_size > CHECKED_WHOLE
-
     def _check(self, connection: sqlite3.Connection) -> None:
         """Refuse a damaged or foreign file. Reads it completely if it is not large, about a second per gigabyte."""
         (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -139,9 +136,10 @@ class Database:
         if not sums.is_schema(connection, _TABLES, _FORMATS[version]):
             self.refuse("it is damaged (its tables are not those of a store)")
         # SQLite refuses a truncated file at the first query, and a malformed page when it reads it.
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone() if not self.is_large else ("ok",)
-        if verdict != "ok":
-            self.refuse(f"it is damaged ({verdict.splitlines()[-1]})")
+        if not self.is_large:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                self.refuse(f"it is damaged ({verdict.splitlines()[-1]})")
 
     def check_vectors(self, dimension: int) -> None:
         """Refuse a file in which a passage lacks its vector of D float32 numbers."""
@@ -229,9 +227,12 @@ class Database:
         return self.rows(sql, [json.dumps(list(known)), *parameters, min(k, 2**31)])
 
     def seal_words(self) -> None:
-        """Store the checksum of the text index; it is valid until the next write."""
+        """Store the checksum of the text index; it is valid until the next write.
+
+        Without one, `verify` compares the index with the texts. It must do so if the index was not checked at opening.
+        """
         with self._mutex, self._errors():
-            if self.has_words and words.KEY not in self.settings():
+            if self.has_words and not self.is_large and words.KEY not in self.settings():
                 self.set(**{words.KEY: {"crc32": words.checksum(self._connection)}})
 
     def words_are_damaged(self, *, thoroughly: bool = False) -> bool:
@@ -285,14 +286,11 @@ class Database:
 
     def seqs(self, condition: str = "1", parameters: Sequence[Any] = ()) -> NDArray[np.int64]:
         """Return the seqs of the passages that meet an SQL condition, in ascending order."""
-        with (
-            self._mutex,
-            self._errors(),
-            closing(self._connection.cursor()) as cursor,
-        ):  # rows would take 10 times as much
-            # In SQL, ORDER BY would read all texts instead of the index of ids.
-            cursor.execute(f"SELECT seq FROM passages WHERE {condition}", parameters)
-            return np.sort(np.fromiter((seq for (seq,) in cursor), np.int64))
+        # A cursor, because a list of rows takes 10 times as much memory. No ORDER BY, because it would make SQLite read
+        # all texts instead of the index of ids.
+        with self._mutex, self._errors(), closing(self._connection.cursor()) as found:
+            found.execute(f"SELECT seq FROM passages WHERE {condition}", parameters)
+            return np.sort(np.fromiter((seq for (seq,) in found), np.int64))
 
     def count(self, condition: str = "1", parameters: Sequence[Any] = ()) -> int:
         """Return the number of passages that meet an SQL condition."""

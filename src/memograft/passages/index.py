@@ -96,8 +96,8 @@ class IndexSettings:
         """Bytes of a compressed vector (D,)."""
         return self.pq_bytes or next(m for m in range(max(1, -(-dimension // 8)), dimension + 1) if dimension % m == 0)
 
-    def made(self, stored: Mapping[str, object]) -> bool:
-        """Whether an index file that was made with `stored` settings, as `asdict` returned them, suits these."""
+    def match(self, stored: Mapping[str, object]) -> bool:
+        """Whether these settings would build the same index as `stored` ones, which `asdict` returned."""
         wanted = asdict(self)
         found = {**asdict(IndexSettings()), **stored}  # older versions had fewer settings
         return {**found, **{name: wanted[name] for name in _SEARCHING}} == wanted
@@ -191,12 +191,12 @@ class VectorIndex:
     def remove(self, ids: Iterable[int]) -> None:
         """Exclude these existing ids from all later searches."""
         faiss = _faiss()
-        self._dead.update(ids)
-        if self._dead:
-            dead = faiss.IDSelectorBatch(np.fromiter(self._dead, np.int64, len(self._dead)))
-            alive = faiss.IDSelectorNot(dead)
-            alive.keep = dead  # FAISS does not keep a reference to it
+        if dead := self._dead.union(ids):
+            selector = faiss.IDSelectorBatch(np.fromiter(dead, np.int64, len(dead)))
+            alive = faiss.IDSelectorNot(selector)
+            alive.keep = selector  # FAISS does not keep a reference to it
             self._alive = alive
+            self._dead = dead  # last, because the length tells whether a deletion was interrupted
 
     def search(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
         """Return the cosines and ids of up to k neighbours of (D,), best first; `among` restricts the ids.

@@ -118,9 +118,10 @@ def opened(
                     "no vectors: it is searched by its words alone; leave the index out, or make a new store with "
                     "vectors: VectorStore(embedder, path, index=...)"
                 )
-            settings = settled_index(database, index, embedder.dimension, read_only)
             if not database.is_large:
                 database.check_vectors(embedder.dimension)
+            settings = settled_index(database, index, embedder.dimension, read_only)
+            if not database.is_large:
                 mend_words(database, read_only)
             cache: IndexCache | NoIndex = NoIndex()
             if dimension := embedder.dimension:
