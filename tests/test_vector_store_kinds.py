@@ -1,4 +1,4 @@
-"""The vector store's approximate indexes: what they find, when they are trained, and how compressed vectors are used."""
+"""The vector store's approximate indexes: what they find, when they are trained, and how vectors are compressed."""
 
 from __future__ import annotations
 
