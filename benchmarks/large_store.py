@@ -204,8 +204,9 @@ def opening(task: Task) -> Measured:
     with clock:
         index = faiss.read_index(str(task.folder / "raw.faiss"))
     (file,) = (task.folder / "store").glob("*.faiss")
-    own = faiss.downcast_index(faiss.read_index(str(file)).index)
-    return found | {"raw_seconds": clock.read()["seconds"], "clusters": own.nlist, "raw_clusters": index.nlist}
+    mapped = faiss.read_index(str(file))  # owns the index inside
+    clusters = faiss.downcast_index(mapped.index).nlist
+    return found | {"raw_seconds": clock.read()["seconds"], "clusters": clusters, "raw_clusters": index.nlist}
 
 
 def search(task: Task) -> Measured:
