@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,43 @@ def test_open_again_with_the_stored_embedder_and_index(tmp_path) -> None:
     with VectorStore(path=tmp_path / "s", index="flat") as store:
         assert store._cache.index.is_exact
         assert len(store.search("bees")) == 1
+
+
+KINDS = ("flat", "ivfpq", "hnsw", "ivf", "flat")
+
+
+def test_another_kind_rebuilds_the_index_and_settings_of_the_search_do_not(tmp_path) -> None:
+    embedder, folder = NumberEmbedder(), tmp_path / "s"
+    for kind in KINDS:
+        with VectorStore(embedder, folder, index=IndexSettings(kind, ivf_train_at=300)) as store:
+            store.add(numbered(range(400)))
+            assert found(store.search("77", k=1)) == [77]
+            assert store._cache.index.is_exact == (kind == "flat")
+    with pytest.raises(SettingsError, match="`pq_bytes` must divide the dimension of the vectors, 16, got 3; leave it"):
+        VectorStore(embedder, folder, index=IndexSettings("ivfpq", pq_bytes=3))
+    compressed = IndexSettings("ivfpq", ivf_train_at=300)
+    VectorStore(embedder, folder, index=compressed).close()
+    file = index_file(folder)
+    before = file.stat().st_mtime_ns
+    for settings in (replace(compressed, nprobe=3, rerank=2, hnsw_search=7), replace(compressed, nprobe=99)):
+        with VectorStore(embedder, folder, index=settings) as store:
+            assert store._cache.index.settings == settings
+    assert (index_file(folder), file.stat().st_mtime_ns) == (file, before)
+    VectorStore(embedder, folder, index=replace(compressed, pq_bytes=4)).close()
+    assert index_file(folder) != file
+
+
+def test_an_index_file_of_a_version_with_fewer_settings_is_used(folder, caplog) -> None:
+    caplog.set_level("INFO")
+    file = index_file(folder)
+    with VectorStore.open(folder) as store:
+        pointer = store._database.settings()["index_file"]
+        for name in ("pq_bytes", "rerank"):
+            del pointer["settings"][name]
+        store._database.set(index_file=pointer)
+    with VectorStore.open(folder) as store:
+        store._cache.persist()
+    assert index_file(folder) == file
 
 
 def test_another_embedder_is_refused(folder) -> None:
@@ -97,21 +135,23 @@ def test_read_only_refuses_every_write_and_maps_the_index(folder) -> None:
         assert len(store) == 40
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivfpq"])
 def test_read_only_follows_the_writer(tmp_path, kind) -> None:
     embedder = NumberEmbedder()
-    with VectorStore(embedder, tmp_path / "s", index=kind) as writer:
+    with VectorStore(embedder, tmp_path / "s", index=IndexSettings(kind, ivf_train_at=256)) as writer:
+        others = range(100, 400)
+        writer.add(numbered(others))
         writer.add(numbered(range(50)))
         writer.persist()
         with VectorStore(embedder, tmp_path / "s", read_only=True) as reader:
             writer.add(numbered([77]))
             assert found(reader.search("77", k=1)) == [77]
             writer.delete(["id77", "id3"])
-            assert {77, 3}.isdisjoint(found(reader.search("77", k=100)))
+            assert {77, 3}.isdisjoint(found(reader.search("77", k=1000)))
             writer.compact()  # deletes the file that the reader has mapped
             writer.add(numbered([78]))
             assert found(reader.search("78", k=1)) == [78]
-            assert sorted(found(reader.search("1", k=100))) == sorted({*range(50), 78} - {3})
+            assert sorted(found(reader.search("1", k=1000))) == sorted({*range(50), 78, *others} - {3})
 
 
 def test_one_writer_at_a_time(folder) -> None:
@@ -218,6 +258,26 @@ def test_a_damaged_database_is_refused(folder, damage, read_only) -> None:
             connection.close()
             text = "its format is 9 and this Memograft reads formats 1 to 3"
     with pytest.raises(StoreCorruptError, match=text):
+        VectorStore.open(folder, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_large_file_is_not_read_completely_when_it_is_opened(folder, monkeypatch, read_only) -> None:
+    monkeypatch.setattr("memograft.passages.db.CHECKED_WHOLE", 2**16)
+    damaged = folder / "passages.sqlite3"
+    connection = sqlite3.connect(damaged)
+    connection.execute("DELETE FROM vectors WHERE seq = 5")
+    connection.execute("UPDATE passages SET text = 'something else' WHERE id = '30'")
+    connection.commit()
+    connection.close()
+    with VectorStore.open(folder, read_only=read_only) as store:
+        assert store.search("topic7", k=1)[0].document.id == "7"
+        with pytest.raises(StoreCorruptError, match="passage '30' is not what was stored"):
+            store.search("topic30", k=1)
+        with pytest.raises(StoreCorruptError, match="passage '4' has no vector of 1024 numbers"):
+            store.verify()
+    damaged.write_bytes(damaged.read_bytes()[:-8192])
+    with pytest.raises(StoreCorruptError, match=r"passages.sqlite3.*restore it from a backup"):
         VectorStore.open(folder, read_only=read_only)
 
 

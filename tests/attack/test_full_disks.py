@@ -53,7 +53,7 @@ def full(disk: Path, room: int) -> Iterator[None]:
 def fill_stores(disk: Path, rng: random.Random, rounds: int) -> int:
     """Stores with each kind of index."""
     met = 0
-    for kind in ("flat", "hnsw", "ivf"):
+    for kind in ("flat", "hnsw", "ivf", "ivfpq"):
         store, model = open_store(disk / kind, kind), dict[str, Document]()
         for number in range(rounds):
             with full(disk, rng.randrange(300_000)):

@@ -42,7 +42,7 @@ class LetterEmbedder:
 
 
 def open_store(folder, kind: str) -> VectorStore:
-    return VectorStore(LetterEmbedder(), folder, index=IndexSettings(kind, ivf_train_at=60))
+    return VectorStore(LetterEmbedder(), folder, index=IndexSettings(kind, ivf_train_at=256 if kind == "ivfpq" else 60))
 
 
 def operation(number: int) -> tuple[str, list]:
@@ -100,12 +100,16 @@ def run_and_kill(folder: Path, kind: str, number: int, delay: float) -> int:
     return number + len(done)
 
 
-@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf"])
+@pytest.mark.parametrize("kind", ["flat", "hnsw", "ivf", "ivfpq"])
 def test_every_acknowledged_write_survives_a_kill(
     tmp_path: Path, kind: str, rng: random.Random, effort: int, tally: Counter[str]
 ) -> None:
     folder = tmp_path / "store"
     model: dict[str, Document] = {}
+    if kind == "ivfpq":  # so that it is trained, and stays so
+        model = {f"{n}": Document("".join(rng.choices("abcdefghij", k=30)), f"{n}") for n in range(300)}
+        with open_store(folder, kind) as store:
+            store.add(model.values())
     number = first = rng.randrange(10**6)
     round_ = 0
     # On a busy machine few writes are done, so each round gets more time.

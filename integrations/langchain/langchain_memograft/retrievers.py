@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
@@ -26,6 +27,8 @@ class MemograftRetriever(BaseRetriever):
         score_threshold: minimum relevance, from 0 to 1, as defined by the store; for MemograftVectorStore the cosine.
             None is no minimum.
         filter: for the store; for MemograftVectorStore a mapping such as `{"lang": "en"}`.
+        with_score: put each document's score into its metadata as "score": the relevance with a threshold, otherwise
+            what the store's `similarity_search_with_score` returns, which is a distance in some stores.
 
     Raises:
         SettingsError: the store has no relevance scores, which the threshold needs; or `k` is below 1.
@@ -41,6 +44,7 @@ class MemograftRetriever(BaseRetriever):
     k: int = Field(default=4, ge=1)
     score_threshold: float | None = Field(default=None, ge=0, le=1)
     filter: Any = None
+    with_score: bool = False
 
     def _get_ls_params(self, **kwargs: Any) -> LangSmithRetrieverParams:
         params = super()._get_ls_params(**kwargs)
@@ -60,13 +64,15 @@ class MemograftRetriever(BaseRetriever):
     ) -> list[Document]:
         options = self._options(k, filter)
         least = self.score_threshold if score_threshold is None else score_threshold
-        if least is None:
+        if least is None and not self.with_score:
             return self.vectorstore.similarity_search(query, **options)
+        if least is None:
+            return self._kept(self.vectorstore.similarity_search_with_score(query, **options))
         try:
             found = self.vectorstore.similarity_search_with_relevance_scores(query, **options)
         except NotImplementedError as error:
             raise self._no_relevance() from error
-        return _relevant(found, least)
+        return self._kept(found, least)
 
     async def _aget_relevant_documents(
         self,
@@ -79,13 +85,15 @@ class MemograftRetriever(BaseRetriever):
     ) -> list[Document]:
         options = self._options(k, filter)
         least = self.score_threshold if score_threshold is None else score_threshold
-        if least is None:
+        if least is None and not self.with_score:
             return await self.vectorstore.asimilarity_search(query, **options)
+        if least is None:
+            return self._kept(await self.vectorstore.asimilarity_search_with_score(query, **options))
         try:
             found = await self.vectorstore.asimilarity_search_with_relevance_scores(query, **options)
         except NotImplementedError as error:
             raise self._no_relevance() from error
-        return _relevant(found, least)
+        return self._kept(found, least)
 
     def _options(self, k: int | None, filter: Any) -> dict[str, Any]:
         """Return the arguments for the store; `filter` only if it is set, because some stores do not take it."""
@@ -100,6 +108,12 @@ class MemograftRetriever(BaseRetriever):
             "leave it out, or use MemograftVectorStore"
         )
 
-
-def _relevant(found: list[tuple[Document, float]], least: float) -> list[Document]:
-    return [document for document, relevance in found if relevance >= least]
+    def _kept(self, found: list[tuple[Document, float]], least: float = -math.inf) -> list[Document]:
+        """Return the documents with at least this score, with it in their metadata if that was asked for."""
+        return [
+            document.model_copy(update={"metadata": {**document.metadata, "score": score}})
+            if self.with_score
+            else document
+            for document, score in found
+            if score >= least
+        ]

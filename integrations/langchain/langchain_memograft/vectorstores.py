@@ -54,7 +54,7 @@ class MemograftVectorStore(VectorStore):
             it is searched by words, and needs no model and no network.
         path: folder of the store, created if it does not exist; None keeps everything in memory. One writer and any
             number of readers can have it open.
-        index: "flat", "hnsw", "ivf", or `memograft.IndexSettings`; by default that of the store, and for a new one
+        index: "flat", "hnsw", "ivf", "ivfpq", or `memograft.IndexSettings`; by default that of the store, for a new one
             "flat", which is exact.
         read_only: whether the store is opened only for reading.
         dimension: length of the vectors.

@@ -12,7 +12,7 @@ from llama_index.core import Document, MockEmbedding, Settings, StorageContext, 
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.llms import MockLLM
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.schema import IndexNode, TextNode
+from llama_index.core.schema import IndexNode, MetadataMode, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores.types import (
     FilterOperator,
@@ -63,6 +63,11 @@ def test_an_index_from_documents(use_async: bool) -> None:
         assert best.node.ref_doc_id == land
         assert best.metadata["land"] == land
         assert 0.3 < best.score <= 1
+    embedding, question = MemograftEmbedding(), "capital of Peru"
+    for scored in index.as_retriever(similarity_top_k=4).retrieve(question):
+        text = scored.node.get_content(MetadataMode.EMBED)
+        cosine = embedding.similarity(embedding.get_query_embedding(question), embedding.get_text_embedding(text))
+        assert scored.score == pytest.approx(cosine, abs=1e-6), "the store's own score"
     retriever = index.as_retriever(similarity_top_k=2, filters=large(3))
     assert {found.metadata["land"] for found in retriever.retrieve("capital of France")} == {"Peru", "Kenya"}
     retriever = index.as_retriever(similarity_top_k=5, doc_ids=["Peru", "Norway"])

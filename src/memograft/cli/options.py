@@ -21,6 +21,7 @@ class IndexKind(StrEnum):
     flat = "flat"
     hnsw = "hnsw"
     ivf = "ivf"
+    ivfpq = "ivfpq"
 
 
 class GateKind(StrEnum):

@@ -73,19 +73,31 @@ class IndexCache:
         return self._behind or (self._read_only and self._database.data_version() != self._seen)
 
     def catch_up(self) -> None:
-        """Update the index from the database. If interrupted, it must be called again."""
+        """Update the index from the database. If interrupted, it must be called again.
+
+        Passages are indexed in the order of their seqs, so only seqs after the last indexed one can be new. Up to that
+        one, passages have been deleted if and only if the database has fewer than the index. Counting them takes far
+        less time than comparing the seqs.
+        """
         seen = self._database.data_version()
         if not self.index.is_whole:
             self.replace(self.build())
-        live = self._database.seqs()
-        known = self.index.ids()
-        gone, new = np.setdiff1d(known, live), np.setdiff1d(live, known)
-        self.deletions += bool(len(gone))
-        self.index.remove(gone.tolist())
-        for seqs, vectors in self._database.vectors(new):
-            self.index.add(seqs, vectors)
+        last = self.index.last_id()
+        if self._database.count() - self._database.count("seq > ?", [last]) != len(self.index):
+            gone = np.setdiff1d(self.index.ids(), self._database.seqs("seq <= ?", [last]), assume_unique=True)
+            self.deletions += 1
+            self.index.remove(gone.tolist())
+        new = self._database.seqs("seq > ?", [last])
+        self._add(self.index, new)
         self._saved = self._saved and not len(new)
         self._seen, self._behind = seen, False
+
+    def _add(self, index: VectorIndex, seqs: IdArray) -> None:
+        """Add these passages, in ascending order, from the database."""
+        with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
+            for found, vectors in self._database.vectors(seqs):
+                index.add(found, vectors)
+                bar.update(len(found))
 
     def expect(self) -> None:
         """Announce a commit. Until `apply` has followed it, searches call `catch_up` first."""
@@ -106,19 +118,25 @@ class IndexCache:
         self._behind = False
 
     def build(self) -> VectorIndex:
-        """Build a new index from the vectors in the database."""
+        """Build a new index from the vectors in the database, thousands at a time; clusters come from a sample."""
         seqs = self._database.seqs()
         index = VectorIndex(self._dimension, self._settings, len(seqs))
-        with progress_bar(len(seqs), "Indexing", "passage", self._progress and len(seqs) >= _LARGE) as bar:
-            if not index.is_trained:
-                bar.set_postfix_str("training")
-                step = -(-len(seqs) // index.training_size())
-                index.train(np.concatenate([vectors for _, vectors in self._database.vectors(seqs[::step])]))
-                bar.set_postfix_str("")
-            for found, vectors in self._database.vectors(seqs):
-                index.add(found, vectors)
-                bar.update(len(found))
+        if not index.is_trained:
+            self._train(index, seqs)
+        self._add(index, seqs)
         return index
+
+    def _train(self, index: VectorIndex, seqs: IdArray) -> None:
+        size = min(index.training_size(), len(seqs))
+        chosen = np.sort(np.random.default_rng(0).choice(seqs, size, replace=False, shuffle=False))
+        sample, filled = np.empty((size, self._dimension), np.float32), 0
+        with progress_bar(size, "Reading the sample", "passage", self._progress and len(seqs) >= _LARGE) as bar:
+            for found, vectors in self._database.vectors(chosen):
+                sample[filled : filled + len(found)] = vectors
+                filled += len(found)
+                bar.update(len(found))
+            bar.set_postfix_str("training")
+            index.train(sample[:filled])
 
     def replace(self, index: VectorIndex) -> None:
         """Use this index from now on."""
@@ -142,10 +160,11 @@ class IndexCache:
         index = self.index
         if among is not None and len(among) <= EXACT_BELOW and not index.is_exact:
             return self.score(vector, k, among)
-        scores, seqs = index.search(vector, k, among)
+        estimated = index.is_compressed
+        scores, seqs = index.search(vector, k * self._settings.rerank if estimated else k, among)
         if len(seqs) < min(k, len(index) if among is None else len(among)):
             return self.score(vector, k, self._database.seqs() if among is None else among)
-        return scores, seqs
+        return self.score(vector, k, seqs) if estimated else (scores, seqs)
 
     def score(self, vector: FloatArray, k: int, seqs: IdArray) -> tuple[FloatArray, IdArray]:
         """Compare (D,) with each of these passages, which is exact."""
@@ -184,7 +203,7 @@ class IndexCache:
         """Read or map the index file; None if there is none with these settings, or it is damaged."""
         for _ in range(_LOOKS):
             pointer: dict[str, Any] | None = self._database.settings().get("index_file")
-            if self._folder is None or pointer is None or pointer["settings"] != asdict(self._settings):
+            if self._folder is None or pointer is None or not self._settings.match(pointer["settings"]):
                 return None
             file = index_file(self._folder, pointer["number"])
             try:

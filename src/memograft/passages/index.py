@@ -6,8 +6,8 @@ from the database at any time. The caller locks: any number of searches at once,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,30 +21,39 @@ __all__ = ["EXACT_BELOW", "FloatArray", "IdArray", "IndexKind", "IndexSettings",
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int64]
-IndexKind = Literal["flat", "hnsw", "ivf"]
+IndexKind = Literal["flat", "hnsw", "ivf", "ivfpq"]
 
 # Up to this many ids are scored one by one, which is exact, and faster than an approximate search with a filter.
 EXACT_BELOW = 1000
 _MIN_DEAD = 1000  # number of dead vectors below which the index is not rebuilt
 _MAX_EF = 4096
+_TRAINED = ("ivf", "ivfpq")  # kinds that are trained from `ivf_train_at` vectors on
+_PQ_CENTROIDS = 256  # of each part of a vector, so that its code is one byte
+_SEARCHING = ("hnsw_search", "nprobe", "rerank")  # settings that an index file does not depend on
 
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """How a store finds neighbours. The defaults suit up to a few million passages.
+    """How a store finds neighbours.
 
     Attributes:
         kind: "flat" compares with every vector: exact, no build time. "hnsw" searches a graph: fastest, more memory.
             "ivf" searches only the `nprobe` nearest of about sqrt(N) clusters: fast, little more memory than flat.
+            "ivfpq" is "ivf" with each vector compressed to `pq_bytes` in memory (product quantization), for millions
+            of passages; the exact vectors stay in SQLite.
         hnsw_links: M, links per node. More find more, and need 8 bytes x M x N more memory.
         hnsw_build: efConstruction, candidates per inserted vector. More take longer to build and find more.
         hnsw_search: efSearch, candidates per question. Increased automatically for large k, filters and deletions.
-        ivf_train_at: number of passages from which an "ivf" index is trained, on 39 vectors per cluster as FAISS
-            requires; before, it is searched as flat. `compact()` trains it again.
-        nprobe: clusters searched per question. Searching all would be exact.
+        ivf_train_at: number of passages from which an "ivf" or "ivfpq" index is trained; before, it is searched as
+            flat. It is trained again when it has four times as many, and by `compact()`.
+        nprobe: clusters searched per question. Searching all would be exact, except for the compression.
+        pq_bytes: bytes of a compressed vector, which must divide its dimension D. None: the smallest divisor that is at
+            least D / 8.
+        rerank: "ivfpq" takes this many candidates for each result and compares their exact vectors, so that scores are
+            cosines. 1 only computes the scores of the passages that the compressed vectors chose.
 
     Raises:
-        SettingsError: an unknown kind, or a number that is not positive.
+        SettingsError: an unknown kind, a number that is not positive, or too few vectors to train "ivfpq".
     """
 
     kind: IndexKind = "flat"
@@ -53,14 +62,45 @@ class IndexSettings:
     hnsw_search: int = 64
     ivf_train_at: int = 10_000
     nprobe: int = 16
+    pq_bytes: int | None = None
+    rerank: int = 10
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(IndexKind):
-            raise SettingsError(f'`index` must be "flat", "hnsw" or "ivf", got {self.kind!r}; "flat" is exact')
-        for name in ("hnsw_links", "hnsw_build", "hnsw_search", "ivf_train_at", "nprobe"):
+            raise SettingsError(f'`index` must be "flat", "hnsw", "ivf" or "ivfpq", got {self.kind!r}; "flat" is exact')
+        for name in ("hnsw_links", "hnsw_build", "hnsw_search", "ivf_train_at", "nprobe", "pq_bytes", "rerank"):
             value = getattr(self, name)
+            if value is None and name == "pq_bytes":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise SettingsError(f"`{name}` must be a whole number of at least 1, got {value!r}; leave it out")
+        if self.kind == "ivfpq" and self.ivf_train_at < _PQ_CENTROIDS:
+            raise SettingsError(
+                f'"ivfpq" learns {_PQ_CENTROIDS} values for each part of a vector, so `ivf_train_at` must be at least '
+                f'{_PQ_CENTROIDS}, got {self.ivf_train_at}; leave it out, or use "ivf"'
+            )
+
+    def check(self, dimension: int) -> None:
+        """Refuse a `pq_bytes` that does not divide the dimension D of the vectors.
+
+        Raises:
+            SettingsError: it does not.
+        """
+        if self.kind == "ivfpq" and dimension % self.code_size(dimension):
+            raise SettingsError(
+                f"`pq_bytes` must divide the dimension of the vectors, {dimension}, got {self.pq_bytes}; "
+                f"leave it out for {replace(self, pq_bytes=None).code_size(dimension)}"
+            )
+
+    def code_size(self, dimension: int) -> int:
+        """Bytes of a compressed vector (D,)."""
+        return self.pq_bytes or next(m for m in range(max(1, -(-dimension // 8)), dimension + 1) if dimension % m == 0)
+
+    def match(self, stored: Mapping[str, object]) -> bool:
+        """Whether these settings would build the same index as `stored` ones, which `asdict` returned."""
+        wanted = asdict(self)
+        found = {**asdict(IndexSettings()), **stored}  # older versions had fewer settings
+        return {**found, **{name: wanted[name] for name in _SEARCHING}} == wanted
 
 
 class VectorIndex:
@@ -72,7 +112,7 @@ class VectorIndex:
     Args:
         dimension: D.
         settings: the kind of index and its parameters.
-        count: number of vectors it will be built with; decides whether "ivf" can be trained.
+        count: number of vectors it will be built with; decides whether "ivf" and "ivfpq" can be trained.
         mapped: a FAISS index on a memory-mapped file. FAISS aborts the process when vectors are added to it, so they
             are added to a second, flat index.
     """
@@ -91,7 +131,7 @@ class VectorIndex:
 
     @property
     def is_trained(self) -> bool:
-        """Whether vectors can be added. A new "ivf" index must be trained first."""
+        """Whether vectors can be added. A new index of clusters must be trained first."""
         return bool(self._parts[0].is_trained)
 
     @property
@@ -101,29 +141,45 @@ class VectorIndex:
         return all(isinstance(faiss.downcast_index(part.index), faiss.IndexFlat) for part in self._parts)
 
     @property
+    def is_compressed(self) -> bool:
+        """Whether scores are estimates, because vectors are compressed."""
+        faiss = _faiss()
+        return any(isinstance(faiss.downcast_index(part.index), faiss.IndexIVFPQ) for part in self._parts)
+
+    @property
     def dead(self) -> int:
         """Number of removed vectors that still take space."""
         return len(self._dead)
 
     def needs_rebuild(self) -> bool:
-        """Whether more than half is dead, or an "ivf" index is now large enough to be trained."""
+        """Whether more than half is dead, or clusters can be computed for the first time, or from far more vectors."""
         if len(self._dead) > max(_MIN_DEAD, len(self)):
             return True
-        return self.settings.kind == "ivf" and self.is_exact and len(self) >= self.settings.ivf_train_at
+        if self.settings.kind not in _TRAINED:
+            return False
+        if self.is_exact:
+            return len(self) >= self.settings.ivf_train_at
+        return _clusters(len(self)) >= 2 * self._trained_clusters()
 
     def training_size(self) -> int:
-        """Number of vectors to pass to `train`; FAISS uses at most 256 per cluster."""
-        faiss = _faiss()
-        return 256 * int(faiss.downcast_index(self._parts[0].index).nlist)
+        """Number of vectors to pass to `train`. FAISS requires 39 per cluster, and 39 x 256 for compression."""
+        return max(64 * self._trained_clusters(), 256 * _PQ_CENTROIDS)
+
+    def _trained_clusters(self) -> int:
+        return int(_faiss().downcast_index(self._parts[0].index).nlist)
 
     def train(self, vectors: FloatArray) -> None:
-        """Compute the cluster centres of an "ivf" index from (N, D) unit vectors."""
+        """Compute the clusters, and the values for compression, from (N, D) unit vectors."""
         self._parts[0].train(vectors)
 
     def ids(self) -> IdArray:
         """Return all ids, including dead ones, unsorted."""
         faiss = _faiss()
         return np.concatenate([faiss.vector_to_array(part.id_map) for part in self._parts])
+
+    def last_id(self) -> int:
+        """Return the highest id, also of dead ones; 0 if there are none."""
+        return int(self.ids().max(initial=0))
 
     def add(self, ids: IdArray, vectors: FloatArray) -> None:
         """Add (N, D) unit vectors with N new ids."""
@@ -135,12 +191,12 @@ class VectorIndex:
     def remove(self, ids: Iterable[int]) -> None:
         """Exclude these existing ids from all later searches."""
         faiss = _faiss()
-        self._dead.update(ids)
-        if self._dead:
-            dead = faiss.IDSelectorBatch(np.fromiter(self._dead, np.int64, len(self._dead)))
-            alive = faiss.IDSelectorNot(dead)
-            alive.keep = dead  # FAISS does not keep a reference to it
+        if dead := self._dead.union(ids):
+            selector = faiss.IDSelectorBatch(np.fromiter(dead, np.int64, len(dead)))
+            alive = faiss.IDSelectorNot(selector)
+            alive.keep = selector  # FAISS does not keep a reference to it
             self._alive = alive
+            self._dead = dead  # last, because the length tells whether a deletion was interrupted
 
     def search(self, vector: FloatArray, k: int, among: IdArray | None) -> tuple[FloatArray, IdArray]:
         """Return the cosines and ids of up to k neighbours of (D,), best first; `among` restricts the ids.
@@ -211,12 +267,21 @@ def _new_index(dimension: int, settings: IndexSettings, count: int) -> Any:
     if settings.kind == "hnsw":
         inner = faiss.IndexHNSWFlat(dimension, settings.hnsw_links, faiss.METRIC_INNER_PRODUCT)
         inner.hnsw.efConstruction = settings.hnsw_build
-    elif settings.kind == "ivf" and count >= settings.ivf_train_at:
-        clusters = max(1, min(int(count**0.5), count // 39))
-        inner = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, clusters, faiss.METRIC_INNER_PRODUCT)
+    elif settings.kind in _TRAINED and count >= settings.ivf_train_at:
+        shape, metric = (faiss.IndexFlatIP(dimension), dimension, _clusters(count)), faiss.METRIC_INNER_PRODUCT
+        if settings.kind == "ivf":
+            inner = faiss.IndexIVFFlat(*shape, metric)
+        else:
+            inner = faiss.IndexIVFPQ(*shape, settings.code_size(dimension), 8, metric)
+            inner.pq.cp.min_points_per_centroid = 1  # FAISS would write a warning to stderr
     else:
         inner = faiss.IndexFlatIP(dimension)
     return faiss.IndexIDMap(inner)
+
+
+def _clusters(count: int) -> int:
+    """Number of clusters for N vectors."""
+    return max(1, min(int(count**0.5), count // 39))
 
 
 def _selector(ids: IdArray) -> Any:

@@ -118,9 +118,11 @@ def opened(
                     "no vectors: it is searched by its words alone; leave the index out, or make a new store with "
                     "vectors: VectorStore(embedder, path, index=...)"
                 )
-            database.check_vectors(embedder.dimension)
-            settings = settled_index(database, index, read_only)
-            mend_words(database, read_only)
+            if not database.is_large:
+                database.check_vectors(embedder.dimension)
+            settings = settled_index(database, index, embedder.dimension, read_only)
+            if not database.is_large:
+                mend_words(database, read_only)
             cache: IndexCache | NoIndex = NoIndex()
             if dimension := embedder.dimension:
                 cache = IndexCache(database, folder, dimension, settings, read_only=read_only, progress=progress)
@@ -172,13 +174,14 @@ def _config_of(embedder: Embedder) -> dict[str, Any]:
     return {"fingerprint": embedder.fingerprint, "dimension": embedder.dimension, "config": config}
 
 
-def settled_index(database: Database, wanted: IndexSettings | None, read_only: bool) -> IndexSettings:
+def settled_index(database: Database, wanted: IndexSettings | None, dimension: int, read_only: bool) -> IndexSettings:
     """Return the index settings: those given, else the store's, else the defaults. A writer stores them."""
     stored = database.settings().get("index")
     try:
         settings = wanted or IndexSettings(**(stored or {}))
     except (TypeError, SettingsError) as error:
         database.refuse(f"its settings are damaged ({error})")
+    settings.check(dimension)
     if not read_only and stored != asdict(settings):
         database.set(index=asdict(settings))
     return settings

@@ -59,8 +59,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         embedder: turns text into vectors. None: the one the store was built with; a new store then has no embedder and
             is searched by words only. A store refuses another embedder than its own.
         path: folder of the store, created if it does not exist; None keeps everything in memory.
-        index: "flat", "hnsw", "ivf", or `IndexSettings`. None: the store's, or "flat" for a new one. Another kind than
-            the store's rebuilds the index. A store without an embedder has none.
+        index: "flat", "hnsw", "ivf", "ivfpq", or `IndexSettings`. None: the store's, or "flat" for a new one. Another
+            kind than the store's rebuilds the index. A store without an embedder has none.
         read_only: map the index file into memory and refuse every write.
         batch_size: number of texts given to the embedder at once.
         progress: show a progress bar on a terminal when embedding or indexing takes long.
@@ -186,7 +186,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
             logger.warning("the vector index could not be rebuilt and stays as it is: %s", error)
 
     def compact(self) -> int:
-        """Rebuild the indexes (training "ivf" again), shrink the files, persist; return the number of dead vectors.
+        """Rebuild the indexes (training clusters again), shrink the files, persist; return the number of dead vectors.
 
         This also adds missing checksums.
 
@@ -333,7 +333,8 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
     def verify(self) -> list[Path]:
         """Read all files and compare them with their checksums. Searches and writes continue meanwhile.
 
-        Opening checks only the structure of the database; each text and vector is compared when it is read.
+        Opening checks only the structure of the database, and not that of one over 1 GiB. Each text and vector is
+        compared when it is read.
 
         Returns:
             The files with missing checksums: only those of older stores that were not compacted since.
@@ -372,7 +373,7 @@ class VectorStore(OfOneProcess, instead="open its folder in each process: Vector
         condition, parameters = compile_filter(where)
         self._access.require_open()
         with self._lock.reading():
-            return int(self._database.rows(f"SELECT count(*) FROM passages WHERE {condition}", parameters)[0][0])
+            return self._database.count(condition, parameters)
 
     def __len__(self) -> int:
         return self.count()

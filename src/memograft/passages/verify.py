@@ -68,9 +68,9 @@ def compared(database: Database) -> Findings:
 
 def _passages(database: Database) -> tuple[list[str], bool]:
     """(ids of the passages that are damaged, whether any has no checksum)."""
-    damaged, unsummed, seqs = [], False, database.seqs().tolist()
+    damaged, unsummed, seqs = [], False, database.seqs()
     for start in range(0, len(seqs), VECTORS_AT_ONCE):
-        page = seqs[start : start + VECTORS_AT_ONCE]
+        page = seqs[start : start + VECTORS_AT_ONCE].tolist()
         blobs = {seq: checksum == zlib.crc32(blob) for seq, blob, checksum in database.blobs(page)}
         for seq, id, text, metadata, checksum in database.passages(page):
             if checksum is None:

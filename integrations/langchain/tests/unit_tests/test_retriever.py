@@ -75,6 +75,24 @@ async def test_any_store_finds_the_same(store: VectorStore, name: str) -> None:
     assert len(retriever.batch([QUESTION, "wine", "cheese"])) == 3
 
 
+async def test_scores_in_the_metadata_are_those_of_the_store(store: VectorStore, name: str) -> None:
+    plain = MemograftRetriever(vectorstore=store, k=3)
+    retriever = MemograftRetriever(vectorstore=store, k=3, with_score=True)
+    scored = store.similarity_search_with_score(QUESTION, k=3)
+    assert len(scored) == 3
+    before = plain.invoke(QUESTION)
+    for found in (retriever.invoke(QUESTION), await retriever.ainvoke(QUESTION)):
+        assert [document.metadata["score"] for document in found] == pytest.approx([score for _, score in scored])
+        for document, (wanted, _) in zip(found, scored, strict=True):
+            assert document.page_content == wanted.page_content
+            assert {key: value for key, value in document.metadata.items() if key != "score"} == wanted.metadata
+    assert plain.invoke(QUESTION) == before, "the store's own documents are unchanged"
+    if name == "memograft":
+        least = scored[1][1]
+        relevant = retriever.invoke(QUESTION, score_threshold=least)
+        assert [document.metadata["score"] for document in relevant] == [score for _, score in scored if score >= least]
+
+
 # Qdrant's cosines round past 1, of which LangChain warns; langchain-qdrant 1.1 does not clip them.
 @pytest.mark.filterwarnings("ignore:Relevance scores must be between 0 and 1:UserWarning")
 async def test_thresholds(store: VectorStore, name: str) -> None:

@@ -67,7 +67,7 @@ class MemograftVectorStore(BasePydanticVectorStore):
 
     Args:
         path: folder of the store, created with the first node if it does not exist; None keeps everything in memory.
-        index: "flat" (exact), "hnsw" or "ivf", or `IndexSettings`; by default that of the store, or "flat".
+        index: "flat" (exact), "hnsw", "ivf" or "ivfpq", or `IndexSettings`; by default that of the store, or "flat".
         read_only: whether the store is opened only for reading. The index is memory-mapped, and changes by a writer are
             visible.
         embedder: embedder of the vectors, such as `MemograftEmbedding().embedder`, so that `memograft ask` and other
