@@ -52,8 +52,8 @@ def main() -> None:
             records[name] |= by_set
         about = {"fingerprint": engine.fingerprint, **provenance(engine.model.device)}
     found = utilisation(records)
-    sizes = {context: cell["n"] for context, cell in found["plain"].items()}
-    plots.bars(found, args.picture, f"Three kinds of pages: {args.model}, n = {sizes}")
+    sizes = ", ".join(f"{cell['n']} {context}" for context, cell in found["plain"].items() if context != "total")
+    plots.bars(found, args.picture, f"Three kinds of pages, {args.model}: {sizes}")
     rows = [row for by_set in records.values() for cell in by_set.values() for row in cell]
     record = {
         "benchmark": "cub",

@@ -27,7 +27,8 @@ _OUTSIDE = 12.0  # points of loss beyond which a dot is drawn at the edge, so th
 # Okabe and Ito's colours, which are safe for colour-blind readers; the shapes differ too.
 _STYLES = {"others": ("#6B6B6B", "D", 44), "ours": ("#0072B2", "o", 62), "default": ("#D55E00", "*", 300)}
 _LABELS = {"others": "other ways", "ours": "memorized, other settings", "default": "memorized, the default"}
-_USED = "answers that follow the page; with an irrelevant one: the answer without a page"
+_COLOURS = ("#6B6B6B", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # plain first; also theirs
+_USED = "follows the page; if it is irrelevant, keeps the answer without a page"
 _NO_WORSE = "of the questions that plain answers right with the page: also right"
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
@@ -119,14 +120,23 @@ def bars(found: Mapping[str, Mapping[str, Numbers]], path: str | Path, title: st
     for side, name, said in ((0.05, "share", _USED), (0.54, "no_worse", _NO_WORSE)):
         axes = figure.add_axes((side, 0.2, 0.45, 0.62))
         for n, (method, cells) in enumerate(found.items()):
+            if name == "no_worse" and method == "plain":
+                continue  # it is 1 by definition
             drawn = [(place, cells[c]) for place, c in enumerate(contexts) if cells[c][name] is not None]
             heights = [cell[name] for _, cell in drawn]
             spans = [cell["interval" if name == "share" else f"{name}_interval"] for _, cell in drawn]
             ends = [[h - low for h, (low, _) in zip(heights, spans, strict=True)]]
             ends += [[high - h for h, (_, high) in zip(heights, spans, strict=True)]]
             places = [place + (n - (len(found) - 1) / 2) * width for place, _ in drawn]
-            bar = {"color": f"C{n}", "label": method, "error_kw": {"linewidth": 1, "ecolor": "#404040"}}
-            axes.bar(places, heights, 0.9 * width, yerr=ends, **bar)
+            axes.bar(
+                places,
+                heights,
+                0.9 * width,
+                yerr=ends,
+                color=_COLOURS[n % len(_COLOURS)],
+                label=method,
+                error_kw={"linewidth": 1, "ecolor": "#202020"},
+            )
         axes.set_xticks(range(len(contexts)), contexts, fontsize=11)
         axes.set_ylim(0, 1)
         axes.set_axisbelow(True)
@@ -134,7 +144,9 @@ def bars(found: Mapping[str, Mapping[str, Numbers]], path: str | Path, title: st
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(said, fontsize=11, loc="left", color="#404040")
     figure.text(0.05, 0.93, title, fontsize=13, fontweight="bold", color="#202020")
-    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=min(5, len(found)), frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="lower center", ncols=min(5, len(found)), frameon=False
+    )
     return _saved(figure, Path(path))
 
 
