@@ -2,6 +2,7 @@
 
     python benchmarks/rtd_choice.py                                  # the facts that "tiny" knows
     python benchmarks/rtd_choice.py --data FOLDER                    # and OpenBookQA and ARC-Easy: 17 minutes of a core
+    python benchmarks/rtd_choice.py --data FOLDER --model smollm2 --sets OpenBookQA ARC-Easy --n 100 --seeds 2
 
 FOLDER has openbookqa-train.json.xz, openbookqa-test.json.xz, arc_easy-train.json.xz and arc_easy-test.json.xz in the
 layout of LLM-Adapters (an `instruction` with "Answer1: ..." and so on, and an `answer`).
@@ -21,7 +22,8 @@ the results of each seed. A question counts as wrong if one of its prompts does 
 Controls: chance; always the position that most train answers have; "shuffled", a datastore whose tokens were exchanged
 among its entries, which shows the effect of the frequencies of the answers alone.
 
-Prints tables and, last, one JSON line.
+What the model computes for each set, form and seed is kept in a folder, from which an interrupted run of the same
+commit continues. Prints tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ from numpy.typing import NDArray
 from memograft import Engine
 from memograft.evaluation.metrics import interval
 from memograft.evaluation.provenance import provenance
+
+FILES = {"OpenBookQA": "openbookqa", "ARC-Easy": "arc_easy"}
+SETS = ("world facts", "world kinds", *FILES)
 
 
 def cells(questions: Questions, found: dict[str, list[Scores]]) -> dict[str, Any]:
@@ -98,32 +103,38 @@ def _shown(cell: dict[str, Any] | None) -> str:
     return f"{cell['accuracy']:.3f}{span}"
 
 
+def asked(name: str, data: Path, n: int, tune: int) -> Questions:
+    """The questions of a set: `n` of its test, `tune` for choosing settings."""
+    if name in FILES:
+        return mcqa(data, FILES[name], name, n, tune)
+    return {"world facts": world_facts, "world kinds": world_kinds}[name](n, tune)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="an id, a folder, or the bundled tiny")
     parser.add_argument("--data", type=Path, help="the folder of OpenBookQA and ARC-Easy")
+    parser.add_argument("--sets", nargs="+", choices=SETS, help="ask only these; left out, all")
+    parser.add_argument("--folder", type=Path, default=Path("runs/rtd-choice"), help="keeps what the model computes")
     parser.add_argument("--n", type=int, default=500, help="test questions of a set at most")
     parser.add_argument("--datastore", type=int, default=256, help="questions in a datastore at most")
     parser.add_argument("--tune", type=int, default=128, help="questions to tune on at most")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--repeat", type=int, default=5, help="of the timings")
+    parser.add_argument("--repeat", type=int, default=5, help="of the timings; 0 for none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="for the JSON, such as benchmarks/results/rtd-choice.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sets: list[Callable[[], Questions]] = [
-        lambda: world_facts(args.n, args.tune),
-        lambda: world_kinds(args.n, args.tune),
-    ]
-    for file, name in (("openbookqa", "OpenBookQA"), ("arc_easy", "ARC-Easy")) if args.data else ():
-        sets.append(lambda file=file, name=name: mcqa(args.data, file, name, args.n, args.tune))  # type: ignore[misc]
+    wanted = args.sets or [name for name in SETS if args.data or name not in FILES]
+    if not args.data and set(wanted) & set(FILES):
+        parser.error(f"{' and '.join(FILES)} are read from files; name their folder with --data")
     results, tuned, about = dict[str, Any](), dict[str, Any](), dict[str, Any]()
     with Engine.from_pretrained(args.model) as engine:
         origin = provenance(engine._backbone.device)  # taken now, for the code that is loaded
-        for made in sets:
-            questions = made()
-            bench = Bench(engine, questions, args.datastore, args.shots)
+        for name in wanted:
+            questions = asked(name, args.data, args.n, args.tune)
+            bench = Bench(engine, questions, args.datastore, args.shots, args.folder)
             found, tuned[questions.name] = bench.run(args.seeds)
             results[questions.name] = cells(questions, found)
             about[questions.name] = {
@@ -133,8 +144,8 @@ def main() -> None:
                 "as_choose": compared(bench, tuned[questions.name]),
             }
         show(results, about)
-        times = speed(bench, tuned[bench.questions.name], args.repeat)  # for the last set
-        print(shown(times))
+        times = speed(bench, tuned[bench.questions.name], args.repeat) if args.repeat else None  # for the last set
+        print(shown(times) if times else "")
     record = {
         "benchmark": "rtd-choice",
         "model": args.model,

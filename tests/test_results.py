@@ -12,6 +12,7 @@ import pytest
 
 from memograft import LexicalEmbedder
 from memograft.evaluation.metrics import table
+from memograft.evaluation.utilisation import table as three_kinds
 
 ROOT = Path(__file__).resolve().parent.parent
 MINILM = "all-MiniLM-L6-v2"
@@ -52,6 +53,17 @@ def test_the_tables_of_contrasts() -> None:
     assert shown("docs/method.md", "contrasts-clean") == table(made["results"], clean=True)
     assert shown("docs/method.md", "contrasts-elsewhere") == table(elsewhere["results"])
     assert "dirty" not in str([made["commits_of_the_answers"], elsewhere["commits_of_the_answers"]])
+
+
+def test_the_table_of_three_kinds_of_pages() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    made, contrasts = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("cub", "nqswap-contrasts-test"))
+    assert shown("docs/method.md", "cub") == three_kinds(made["utilisation"])
+    assert "dirty" not in str([made["commit"], made["commits_of_the_answers"]])
+    for method, by_context in made["utilisation"].items():
+        for context, name in (("gold", "agrees"), ("conflicting", "contradicts")):
+            assert by_context[context]["n"] >= 100
+            assert by_context[context]["share"] == contrasts["results"][method][name]["accuracy"], "the same answers"
 
 
 @pytest.mark.parametrize(

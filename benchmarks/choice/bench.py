@@ -6,6 +6,7 @@ import itertools
 import random
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ MOST_TEXTS = 16  # a probe learns answers as classes if there are no more differ
 
 
 class Bench:
-    """One question set with one model."""
+    """One question set with one model. What the model computes is kept in `folder`, for a run that continues."""
 
-    def __init__(self, engine: Engine, questions: Questions, size: int, shots: int) -> None:
-        self.engine, self.questions, self.shots = engine, questions, shots
+    def __init__(self, engine: Engine, questions: Questions, size: int, shots: int, folder: Path | None = None) -> None:
+        self.engine, self.questions, self.shots, self.folder = engine, questions, shots, folder
         self.size = min(size, len(questions.train) * 3 // 4)  # the rest differs by seed and gives the shots
         self.labels = tuple(engine.encode(label)[0] for label in LABELS)
 
@@ -47,12 +48,13 @@ class Bench:
     def ask(self, questions: Sequence[Question], form: str, shots: Sequence[Question] = (), seed: int = 0) -> Asked:
         """Read the questions that are to be answered."""
         rows = conversations(questions, form, shots, seed)
-        got = read(self.engine, rows, LABELS)
+        got = read(self.engine, rows, LABELS, folder=self.folder)
         return Asked(questions, form, got if form == "text" else got.where(got.positions == 0), self.labels)
 
     def learn(self, questions: Sequence[Question], form: str, shots: Sequence[Question] = (), seed: int = 0) -> Read:
         """Read the examples of a datastore."""
-        return read(self.engine, examples(questions, form, shots, seed), LABELS, end=True)
+        rows = examples(questions, form, shots, seed)
+        return read(self.engine, rows, LABELS, end=True, folder=self.folder)
 
     def steer(self, asked: Asked, learned: Read, settings: Settings, shuffle: int | None = None) -> Scores:
         """Return the scores with a datastore of the examples."""

@@ -7,8 +7,11 @@ those of `choose`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from memograft import Datastore, Engine
 from memograft.decoding.ends import end_tokens
+from memograft.evaluation.provenance import commit, versions
 from memograft.model.prefill import prefill, prefill_segment
 from memograft.prompt.continuation import continuation
 from memograft.request import Source
@@ -25,6 +29,7 @@ from memograft.rtd.files import Entries
 from memograft.rtd.formula import agreed, neighbour_weights
 
 PLACES = ("ffn_input", "head_input")
+_ARRAYS = ("chosen", "among", "tokens", "rows", "positions")  # of `Read`, besides `states`
 Floats = NDArray[np.float64]
 Message = dict[str, str]
 
@@ -67,12 +72,31 @@ def read(
     *,
     end: bool = False,
     batch: int = 32,
+    folder: Path | None = None,
 ) -> Read:
     """Run conversations and their answers, with the end token if `end`; rows that do not fit are left out.
 
-    The common beginning of all prompts (the shots) is run once.
+    The common beginning of all prompts (the shots) is run once. With a folder, the result is kept there, and read from
+    there if the same commit has kept it.
     """
+    if folder is None:
+        return _run(engine, asked, labels, end, batch)
+    about = [engine.fingerprint, engine.max_length, commit(), versions(), asked, list(labels), end]
+    path = folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.npz"
+    if not path.is_file():
+        found = _run(engine, asked, labels, end, batch)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("wb") as file:
+            np.savez(file, **found.states, **{name: getattr(found, name) for name in _ARRAYS})
+        part.replace(path)  # a file with this name is complete
+    with np.load(path) as kept:
+        return Read({place: kept[place] for place in PLACES}, *(kept[name] for name in _ARRAYS))
 
+
+def _run(
+    engine: Engine, asked: Sequence[tuple[list[Message], str]], labels: Sequence[str], end: bool, batch: int
+) -> Read:
     def run(backbone: Any, builder: Any) -> Read:
         ends = end_tokens(backbone, builder.tokenizer)[:1] if end else ()
         rows: list[tuple[int, Learned]] = []
@@ -87,11 +111,10 @@ def read(
         rows.sort(key=lambda item: len(item[1].ids))
         parts = [_batch(backbone, rows[at : at + batch], prefix, wanted) for at in range(0, len(rows), batch)]
         states = {place: np.concatenate([part.states[place] for part in parts]) for place in PLACES}
-        names = ("chosen", "among", "tokens", "rows", "positions")
-        merged = Read(states, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        merged = Read(states, *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS))
         order = np.lexsort((merged.positions, merged.rows))
         states = {place: keys[order] for place, keys in states.items()}
-        return Read(states, *(getattr(merged, name)[order] for name in names))
+        return Read(states, *(getattr(merged, name)[order] for name in _ARRAYS))
 
     return engine.with_model(run)
 

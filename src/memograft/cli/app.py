@@ -24,6 +24,7 @@ from memograft.cli.options import (
     ContextOption,
     ContrastOption,
     CpusOption,
+    CubOption,
     FormatOption,
     GateOption,
     GpusOption,
@@ -302,6 +303,7 @@ def evaluate(
         Path, typer.Option("--out", help="Folder for results, from which an interrupted run continues.")
     ] = Path("runs/eval"),
     plot: Annotated[Path | None, typer.Option(help="Draw gain against loss into this .png file.")] = None,
+    cub: CubOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a page: tables, intervals, answers side by side.")] = None,
     max_new_tokens: LengthOption = None,
     workers: WorkersOption = 1,
@@ -335,6 +337,7 @@ def evaluate(
             against=against or [],
             folder=out_folder,
             plot=plot,
+            cub=cub,
             html=html,
             max_new_tokens=max_new_tokens,
             pool=Pool(workers, ray_address, cpus, gpus),

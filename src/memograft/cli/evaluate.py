@@ -91,6 +91,7 @@ def evaluate(
     against: Sequence[str],
     folder: Path,
     plot: Path | None,
+    cub: Path | None,
     html: Path | None,
     max_new_tokens: int | None,
     pool: Pool,
@@ -108,10 +109,15 @@ def evaluate(
         plots.check(methods, sets_of(items), plot)
     if html:
         template.check(html)
+    from memograft.evaluation import utilisation
     from memograft.evaluation.metrics import summary, table
     from memograft.evaluation.provenance import provenance
     from memograft.evaluation.runner import run
 
+    if cub:
+        utilisation.check(sets_of(items))
+        plots.check_picture(cub)
+        methods.setdefault("no document", METHODS["no document"])
     began = time.perf_counter()
     with load_engine(model) as engine:
         ignore_case = reading.format != WORLD
@@ -143,6 +149,12 @@ def evaluate(
         title = f"What memorizing gains and costs: {label}, {asked}, n = {count}"
         plots.draw(plots.dots(results, ours), plot, title, [name for name in plots.COSTS if name in sets_of(items)])
         err().print(f"picture: {plot}", markup=False, soft_wrap=True)
+    shown, used = table(results), {}
+    if cub:
+        used = {"utilisation": utilisation.utilisation(records)}
+        shown += f"\n\n{utilisation.table(used['utilisation'])}"
+        plots.bars(used["utilisation"], cub, f"Three kinds of pages: {label}, {asked}, n = {count}")
+        err().print(f"picture: {cub}", markup=False, soft_wrap=True)
     rows = [row for by_set in records.values() for cell in by_set.values() for row in cell]
     made = {
         "benchmark": "eval",
@@ -154,6 +166,7 @@ def evaluate(
         "n": count,
         "skipped": dict(skipped),
         "results": results,
+        **used,
         "settings": {name: method.settings() for name, method in methods.items()},
         "max_new_tokens": longest,
         "commits_of_the_answers": sorted({row["commit"] for row in rows}),
@@ -165,7 +178,7 @@ def evaluate(
 
         report.write(html, results, records, items, made)
         err().print(f"page: {html}", markup=False, soft_wrap=True)
-    return made, table(results)
+    return made, shown
 
 
 def _methods(

@@ -181,3 +181,10 @@ SetsOption = Annotated[list[str] | None, typer.Option(help="Only this set. May b
 LengthOption = Annotated[
     int | None, typer.Option(min=1, help="Maximum tokens of an answer; left out, the protocol's: 40 for plain.")
 ]
+CubOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Compare gold, conflicting and irrelevant pages as CUB does: the sets agrees, contradicts, and irrelevant "
+        "or elsewhere. Prints a table, and draws bars into this .png file."
+    ),
+]

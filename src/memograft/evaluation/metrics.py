@@ -12,7 +12,7 @@ from memograft.errors import SettingsError
 from memograft.evaluation.cells import Measure, Record
 from memograft.evaluation.scores import normalised, says
 
-__all__ = ["details", "difference", "interval", "main_measure", "summary", "table"]
+__all__ = ["details", "difference", "groups", "interval", "main_measure", "says_again", "summary", "table"]
 
 ROUNDS = 10_000  # bootstrap rounds
 _MOST = 4_000_000  # draws in memory at a time
@@ -51,7 +51,7 @@ def difference(rows: Rows, others: Rows, measure: Measure = "right") -> Numbers:
             "differ; run both methods on the same file"
         )
     change = _values(rows, measure) - _values(others, measure)
-    return {"difference": round(float(change.mean()), 4), "interval": interval(change, _groups(rows))}
+    return {"difference": round(float(change.mean()), 4), "interval": interval(change, groups(rows))}
 
 
 def main_measure(cell: Numbers) -> str:
@@ -133,7 +133,7 @@ def _cell(rows: Rows) -> Numbers:
     cell: Numbers = {
         "n": len(rows),
         "accuracy" if main == "right" else main: _mean(values),
-        "interval": interval(values, _groups(rows)),
+        "interval": interval(values, groups(rows)),
     }
     if main == "right":
         cell |= {name: _mean(row[name] for row in rows) for name in _SHARES}
@@ -193,12 +193,17 @@ def _to_plain(rows: Rows, plain: Rows) -> Numbers:
 
 def _beliefs(rows: Rows, closed: Rows) -> Numbers:
     """Of the questions that the model answers wrong without documents: how often it repeats that answer here."""
-    return {"belief_kept": _mean(_says_again(row, c) for row, c in zip(rows, closed, strict=True) if not c["right"])}
+    return {"belief_kept": _mean(says_again(row, c) for row, c in zip(rows, closed, strict=True) if not c["right"])}
 
 
-def _says_again(row: Record, closed: Record) -> bool:
-    """By the item's belief if it was the answer without documents, else by the whole answers, normalised."""
-    return bool(row["belief"]) if closed["belief"] else says(normalised(_text(row)), normalised(_text(closed)))
+def says_again(row: Record, closed: Record) -> bool:
+    """Whether an answer says what the one without documents said.
+
+    By a right answer or the item's belief if that one contains it, else by its words, normalised.
+    """
+    if closed["right"] or closed["belief"]:
+        return bool(row["right"] and closed["right"]) or bool(row["belief"] and closed["belief"])
+    return says(normalised(_text(row)), normalised(_text(closed)))
 
 
 def _minus(rows: Rows, others: Mapping[str, Rows]) -> Numbers:
@@ -213,7 +218,7 @@ def _values(rows: Rows, measure: Measure) -> NDArray[np.float64]:
     return np.array([row[measure] for row in rows], dtype=np.float64)
 
 
-def _groups(rows: Rows) -> list[Hashable]:
+def groups(rows: Rows) -> list[Hashable]:
     """The group of each record. Records without a group have one of their own."""
     return [row.get("group") or n for n, row in enumerate(rows)]
 

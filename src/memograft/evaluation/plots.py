@@ -1,5 +1,5 @@
-"""Plot the gain of each method where documents contradict the model, against its loss on other sets; and a training's
-loss.
+"""Plot the gain of each method where documents contradict the model, against its loss on other sets; what each method
+makes of the three contexts of CUB; and a training's loss.
 
 Needs matplotlib, which is imported when a plot is drawn.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COSTS", "GAIN", "Dot", "check", "curve", "dots", "draw"]
+__all__ = ["COSTS", "GAIN", "Dot", "bars", "check", "check_picture", "curve", "dots", "draw"]
 
 GAIN, COSTS = "contradicts", ("agrees", "unseen", "elsewhere", "beside", "irrelevant")
 _UNDRAWN = {"plain", "no document"}  # the origin, and the method without documents
@@ -27,6 +27,9 @@ _OUTSIDE = 12.0  # points of loss beyond which a dot is drawn at the edge, so th
 # Okabe and Ito's colours, which are safe for colour-blind readers; the shapes differ too.
 _STYLES = {"others": ("#6B6B6B", "D", 44), "ours": ("#0072B2", "o", 62), "default": ("#D55E00", "*", 300)}
 _LABELS = {"others": "other ways", "ours": "memorized, other settings", "default": "memorized, the default"}
+_COLOURS = ("#6B6B6B", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")  # plain first; also theirs
+_USED = "follows the page; if it is irrelevant, keeps the answer without a page"
+_NO_WORSE = "of the questions that plain answers right with the page: also right"
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
@@ -57,13 +60,23 @@ def check(methods: Collection[str], sets: Collection[str], path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         SettingsError: the file is not a PNG, or the sets it compares, or "plain", are missing.
     """
-    if path.suffix.lower() != ".png":
-        raise SettingsError(f"a picture must be a .png file, got {path.name!r}; rename it")
+    check_picture(path)
     if GAIN not in sets or not set(COSTS) & set(sets) or "plain" not in methods or not set(methods) - _UNDRAWN:
         raise SettingsError(
             f"a picture compares methods with plain on the set {GAIN!r} and one at least of {COSTS}, got the methods "
             f"{list(methods)} and the sets {list(sets)}; ask those too, or leave the picture out"
         )
+
+
+def check_picture(path: Path) -> None:
+    """Check before a run that a picture can be drawn into this file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        SettingsError: the file is not a PNG.
+    """
+    if path.suffix.lower() != ".png":
+        raise SettingsError(f"a picture must be a .png file, got {path.name!r}; rename it")
     _needs_matplotlib()
 
 
@@ -83,11 +96,7 @@ def curve(losses: Sequence[float], path: str | Path, title: str) -> Path:
         MissingExtraError: matplotlib is not installed.
     """
     _needs_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure: Any = Figure(figsize=(10, 5), dpi=120, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 5)
     axes = figure.add_axes((0.075, 0.11, 0.9, 0.79))
     steps, width = range(1, len(losses) + 1), max(1, len(losses) // 50)
     means = [sum(losses[max(0, n - width) : n]) / min(n, width) for n in steps]
@@ -99,6 +108,56 @@ def curve(losses: Sequence[float], path: str | Path, title: str) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, fontsize=13, fontweight="bold", loc="left", color="#202020")
     return _saved(figure, Path(path))
+
+
+def bars(found: Mapping[str, Mapping[str, Numbers]], path: str | Path, title: str) -> Path:
+    """Draw `utilisation.utilisation` as a PNG: for each context, a bar for each method, with its interval.
+
+    On the left the answers that are as they should be, on the right those that are right, of plain's right ones.
+    """
+    figure = _figure(13, 5.2)
+    contexts, width = [name for name in next(iter(found.values())) if name != "total"], 0.8 / len(found)
+    for side, name, said in ((0.05, "share", _USED), (0.54, "no_worse", _NO_WORSE)):
+        axes = figure.add_axes((side, 0.2, 0.45, 0.62))
+        for n, (method, cells) in enumerate(found.items()):
+            if name == "no_worse" and method == "plain":
+                continue  # it is 1 by definition
+            drawn = [(place, cells[c]) for place, c in enumerate(contexts) if cells[c][name] is not None]
+            heights = [cell[name] for _, cell in drawn]
+            spans = [cell["interval" if name == "share" else f"{name}_interval"] for _, cell in drawn]
+            ends = [[h - low for h, (low, _) in zip(heights, spans, strict=True)]]
+            ends += [[high - h for h, (_, high) in zip(heights, spans, strict=True)]]
+            places = [place + (n - (len(found) - 1) / 2) * width for place, _ in drawn]
+            axes.bar(
+                places,
+                heights,
+                0.9 * width,
+                yerr=ends,
+                color=_COLOURS[n % len(_COLOURS)],
+                label=method,
+                error_kw={"linewidth": 1, "ecolor": "#202020"},
+            )
+        axes.set_xticks(range(len(contexts)), contexts, fontsize=11)
+        axes.set_ylim(0, 1)
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", color="#ECECEC", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(said, fontsize=11, loc="left", color="#404040")
+    figure.text(0.05, 0.93, title, fontsize=13, fontweight="bold", color="#202020")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="lower center", ncols=min(5, len(found)), frameon=False
+    )
+    return _saved(figure, Path(path))
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of this size in inches, at 120 pixels each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def dots(results: Mapping[str, Mapping[str, Numbers]], ours: Sequence[str], default: str = "memorized") -> list[Dot]:
