@@ -42,6 +42,11 @@ class Ours(Protocol):
         for each in processors:
             if not isinstance(each, Cad | Dola):
                 return super().contrasts([each])
+            if isinstance(each, Cad) and each.plausible:
+                raise SettingsError(
+                    f"`processors` of a request to a server may hold Cad without `plausible`, got {each!r}; use "
+                    "FastMem(cad=..., plausible=...)"
+                )
             name = "cad" if isinstance(each, Cad) else "dola"
             if name in found:
                 raise SettingsError(

@@ -202,6 +202,7 @@ METHODS: dict[str, Method] = {
     "memorized, AdaCAD": Method(
         memory=lambda: memograft.FastMem(), processor=_context_aware, options={"alpha": "adaptive"}
     ),
+    "memorized, faithful": Method(memory=lambda: memograft.FastMem.faithful()),
     "memorized, DoLa": Method(memory=lambda: memograft.FastMem(), processor=_layers, options={"layers": "high"}),
     "memorized, all documents": Method(memory=lambda: memograft.FastMem(relevance=None, conflicts=None)),
     "memorized, all documents, support gate": Method(
