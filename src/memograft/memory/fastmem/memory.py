@@ -24,7 +24,9 @@ from memograft.model.adapter import Adapter
 from memograft.model.kv import Prefill
 from memograft.prompt.builder import Prompt
 
-__all__ = ["FastMem"]
+__all__ = ["PRESETS", "FastMem"]
+
+PRESETS = ("faithful", "paper")  # names of class methods of FastMem, for commands
 
 _IRRELEVANT = "nothing to memorize: no document is about the question (see `relevance`)"
 
