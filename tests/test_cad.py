@@ -29,9 +29,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def naive(
-    engine: Engine, request: Request, alpha: float | str, memory: Any = None, plausible: float = 0.0
-) -> list[int]:
+def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None, where: str = "always") -> list[int]:
     """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), with two passes per token."""
     build_prompt = engine._prompts.build
     ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
@@ -42,10 +40,8 @@ def naive(
             own = engine.model(torch.tensor([ids + tokens])).logits[0, -1]
             without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
         strength = apart(own, without) if isinstance(alpha, str) else alpha
-        found = (1 + strength) * own - strength * without
-        chance = own.softmax(-1)
-        found[chance < plausible * chance.max()] = float("-inf")
-        tokens.append(int(found.argmax()))
+        agreed = where == "different" and own.argmax() == without.argmax()
+        tokens.append(int((own if agreed else (1 + strength) * own - strength * without).argmax()))
         if tokens[-1] == engine.model.generation_config.eos_token_id:
             return tokens[:-1]
     return tokens
@@ -63,13 +59,12 @@ def test_what_is_said_is_the_formula(tokenizer: Any, family: str) -> None:
         expected, with_memory = naive(engine, PLAIN, ALPHA), naive(engine, PLAIN, ALPHA, handle)
         assert list(answers[1].token_ids) == expected
         assert [list(answers[n].token_ids) for n in (2, 4)] == [with_memory] * 2
-        limited = replace(memory, cad=ALPHA, plausible=0.4)
-        rows = [replace(PLAIN, processors=[Cad(ALPHA, 0.4)]), replace(PLAIN, memory=limited, processors=())]
-        rows += [replace(PLAIN, memory=each, processors=()) for each in (replace(limited, plausible=0.0), handle)]
+        rows = [replace(PLAIN, processors=[Cad(ALPHA, "different")]), PLAIN]
+        rows += [replace(PLAIN, memory=replace(memory, cad=ALPHA), processors=())]
         found = [list(answer.token_ids) for answer in engine.answer_batch(rows)]
-        few = naive(engine, PLAIN, ALPHA, plausible=0.4)
-        assert found[:3] == [few, naive(engine, PLAIN, ALPHA, handle, 0.4), with_memory]
-        assert few not in (expected, found[3]), "no token was excluded, or all: the test shows nothing"
+        fewer = [naive(engine, PLAIN, ALPHA, kept, "different") for kept in (None, handle)]
+        assert found == [fewer[0], expected, fewer[1]]
+        assert family == "gpt2" or fewer != [expected, with_memory], "the prompts agree nowhere"
         assert [answers[0].token_ids, answers[3].token_ids] == [engine.answer(r).token_ids for r in others]
         assert expected not in (with_memory, list(answers[3].token_ids)), "it changed nothing: the test shows nothing"
 
@@ -133,15 +128,6 @@ def test_bad_alphas(alpha: Any) -> None:
         Cad(alpha)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan"), True, "many", None])
-def test_bad_shares(share: Any) -> None:
-    said = "`plausible` must be a share between 0 and 1, got .*; 0.1 is usual, 0 is none"
-    with pytest.raises(SettingsError, match=said):
-        Cad(0.5, share)
-    with pytest.raises(SettingsError, match=said):
-        FastMem(plausible=share)
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -160,8 +146,13 @@ def test_bad_settings_of_a_memory(changes: dict[str, Any], said: str) -> None:
 
 def test_the_faithful_preset_changes_decoding_only() -> None:
     preset, default = FastMem.faithful(), FastMem()
-    assert (preset.training, preset.relevance, preset.own_cad) == (default.training, "auto", Cad(0.5, 0.1))
+    assert (preset.training, preset.relevance, preset.own_cad) == (default.training, "auto", Cad(1.0, "different"))
     assert FastMem.faithful(cad=0.0).own_cad is default.own_cad is None
+
+
+def test_a_bad_place() -> None:
+    with pytest.raises(SettingsError, match='`where` must be "always" or "different", got \'never\''):
+        Cad(0.5, "never")  # type: ignore[arg-type]
 
 
 def test_two_of_them_are_refused(engine: Engine) -> None:
@@ -186,7 +177,7 @@ def test_all_combinations_in_one_batch(engine: Engine) -> None:
         for processors in ((), (Cad(0.5),), (Cad("adaptive"),), (Dola((0, 1)),), (Cad(0.5), Dola((1,))))
     ]
     requests += [replace(PLAIN, memory=Kept(), processors=[Cad(0.5), Dola((0, 1))]), replace(PLAIN, processors=())]
-    own = replace(memory, cad=0.5, plausible=0.2)
+    own = replace(memory, cad=2.0)
     requests += [replace(PLAIN, memory=each, processors=[]) for each in (own, Kept(own), engine.memorize(FACTS, own))]
     alone = [engine.answer(request) for request in requests]
     assert [a.token_ids for a in engine.answer_batch(requests)] == [a.token_ids for a in alone]
@@ -227,28 +218,25 @@ def test_it_is_left_out_if_no_document_is_about_the_question(tiny: Engine) -> No
     assert unjudged.text != told.text
 
 
-def test_a_relevance_of_its_own(tiny: Engine) -> None:
+def test_a_relevance_of_its_own(engine: Engine, tiny: Engine) -> None:
     """It may be stricter or less strict than that of memorizing; in one batch, of the memory and of a processor."""
-    question, pages = "What is the capital of Australia?", ["The capital of Australia is Lisbon."]
-    request = Request(question, documents=pages, memory=FastMem(), logprobs=0)
-    memorized, contrasted = tiny.answer(request), tiny.answer(replace(request, processors=[Cad(0.5, 0.1)]))
+    memory = replace(STRONG, gate=None, relevance=-1)
+    memorized = engine.answer(replace(PLAIN, memory=memory, processors=()))
+    contrasted = engine.answer(replace(PLAIN, memory=memory, processors=[Cad(ALPHA, "different")]))
     assert memorized.memory is not None
-    (relevance,) = memorized.memory.relevance
-    above, below = FastMem(cad_relevance=relevance + 0.01), FastMem(cad_relevance=relevance - 0.01)
+    relevance = max(memorized.memory.relevance)
     expected, rows = [], []
-    for memory, answer in ((above, memorized), (below, contrasted)):
-        rows += [replace(request, memory=memory, processors=[Cad(0.5, 0.1)])]
-        rows += [replace(request, memory=replace(memory, cad=0.5, plausible=0.1))]
-        expected += [answer] * 2
-    for found, wanted in zip(tiny.answer_batch(rows), expected, strict=True):
-        assert chances(found) == pytest.approx(chances(wanted), abs=1e-4)
-    assert chances(memorized) != pytest.approx(chances(contrasted), abs=1e-2), "the test shows nothing"
-    unmemorized = FastMem(relevance=1, cad_relevance=-1, cad=8.0)
-    assert tiny.answer(replace(request, memory=unmemorized)).text != tiny.answer(question, pages).text
-
-
-def chances(answer: Any) -> list[float]:
-    return [token.logprob for token in answer.logprobs]
+    for change, answer in ((0.01, memorized), (-0.01, contrasted)):
+        own = replace(memory, cad_relevance=relevance + change)
+        rows += [replace(PLAIN, memory=own, processors=[Cad(ALPHA, "different")])]
+        rows += [replace(PLAIN, memory=replace(own, cad=ALPHA), processors=())]
+        expected += [answer.token_ids] * 2
+    assert [answer.token_ids for answer in engine.answer_batch(rows)] == expected
+    assert memorized.token_ids != contrasted.token_ids, "the test shows nothing"
+    question, page = "What is the capital of Australia?", "The Golden Jirco was written by Brem Vanchaix."
+    known, loose = tiny.answer(question, [page]).text, FastMem(cad_relevance=-1)
+    assert tiny.answer(question, [page], memory=loose, processors=[Cad(8.0)]).text != known
+    assert tiny.answer(question, [page], memory=replace(loose, cad=8.0)).text == known, "the prompts agree"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -127,11 +127,11 @@ def test_numbers_that_are_not_finite_stay_so(tiny: Engine) -> None:
         ),
         (
             Request("Who?", processors=[Cad(), Cad(1)]),
-            r"may hold one Cad, got Cad\(alpha=1, plausible=0.0\) too; keep one of them",
+            r"may hold one Cad, got Cad\(alpha=1, .*\) too; keep one of them",
         ),
         (
-            Request("Who?", processors=[Cad(1, 0.1)]),
-            r"may hold Cad without `plausible`, got Cad\(alpha=1, plausible=0.1\); use FastMem\(cad=..., plausible=...\)",
+            Request("Who?", processors=[Cad(1, "different")]),
+            r"may hold Cad without `where`, got Cad\(alpha=1, where='different'\); use FastMem\(cad=...\)",
         ),
         (Request("Who?", memory=3), "`memory` of a request to a server must be FastMem.*, got int, which belongs to"),  # type: ignore[arg-type]
     ],

@@ -42,10 +42,10 @@ class Ours(Protocol):
         for each in processors:
             if not isinstance(each, Cad | Dola):
                 return super().contrasts([each])
-            if isinstance(each, Cad) and each.plausible:
+            if isinstance(each, Cad) and each.where != "always":
                 raise SettingsError(
-                    f"`processors` of a request to a server may hold Cad without `plausible`, got {each!r}; use "
-                    "FastMem(cad=..., plausible=...)"
+                    f"`processors` of a request to a server may hold Cad without `where`, got {each!r}; use "
+                    "FastMem(cad=...)"
                 )
             name = "cad" if isinstance(each, Cad) else "dola"
             if name in found:

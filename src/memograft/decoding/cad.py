@@ -2,7 +2,6 @@
 
     l = (1 + alpha) * l(documents, question) - alpha * l_0(question)                        (equation 3 of the paper)
     alpha = JSD(p(documents, question), p_0(question)) in nats, for each token     ("adaptive": AdaCAD, 2409.07394)
-    only among tokens with p >= plausible * max p                                  (contrastive decoding, 2210.15097)
 
 l are the row's logits after its memory and rules. l_0 are the logits of the same model for the same conversation
 without documents, followed by the answer so far. They have the memory's weights and rules too, and the prefix of a Mac,
@@ -11,24 +10,23 @@ documents: the keys and values of Kept and Compacted, and all gists of Gist. A d
 That conversation is another row of the batch (an echo, see `loop.py`), so the weights are read once for both.
 
 Ours: with a memory that judges documents (FastMem with `relevance`), CAD is left out if none is about the question: it
-would amplify the effect of documents that do not have the answer. `FastMem(cad_relevance=)` makes this stricter.
+would amplify the effect of documents that do not have the answer. `FastMem(cad_relevance=)` makes this stricter. And
+with `where="different"`, tokens are left as they are on which both prompts agree.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from memograft.decoding.contrast import Alpha, check_alpha, check_plausible, contrasted
+from memograft.decoding.contrast import Alpha, check_alpha, contrasted
 from memograft.decoding.dola import Dola
+from memograft.errors import SettingsError
 
 __all__ = ["Cad", "contrasts"]
-
-_FAR = 1e4  # below all other logits; excluded tokens keep their order, because a JSON schema may allow no others
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ class Cad:
     Attributes:
         alpha: strength (paper: 0.5 for questions); 0 changes nothing. "adaptive": more where documents change more, and
             less where they agree with what the model knows.
-        plausible: tokens are excluded whose probability with the documents is below this share of the largest one; 0
-            excludes none (CAD's paper). Contrastive decoding has 0.1.
+        where: "always" (paper), or "different": only where the likeliest tokens with and without the documents differ.
+            Ours.
 
     Raises:
-        SettingsError: alpha is negative or something else; plausible is not between 0 and 1.
+        SettingsError: alpha is negative or something else, or `where` is something else.
 
     Example:
         >>> from memograft import Engine, FastMem
@@ -54,18 +52,19 @@ class Cad:
     """
 
     alpha: Alpha = 0.5
-    plausible: float = 0.0
+    where: Literal["always", "different"] = "always"
 
     def __post_init__(self) -> None:
         check_alpha("alpha", self.alpha)
-        check_plausible(self.plausible)
+        if self.where not in ("always", "different"):
+            raise SettingsError(f'`where` must be "always" or "different", got {self.where!r}')
 
     def contrasted(self, logits: Tensor, bare: Tensor) -> Tensor:
         """(V,) logits, and those without documents (V,) -> (V,)."""
         found = contrasted(logits, bare, self.alpha)
-        if not self.plausible:
+        if self.where == "always":
             return found
-        return torch.where(logits >= logits.max() + math.log(self.plausible), found, found - _FAR)
+        return torch.where(logits.argmax() == bare.argmax(), logits, found)
 
 
 def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | list[int] | tuple[int, ...] | None) -> list[Cad | Dola]:

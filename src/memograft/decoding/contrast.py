@@ -18,7 +18,7 @@ from torch import Tensor
 from memograft.decoding.divergence import jensen_shannon
 from memograft.errors import SettingsError
 
-__all__ = ["Alpha", "Contrast", "check_alpha", "check_plausible", "contrasted"]
+__all__ = ["Alpha", "Contrast", "check_alpha", "contrasted"]
 
 Alpha = float | Literal["adaptive"]
 
@@ -39,16 +39,6 @@ def check_alpha(name: str, alpha: object) -> None:
         raise SettingsError(
             f'`{name}` must be a number that is not negative, got {alpha!r}; the papers have 0.5 and "adaptive"'
         )
-
-
-def check_plausible(share: object) -> None:
-    """Refuse what is no share of the largest probability.
-
-    Raises:
-        SettingsError: it is not between 0 and 1.
-    """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise SettingsError(f"`plausible` must be a share between 0 and 1, got {share!r}; 0.1 is usual, 0 is none")
 
 
 class Contrast:

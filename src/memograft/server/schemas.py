@@ -62,7 +62,6 @@ class FastMemChoice(Model):
     gate: Literal["support"] | None = None
     contrast: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
     cad: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
-    plausible: float = Field(0.0, ge=0, le=1)
     fallback: bool = True
     compose: bool = False
 

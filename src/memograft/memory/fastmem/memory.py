@@ -51,10 +51,9 @@ class FastMem(Speaking, Selecting, Training, Memory):
         gate: None, or "support": a token that the base model prefers is kept if it occurs in the documents. Ours.
         contrast: alpha of contrastive decoding between the memorized and the base model's distribution (paper's
             "FastMem + CD": 0.5). "adaptive": more where memorizing changes more; see `memograft.decoding.contrast`.
-        cad: alpha of context-aware decoding: each token is contrasted with what the same model would say without the
-            documents; see `Cad`. The prompt without documents is one more row of the batch. 0 is off, "adaptive" is
-            AdaCAD. It cannot be combined with the processor `Cad`.
-        plausible: of this `cad`; see `Cad`. 0 excludes no token.
+        cad: alpha of context-aware decoding, `Cad(alpha, where="different")`: the distribution with the documents is
+            contrasted with that without them, where their most likely tokens differ. The prompt without documents is
+            one more row of the batch. 0 is off. It cannot be combined with the processor `Cad`.
         relevance: documents with a lower relevance to the question stay in the prompt but are not memorized; see
             `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`. None memorizes all documents without judging
             them (paper), and ignores `conflicts`. Ours.
@@ -136,12 +135,12 @@ class FastMem(Speaking, Selecting, Training, Memory):
 
         The constants were chosen on the tuning splits with SmolLM2-135M-Instruct; docs/method.md has the comparison.
         """
-        return cls(**{"cad": 0.5, "plausible": 0.1, "cad_relevance": 0.65, **changes})
+        return cls(**{"cad": 1.0, "cad_relevance": 0.65, **changes})
 
     @property
     def own_cad(self) -> Cad | None:
         """The context-aware decoding of `cad`."""
-        return Cad(self.cad, self.plausible) if self.cad else None
+        return Cad(self.cad, "different") if self.cad else None
 
     def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
         """The id of the memory of all documents of the prompt; with `compose`, of a prompt's only document."""

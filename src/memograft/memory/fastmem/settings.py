@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
-from memograft.decoding.contrast import Alpha, check_alpha, check_plausible
+from memograft.decoding.contrast import Alpha, check_alpha
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.fastmem.relevance import AUTO
 from memograft.model.backbone import Backbone, has_plain_weight
@@ -155,14 +155,12 @@ class Speaking:
     gate: Literal["support"] | None = None
     contrast: Alpha = 0.0
     cad: Alpha = 0.0
-    plausible: float = 0.0
     fallback: bool = True
 
     def _check_speaking(self) -> None:
         _one_of(self, "gate", (None, "support"))
         check_alpha("contrast", self.contrast)
         check_alpha("cad", self.cad)
-        check_plausible(self.plausible)
         _boolean(self, "fallback")
 
 
