@@ -53,7 +53,7 @@ class Kept(Memory):
     @property
     def own_cad(self) -> Cad | None:
         """That of `memory`."""
-        return self.memory and self.memory.own_cad
+        return None if self.memory is None else self.memory.own_cad
 
     def resolved(self, own: Mapping[str, Any] | None = None) -> Self:
         """Replace "auto" in the settings of `memory`."""
