@@ -18,6 +18,7 @@ from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
 
 ASK, ALPHA = "Where is it?", 6.0  # large, because documents have little effect on a random model
+AGREED = 0.005  # a random model is not sure of anything
 PLAIN = Request(ASK, documents=FACTS, processors=[Cad(ALPHA)], sampling=Sampling(12))
 
 
@@ -29,7 +30,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None, where: str = "always") -> list[int]:
+def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None, agreed: float = 2.0) -> list[int]:
     """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), with two passes per token."""
     build_prompt = engine._prompts.build
     ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
@@ -40,8 +41,9 @@ def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = No
             own = engine.model(torch.tensor([ids + tokens])).logits[0, -1]
             without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
         strength = apart(own, without) if isinstance(alpha, str) else alpha
-        agreed = where == "different" and own.argmax() == without.argmax()
-        tokens.append(int((own if agreed else (1 + strength) * own - strength * without).argmax()))
+        token = int(own.argmax())
+        sure = token == int(without.argmax()) and without.softmax(-1)[token] >= agreed
+        tokens.append(int((own if sure else (1 + strength) * own - strength * without).argmax()))
         if tokens[-1] == engine.model.generation_config.eos_token_id:
             return tokens[:-1]
     return tokens
@@ -59,12 +61,13 @@ def test_what_is_said_is_the_formula(tokenizer: Any, family: str) -> None:
         expected, with_memory = naive(engine, PLAIN, ALPHA), naive(engine, PLAIN, ALPHA, handle)
         assert list(answers[1].token_ids) == expected
         assert [list(answers[n].token_ids) for n in (2, 4)] == [with_memory] * 2
-        rows = [replace(PLAIN, processors=[Cad(ALPHA, "different")]), PLAIN]
+        fewer = [Cad(ALPHA, AGREED)]
+        rows = [replace(PLAIN, processors=fewer), PLAIN, replace(memorized, processors=fewer)]
         rows += [replace(PLAIN, memory=replace(memory, cad=ALPHA), processors=())]
         found = [list(answer.token_ids) for answer in engine.answer_batch(rows)]
-        fewer = [naive(engine, PLAIN, ALPHA, kept, "different") for kept in (None, handle)]
-        assert found == [fewer[0], expected, fewer[1]]
-        assert family == "gpt2" or fewer != [expected, with_memory], "the prompts agree nowhere"
+        kept = [naive(engine, PLAIN, ALPHA, own, AGREED) for own in (None, handle)]
+        assert found == [kept[0], expected, kept[1], naive(engine, PLAIN, ALPHA, handle, 0.5)]
+        assert family == "gpt2" or kept != [expected, with_memory], "the prompts agree nowhere"
         assert [answers[0].token_ids, answers[3].token_ids] == [engine.answer(r).token_ids for r in others]
         assert expected not in (with_memory, list(answers[3].token_ids)), "it changed nothing: the test shows nothing"
 
@@ -146,13 +149,14 @@ def test_bad_settings_of_a_memory(changes: dict[str, Any], said: str) -> None:
 
 def test_the_faithful_preset_changes_decoding_only() -> None:
     preset, default = FastMem.faithful(), FastMem()
-    assert (preset.training, preset.relevance, preset.own_cad) == (default.training, "auto", Cad(1.0, "different"))
+    assert (preset.training, preset.relevance, preset.own_cad) == (default.training, "auto", Cad(0.5, 0.5))
     assert FastMem.faithful(cad=0.0).own_cad is default.own_cad is None
 
 
-def test_a_bad_place() -> None:
-    with pytest.raises(SettingsError, match='`where` must be "always" or "different", got \'never\''):
-        Cad(0.5, "never")  # type: ignore[arg-type]
+@pytest.mark.parametrize("agreed", [-0.1, 1.5, float("nan"), True, "all"])
+def test_bad_probabilities(agreed: Any) -> None:
+    with pytest.raises(SettingsError, match="`agreed` must be a probability from 0 to 1, or None for no token, got"):
+        Cad(0.5, agreed)
 
 
 def test_two_of_them_are_refused(engine: Engine) -> None:
@@ -222,13 +226,13 @@ def test_a_relevance_of_its_own(engine: Engine, tiny: Engine) -> None:
     """It may be stricter or less strict than that of memorizing; in one batch, of the memory and of a processor."""
     memory = replace(STRONG, gate=None, relevance=-1)
     memorized = engine.answer(replace(PLAIN, memory=memory, processors=()))
-    contrasted = engine.answer(replace(PLAIN, memory=memory, processors=[Cad(ALPHA, "different")]))
+    contrasted = engine.answer(replace(PLAIN, memory=memory, processors=[Cad(ALPHA, AGREED)]))
     assert memorized.memory is not None
     relevance = max(memorized.memory.relevance)
     expected, rows = [], []
     for change, answer in ((0.01, memorized), (-0.01, contrasted)):
         own = replace(memory, cad_relevance=relevance + change)
-        rows += [replace(PLAIN, memory=own, processors=[Cad(ALPHA, "different")])]
+        rows += [replace(PLAIN, memory=own, processors=[Cad(ALPHA, AGREED)])]
         rows += [replace(PLAIN, memory=replace(own, cad=ALPHA), processors=())]
         expected += [answer.token_ids] * 2
     assert [answer.token_ids for answer in engine.answer_batch(rows)] == expected

@@ -130,8 +130,8 @@ def test_numbers_that_are_not_finite_stay_so(tiny: Engine) -> None:
             r"may hold one Cad, got Cad\(alpha=1, .*\) too; keep one of them",
         ),
         (
-            Request("Who?", processors=[Cad(1, "different")]),
-            r"may hold Cad without `where`, got Cad\(alpha=1, where='different'\); use FastMem\(cad=...\)",
+            Request("Who?", processors=[Cad(1, 0.5)]),
+            r"may hold Cad without `agreed`, got Cad\(alpha=1, agreed=0.5\); use FastMem\(cad=...\)",
         ),
         (Request("Who?", memory=3), "`memory` of a request to a server must be FastMem.*, got int, which belongs to"),  # type: ignore[arg-type]
     ],

@@ -42,9 +42,9 @@ class Ours(Protocol):
         for each in processors:
             if not isinstance(each, Cad | Dola):
                 return super().contrasts([each])
-            if isinstance(each, Cad) and each.where != "always":
+            if isinstance(each, Cad) and each.agreed is not None:
                 raise SettingsError(
-                    f"`processors` of a request to a server may hold Cad without `where`, got {each!r}; use "
+                    f"`processors` of a request to a server may hold Cad without `agreed`, got {each!r}; use "
                     "FastMem(cad=...)"
                 )
             name = "cad" if isinstance(each, Cad) else "dola"

@@ -11,7 +11,7 @@ That conversation is another row of the batch (an echo, see `loop.py`), so the w
 
 Ours: with a memory that judges documents (FastMem with `relevance`), CAD is left out if none is about the question: it
 would amplify the effect of documents that do not have the answer. `FastMem(cad_relevance=)` makes this stricter. And
-with `where="different"`, tokens are left as they are on which both prompts agree.
+with `agreed`, a token is not contrasted on which both prompts agree, so that what the model knows is not avoided.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Cad:
     Attributes:
         alpha: strength (paper: 0.5 for questions); 0 changes nothing. "adaptive": more where documents change more, and
             less where they agree with what the model knows.
-        where: "always" (paper), or "different": only where the likeliest tokens with and without the documents differ.
-            Ours.
+        agreed: a token is not contrasted if it is the likeliest with and without the documents, and has at least this
+            probability without them. None: all tokens are contrasted (paper). Ours.
 
     Raises:
-        SettingsError: alpha is negative or something else, or `where` is something else.
+        SettingsError: alpha is negative or something else, or `agreed` is no probability.
 
     Example:
         >>> from memograft import Engine, FastMem
@@ -52,19 +52,21 @@ class Cad:
     """
 
     alpha: Alpha = 0.5
-    where: Literal["always", "different"] = "always"
+    agreed: float | None = None
 
     def __post_init__(self) -> None:
         check_alpha("alpha", self.alpha)
-        if self.where not in ("always", "different"):
-            raise SettingsError(f'`where` must be "always" or "different", got {self.where!r}')
+        least: object = self.agreed
+        if least is not None and (isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1):
+            raise SettingsError(f"`agreed` must be a probability from 0 to 1, or None for no token, got {least!r}")
 
     def contrasted(self, logits: Tensor, bare: Tensor) -> Tensor:
         """(V,) logits, and those without documents (V,) -> (V,)."""
         found = contrasted(logits, bare, self.alpha)
-        if self.where == "always":
+        if self.agreed is None:
             return found
-        return torch.where(logits.argmax() == bare.argmax(), logits, found)
+        chance, token = bare.softmax(-1).max(-1)
+        return torch.where((logits.argmax() == token) & (chance >= self.agreed), logits, found)
 
 
 def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | list[int] | tuple[int, ...] | None) -> list[Cad | Dola]:

@@ -28,6 +28,7 @@ __all__ = ["PRESETS", "FastMem"]
 
 PRESETS = ("faithful", "paper")  # names of class methods of FastMem, for commands
 
+_AGREED = 0.5  # chosen like the constants of `faithful`
 _IRRELEVANT = "nothing to memorize: no document is about the question (see `relevance`)"
 
 
@@ -51,9 +52,9 @@ class FastMem(Speaking, Selecting, Training, Memory):
         gate: None, or "support": a token that the base model prefers is kept if it occurs in the documents. Ours.
         contrast: alpha of contrastive decoding between the memorized and the base model's distribution (paper's
             "FastMem + CD": 0.5). "adaptive": more where memorizing changes more; see `memograft.decoding.contrast`.
-        cad: alpha of context-aware decoding, `Cad(alpha, where="different")`: the distribution with the documents is
-            contrasted with that without them, where their most likely tokens differ. The prompt without documents is
-            one more row of the batch. 0 is off. It cannot be combined with the processor `Cad`.
+        cad: alpha of context-aware decoding, `Cad(alpha, agreed=0.5)`: the distribution with the documents is
+            contrasted with that without them, but for tokens on which they agree. The prompt without documents is one
+            more row of the batch. 0 is off. It cannot be combined with the processor `Cad`.
         relevance: documents with a lower relevance to the question stay in the prompt but are not memorized; see
             `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`. None memorizes all documents without judging
             them (paper), and ignores `conflicts`. Ours.
@@ -135,12 +136,12 @@ class FastMem(Speaking, Selecting, Training, Memory):
 
         The constants were chosen on the tuning splits with SmolLM2-135M-Instruct; docs/method.md has the comparison.
         """
-        return cls(**{"cad": 1.0, "cad_relevance": 0.65, **changes})
+        return cls(**{"cad": 0.5, "cad_relevance": 0.7, **changes})
 
     @property
     def own_cad(self) -> Cad | None:
         """The context-aware decoding of `cad`."""
-        return Cad(self.cad, "different") if self.cad else None
+        return Cad(self.cad, _AGREED) if self.cad else None
 
     def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
         """The id of the memory of all documents of the prompt; with `compose`, of a prompt's only document."""
