@@ -18,6 +18,7 @@ from memograft.model.adapter import applied, stack
 from test_support_gate import FACTS, STRONG
 
 ASK, ALPHA = "Where is it?", 6.0  # large, because documents have little effect on a random model
+AGREED = 0.005  # a random model is not sure of anything
 PLAIN = Request(ASK, documents=FACTS, processors=[Cad(ALPHA)], sampling=Sampling(12))
 
 
@@ -29,7 +30,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None) -> list[int]:
+def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = None, agreed: float = 2.0) -> list[int]:
     """Greedy tokens of (1 + alpha) l(documents, question) - alpha l_0(question), with two passes per token."""
     build_prompt = engine._prompts.build
     ids, bare = (list(build_prompt(request.messages, d).ids) for d in (request.documents, ()))
@@ -40,7 +41,9 @@ def naive(engine: Engine, request: Request, alpha: float | str, memory: Any = No
             own = engine.model(torch.tensor([ids + tokens])).logits[0, -1]
             without = engine.model(torch.tensor([bare + tokens])).logits[0, -1]
         strength = apart(own, without) if isinstance(alpha, str) else alpha
-        tokens.append(int(((1 + strength) * own - strength * without).argmax()))
+        token = int(own.argmax())
+        sure = token == int(without.argmax()) and without.softmax(-1)[token] >= agreed
+        tokens.append(int((own if sure else (1 + strength) * own - strength * without).argmax()))
         if tokens[-1] == engine.model.generation_config.eos_token_id:
             return tokens[:-1]
     return tokens
@@ -58,6 +61,13 @@ def test_what_is_said_is_the_formula(tokenizer: Any, family: str) -> None:
         expected, with_memory = naive(engine, PLAIN, ALPHA), naive(engine, PLAIN, ALPHA, handle)
         assert list(answers[1].token_ids) == expected
         assert [list(answers[n].token_ids) for n in (2, 4)] == [with_memory] * 2
+        fewer = [Cad(ALPHA, AGREED)]
+        rows = [replace(PLAIN, processors=fewer), PLAIN, replace(memorized, processors=fewer)]
+        rows += [replace(PLAIN, memory=replace(memory, cad=ALPHA), processors=())]
+        found = [list(answer.token_ids) for answer in engine.answer_batch(rows)]
+        kept = [naive(engine, PLAIN, ALPHA, own, AGREED) for own in (None, handle)]
+        assert found == [kept[0], expected, kept[1], naive(engine, PLAIN, ALPHA, handle, 0.5)]
+        assert family == "gpt2" or kept != [expected, with_memory], "the prompts agree nowhere"
         assert [answers[0].token_ids, answers[3].token_ids] == [engine.answer(r).token_ids for r in others]
         assert expected not in (with_memory, list(answers[3].token_ids)), "it changed nothing: the test shows nothing"
 
@@ -121,11 +131,45 @@ def test_bad_alphas(alpha: Any) -> None:
         Cad(alpha)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cad": -1}, "`cad` must be a number that is not negative, got -1"),
+        ({"cad_relevance": 1.5}, "`cad_relevance` must be a number of at most 1, or None for that of `relevance`, got"),
+        (
+            {"cad_relevance": 0.6, "relevance": None},
+            "`cad_relevance` must be None if `relevance` is, because no document is judged then, got 0.6; leave one of",
+        ),
+    ],
+)
+def test_bad_settings_of_a_memory(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        FastMem(**changes)
+
+
+def test_the_faithful_preset_changes_decoding_only() -> None:
+    preset, default = FastMem.faithful(), FastMem()
+    assert (preset.training, preset.relevance, preset.own_cad) == (default.training, "auto", Cad(0.5, 0.5))
+    assert FastMem.faithful(cad=0.0).own_cad is default.own_cad is None
+
+
+@pytest.mark.parametrize("agreed", [-0.1, 1.5, float("nan"), True, "all"])
+def test_bad_probabilities(agreed: Any) -> None:
+    with pytest.raises(SettingsError, match="`agreed` must be a probability from 0 to 1, or None for no token, got"):
+        Cad(0.5, agreed)
+
+
 def test_two_of_them_are_refused(engine: Engine) -> None:
     with pytest.raises(
         SettingsError, match=r"`processors` may hold one Cad, got 2 \(alpha \[0.5, 1\]\); keep one of them"
     ):
         engine.answer(replace(PLAIN, processors=[Cad(), Cad(1)]))
+    for memory in (FastMem(cad=0.3), Kept(FastMem(cad=0.3))):
+        with pytest.raises(
+            SettingsError,
+            match=r"`processors` may hold no Cad beside a memory with `cad`, got alpha 1 and 0.3; keep one of them",
+        ):
+            engine.answer(replace(PLAIN, memory=memory, processors=[Cad(1)]))
 
 
 def test_all_combinations_in_one_batch(engine: Engine) -> None:
@@ -137,10 +181,13 @@ def test_all_combinations_in_one_batch(engine: Engine) -> None:
         for processors in ((), (Cad(0.5),), (Cad("adaptive"),), (Dola((0, 1)),), (Cad(0.5), Dola((1,))))
     ]
     requests += [replace(PLAIN, memory=Kept(), processors=[Cad(0.5), Dola((0, 1))]), replace(PLAIN, processors=())]
+    own = replace(memory, cad=2.0)
+    requests += [replace(PLAIN, memory=each, processors=[]) for each in (own, Kept(own), engine.memorize(FACTS, own))]
     alone = [engine.answer(request) for request in requests]
     assert [a.token_ids for a in engine.answer_batch(requests)] == [a.token_ids for a in alone]
     assert len({a.token_ids for a in alone}) > 5, "they hardly differ: the test shows little"
-    for request in (requests[6], requests[8]):
+    assert alone[-1].token_ids == alone[-3].token_ids != alone[0].token_ids
+    for request in (requests[6], requests[8], requests[-3]):
         assert "".join(engine.stream(request)) == engine.answer(replace(request, logprobs=0)).text
 
 
@@ -173,6 +220,27 @@ def test_it_is_left_out_if_no_document_is_about_the_question(tiny: Engine) -> No
         assert second.token_ids == alone.token_ids
     unjudged = tiny.answer(question, [page], memory=FastMem(relevance=None), processors=cad)
     assert unjudged.text != told.text
+
+
+def test_a_relevance_of_its_own(engine: Engine, tiny: Engine) -> None:
+    """It may be stricter or less strict than that of memorizing; in one batch, of the memory and of a processor."""
+    memory = replace(STRONG, gate=None, relevance=-1)
+    memorized = engine.answer(replace(PLAIN, memory=memory, processors=()))
+    contrasted = engine.answer(replace(PLAIN, memory=memory, processors=[Cad(ALPHA, AGREED)]))
+    assert memorized.memory is not None
+    relevance = max(memorized.memory.relevance)
+    expected, rows = [], []
+    for change, answer in ((0.01, memorized), (-0.01, contrasted)):
+        own = replace(memory, cad_relevance=relevance + change)
+        rows += [replace(PLAIN, memory=own, processors=[Cad(ALPHA, AGREED)])]
+        rows += [replace(PLAIN, memory=replace(own, cad=ALPHA), processors=())]
+        expected += [answer.token_ids] * 2
+    assert [answer.token_ids for answer in engine.answer_batch(rows)] == expected
+    assert memorized.token_ids != contrasted.token_ids, "the test shows nothing"
+    question, page = "What is the capital of Australia?", "The Golden Jirco was written by Brem Vanchaix."
+    known, loose = tiny.answer(question, [page]).text, FastMem(cad_relevance=-1)
+    assert tiny.answer(question, [page], memory=loose, processors=[Cad(8.0)]).text != known
+    assert tiny.answer(question, [page], memory=replace(loose, cad=8.0)).text == known, "the prompts agree"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import memograft
 from families import build
+from memograft import FastMem
 from memograft.cli.app import app
 from memograft.memory.fastmem.relevance import AUTO
 from tokenizers_ import make
@@ -170,6 +172,15 @@ def test_ask_answers_both_ways(store, model):
     assert memory["documents"] == [d["id"] for d in result["documents"]]
     assert [(d["relevance"], d["memorized"]) for d in result["documents"]] == [(None, True)] * 2
     assert result["plain"]["seconds"] > 0
+
+
+def test_a_preset_is_a_name(store, model):
+    result = run_json(*ASK, "--store", store, "--model", model, "--memory", "--settings", "faithful", "--steps", 3)
+    settings = result["memorized"]["memory"]["settings"]
+    wanted = asdict(FastMem.faithful(steps=3))
+    assert {name: settings[name] for name in wanted if wanted[name] != "auto"} == {
+        name: value for name, value in wanted.items() if value != "auto"
+    }
 
 
 @pytest.mark.parametrize(("flag", "key"), [("--plain", "plain"), ("--memory", "memorized")])

@@ -40,6 +40,8 @@ def test_contrasts_reach_the_engine(tiny: Engine) -> None:
     assert asked("--dola", "2") != asked()
     assert "low, high or numbers of layers" in asked("--dola", "deep", code=2)
     assert "a number that is not" in asked("--cad", "-1", code=2)
+    refused = asked("--cad", "1", "--settings", "faithful", code=1)
+    assert "the settings have context-aware decoding, got --cad 1.0 too; leave one of them out" in refused
 
 
 def test_the_options_make_a_difference() -> None:

@@ -77,10 +77,10 @@ class TestExport:
         assert "none of the 2 memories in" in self.run(bank.folder, *to, code=1)
 
     def test_settings_that_a_server_does_not_follow(self, engine: Engine, tmp_path: Path) -> None:
-        memory = replace(LORA, gate="support", contrast=0.5)
+        memory = replace(LORA, gate="support", contrast=0.5, cad=0.5)
         folder = engine.memorize(FACTS, memory).save(tmp_path / "memory")
         text = self.run(folder, "--for", "sglang", "--out", tmp_path / "out", "--base-model", BASE)
-        for name in ("gate", "contrast"):
+        for name in ("gate", "contrast", "cad"):
             assert f"was made with `{name}`, which sglang does not follow" in text
 
     def test_errors(self, bank: Bank, tmp_path: Path) -> None:

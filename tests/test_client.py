@@ -125,7 +125,14 @@ def test_numbers_that_are_not_finite_stay_so(tiny: Engine) -> None:
             Request("Who?", processors=[Cad(), TemperatureLogitsWarper(2.0)]),
             "`processors` .* act in the engine's process, which a server is not, got <.*Warper",
         ),
-        (Request("Who?", processors=[Cad(), Cad(1)]), r"may hold one Cad, got Cad\(alpha=1\) too; keep one of them"),
+        (
+            Request("Who?", processors=[Cad(), Cad(1)]),
+            r"may hold one Cad, got Cad\(alpha=1, .*\) too; keep one of them",
+        ),
+        (
+            Request("Who?", processors=[Cad(1, 0.5)]),
+            r"may hold Cad without `agreed`, got Cad\(alpha=1, agreed=0.5\); use FastMem\(cad=...\)",
+        ),
         (Request("Who?", memory=3), "`memory` of a request to a server must be FastMem.*, got int, which belongs to"),  # type: ignore[arg-type]
     ],
 )

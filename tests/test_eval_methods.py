@@ -68,6 +68,7 @@ def test_what_each_method_asks(tiny: Engine, items: list[Item], lessons: Lessons
         "memorized, contrast adaptive": FastMem(contrast="adaptive"),
         "memorized, AdaCAD": FastMem(),
         "memorized, DoLa": FastMem(),
+        "memorized, faithful": FastMem.faithful(),
         "compacted 4x": Compacted(ratio=4),
         "compacted 10x": Compacted(ratio=10),
         "memorized, all documents": FastMem(relevance=None, conflicts=None),
@@ -193,6 +194,7 @@ def test_settings_from_a_string() -> None:
     )
     assert made("paper, learning_rate=1e-3") == FastMem.paper(learning_rate=1e-3)
     assert made("paper") == FastMem.paper()
+    assert made("faithful, cad=adaptive") == FastMem.faithful(cad="adaptive")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from memograft import LexicalEmbedder
+from memograft import FastMem, LexicalEmbedder
 from memograft.evaluation.metrics import table
 from memograft.evaluation.utilisation import table as three_kinds
 
@@ -64,6 +65,20 @@ def test_the_table_of_three_kinds_of_pages() -> None:
         for context, name in (("gold", "agrees"), ("conflicting", "contradicts")):
             assert by_context[context]["n"] >= 100
             assert by_context[context]["share"] == contrasts["results"][method][name]["accuracy"], "the same answers"
+
+
+def test_the_tables_of_the_preset() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    made, elsewhere = (
+        json.loads((folder / f"{n}-faithful-test.json").read_text("utf-8")) for n in ("nqswap", "elsewhere")
+    )
+    assert shown("docs/method.md", "faithful") == table(made["results"])
+    assert shown("docs/method.md", "faithful-clean") == table(made["results"], clean=True)
+    assert shown("docs/method.md", "faithful-elsewhere") == table(elsewhere["results"])
+    for each in (made, elsewhere):
+        assert "dirty" not in str([each["commit"], each["commits_of_the_answers"]])
+        memory = each["settings"]["memorized, faithful"]["memory"]
+        assert {n: memory[n] for n in asdict(FastMem.faithful())} == asdict(FastMem.faithful()), "it was changed since"
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,11 @@ def test_contrasts_are_the_engines(tiny: Engine, client: OpenAI) -> None:
     fields: Any = {"documents": [{"text": LISBON}], "cad": 0.5, "dola": [2, 3]}
     assert text_of(client, extra_body=fields) == expected.text
     assert joined(streamed(client, extra_body=fields)) == expected.text
+    preset = {"kind": "fastmem", "cad": 0.5, "cad_relevance": 0.7}
+    expected = tiny.answer(QUESTION, [LISBON], memory=FastMem.faithful())
+    assert text_of(client, extra_body={"documents": [{"text": LISBON}], "memory": preset}) == expected.text
+    with pytest.raises(openai.BadRequestError, match="`processors` may hold no Cad beside a memory with `cad`"):
+        chat(client, extra_body={**fields, "memory": preset})
     with pytest.raises(openai.BadRequestError, match="`layers` of Dola must be below"):
         chat(client, extra_body={"dola": [99]})
 

@@ -76,6 +76,7 @@ CASES: dict[str, tuple[list[Message], dict[str, Any]]] = {
         {"temperature": 3.0, "seed": 7, "min_p": 0.01, "repetition_penalty": 1.3, "logit_bias": {5: -100.0}},
     ),
     "contrasts": (user(QUESTION), {"documents": PAGES, "cad": "adaptive", "dola": "low", "logprobs": 2}),
+    "a preset": (user(QUESTION), {"documents": PAGES, "memory": FastMem.faithful(), "logprobs": 2}),
     "a contrast with layers": (user(QUESTION), {"dola": (0, 1), "logprobs": 2}),
     "stopped": (user(QUESTION), {"stop": [" Canb"], "logprobs": 2}),
     "cut off": (user(QUESTION), {"max_tokens": 2}),

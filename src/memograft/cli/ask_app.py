@@ -105,16 +105,20 @@ def ask(
         from memograft.cli.ask import ask as run
         from memograft.cli.models import fast_mem
         from memograft.decoding.cad import contrasts
+        from memograft.errors import SettingsError
         from memograft.memory.gist.memory import Gist
         from memograft.memory.mac.memory import Mac
 
         instead = Mac(str(mac)) if mac else Gist(str(gist)) if gist else None
+        memorizes = instead or fast_mem(settings, **given)
+        if cad is not None and memorizes.own_cad and not memory_folder:
+            raise SettingsError(f"the settings have context-aware decoding, got --cad {cad} too; leave one of them out")
         result |= run(
             question,
             model=model,
             store=store,
             k=k,
-            memory=instead or fast_mem(settings, **given),
+            memory=memorizes,
             memory_folder=memory_folder,
             datastore=datastore,
             weight=weight,

@@ -56,16 +56,18 @@ def load_engine(
 
 
 def fast_mem(settings: Path | None = None, /, **given: Any) -> FastMem:
-    """FastMem settings from a file, or the defaults, changed by the given options. None means not given.
+    """FastMem settings from a file, a preset or the defaults, changed by the given options. None means not given.
 
     "none" means FastMem's None.
     """
-    from memograft.memory.fastmem.memory import FastMem
+    from memograft.memory.fastmem.memory import PRESETS, FastMem
 
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
         if isinstance(value, str):  # includes enum members
             changes[name] = None if value == "none" else str(value)
+    if str(settings) in PRESETS:
+        return getattr(FastMem, str(settings))(**changes)  # type: ignore[no-any-return]
     return replace(FastMem.load(settings) if settings else FastMem(), **changes)
 
 

@@ -138,7 +138,8 @@ SettingsOption = Annotated[
     Path | None,
     typer.Option(
         "--settings",
-        help="Settings file of `memograft tune` or `FastMem.save`; other options override it.",
+        metavar="faithful|paper|FILE",
+        help="A preset, or a settings file of `memograft tune` or `FastMem.save`; other options override it.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]

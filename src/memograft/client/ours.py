@@ -42,6 +42,11 @@ class Ours(Protocol):
         for each in processors:
             if not isinstance(each, Cad | Dola):
                 return super().contrasts([each])
+            if isinstance(each, Cad) and each.agreed is not None:
+                raise SettingsError(
+                    f"`processors` of a request to a server may hold Cad without `agreed`, got {each!r}; use "
+                    "FastMem(cad=...)"
+                )
             name = "cad" if isinstance(each, Cad) else "dola"
             if name in found:
                 raise SettingsError(

@@ -10,7 +10,8 @@ documents: the keys and values of Kept and Compacted, and all gists of Gist. A d
 That conversation is another row of the batch (an echo, see `loop.py`), so the weights are read once for both.
 
 Ours: with a memory that judges documents (FastMem with `relevance`), CAD is left out if none is about the question: it
-would amplify the effect of documents that do not have the answer.
+would amplify the effect of documents that do not have the answer. `FastMem(cad_relevance=)` makes this stricter. And
+with `agreed`, a token is not contrasted on which both prompts agree, so that what the model knows is not avoided.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from memograft.decoding.contrast import Alpha, check_alpha
+import torch
+from torch import Tensor
+
+from memograft.decoding.contrast import Alpha, check_alpha, contrasted
 from memograft.decoding.dola import Dola
+from memograft.errors import SettingsError
 
 __all__ = ["Cad", "contrasts"]
 
@@ -32,9 +37,11 @@ class Cad:
     Attributes:
         alpha: strength (paper: 0.5 for questions); 0 changes nothing. "adaptive": more where documents change more, and
             less where they agree with what the model knows.
+        agreed: a token is not contrasted if it is the likeliest with and without the documents, and has at least this
+            probability without them. None: all tokens are contrasted (paper). Ours.
 
     Raises:
-        SettingsError: alpha is negative or something else.
+        SettingsError: alpha is negative or something else, or `agreed` is no probability.
 
     Example:
         >>> from memograft import Engine, FastMem
@@ -45,9 +52,21 @@ class Cad:
     """
 
     alpha: Alpha = 0.5
+    agreed: float | None = None
 
     def __post_init__(self) -> None:
         check_alpha("alpha", self.alpha)
+        least: object = self.agreed
+        if least is not None and (isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least <= 1):
+            raise SettingsError(f"`agreed` must be a probability from 0 to 1, or None for no token, got {least!r}")
+
+    def contrasted(self, logits: Tensor, bare: Tensor) -> Tensor:
+        """(V,) logits, and those without documents (V,) -> (V,)."""
+        found = contrasted(logits, bare, self.alpha)
+        if self.agreed is None:
+            return found
+        chance, token = bare.softmax(-1).max(-1)
+        return torch.where((logits.argmax() == token) & (chance >= self.agreed), logits, found)
 
 
 def contrasts(cad: Alpha | None, dola: Literal["low", "high"] | list[int] | tuple[int, ...] | None) -> list[Cad | Dola]:

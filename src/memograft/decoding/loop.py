@@ -23,7 +23,6 @@ from torch import Tensor
 
 from memograft.decoding.batch_processor import States, Steps, caught, process
 from memograft.decoding.chain import Chain
-from memograft.decoding.contrast import contrasted
 from memograft.decoding.dola import early_states
 from memograft.decoding.ends import Ends, end_tokens
 from memograft.decoding.lookup import Lookup
@@ -320,8 +319,8 @@ def _choose(backbone: Backbone, slots: Sequence[_Slot], outs: Sequence[_Out]) ->
     echoes = {slot.row: n for n, slot in enumerate(slots) if slot.echo}
     own = {n: slot for n, slot in enumerate(slots) if not (slot.echo or slot.row.done)}
     for n, slot in own.items():
-        if slot.row in echoes:
-            logits[n] = contrasted(logits[n], logits[echoes[slot.row]], slot.row.cad or 0.0)
+        if slot.row in echoes and slot.row.cad is not None:
+            logits[n] = slot.row.cad.contrasted(logits[n], logits[echoes[slot.row]])
     for n, slot in own.items():
         if slot.row.dola is not None:
             (out,) = [out for out in outs if out.first <= n < out.first + len(out.logits)]

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from memograft.decoding.batch_processor import BatchProcessor, Moved
-from memograft.decoding.contrast import Alpha
+from memograft.decoding.cad import Cad
 from memograft.decoding.dola import Dola
 from memograft.decoding.processor import Processor
 from memograft.decoding.rule import Rule
@@ -28,7 +28,7 @@ class Row:
         max_new_tokens: limit, already reduced to what fits the window.
         adapter: its memory, or None for the base model.
         rules: how its logits with and without the memory are combined; not used without a memory.
-        cad: alpha of context-aware decoding, or None.
+        cad: contrasts the prompt with the same one without documents, or None.
         dola: contrasts the last layer with an earlier one, or None.
         batch: its batch processor, which acts after the rules, `cad` and `dola`; rows with equal ones share a call.
         processors: its own logits processors, called with (1, T) ids without padding and (1, V).
@@ -47,7 +47,7 @@ class Row:
     max_new_tokens: int
     adapter: Adapter | None = None
     rules: Sequence[Rule] = ()
-    cad: Alpha | None = None
+    cad: Cad | None = None
     dola: Dola | None = None
     batch: BatchProcessor | None = None
     processors: Sequence[Processor] = ()

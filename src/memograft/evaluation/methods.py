@@ -108,8 +108,8 @@ class Method:
 def from_settings(text: str) -> Method:
     """A method that memorizes with settings from a text, e.g. "steps=4, learning_rate=1e-2, gate=support".
 
-    Other settings have FastMem's defaults, or the paper's values if the first word is "paper". A .json file, or a
-    folder, is read by `FastMem.load`.
+    Other settings have FastMem's defaults, or those of a preset if the first word is "paper" or "faithful". A .json
+    file, or a folder, is read by `FastMem.load`.
 
     Raises:
         SettingsError: a name is not a setting of FastMem, a value is out of its range, or the file is missing or
@@ -120,9 +120,9 @@ def from_settings(text: str) -> Method:
         return Method(memory=lambda: loaded)
     known = [f.name for f in fields(memograft.FastMem)]
     first, *rest = parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text)]  # not inside brackets
-    base = memograft.FastMem.paper if first == "paper" else memograft.FastMem
+    preset = {"paper": memograft.FastMem.paper, "faithful": memograft.FastMem.faithful}.get(first)
     changes: dict[str, Any] = {}
-    for part in rest if first == "paper" else parts:
+    for part in rest if preset else parts:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
             raise SettingsError(f"settings must be written as name=value, got {part!r} in {text!r}; try steps=4")
@@ -131,7 +131,7 @@ def from_settings(text: str) -> Method:
         if name in changes:
             raise SettingsError(f"`{name}` must be set once, got it twice in {text!r}; leave one out")
         changes[name] = _value(value)
-    settings = base(**changes)
+    settings = (preset or memograft.FastMem)(**changes)
     return Method(memory=lambda: settings)
 
 
@@ -202,6 +202,7 @@ METHODS: dict[str, Method] = {
     "memorized, AdaCAD": Method(
         memory=lambda: memograft.FastMem(), processor=_context_aware, options={"alpha": "adaptive"}
     ),
+    "memorized, faithful": Method(memory=lambda: memograft.FastMem.faithful()),
     "memorized, DoLa": Method(memory=lambda: memograft.FastMem(), processor=_layers, options={"layers": "high"}),
     "memorized, all documents": Method(memory=lambda: memograft.FastMem(relevance=None, conflicts=None)),
     "memorized, all documents, support gate": Method(

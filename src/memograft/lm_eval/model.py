@@ -28,7 +28,7 @@ from memograft.evaluation.provenance import commit, versions
 from memograft.lm_eval.kept import KeptAnswers
 from memograft.lm_eval.prompts import StringPrompts
 from memograft.memory.base import Memory
-from memograft.memory.fastmem.memory import FastMem
+from memograft.memory.fastmem.memory import PRESETS, FastMem
 from memograft.model.backbone import Backbone
 from memograft.model.config import of_model
 from memograft.model.loading import BUNDLED, PACKAGED, load
@@ -63,7 +63,7 @@ class MemograftLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         pretrained: "tiny", "smollm2", a folder, a GGUF file or a Hugging Face id, as for `Engine.from_pretrained`.
-        memory: "fastmem" (the default), "paper" (FastMem as in its paper), a file or folder for `FastMem.load`, or
+        memory: "fastmem" (the default), its presets "paper" and "faithful", a file or folder for `FastMem.load`, or
             "none": documents are in the prompt, and nothing is memorized.
         documents: the field of a task's records that has the documents: a string, or a list of strings or objects with
             `text`. "auto": the first of `FIELDS` that a record has; "none": no documents.
@@ -374,8 +374,8 @@ def _memory(name: str | None, settings: Mapping[str, object]) -> Memory | None:
                 f"`memory` must be a memory if its settings are given, got none with {sorted(settings)}"
             )
         return None
-    if name in ("fastmem", "paper"):
-        make: Callable[..., FastMem] = memograft.FastMem if name == "fastmem" else memograft.FastMem.paper
+    if name == "fastmem" or name in PRESETS:
+        make: Callable[..., FastMem] = memograft.FastMem if name == "fastmem" else getattr(memograft.FastMem, name)
         return make(**settings)
     if settings:
         raise SettingsError(f"a file has all settings, got {name!r} and {sorted(settings)}; leave one out")

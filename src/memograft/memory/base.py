@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from memograft.decoding.cad import Cad
 from memograft.decoding.rule import Rule
 from memograft.documents import Document
 from memograft.errors import RequestCancelledError, SettingsError
@@ -123,7 +124,7 @@ class Brought:
         fallback: whether the base model's answer may replace one that repeats itself or does not end.
         report: what memorizing did.
         id: of the memory, if it can be kept; see `content_id`.
-        about: False if the documents were judged, and none is about the question: then Cad is left out as well.
+        about: False if the documents were judged, and none is so much about the question that Cad is used.
     """
 
     adapter: Adapter | None = None
@@ -161,6 +162,11 @@ class Memory(ABC):
     @property
     def kept(self) -> MemoryHandle | None:
         """None: these are only settings. A `MemoryHandle` returns itself."""
+        return None
+
+    @property
+    def own_cad(self) -> Cad | None:
+        """The context-aware decoding of requests with this memory, if its settings ask for it."""
         return None
 
     def resolved(self, own: Mapping[str, Any] | None = None) -> Self:  # noqa: ARG002

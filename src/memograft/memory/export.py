@@ -128,7 +128,7 @@ def export(
             memory_rank=adapter.rank,
             errors=errors,
             largest_error=max(errors.values()),
-            left_out=tuple(name for name in ("gate", "contrast") if settings.get(name)),
+            left_out=tuple(name for name in ("gate", "contrast", "cad") if settings.get(name)),
         )
         text = json.dumps(sealed(asdict(exported) | {"folder": exported.folder.name}), indent=1)
         (draft / _ABOUT).write_text(text, encoding="utf-8")

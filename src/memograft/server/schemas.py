@@ -57,9 +57,11 @@ class FastMemChoice(Model):
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     end: bool = True
     relevance: Annotated[float, Field(le=1)] | Literal["auto"] | None = "auto"
+    cad_relevance: Annotated[float, Field(le=1)] | None = None
     conflicts: Literal["first"] | None = "first"
     gate: Literal["support"] | None = None
     contrast: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
+    cad: Annotated[float, Field(ge=0)] | Literal["adaptive"] = 0.0
     fallback: bool = True
     compose: bool = False
 

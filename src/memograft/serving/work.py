@@ -10,7 +10,6 @@ import torch
 
 from memograft.decoding.batch_processor import BatchProcessor
 from memograft.decoding.cad import Cad
-from memograft.decoding.contrast import Alpha
 from memograft.decoding.dola import Dola
 from memograft.decoding.json_or_text import JsonOrText
 from memograft.decoding.json_schema import JsonSchema
@@ -88,10 +87,11 @@ class Work:
         return next((p for p in self.request.processors if isinstance(p, BatchProcessor)), None)
 
     @property
-    def cad(self) -> Alpha | None:
-        """Alpha of context-aware decoding; None if it would have no effect."""
-        alpha: Alpha = next((p.alpha for p in self.request.processors if isinstance(p, Cad)), 0.0)
-        return alpha if alpha and self.documents else None
+    def cad(self) -> Cad | None:
+        """The request's context-aware decoding, or its memory's; None if it would have no effect."""
+        own = self.memory.own_cad if self.memory is not None else None
+        cad = next((p for p in self.request.processors if isinstance(p, Cad)), own)
+        return cad if cad is not None and cad.alpha and self.documents else None
 
     @property
     def dola(self) -> Dola | None:
@@ -166,6 +166,13 @@ def check(request: Request, backbone: Backbone, fingerprint: str) -> None:
         raise SettingsError(f"`processors` may hold one Rtd, got {len(batch)}; build one datastore of all examples")
     if len(alphas := [p.alpha for p in request.processors if isinstance(p, Cad)]) > 1:
         raise SettingsError(f"`processors` may hold one Cad, got {len(alphas)} (alpha {alphas}); keep one of them")
+    if memory is not None and (own := memory.settings.own_cad):
+        if alphas:
+            raise SettingsError(
+                f"`processors` may hold no Cad beside a memory with `cad`, got alpha {alphas[0]} and {own.alpha}; keep "
+                "one of them"
+            )
+        alphas = [own.alpha]
     for n, other in enumerate(request.processors):
         if not isinstance(other, Processor | Cad | Dola):
             raise SettingsError(

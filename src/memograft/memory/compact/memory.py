@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+from memograft.decoding.cad import Cad
 from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted, content_id
 from memograft.memory.compact.keys import check, compacted, exact, tail_of
@@ -48,6 +49,11 @@ class Kept(Memory):
             object.__setattr__(self, "memory", memory)
         if not isinstance(memory, FastMem | None):
             raise SettingsError(f"`memory` of {type(self).__name__} must be FastMem(...) or None, got {memory!r:.80}")
+
+    @property
+    def own_cad(self) -> Cad | None:
+        """That of `memory`."""
+        return None if self.memory is None else self.memory.own_cad
 
     def resolved(self, own: Mapping[str, Any] | None = None) -> Self:
         """Replace "auto" in the settings of `memory`."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from memograft.decoding.cad import Cad
 from memograft.decoding.contrast import Contrast
 from memograft.decoding.rule import Rule
 from memograft.decoding.support import SupportGate
@@ -23,8 +24,11 @@ from memograft.model.adapter import Adapter
 from memograft.model.kv import Prefill, Segment
 from memograft.prompt.builder import Prompt
 
-__all__ = ["FastMem"]
+__all__ = ["PRESETS", "FastMem"]
 
+PRESETS = ("faithful", "paper")  # names of class methods of FastMem, for commands
+
+_AGREED = 0.5  # chosen like the constants of `faithful`
 _IRRELEVANT = "nothing to memorize: no document is about the question (see `relevance`)"
 
 
@@ -48,9 +52,14 @@ class FastMem(Speaking, Selecting, Training, Memory):
         gate: None, or "support": a token that the base model prefers is kept if it occurs in the documents. Ours.
         contrast: alpha of contrastive decoding between the memorized and the base model's distribution (paper's
             "FastMem + CD": 0.5). "adaptive": more where memorizing changes more; see `memograft.decoding.contrast`.
+        cad: alpha of context-aware decoding, `Cad(alpha, agreed=0.5)`: the distribution with the documents is
+            contrasted with that without them, but for tokens on which they agree. The prompt without documents is one
+            more row of the batch. 0 is off. It cannot be combined with the processor `Cad`.
         relevance: documents with a lower relevance to the question stay in the prompt but are not memorized; see
             `memograft.memory.fastmem.relevance`. "auto": see `AUTOMATIC`. None memorizes all documents without judging
             them (paper), and ignores `conflicts`. Ours.
+        cad_relevance: context-aware decoding, from `cad` or from the processor `Cad`, is left out if no document has
+            this relevance. None: that of `relevance`. Ours.
         conflicts: "first": of relevant documents that contradict each other about the question, only the highest-ranked
             is memorized; see `memograft.memory.fastmem.disagreement`. None memorizes them all (paper). Ours.
         shortlist: number of candidate tokens in the loss; all other tokens form one bucket. The reported KL is then an
@@ -120,6 +129,20 @@ class FastMem(Speaking, Selecting, Training, Memory):
         }
         return cls(**{**recipe, **changes})
 
+    @classmethod
+    def faithful(cls, **changes: Any) -> FastMem:
+        """The defaults, and context-aware decoding where a page is clearly about the question: answers follow the page
+        more often. `changes` override them.
+
+        The constants were chosen on the tuning splits with SmolLM2-135M-Instruct; docs/method.md has the comparison.
+        """
+        return cls(**{"cad": 0.5, "cad_relevance": 0.7, **changes})
+
+    @property
+    def own_cad(self) -> Cad | None:
+        """The context-aware decoding of `cad`."""
+        return Cad(self.cad, _AGREED) if self.cad else None
+
     def kept_as(self, model: Model, prompt: Prompt) -> tuple[str, ...]:
         """The id of the memory of all documents of the prompt; with `compose`, of a prompt's only document."""
         if len(prompt.context) < 2:
@@ -158,7 +181,7 @@ class FastMem(Speaking, Selecting, Training, Memory):
             report = replace(report, settings=asdict(row.memory), **_said(row, selections[n], adapter))
             rules = _rules(row.memory, row.prompt)
             id = contexts[n].id if n in contexts else ""
-            about = not selections[n].relevance or bool(selections[n].about.documents)
+            about = row.memory.contrasts(selections[n].relevance)
             brought.append(Brought(adapter, rules, row.memory.fallback, report, id, about))
         return brought
 

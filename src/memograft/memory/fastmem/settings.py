@@ -115,10 +115,22 @@ class Selecting:
     """Which documents of a request are memorized."""
 
     relevance: float | Literal["auto"] | None = "auto"
+    cad_relevance: float | None = None
     conflicts: Literal["first"] | None = "first"
 
     def _check_selecting(self) -> None:
         _one_of(self, "conflicts", (None, "first"))
+        if self.cad_relevance is not None:
+            if not (_is_number(self.cad_relevance) and self.cad_relevance <= 1):
+                raise SettingsError(
+                    f"`cad_relevance` must be a number of at most 1, or None for that of `relevance`, got "
+                    f"{self.cad_relevance!r}"
+                )
+            if self.relevance is None:
+                raise SettingsError(
+                    f"`cad_relevance` must be None if `relevance` is, because no document is judged then, got "
+                    f"{self.cad_relevance!r}; leave one of them out"
+                )
         if self.threshold is not None and not (_is_number(self.threshold) and self.threshold <= 1):
             raise SettingsError(
                 f'`relevance` must be "auto", a number of at most 1, or None to memorize every document, got '
@@ -130,18 +142,25 @@ class Selecting:
         """`relevance` as a number, or None."""
         return AUTO if self.relevance == "auto" else self.relevance
 
+    def contrasts(self, relevance: Sequence[float]) -> bool:
+        """Whether Cad is used with documents of these relevances; empty if they were not judged."""
+        least = self.threshold if self.cad_relevance is None else self.cad_relevance
+        return least is None or not relevance or max(relevance) >= least
+
 
 @dataclass(frozen=True)
 class Speaking:
-    """How the answer is decoded from the memorized and the base model's distributions."""
+    """How the answer is decoded from the distributions with and without the memory, and without the documents."""
 
     gate: Literal["support"] | None = None
     contrast: Alpha = 0.0
+    cad: Alpha = 0.0
     fallback: bool = True
 
     def _check_speaking(self) -> None:
         _one_of(self, "gate", (None, "support"))
         check_alpha("contrast", self.contrast)
+        check_alpha("cad", self.cad)
         _boolean(self, "fallback")
 
 
