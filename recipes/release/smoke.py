@@ -21,8 +21,13 @@ OURS = {
     "core": ("memograft",),
     "integrations": ("memograft", "langchain_memograft", "llama_index.llms.memograft"),
 }
-# The documented names that an extra provides; without it, using them must say so.
-NEED_EXTRA = {"memograft.server": "memograft[serve]", "langchain_memograft.MemograftMiddleware": "agents"}
+# The documented names and the commands that an extra provides; without it, using them must say so.
+NEED_EXTRA = {
+    "memograft.server": "memograft[serve]",
+    "memograft.cluster.replicas": "memograft[serve]",  # and ray
+    "langchain_memograft.MemograftMiddleware": "agents",
+    "lm-eval": "memograft[lm-eval]",  # its help is that of the harness
+}
 
 
 def documented(repository: Path, packages: tuple[str, ...]) -> list[str]:
@@ -66,7 +71,10 @@ def show_help() -> None:
     program = Path(sys.executable).with_name("memograft")
     found = list(commands(get_command(app)))
     for words in found:
-        subprocess.run([program, *words, "--help"], check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run([program, *words, "--help"], capture_output=True, text=True)
+        extra = NEED_EXTRA.get(" ".join(words))
+        if done.returncode and (extra is None or extra not in done.stderr):
+            raise SystemExit(f"memograft {' '.join(words)} --help failed: {done.stderr}")
     print(f"{len(found)} commands show their help")
 
 

@@ -52,7 +52,7 @@ def check_files(name: str) -> str:
     """Compare the files of a wheel and its sdist with those that git knows; return the version.
 
     Raises:
-        SystemExit: there are other files, one is missing, or the wheel is too large.
+        SystemExit: other files, a missing one, a wheel that is too large, or a description with relative links.
     """
     folder, package = DISTRIBUTIONS[name]
     (wheel,), (sdist,) = DIST.glob(f"{name}-*.whl"), DIST.glob(f"{name}-*.tar.gz")
@@ -67,6 +67,8 @@ def check_files(name: str) -> str:
     info = metadata.partition("/")[0]
     differ(wheel, {f for f in files if not f.startswith(info)}, {file.removeprefix("src/") for file in expected})
     differ(wheel, {f"{info}/licenses/LICENSE", f"{package.removeprefix('src/')}/py.typed"} - files, set())
+    if broken := re.findall(r"\]\((?!https?:)[^)]*\)", str(about.get_payload())):
+        raise SystemExit(f"the links {broken[:5]} of {wheel.name} have no target on PyPI; mend the build")
     if wheel.stat().st_size > LARGEST:
         raise SystemExit(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {LARGEST}; leave large files out")
     return str(about["Version"])

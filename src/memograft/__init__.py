@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from memograft.serving.scoring import Choice
     from memograft.shared import shared_engine
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Imported on first use, so that `import memograft` does not import torch.
 _HOMES = {

@@ -1,4 +1,4 @@
-"""The README of an integration and the examples in its docstrings: all of them run, and print what is written."""
+"""The README of an integration and the examples in its docstrings, which run and print what is written; its imports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import importlib
 import io
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +18,8 @@ import pytest
 __all__ = ["Readme"]
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.M | re.S)
+# What takes long to import: an integration loads it with the first model, store or client.
+_HEAVY = ("torch", "transformers", "peft", "faiss", "sklearn", "sentence_transformers", "llguidance", "openai")
 _EXPECTED = re.compile(r"^print\(.*\)  # (.+)$", re.M)
 
 
@@ -51,3 +55,8 @@ class Readme:
         results = {name: doctest.testmod(importlib.import_module(f"{self.package}.{name}")) for name in found}
         assert [name for name, result in results.items() if result.failed] == []
         assert sum(result.attempted for result in results.values()) > 4
+
+    def test_importing_every_name_loads_nothing_heavy(self) -> None:
+        code = f"import sys; from {self.package} import *; print([m for m in {_HEAVY} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+        assert done.stdout.strip() == "[]"

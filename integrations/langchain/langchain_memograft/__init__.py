@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from langchain_memograft.retrievers import MemograftRetriever
     from langchain_memograft.vectorstores import MemograftVectorStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Modules are imported at the first use of their names. So importing the package is fast, and only the middleware needs
 # langchain.

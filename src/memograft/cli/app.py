@@ -87,7 +87,7 @@ def options(
 
 @app.command()
 def index(
-    folder: Annotated[Path, typer.Argument(help="Folder with txt, md, pdf and html files, read recursively.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with the files, read recursively.")],
     store: StoreOption = STORE,
     kind: Annotated[
         IndexKind | None,

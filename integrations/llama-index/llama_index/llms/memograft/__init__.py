@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llama_index.llms.memograft.synthesizer import MemograftSynthesizer
     from llama_index.llms.memograft.vector_store import MemograftVectorStore
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Modules are imported at the first use of their names, so that the LLM does not import the vector store, or vice versa.
 _HOMES = {
