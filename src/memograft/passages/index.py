@@ -61,7 +61,7 @@ class IndexSettings:
     hnsw_build: int = 100
     hnsw_search: int = 64
     ivf_train_at: int = 10_000
-    nprobe: int = 16
+    nprobe: int = 64
     pq_bytes: int | None = None
     rerank: int = 10
 
