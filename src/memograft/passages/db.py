@@ -292,7 +292,7 @@ class Database:
             found.execute(f"SELECT seq FROM passages WHERE {condition}", parameters)
             return np.sort(np.fromiter((seq for (seq,) in found), np.int64))
 
-    def count(self, condition: str = "1", parameters: Sequence[Any] = ()) -> int:
+    def count(self, condition: str = "1", parameters: Sequence[object] = ()) -> int:
         """Return the number of passages that meet an SQL condition."""
         return int(self.rows(f"SELECT count(*) FROM passages WHERE {condition}", parameters)[0][0])
 
