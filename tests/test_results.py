@@ -164,6 +164,20 @@ def test_the_table_of_arrivals() -> None:
     assert "dirty" not in made["commit"]
 
 
+def test_the_table_of_multiple_choice() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "rtd-choice-smollm2.json").read_text("utf-8"))["results"]
+    sizes = " | ".join(f"{name} (n = {by_method['chance']['n']})" for name, by_method in results.items())
+    rows = [f"| accuracy [95%] | {sizes} |", "|---|" + "---|" * len(results)]
+    for method in results["ARC-Easy"]:
+        cells = [by_method[method] for by_method in results.values()]
+        if "interval" not in cells[0]:
+            rows.append(f"| {method} | " + " | ".join(f"{cell['accuracy']:.3f}" for cell in cells) + " |")
+        elif ":" in method:
+            said = ["{:.3f} [{:.3f}, {:.3f}]".format(cell["accuracy"], *cell["interval"]) for cell in cells]
+            rows.append(f"| {method} | " + " | ".join(said) + " |")
+    assert shown("docs/datastore.md", "choice-smollm2").splitlines() == rows
+
+
 def test_the_table_of_the_readme() -> None:
     nqswap, elsewhere = (
         json.loads((ROOT / "benchmarks" / "results" / f"{n}-faithful-test.json").read_text("utf-8"))["results"]
