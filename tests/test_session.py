@@ -349,7 +349,7 @@ def test_a_step_reads_nothing_back_but_the_chosen_tokens(engine: Engine, kind: s
         prompt = engine._prompts.build(ask(documents=FACTS).messages, ask(documents=FACTS).documents)
         rows = [replace(row, adapter=handle.adapter, rules=_rules(handle.settings, prompt)) for row in rows]
     if kind == "cad":
-        rows[0].cad = 0.5
+        rows[0].cad = Cad(0.5)
         prompts.append(prompts[1])
     loop = Loop(engine._backbone, engine.tokenizer)
     loop.add(prefill(engine._backbone, prompts, 0), rows)

@@ -116,7 +116,8 @@ def test_the_page_of_the_method_shows_all_of_them(name: str) -> None:
 
 
 def test_the_results_were_measured_with_the_defaults_of_today(tiny: Engine) -> None:
-    assert on_record(TODAY)["default"] == asdict(tiny.defaults)
+    newer = {"cad": 0.0, "cad_relevance": None}  # settings that were added since, at the values that change nothing
+    assert on_record(TODAY)["default"] | newer == asdict(tiny.defaults)
 
 
 def test_the_default_is_worth_it_and_costs_next_to_nothing() -> None:
