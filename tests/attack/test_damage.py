@@ -149,10 +149,21 @@ def test_the_command_has_a_line_for_each_damaged_file(copy: Path, kind: str) -> 
     assert len(run("check", folder, code=1)) == len(files)
 
 
+def test_the_command_reads_every_memory_of_a_bank(copy: Path) -> None:
+    bank = copy / "bank"
+    for name in ("one", "two"):
+        shutil.copytree(copy / "memory", bank / name)
+    (line,) = run("check", bank)
+    assert line == f"{bank}: a bank, nothing is damaged"
+    damaged = flip(bank / "two" / "adapter_model.safetensors")
+    (line,) = run("check", bank, code=1)
+    assert line.startswith(str(damaged))
+
+
 def test_the_command_wants_a_folder_of_ours(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         (line,) = run("check", folder, code=1)
-        assert "must be a saved memory, a gist, a MAC or its bank, a datastore or a vector store, and has the" in line
+        assert "must be a saved memory, a bank, a gist, a MAC or its bank, a datastore or a vector store, and" in line
 
 
 # memories ---------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def check(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A saved memory, a gist, a MAC or its bank, a datastore or a vector store.", metavar="FOLDER"
+            help="A saved memory, a bank, a gist, a MAC or its bank, a datastore or a vector store.", metavar="FOLDER"
         ),
     ],
     as_json: JsonOption = False,

@@ -1,16 +1,19 @@
-"""`memograft check`: verify a saved memory, a gist, a MAC or its bank, a datastore or a vector store."""
+"""`memograft check`: verify a saved memory, a bank, a gist, a MAC or its bank, a datastore or a vector store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich.text import Text
+from tqdm import tqdm
 
 from memograft.cli.console import out
 from memograft.errors import StoreError
 from memograft.storage.disk import Findings
 
 __all__ = ["check"]
+
+_MANY = 100  # memories of a bank from which a progress bar is shown
 
 _KINDS = {  # files that identify the kind; a gist and a MAC have an adapter's files too
     "bank of MAC": ("mac_bank.json",),
@@ -19,6 +22,7 @@ _KINDS = {  # files that identify the kind; a gist and a MAC have an adapter's f
     "memory": ("memograft.json", "adapter_model.safetensors", "adapter_config.json"),
     "datastore": ("header.json", "sources.jsonl"),
     "vector store": ("passages.sqlite3", "vectors-*.faiss"),
+    "bank": ("*/memograft.json",),
 }
 
 
@@ -31,8 +35,8 @@ def check(folder: Path, *, quiet: bool) -> dict[str, object]:
     kind = next((kind for kind, files in _KINDS.items() if any(any(folder.glob(file)) for file in files)), None)
     if kind is None:
         raise StoreError(
-            f"{folder} must be a saved memory, a gist, a MAC or its bank, a datastore or a vector store, and has the "
-            "files of none; check the path"
+            f"{folder} must be a saved memory, a bank, a gist, a MAC or its bank, a datastore or a vector store, and "
+            "has the files of none; check the path"
         )
     found = _inspected(kind, folder)
     if not quiet:
@@ -61,10 +65,13 @@ def _inspected(kind: str, folder: Path) -> Findings:
         from memograft.memory.gist.folder import inspected as gist
 
         return gist(folder)
-    if kind == "memory":
+    if kind in ("memory", "bank"):
         from memograft.memory.folder import inspected as memory
 
-        return memory(folder)
+        folders = [folder] if kind == "memory" else sorted(file.parent for file in folder.glob("*/memograft.json"))
+        each = [memory(one) for one in tqdm(folders, disable=len(folders) < _MANY, leave=False)]
+        damaged = {file: message for found in each for file, message in found.damaged.items()}
+        return Findings(damaged, [file for found in each for file in found.unsummed])
     if kind == "datastore":
         from memograft.rtd.verify import inspected as datastore
 
