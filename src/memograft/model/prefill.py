@@ -131,7 +131,7 @@ def prefill_beside(
         run = [len(text) - len(front.ids) for text, front in zip(texts, fronts, strict=True)]
         if sum(max(run) - count for count in run) <= _PADDING and _common_pass(texts, fronts):
             filled = prefill(backbone, texts, pad_id, fronts, pace, given_up)
-            states = replace(filled, kv_cache=None)
+            states = replace(filled, kv_cache=None, last=None)
             return picked(filled, range(len(prompts))), picked(states, range(len(prompts), len(texts)))
     return prefill(backbone, prompts, pad_id, segments, pace, given_up), None
 
