@@ -44,7 +44,7 @@ Numbers = NDArray[np.int64]
 Measured = dict[str, float | int]
 
 DIMENSION, K, AT_ONCE, SETTINGS = 384, 10, 10_000, IndexSettings("ivfpq")
-SEARCHES = [(nprobe, rerank) for nprobe in (16, 64) for rerank in (1, 4, 10)]
+SEARCHES = [(nprobe, rerank) for nprobe in (16, 64, 256) for rerank in (1, 4, 10)]
 STEPS = ("exact", "raw", "build", "open", "search")
 
 
