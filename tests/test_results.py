@@ -283,16 +283,17 @@ def test_the_table_of_the_searches() -> None:
     assert "dirty" not in made["commit"]
 
 
-def test_the_tables_of_large_stores() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "large-store.json").read_text("utf-8"))
+@pytest.mark.parametrize("name", ["large-store", "large-store-10m"])
+def test_the_tables_of_large_stores(name: str) -> None:
+    made = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
     found = made["results"]
     rows = []
-    for name in [key.removesuffix(" recall") for key in found["search"] if key.endswith(" recall")]:
-        way, nprobe, rerank = [*name.split(), ""][:3]
-        recall, milliseconds, ratio = (found["search"][f"{name} {key}"] for key in ("recall", "cpu_ms", "times raw"))
+    for search in [key.removesuffix(" recall") for key in found["search"] if key.endswith(" recall")]:
+        way, nprobe, rerank = [*search.split(), ""][:3]
+        recall, milliseconds, ratio = (found["search"][f"{search} {key}"] for key in ("recall", "cpu_ms", "times raw"))
         cells = [{"raw": "raw FAISS", "store": "store"}[way], nprobe, rerank, f"{recall:.3f}", f"{milliseconds:.2f}"]
         rows.append([*cells, f"{ratio:.2f}"])
-    lines = shown("docs/search.md", "large-store-search").splitlines()[2:]
+    lines = shown("docs/search.md", f"{name}-search").splitlines()[2:]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == rows
     build, opened, raw = (found[step] for step in ("build", "open", "raw"))
     sizes = [f"{n / 2**20:.0f}" for n in (build["database_bytes"], build["index_bytes"], raw["bytes"])]
@@ -306,7 +307,7 @@ def test_the_tables_of_large_stores() -> None:
         ["open, seconds, reader", f"{opened['reader_seconds']:.1f}", f"{opened['raw_seconds']:.1f}"],
         ["open, seconds, writer", f"{opened['writer_seconds']:.1f}", ""],
     ]
-    lines = shown("docs/search.md", "large-store").splitlines()[2:]
+    lines = shown("docs/search.md", name).splitlines()[2:]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == rows
     assert "dirty" not in made["commit"]
 
