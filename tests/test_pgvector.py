@@ -1,11 +1,13 @@
 """Stores copied into PostgreSQL tables with pgvector and back; the same tables in langchain-postgres.
 
-The tests start a PostgreSQL of their own. They are skipped where it, or its extension pgvector, is not installed.
+The tests start a PostgreSQL of their own: that of the package pgserver, which has wheels for Python 3.11 and 3.12, or
+the system's. They are skipped where neither is installed with the extension pgvector.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -26,23 +28,26 @@ from test_cli import run_json
 from test_qdrant import DOCUMENTS, langchain_embeddings
 
 psycopg = pytest.importorskip("psycopg")
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-if not PROGRAMS:
-    pytest.skip("PostgreSQL is not installed in /usr/lib/postgresql", allow_module_level=True)
-BIN = PROGRAMS[-1].parent
+spec = importlib.util.find_spec("pgserver")  # for its files only
+INSTALLED = [Path(place) / "pginstall" for place in (spec and spec.submodule_search_locations) or ()]
+INSTALLED += sorted(Path("/usr/lib/postgresql").glob("*"), reverse=True)
+WITH_PGVECTOR = [folder for folder in INSTALLED if list(folder.glob("lib/**/vector.so"))]
+if not WITH_PGVECTOR:
+    pytest.skip("no PostgreSQL with pgvector in the package pgserver or /usr/lib/postgresql", allow_module_level=True)
+BIN = WITH_PGVECTOR[0] / "bin"
+OTHER = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
 
 
 def program(*arguments: object) -> None:
-    user = "postgres" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
-    subprocess.run([str(a) for a in arguments], check=True, stdout=subprocess.DEVNULL, cwd="/", user=user)
+    subprocess.run([str(a) for a in arguments], check=True, stdout=subprocess.DEVNULL, cwd="/", user=OTHER)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server in a new folder, which is reached by a socket in it."""
     folder = Path(tempfile.mkdtemp())  # not tmp_path, whose parents only their owner may enter
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres")
+    if OTHER is not None:
+        shutil.chown(folder, OTHER)
     data = folder / "data"
     try:
         program(BIN / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
@@ -50,10 +55,6 @@ def url() -> Iterator[str]:
         program(BIN / "pg_ctl", "-D", data, "-l", folder / "log", "-o", options, "-w", "start")
         try:
             address = f"postgresql://postgres@/postgres?host={folder}"
-            with psycopg.connect(address) as connection:
-                known = "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"
-                if not connection.execute(known).fetchone():
-                    pytest.skip("PostgreSQL's extension pgvector is not installed")
             yield address
         finally:
             program(BIN / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
