@@ -3,7 +3,7 @@
     make bench NQSWAP=nqswap-dev.jsonl.xz                    # all rows
     python benchmarks/speed.py --row 0.5b --row contrast     # some of them; none of these needs data
 
-Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories, contrasts and drafts (decoding with it), 0.5b and
+Rows: smollm2 (SmolLM2-135M-Instruct, pages of NQ-SWAP), memories, contrasts, answers and drafts (with it), 0.5b and
 1.7b (memorizing, in the shapes of Qwen2.5-0.5B and Qwen3-1.7B with random weights), and in Qwen2.5-0.5B's shape peak,
 growth, kept, carried, compacting and contrast. Parts that are compared take turns within a repetition. A ratio is the
 median over the repetitions, with the least and the largest, of CPU time, because a shared machine's clock also counts
@@ -31,7 +31,7 @@ from costs.models import SHAPES
 from memograft import FastMem
 from memograft.evaluation.provenance import provenance
 
-WITH_DATA = {"smollm2", "memories", "contrasts", "drafts"}
+WITH_DATA = {"smollm2", "memories", "contrasts", "answers", "drafts"}
 LENGTHS = ((256, 5), (1024, 5), (4096, 2), (8192, 1))  # of growth: tokens, repetitions
 
 
@@ -42,6 +42,7 @@ def rows(args: argparse.Namespace) -> dict[str, Callable[[], list[Line]]]:
         "smollm2": lambda: memorizing.smollm2(args.nqswap, args.pages, repeat),
         "memories": lambda: decoding.many_memories(args.nqswap, args.pages, repeat),
         "contrasts": lambda: decoding.contrasts(args.nqswap, args.pages, repeat),
+        "answers": lambda: decoding.answers(args.nqswap, args.pages, repeat),
         "drafts": lambda: decoding.drafts(args.nqswap, 2 * args.pages),
         "0.5b": lambda: memorizing.shape(half, 512, 0.7, repeat),
         "1.7b": lambda: memorizing.shape("qwen3-1.7b", 1024, 0.4, min(repeat, 3)),

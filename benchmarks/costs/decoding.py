@@ -1,4 +1,4 @@
-"""The time of decoding alone: rows with memories beside `generate`, contrasts, and drafts from the prompt."""
+"""The time of decoding: rows with memories beside `generate`, contrasts, whole answers, and drafts from the prompt."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from memograft.decoding.contrast import Contrast
 from memograft.decoding.dola import Dola
 from memograft.decoding.loop import Loop
 from memograft.decoding.row import Row
+from memograft.evaluation.lessons import Lessons
+from memograft.evaluation.methods import METHODS
 from memograft.evaluation.readers.reading import read
 from memograft.memory.base import Task, Wanted
 from memograft.model.backbone import cache_name
@@ -23,9 +25,11 @@ from memograft.model.packed import copied
 from memograft.model.prefill import prefill, prefill_behind
 from memograft.request import Sampling
 
-__all__ = ["contrasts", "drafts", "many_memories"]
+__all__ = ["answers", "contrasts", "drafts", "many_memories"]
 
 TOKENS, LONGEST = 32, 48
+COMPARED = ("CAD", "AdaCAD", "DoLa", "memorized", "memorized, contrast 0.5", "memorized, CAD", "memorized, AdaCAD")
+COMPARED += ("memorized, DoLa", "memorized, faithful")
 NEVER = 5  # a special token of SmolLM2 that no answer has
 # Every row has a memory, and no second row for the fallback.
 MEMORY = FastMem(relevance=None, target_kl=None, max_kl=1e9, fallback=False)
@@ -98,6 +102,22 @@ def contrasts(data: str, rows: int, repeat: int) -> list[Line]:
                 title = f"{way}, time per token / {base}, SmolLM2, NQ-SWAP, rows: {count}"
                 lines.append(of_ratio(title, times[way], times[base], target=target))
     return lines
+
+
+def answers(data: str, rows: int, repeat: int) -> list[Line]:
+    """Time of whole answers of at most 40 tokens, as `memograft eval` asks them: other questions each time."""
+    items = read(data, contexts=["contradicts"], split="test", n=rows * (repeat + 1)).items
+    times: dict[str, list[Times]] = {}
+    with Engine.from_pretrained("smollm2") as engine:
+        lessons = Lessons(engine, (), items)
+        for start in tqdm(range(0, len(items), rows), desc="answers"):
+            for way in ("plain", *COMPARED):
+                asked = [METHODS[way].request(engine, items, start + n, Sampling(40), lessons) for n in range(rows)]
+                own = spent(partial(engine.answer_batch, asked))
+                if start:  # the first questions warm up
+                    times.setdefault(way, []).append(own)
+    title = "answer of at most 40 tokens / plain, SmolLM2, NQ-SWAP, rows"
+    return [of_ratio(f"{way}, {title}: {rows}", times[way], times["plain"]) for way in COMPARED]
 
 
 def drafts(data: str, count: int) -> list[Line]:
