@@ -26,10 +26,14 @@ def shown(page: str, marker: str) -> str:
     return found[1]
 
 
+def recorded(name: str) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    return made
+
+
 @pytest.fixture(scope="module")
 def record() -> dict[str, Any]:
-    made: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "nqswap-test.json").read_text("utf-8"))
-    return made
+    return recorded("nqswap-test")
 
 
 def test_the_tables_of_nq_swap(record: dict[str, Any]) -> None:
@@ -38,18 +42,14 @@ def test_the_tables_of_nq_swap(record: dict[str, Any]) -> None:
 
 
 def test_the_tables_of_nq_swap_with_the_defaults_of_today() -> None:
-    path = ROOT / "benchmarks" / "results" / "nqswap-four-steps-test.json"
-    made = json.loads(path.read_text("utf-8"))
+    made = recorded("nqswap-four-steps-test")
     assert shown("docs/method.md", "nqswap-four") == table(made["results"])
     assert shown("docs/method.md", "nqswap-four-clean") == table(made["results"], clean=True)
     assert (made["default"]["steps"], made["default"]["learning_rate"], made["default"]["end"]) == (4, 3e-3, True)
 
 
 def test_the_tables_of_contrasts() -> None:
-    folder = ROOT / "benchmarks" / "results"
-    made, elsewhere = (
-        json.loads((folder / f"{n}-contrasts-test.json").read_text("utf-8")) for n in ("nqswap", "elsewhere")
-    )
+    made, elsewhere = (recorded(f"{n}-contrasts-test") for n in ("nqswap", "elsewhere"))
     assert shown("docs/method.md", "contrasts") == table(made["results"])
     assert shown("docs/method.md", "contrasts-clean") == table(made["results"], clean=True)
     assert shown("docs/method.md", "contrasts-elsewhere") == table(elsewhere["results"])
@@ -57,8 +57,7 @@ def test_the_tables_of_contrasts() -> None:
 
 
 def test_the_table_of_three_kinds_of_pages() -> None:
-    folder = ROOT / "benchmarks" / "results"
-    made, contrasts = (json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("cub", "nqswap-contrasts-test"))
+    made, contrasts = recorded("cub"), recorded("nqswap-contrasts-test")
     assert shown("docs/method.md", "cub") == three_kinds(made["utilisation"])
     assert "dirty" not in str([made["commit"], made["commits_of_the_answers"]])
     for method, by_context in made["utilisation"].items():
@@ -68,10 +67,7 @@ def test_the_table_of_three_kinds_of_pages() -> None:
 
 
 def test_the_tables_of_the_preset() -> None:
-    folder = ROOT / "benchmarks" / "results"
-    made, elsewhere = (
-        json.loads((folder / f"{n}-faithful-test.json").read_text("utf-8")) for n in ("nqswap", "elsewhere")
-    )
+    made, elsewhere = (recorded(f"{n}-faithful-test") for n in ("nqswap", "elsewhere"))
     assert shown("docs/method.md", "faithful") == table(made["results"])
     assert shown("docs/method.md", "faithful-clean") == table(made["results"], clean=True)
     assert shown("docs/method.md", "faithful-elsewhere") == table(elsewhere["results"])
@@ -79,6 +75,12 @@ def test_the_tables_of_the_preset() -> None:
         assert "dirty" not in str([each["commit"], each["commits_of_the_answers"]])
         memory = each["settings"]["memorized, faithful"]["memory"]
         assert {n: memory[n] for n in asdict(FastMem.faithful())} == asdict(FastMem.faithful()), "it was changed since"
+    rows = [row.strip("| ").split(" | ") for row in shown("docs/method.md", "faithful-details").splitlines()[2:]]
+    numbers = ("em", "f1", "unfinished", "repeating")
+    assert rows == [
+        [method, *(" / ".join(f"{by_set[name][n]:.3f}" for name in ("contradicts", "agrees")) for n in numbers)]
+        for method, by_set in made["results"].items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +89,12 @@ def test_the_tables_of_the_preset() -> None:
         ("speed", "method", "costs"),
         ("decoding", "method", "decoding"),
         ("contrast-costs", "method", "contrast-costs"),
+        ("answer-costs", "method", "answer-costs"),
         ("carried-costs", "carried", "carried-costs"),
     ],
 )
 def test_the_tables_of_costs(file: str, page: str, marker: str) -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
+    made = recorded(file)
     lines = [line for row in made["results"].values() for line in row]
     found = [row.strip("| ").split(" | ") for row in shown(f"docs/{page}.md", marker).splitlines()[2:]]
     numbers = [[line["name"], *(f"{line[n]:.2f}" for n in ("median", "least", "largest"))] for line in lines]
@@ -104,7 +107,7 @@ def test_the_tables_of_costs(file: str, page: str, marker: str) -> None:
 
 
 def test_the_table_of_gists() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "gist-tiny.json").read_text("utf-8"))
+    made = recorded("gist-tiny")
     names = {"plain": "the page (plain)", "no document": "nothing (no document)", "gist tiny": '`Gist("tiny")`'}
     found = sorted(row.strip("| ").split(" | ") for row in shown("docs/gist.md", "gist-tiny").splitlines()[2:])
     wanted = []
@@ -116,7 +119,7 @@ def test_the_table_of_gists() -> None:
 
 
 def test_the_tables_of_mac() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "mac-tiny.json").read_text("utf-8"))
+    made = recorded("mac-tiny")
     for part in ("quality", "groups", "bounded", "retention"):
         found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", f"mac-{part}").splitlines()[2:]]
         wanted = []
@@ -136,7 +139,7 @@ def test_the_tables_of_mac() -> None:
 
 @pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried"), ("carried-nqswap", "carried-nqswap")])
 def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text("utf-8"))
+    made = recorded(file)
     found = [row.strip("| ").split(" | ") for row in shown("docs/carried.md", marker).splitlines()[2:]]
     wanted = []
     for name, row in made["ways"].items():
@@ -148,7 +151,7 @@ def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
 
 
 def test_the_table_of_arrivals() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "arrivals.json").read_text("utf-8"))
+    made = recorded("arrivals")
     rows = ["| | before | now | now / before |", "|---|---|---|---|"]
     for key, title in (
         ("tokens_per_second", "new tokens per second"),
@@ -165,7 +168,7 @@ def test_the_table_of_arrivals() -> None:
 
 
 def test_the_table_of_multiple_choice() -> None:
-    results = json.loads((ROOT / "benchmarks" / "results" / "rtd-choice-smollm2.json").read_text("utf-8"))["results"]
+    results = recorded("rtd-choice-smollm2")["results"]
     sizes = " | ".join(f"{name} (n = {by_method['chance']['n']})" for name, by_method in results.items())
     rows = [f"| accuracy [95%] | {sizes} |", "|---|" + "---|" * len(results)]
     for method in results["ARC-Easy"]:
@@ -179,10 +182,7 @@ def test_the_table_of_multiple_choice() -> None:
 
 
 def test_the_table_of_the_readme() -> None:
-    nqswap, elsewhere = (
-        json.loads((ROOT / "benchmarks" / "results" / f"{n}-faithful-test.json").read_text("utf-8"))["results"]
-        for n in ("nqswap", "elsewhere")
-    )
+    nqswap, elsewhere = (recorded(f"{n}-faithful-test")["results"] for n in ("nqswap", "elsewhere"))
     methods = ("memorized", "memorized, faithful", "CAD")
     rows = ["| page | | plain | `FastMem()` | `FastMem.faithful()` | `Cad()` |", "|---|---|---|---|---|---|"]
     for results, pages, shown_as, measure, change in (
@@ -222,7 +222,7 @@ def test_the_record_says_where_it_is_from(record: dict[str, Any]) -> None:
     ],
 )
 def test_the_other_sets(marker: str, name: str) -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / f"{name}-test.json").read_text("utf-8"))
+    made = recorded(f"{name}-test")
     assert shown("docs/method.md", marker) == table(made["results"])
     assert made["split"] == "test"
     assert made["commits_of_the_answers"] == [made["commit"]]
@@ -230,7 +230,7 @@ def test_the_other_sets(marker: str, name: str) -> None:
 
 
 def test_the_table_of_relevance() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "relevance-test.json").read_text("utf-8"))
+    made = recorded("relevance-test")
     pages = sorted(made["results"]["pages"].items())
     rows = [f"| {kind} | {row['n']} | {row['kept']:.3f} | {row.get('auc', '')} |" for kind, row in pages]
     assert shown("docs/method.md", "relevance").splitlines()[2:] == rows
@@ -239,7 +239,7 @@ def test_the_table_of_relevance() -> None:
 
 
 def test_the_tables_of_joined_memories() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "compose.json").read_text("utf-8"))
+    made = recorded("compose")
     assert shown("docs/method.md", "composed") == table(made["results"])
     assert shown("docs/method.md", "composed-clean") == table(made["results"], clean=True)
     rows = [
@@ -259,7 +259,7 @@ def test_the_tables_of_joined_memories() -> None:
 
 
 def test_the_table_of_the_soak() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "soak.json").read_text("utf-8"))
+    made = recorded("soak")
     tried: Counter[str] = Counter()
     for counts in made["results"].values():
         tried.update(counts)
@@ -270,7 +270,7 @@ def test_the_table_of_the_soak() -> None:
 
 
 def test_the_table_of_the_searches() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "search.json").read_text("utf-8"))
+    made = recorded("search")
     rows = {row["way"]: row for row in made["results"]}
     lines = shown("docs/search.md", "search").splitlines()[2:]
     assert [line.split(" | ")[0].strip("| ") for line in lines] == list(rows)
@@ -285,7 +285,7 @@ def test_the_table_of_the_searches() -> None:
 
 @pytest.mark.parametrize("name", ["large-store", "large-store-10m"])
 def test_the_tables_of_large_stores(name: str) -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    made = recorded(name)
     found = made["results"]
     rows = []
     for search in [key.removesuffix(" recall") for key in found["search"] if key.endswith(" recall")]:
@@ -335,7 +335,7 @@ def test_the_numbers_beside_the_papers_are_those_of_the_pages_that_are_linked() 
 
 
 def test_the_tables_of_the_bank() -> None:
-    made = json.loads((ROOT / "benchmarks" / "results" / "bank.json").read_text("utf-8"))
+    made = recorded("bank")
     rows = []
     for name, row in made["results"].items():
         when, files = name.split(", ")
@@ -346,7 +346,7 @@ def test_the_tables_of_the_bank() -> None:
         )
     assert shown("docs/bank.md", "bank").splitlines()[2:] == rows
     assert "dirty" not in made["commit"]
-    kept = json.loads((ROOT / "benchmarks" / "results" / "kept-rows.json").read_text("utf-8"))
+    kept = recorded("kept-rows")
     rows = [
         f"| {name} | {row['total_ratio']:.2f} [{row['total_ratio_least']:.2f}, {row['total_ratio_most']:.2f}] | "
         f"{row['decode_ratio']:.2f} [{row['decode_ratio_least']:.2f}, {row['decode_ratio_most']:.2f}] |"
