@@ -53,6 +53,7 @@ KEPT = (0.5, 0.25)  # shares of the modulations
 AGAINST = {
     "MAC": ("BM25 top-1", "MAC, unrelated bank", "MAC, shuffled bank"),
     "MAC + BM25 top-1": ("BM25 top-1",),
+    "MAC always + BM25 top-1": ("BM25 top-1",),
     "MAC + FastMem + BM25 top-1": ("FastMem + BM25 top-1",),
     "fine-tuned on all": ("fine-tuned on the first",),
 }
@@ -82,6 +83,7 @@ def quality(drawn: Drawn, _: argparse.Namespace) -> Ways:
         "MAC, unrelated bank": unrelated,
         "MAC, shuffled bank": shuffled,
         "MAC + BM25 top-1": lambda: drawn.ask(memory(), drawn.searched("text", 1)),
+        "MAC always + BM25 top-1": lambda: drawn.ask(memory(relevance=None), drawn.searched("text", 1)),
         "FastMem + BM25 top-1": lambda: drawn.ask(FastMem(), drawn.searched("text", 1)),
         "MAC + FastMem + BM25 top-1": lambda: drawn.ask(memory(memory=FastMem()), drawn.searched("text", 1)),
     }

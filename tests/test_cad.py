@@ -249,11 +249,13 @@ def test_what_the_prompt_without_documents_has_of_a_memory(make_engine: Any, tmp
     others.
     """
     engine = make_engine(family)
-    prefix, lora = (Mac(str(bank_of(engine, tmp_path / kind, modulation=kind).path)) for kind in ("prefix", "lora"))
+    banks = [bank_of(engine, tmp_path / kind, modulation=kind) for kind in ("prefix", "lora")]
+    prefix, lora = (Mac(str(bank.path), relevance=None) for bank in banks)
     trained = replace(prefix, memory=replace(STRONG, gate=None))
     gist = Gist(str(saved_gist(engine, tmp_path / "gist")), show=1)
     cases: list[tuple[Memory, Memory | None]] = [
         *((mac, mac) for mac in (prefix, lora)),
+        *((replace(mac, relevance=-1), None) for mac in (prefix, lora)),  # documents are about every question
         *((memory, None) for memory in (gist, Kept(), Compacted(ratio=2))),
     ]
     without = engine.next_token_logprobs(replace(PLAIN, documents=(), processors=()))

@@ -257,7 +257,7 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> Non
     bounded = set(re.findall(r'^ *(?:[\w-]+ = \[)?"([\w-]+)(?:\[[\w,-]+\])?>=', text, re.MULTILINE))
     assert set(pins) == bounded - {"hatchling", "memograft", "torch"}
     for name, version in pins.items():
-        assert re.search(rf'"{name}(\[[\w,-]+\])?>={re.escape(version)}[",]', text), name
+        assert re.search(rf'"{name}(\[[\w,-]+\])?>={re.escape(version)}[",;]', text), name
 
 
 def test_every_file_says_what_it_is_for() -> None:

@@ -59,7 +59,7 @@ def test_an_answer_is_that_of_the_method_written_out(make_engine: Any, tmp_path:
     answer = engine.answer(ask(memory=memory))
     assert answer.memory is not None
     assert answer.memory.reason == f"answered from the bank in {bank.path}, and nothing was trained"
-    assert answer.memory.settings == memory.to_json()
+    assert answer.memory.settings == memory.resolved().to_json()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -68,7 +68,7 @@ def test_a_lora_of_what_was_found_acts_on_the_last_ffn(make_engine: Any, tmp_pat
     """The prompt is the plain one, with documents too, and its keys and values are exact."""
     engine = make_engine(family)
     bank = bank_of(engine, tmp_path, modulation="lora")
-    model, memory = parts_of(engine), Mac(str(bank.path))
+    model, memory = parts_of(engine), Mac(str(bank.path), relevance=None)
     weights = bank.weights(model.backbone)
     states = weights.questions(model.backbone, [model.prompts.build(ask().messages).ids], 0)
     found = weights.networks.aggregate(states, bank.modulations().float())[0]
@@ -78,6 +78,32 @@ def test_a_lora_of_what_was_found_acts_on_the_last_ffn(make_engine: Any, tmp_pat
         own = engine.next_token_logprobs(ask(documents=documents, memory=memory))
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
     assert engine.answer(ask(memory=memory)).usage == engine.answer(ask()).usage
+
+
+@pytest.mark.parametrize("modulation", ["prefix", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
+def test_a_bank_is_not_used_if_a_document_is_about_the_question(
+    make_engine: Any, tmp_path: Path, family: str, modulation: str
+) -> None:
+    engine = make_engine(family)
+    always = Mac(str(bank_of(engine, tmp_path, modulation=modulation).path), relevance=None)
+    plain, used = (engine.next_token_logprobs(ask(documents=FACTS, memory=memory)) for memory in (None, always))
+    assert float((plain - used).abs().max()) > 1e-3, "the bank changes nothing: the test shows nothing"
+    judged = engine.answer(ask(documents=FACTS, memory=FastMem(steps=1))).memory
+    assert judged is not None
+    highest = max(judged.relevance)
+    for limit, expected in ((highest - 0.01, plain), (highest + 0.01, used)):
+        own = engine.next_token_logprobs(ask(documents=FACTS, memory=replace(always, relevance=limit)))
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+    unused = replace(always, relevance=-1)
+    answer = engine.answer(ask(documents=FACTS, memory=unused))
+    assert answer.token_ids == engine.answer(ask(documents=FACTS)).token_ids
+    assert answer.memory is not None
+    assert answer.memory.reason == (
+        "not answered from the bank, because a document is about the question, or because the bank is empty"
+    )
+    assert answer.usage.cached_tokens == 0, "the documents were read for this request"
+    torch.testing.assert_close(*(engine.next_token_logprobs(ask(memory=memory)) for memory in (unused, always)))
 
 
 def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path) -> None:
@@ -92,7 +118,10 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path
         ask("Which numbers, and where?", memory=mac),
         ask(memory=Mac(str(other.path))),
         ask(memory=Mac(str(other.path), group=2)),
-        ask(documents=FACTS[:2], memory=mac),
+        ask(documents=FACTS[:2], memory=replace(mac, relevance=None)),
+        ask(documents=FACTS[:2], memory=replace(mac, relevance=-1)),
+        ask(documents=FACTS, memory=replace(mac, relevance=-1, memory=LORA)),
+        ask(documents=FACTS, memory=replace(lora, relevance=-1)),
         ask(documents=FACTS, memory=LORA),
         ask(documents=FACTS, memory=replace(mac, memory=LORA)),
         ask("Which numbers, and where?", documents=FACTS, memory=replace(mac, memory=LORA)),
@@ -222,6 +251,7 @@ def test_a_model_without_positions_is_refused(tmp_path: Path, engine: Engine, ma
 def test_an_engine_with_a_bank_keeps_no_prefix_of_it(make_engine: Any, mac: Mac, tmp_path: Path) -> None:
     """The documents' keys and values stand behind the prefix, so they are not those of other requests."""
     engine = make_engine(bank=Bank(tmp_path / "memories", prefix_files="exact"))
+    mac = replace(mac, relevance=None)
     with_mac = engine.next_token_logprobs(ask(documents=FACTS, memory=mac))
     plain = engine.next_token_logprobs(ask(documents=FACTS))
     assert not torch.equal(with_mac, plain)
@@ -232,6 +262,9 @@ def test_an_engine_with_a_bank_keeps_no_prefix_of_it(make_engine: Any, mac: Mac,
 def test_settings() -> None:
     memory = Mac("somewhere", group=4, memory=FastMem(steps=3))
     assert Memory.from_json(memory.to_json()) == memory
-    for values, rule in {("", None): "`bank`", ("x", 1): "`group`"}.items():
+    assert memory.resolved({"relevance": 0.4}).relevance == 0.4
+    assert memory.resolved().relevance == 0.5
+    said = '`relevance` must be "auto", a number of at most 1, or None to always use the bank, got 2'
+    for values, rule in {("", None): "`bank`", ("x", 1): "`group`", ("x", None, 2): said}.items():
         with pytest.raises(SettingsError, match=rule):
             Mac(*values)

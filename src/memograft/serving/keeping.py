@@ -93,9 +93,8 @@ def loaded(model: Model, folder: str | Path, own: Mapping[str, Any], task: Task)
     if handle.carried is not None:
         return handle
     prompt = model.prompts.build([{"role": "user", "content": "?"}], handle.settings.shown(handle.documents))
-    return replace(
-        handle, segment=_segment(model, Wanted(handle.settings, prompt, 0, documents=handle.documents, task=task))
-    )
+    wanted = Wanted(handle.settings, replace(prompt, question=(0, 0)), 0, documents=handle.documents, task=task)
+    return replace(handle, segment=_segment(model, wanted))
 
 
 def _prompt(model: Model, documents: tuple[Document, ...], memory: Memory, window: int) -> Prompt:

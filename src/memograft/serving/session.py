@@ -191,12 +191,16 @@ class Session:
     def _with_echoes(self, filled: Prefill, works: list[Work], echoed: Sequence[int], task: Task) -> Prefill:
         """Add the rows of the prompts without documents, for the `echoed` rows.
 
-        Of the request's memory it has what does not stand for documents: the prefix of a Mac.
+        Of the request's memory it has what does not stand for documents: the prefix of a Mac, if the request has it.
         """
         model, own = self._model, [works[n] for n in echoed]
         echoes = [(work.memory, work.echo) for work in own if work.echo is not None]
         segments: list[Segment | None] = [None] * len(echoes)
-        wanted = [Wanted(memory, echo, n, task=task) for n, (memory, echo) in enumerate(echoes) if memory is not None]
+        wanted = [
+            Wanted(memory, echo, n, task=task)
+            for n, (memory, echo) in enumerate(echoes)
+            if memory is not None and filled.shifts[echoed[n]]
+        ]
         for kind, some in by_kind(wanted):
             for want, segment in zip(some, kind.before(model, some), strict=True):
                 segments[want.row] = segment

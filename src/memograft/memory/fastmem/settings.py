@@ -6,14 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeGuard
 
 from memograft.decoding.contrast import Alpha, check_alpha
 from memograft.errors import SettingsError, UnsupportedModelError
 from memograft.memory.fastmem.relevance import AUTO
 from memograft.model.backbone import Backbone, has_plain_weight
 
-__all__ = ["AUTOMATIC", "Selecting", "Speaking", "Training"]
+__all__ = ["AUTOMATIC", "Selecting", "Speaking", "Training", "check_relevance"]
 
 # Values of "auto" for models without a memograft_config.json. Steps, learning rate and target were chosen on the tuning
 # split of NQ-SWAP with SmolLM2-135M-Instruct (docs/method.md): beyond this small KL, the model only recites more.
@@ -110,6 +110,12 @@ class Training:
             )
 
 
+def check_relevance(name: str, value: object, otherwise: str) -> None:
+    """Raise a SettingsError unless `value` is "auto", a relevance, or None; `otherwise` says what None does."""
+    if value is not None and value != "auto" and not (_is_number(value) and value <= 1):
+        raise SettingsError(f'`{name}` must be "auto", a number of at most 1, or None to {otherwise}, got {value!r}')
+
+
 @dataclass(frozen=True)
 class Selecting:
     """Which documents of a request are memorized."""
@@ -131,11 +137,7 @@ class Selecting:
                     f"`cad_relevance` must be None if `relevance` is, because no document is judged then, got "
                     f"{self.cad_relevance!r}; leave one of them out"
                 )
-        if self.threshold is not None and not (_is_number(self.threshold) and self.threshold <= 1):
-            raise SettingsError(
-                f'`relevance` must be "auto", a number of at most 1, or None to memorize every document, got '
-                f"{self.relevance!r}"
-            )
+        check_relevance("relevance", self.relevance, "memorize every document")
 
     @property
     def threshold(self) -> float | None:
@@ -186,5 +188,5 @@ def _or(others: Sequence[str | None]) -> str:
     return "".join(f" or {json.dumps(o)}" if o else ", or None for no end" for o in others)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

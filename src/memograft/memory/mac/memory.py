@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,16 @@ from memograft.memory.base import Brought, Model, Task, Wanted
 from memograft.memory.compact.keys import exact
 from memograft.memory.compact.memory import Kept
 from memograft.memory.fastmem.memory import FastMem
+from memograft.memory.fastmem.relevance import LEAD, can_judge, relevances
+from memograft.memory.fastmem.settings import check_relevance
 from memograft.memory.gist.compress import check_model, in_front, opening
 from memograft.memory.mac.bank import MacBank, mac_of, version
 from memograft.memory.mac.networks import Lora, hierarchical
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.adapter import Adapter, added
 from memograft.model.backbone import Backbone
-from memograft.model.kv import Prefill, Segment, chain
+from memograft.model.kv import Prefill, Segment, chain, cut
+from memograft.model.prefill import prefill
 from memograft.prompt.builder import Prompt, PromptBuilder
 
 __all__ = ["Mac"]
@@ -34,12 +37,16 @@ class Mac(Kept):
 
     The question attends to the bank, and what it finds becomes a prefix of keys and values in front of the prompt, or a
     LoRA on the last FFN: whichever the bank's MAC was trained to make. The prompt has the request's documents too, if
-    it has any. Train a MAC with `memograft train mac`, and add documents with `MacBank`.
+    it has any; if one of them is about the question, the bank is not used. Train a MAC with `memograft train mac`, and
+    add documents with `MacBank`.
 
     Args:
         bank: folder of a `MacBank`.
         group: how many modulations are aggregated at once (M); their results are aggregated again. None takes all at
             once. Use a group only with a MAC that was trained in groups (`--grouped`).
+        relevance: the bank is not used if a document of the prompt has this relevance to the question; see
+            `memograft.memory.fastmem.relevance`. "auto": as `FastMem.relevance`. None always uses the bank, and judges
+            nothing (paper). Ours.
         memory: what else is done with the documents in the prompt, e.g. FastMem().
 
     Raises:
@@ -48,6 +55,7 @@ class Mac(Kept):
 
     bank: str
     group: int | None = None
+    relevance: float | Literal["auto"] | None = "auto"
     memory: FastMem | None = field(default=None, kw_only=True)
 
     kind: ClassVar[str] = "mac"
@@ -61,6 +69,12 @@ class Mac(Kept):
         group: object = self.group
         if group is not None and (not isinstance(group, int) or isinstance(group, bool) or group < 2):
             raise SettingsError(f"`group` must be a whole number of at least 2, or None, got {self.group!r}")
+        check_relevance("relevance", self.relevance, "always use the bank")
+
+    def resolved(self, own: Mapping[str, object] | None = None) -> Self:
+        """Replace "auto" here and in `memory`."""
+        made = super().resolved(own)
+        return replace(made, relevance=FastMem(relevance=self.relevance).resolved(own).relevance)
 
     def check(self, backbone: Backbone, fingerprint: str) -> None:
         """Refuse a bank of another model.
@@ -88,10 +102,19 @@ class Mac(Kept):
     def before(cls, model: Model, rows: Sequence[Wanted]) -> list[Segment | None]:
         """The prefix of each row's question; without one, as `Memory.before`.
 
-        There is none without a question, with an empty bank, or if the bank's MAC makes a LoRA.
+        There is none without a question, with an empty bank, if the bank's MAC makes a LoRA, or if a document is about
+        the question. Then the documents were read to find that out, and are not read again.
         """
         segments = super().before(model, rows)
         prefixed = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "prefix"]
+        if judged := [n for n in prefixed if _is_judged(rows[n])]:
+            prompts, task = [rows[n].prompt for n in judged], rows[judged[0]].task
+            known = [segments[n] or model.recalled(prompt) for n, prompt in zip(judged, prompts, strict=True)]
+            ids = [prompt.ids for prompt in prompts]
+            filled = prefill(model.backbone, ids, model.pad_id, known, task.pace, task.given_up)
+            for place in _answered(model, [replace(rows[n], row=place) for place, n in enumerate(judged)], filled):
+                segments[judged[place]] = _documents(model, prompts[place], filled, place) or known[place]
+                prefixed.remove(judged[place])
         for n, found in zip(prefixed, _found(model, [rows[n] for n in prefixed]), strict=True):
             segments[n] = _segment(model, rows[n], found)
         return segments
@@ -114,6 +137,15 @@ class Mac(Kept):
                     x[row.row, columns], residual[row.row, columns] = whole.x[0].to(x), whole.residual[0].to(residual)
         brought = super().prepare(model, rows, replace(filled, x=x, residual=residual), task)
         changing = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "lora"]
+        judged = [n for n, row in enumerate(rows) if _is_judged(row)]
+        told = {n for n in judged if n not in changing and not filled.shifts[rows[n].row]}  # `before` judged these
+        judged = [n for n in judged if n in changing]
+        told |= {judged[place] for place in _answered(model, [rows[n] for n in judged], filled)}
+        for n in told:
+            report = brought[n].report
+            if rows[n].memory.memory is None and report is not None:
+                brought[n] = replace(brought[n], report=replace(report, reason=_UNUSED))
+        changing = [n for n in changing if n not in told]
         for n, found in zip(changing, _found(model, [rows[n] for n in changing]), strict=True):
             if found is not None:
                 own = brought[n].adapter
@@ -124,6 +156,27 @@ class Mac(Kept):
     def said(self) -> str:
         """Why a report has no losses."""
         return f"answered from the bank in {self.bank}, and nothing was trained"
+
+
+_UNUSED = "not answered from the bank, because a document is about the question, or because the bank is empty"
+
+
+def _is_judged(row: Wanted) -> bool:
+    return row.memory.relevance is not None and can_judge(row.prompt)
+
+
+def _answered(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[int]:
+    """Which of these rows have a document about the question."""
+    lead, prompts = model.prompts.continued(LEAD), [row.prompt for row in rows]
+    found = relevances(model.backbone, filled, [row.row for row in rows], prompts, lead) if rows else []
+    return [n for n, (row, each) in enumerate(zip(rows, found, strict=True)) if max(each) >= row.memory.relevance]
+
+
+def _documents(model: Model, prompt: Prompt, filled: Prefill, row: int) -> Segment | None:
+    """The keys and values of a prompt up to the end of its documents; None if they cannot be cut out of the cache."""
+    end = max(end for _, end in prompt.spans)
+    piece = cut(filled, row, 0, end)
+    return None if piece is None else chain(model.backbone, prompt.ids[:end], [piece], end - filled.cached[row])
 
 
 _BANKS = 4  # whose modulations are in memory, for a model
