@@ -29,6 +29,7 @@ class Case:
     settings: FastMem | Kept
     kept: bool = False  # as a handle of Engine.memorize
     banked: str = ""  # with a bank of modulations, which become this
+    relevance: float | None = None  # with which a document is used instead of the bank
 
     def memory(self, engine: Engine, documents: list[str] = FACTS) -> Any:
         settings = self.of(engine)
@@ -44,7 +45,7 @@ class Case:
             bank = MacBank(Path(folder.name) / "bank", mac)
             bank.add(engine, ["Bergen is a town.", "A sailor wrote it."], progress=False)
         assert isinstance(self.settings, FastMem)
-        return Mac(str(Path(_BANKS[key].name) / "bank"), memory=self.settings)
+        return Mac(str(Path(_BANKS[key].name) / "bank"), relevance=self.relevance, memory=self.settings)
 
 
 _BANKS: dict[tuple[Engine, str], tempfile.TemporaryDirectory[str]] = {}
@@ -68,6 +69,8 @@ MEMORIES = {
     "mac-handle": Case(LORA, kept=True, banked="prefix"),
     "mac-lora": Case(LORA, banked="lora"),
     "mac-lora-handle": Case(LORA, kept=True, banked="lora"),
+    "mac-documents": Case(LORA, banked="prefix", relevance=-1),
+    "mac-documents-handle": Case(LORA, kept=True, banked="prefix", relevance=-1),
     "full-handle": Case(replace(LORA, adapter="full", learning_rate=0.01), kept=True),
 }
 FAMILIES = ["llama", "olmo2"]

@@ -12,7 +12,7 @@ import torch
 from families import build
 from gists import parts_of, saved_gist
 from macs import MORE, bank_of, saved_mac
-from memograft import Bank, Datastore, Document, Engine, FastMem, Gist, Kept, Mac, MacBank, Memory, Request, Rtd
+from memograft import Bank, Cad, Datastore, Document, Engine, FastMem, Gist, Kept, Mac, MacBank, Memory, Request, Rtd
 from memograft.decoding.tap import Tap
 from memograft.errors import (
     MemoryFormatError,
@@ -82,28 +82,48 @@ def test_a_lora_of_what_was_found_acts_on_the_last_ffn(make_engine: Any, tmp_pat
 
 @pytest.mark.parametrize("modulation", ["prefix", "lora"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
-def test_a_bank_is_not_used_if_a_document_is_about_the_question(
+def test_documents_about_the_question_or_the_bank(
     make_engine: Any, tmp_path: Path, family: str, modulation: str
 ) -> None:
     engine = make_engine(family)
-    always = Mac(str(bank_of(engine, tmp_path, modulation=modulation).path), relevance=None)
-    plain, used = (engine.next_token_logprobs(ask(documents=FACTS, memory=memory)) for memory in (None, always))
-    assert float((plain - used).abs().max()) > 1e-3, "the bank changes nothing: the test shows nothing"
+    both = Mac(str(bank_of(engine, tmp_path, modulation=modulation).path), relevance=None)
     judged = engine.answer(ask(documents=FACTS, memory=FastMem(steps=1))).memory
     assert judged is not None
     highest = max(judged.relevance)
-    for limit, expected in ((highest - 0.01, plain), (highest + 0.01, used)):
-        own = engine.next_token_logprobs(ask(documents=FACTS, memory=replace(always, relevance=limit)))
+    from_documents, from_bank = (replace(both, relevance=highest + change) for change in (-0.01, 0.01))
+    plain, alone, used = (
+        engine.next_token_logprobs(ask(documents=documents, memory=memory))
+        for documents, memory in ((FACTS, None), ((), both), (FACTS, both))
+    )
+    for a, b in ((plain, alone), (plain, used), (alone, used)):
+        assert float((a - b).abs().max()) > 1e-3, "they are alike: the test shows nothing"
+    for memory, expected in ((from_documents, plain), (from_bank, alone)):
+        own = engine.next_token_logprobs(ask(documents=FACTS, memory=memory))
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
-    unused = replace(always, relevance=-1)
-    answer = engine.answer(ask(documents=FACTS, memory=unused))
+
+    answer = engine.answer(ask(documents=FACTS, memory=from_documents))
     assert answer.token_ids == engine.answer(ask(documents=FACTS)).token_ids
+    assert (answer.usage.cached_tokens, len(answer.documents)) == (0, len(FACTS)), "they were read for this request"
     assert answer.memory is not None
     assert answer.memory.reason == (
-        "not answered from the bank, because a document is about the question, or because the bank is empty"
+        "answered from the documents and not from the bank, because one of them is about the question"
     )
-    assert answer.usage.cached_tokens == 0, "the documents were read for this request"
-    torch.testing.assert_close(*(engine.next_token_logprobs(ask(memory=memory)) for memory in (unused, always)))
+    answer = engine.answer(ask(documents=FACTS, memory=from_bank))
+    assert answer.usage == engine.answer(ask(memory=both)).usage
+    assert answer.documents == ()
+    assert answer.memory is not None
+    assert answer.memory.reason == f"answered from the bank in {both.bank}, and nothing was trained"
+    assert answer.memory.left_out == tuple(Document(fact).id for fact in FACTS)
+
+
+def test_a_kept_memory_of_hidden_documents_is_left_out(engine: Engine, mac: Mac) -> None:
+    alone = engine.next_token_logprobs(ask(memory=mac))
+    hidden = replace(mac, relevance=1)
+    for memory in (hidden, replace(hidden, memory=LORA)):
+        handle = engine.memorize(FACTS, memory)
+        for own in (memory, handle):
+            found = engine.next_token_logprobs(ask(documents=FACTS, memory=own))
+            torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path) -> None:
@@ -120,6 +140,8 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, mac: Mac, tmp_path: Path
         ask(memory=Mac(str(other.path), group=2)),
         ask(documents=FACTS[:2], memory=replace(mac, relevance=None)),
         ask(documents=FACTS[:2], memory=replace(mac, relevance=-1)),
+        ask(documents=FACTS[:2], memory=replace(mac, relevance=1)),
+        ask(documents=FACTS, memory=replace(lora, relevance=1, memory=LORA), processors=[Cad(0.5)]),
         ask(documents=FACTS, memory=replace(mac, relevance=-1, memory=LORA)),
         ask(documents=FACTS, memory=replace(lora, relevance=-1)),
         ask(documents=FACTS, memory=LORA),
@@ -195,8 +217,9 @@ def test_giving_up_ends_the_search(engine: Engine, mac: Mac) -> None:
 def test_an_empty_bank_answers_plainly(engine: Engine, tmp_path: Path) -> None:
     empty = MacBank(tmp_path / "bank", saved_mac(engine, tmp_path / "mac"))
     assert (len(empty), empty.ids, empty.nbytes) == (0, (), 0)
-    answer = engine.answer(ask(memory=Mac(str(empty.path))))
-    assert answer.token_ids == engine.answer(ask()).token_ids
+    for documents in ((), FACTS):
+        answer = engine.answer(ask(documents=documents, memory=Mac(str(empty.path), relevance=1)))
+        assert answer.token_ids == engine.answer(ask(documents=documents)).token_ids
 
 
 def test_a_request_sees_what_was_added_before_it(engine: Engine, mac: Mac) -> None:

@@ -103,6 +103,8 @@ class Wanted:
         documents: all documents of the request, also those that its prompt does not show.
         task: of making a memory; its `given_up` is called between parts of long work.
         beside: the pass of the text that `Memory.beside` named, and its row there; None if it was not run.
+        hide: leaves the documents out of the request, and returns its prompt without them; `before` may call it. None
+            if there is no request to answer.
     """
 
     memory: Any  # an instance of the class whose method is called
@@ -112,6 +114,7 @@ class Wanted:
     documents: tuple[Document, ...] = ()
     task: Task = Task()
     beside: tuple[Prefill, int] | None = None
+    hide: Callable[[], Prompt] | None = None
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,9 @@ class Session:
 
         # 2. Prefill: these keys and values are valid with every memory.
         wanted = [
-            Wanted(w.memory, w.prompt, n, w.kept, w.brought, task) for n, w in enumerate(works) if w.memory is not None
+            Wanted(w.memory, w.prompt, n, w.kept, w.brought, task, hide=partial(w.hide, model.prompts))
+            for n, w in enumerate(works)
+            if w.memory is not None
         ]
         segments = [its.recalled(work.prompt) for its, work in zip(own, works, strict=True)]
         groups = [
@@ -146,8 +148,10 @@ class Session:
             for bank, some in _by_bank(rows, banks)
         ]
         for kind, its, some in groups:
-            for want, segment in zip(some, kind.before(its, some), strict=True):
+            for n, (want, segment) in enumerate(zip(some, kind.before(its, some), strict=True)):
                 segments[want.row] = segment or segments[want.row]
+                if want.prompt is not (prompt := works[want.row].prompt):  # its documents were hidden
+                    some[n], segments[want.row] = replace(want, prompt=prompt, kept=None), segment
         texts: dict[int, tuple[tuple[int, ...], Segment]] = {}
         for kind, its, some in groups:
             named = zip(some, kind.beside(its, some), strict=True)

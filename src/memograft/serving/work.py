@@ -75,6 +75,13 @@ class Work:
         if self.tap is not None:
             self.max_new_tokens = self.tap.length(self.max_new_tokens)
 
+    def hide(self, builder: PromptBuilder) -> Prompt:
+        """Leave the documents out, and a kept memory of them; return the new prompt."""
+        assert self.fitted is not None, "the prompt is built first"
+        self.documents, self.kept = (), None
+        self.fitted = replace(self.fitted, prompt=builder.build(self.request.messages, (), self.request.tools))
+        return self.prompt
+
     @property
     def processors(self) -> list[Processor]:
         """The request's own processors without the batch processor, then the JSON schema and the tap."""

@@ -36,17 +36,17 @@ class Mac(Kept):
     """Answer from all documents of a bank, of which only their modulations are kept (MAC, arXiv 2403.04317).
 
     The question attends to the bank, and what it finds becomes a prefix of keys and values in front of the prompt, or a
-    LoRA on the last FFN: whichever the bank's MAC was trained to make. The prompt has the request's documents too, if
-    it has any; if one of them is about the question, the bank is not used. Train a MAC with `memograft train mac`, and
-    add documents with `MacBank`.
+    LoRA on the last FFN: whichever the bank's MAC was trained to make. If the request has documents too, they are
+    judged: if one is about the question, the bank is not used, and otherwise the documents are left out. Train a MAC
+    with `memograft train mac`, and add documents with `MacBank`.
 
     Args:
         bank: folder of a `MacBank`.
         group: how many modulations are aggregated at once (M); their results are aggregated again. None takes all at
             once. Use a group only with a MAC that was trained in groups (`--grouped`).
-        relevance: the bank is not used if a document of the prompt has this relevance to the question; see
-            `memograft.memory.fastmem.relevance`. "auto": as `FastMem.relevance`. None always uses the bank, and judges
-            nothing (paper). Ours.
+        relevance: the request's documents are used instead of the bank if one of them has this relevance to the
+            question; see `memograft.memory.fastmem.relevance`. "auto": as `FastMem.relevance`. None judges nothing, and
+            uses the bank and the documents together (paper). Ours.
         memory: what else is done with the documents in the prompt, e.g. FastMem().
 
     Raises:
@@ -103,20 +103,29 @@ class Mac(Kept):
         """The prefix of each row's question; without one, as `Memory.before`.
 
         There is none without a question, with an empty bank, if the bank's MAC makes a LoRA, or if a document is about
-        the question. Then the documents were read to find that out, and are not read again.
+        the question. Then the documents were read to find that out, and are not read again. If none is, they are left
+        out of the prompt.
         """
-        segments = super().before(model, rows)
-        prefixed = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "prefix"]
-        if judged := [n for n in prefixed if _is_judged(rows[n])]:
+        segments, rows = super().before(model, rows), list(rows)
+        if judged := [n for n, row in enumerate(rows) if _is_judged(model, row)]:
             prompts, task = [rows[n].prompt for n in judged], rows[judged[0]].task
             known = [segments[n] or model.recalled(prompt) for n, prompt in zip(judged, prompts, strict=True)]
-            ids = [prompt.ids for prompt in prompts]
+            ids, lead = [prompt.ids for prompt in prompts], model.prompts.continued(LEAD)
             filled = prefill(model.backbone, ids, model.pad_id, known, task.pace, task.given_up)
-            for place in _answered(model, [replace(rows[n], row=place) for place, n in enumerate(judged)], filled):
-                segments[judged[place]] = _documents(model, prompts[place], filled, place) or known[place]
-                prefixed.remove(judged[place])
-        for n, found in zip(prefixed, _found(model, [rows[n] for n in prefixed]), strict=True):
-            segments[n] = _segment(model, rows[n], found)
+            found = relevances(model.backbone, filled, range(len(judged)), prompts, lead)
+            for place, (n, each) in enumerate(zip(judged, found, strict=True)):
+                hide = rows[n].hide
+                if max(each) < rows[n].memory.relevance and hide is not None:
+                    rows[n], segments[n] = replace(rows[n], prompt=hide()), None
+                else:
+                    segments[n] = _documents(model, prompts[place], filled, place) or known[place]
+        asked = [
+            n
+            for n, row in enumerate(rows)
+            if mac_of(row.memory.bank).modulation == "prefix" and not _is_judged(model, row)
+        ]
+        for n, own in zip(asked, _found(model, [rows[n] for n in asked]), strict=True):
+            segments[n] = _segment(model, rows[n], own)
         return segments
 
     @classmethod
@@ -136,16 +145,18 @@ class Mac(Kept):
                     columns = filled.columns(row.row, range(len(whole.ids)))
                     x[row.row, columns], residual[row.row, columns] = whole.x[0].to(x), whole.residual[0].to(residual)
         brought = super().prepare(model, rows, replace(filled, x=x, residual=residual), task)
-        changing = [n for n, row in enumerate(rows) if mac_of(row.memory.bank).modulation == "lora"]
-        judged = [n for n, row in enumerate(rows) if _is_judged(row)]
-        told = {n for n in judged if n not in changing and not filled.shifts[rows[n].row]}  # `before` judged these
-        judged = [n for n in judged if n in changing]
-        told |= {judged[place] for place in _answered(model, [rows[n] for n in judged], filled)}
-        for n in told:
+        for n, row in enumerate(rows):
             report = brought[n].report
-            if rows[n].memory.memory is None and report is not None:
+            if _is_judged(model, row) and row.memory.memory is None and report is not None:
                 brought[n] = replace(brought[n], report=replace(report, reason=_UNUSED))
-        changing = [n for n in changing if n not in told]
+            elif row.documents and not row.prompt.documents and report is not None:
+                left_out = tuple(document.id for document in row.documents)
+                brought[n] = replace(brought[n], report=replace(report, left_out=left_out))
+        changing = [
+            n
+            for n, row in enumerate(rows)
+            if mac_of(row.memory.bank).modulation == "lora" and not _is_judged(model, row)
+        ]
         for n, found in zip(changing, _found(model, [rows[n] for n in changing]), strict=True):
             if found is not None:
                 own = brought[n].adapter
@@ -158,18 +169,13 @@ class Mac(Kept):
         return f"answered from the bank in {self.bank}, and nothing was trained"
 
 
-_UNUSED = "not answered from the bank, because a document is about the question, or because the bank is empty"
+_UNUSED = "answered from the documents and not from the bank, because one of them is about the question"
 
 
-def _is_judged(row: Wanted) -> bool:
-    return row.memory.relevance is not None and can_judge(row.prompt)
-
-
-def _answered(model: Model, rows: Sequence[Wanted], filled: Prefill) -> list[int]:
-    """Which of these rows have a document about the question."""
-    lead, prompts = model.prompts.continued(LEAD), [row.prompt for row in rows]
-    found = relevances(model.backbone, filled, [row.row for row in rows], prompts, lead) if rows else []
-    return [n for n, (row, each) in enumerate(zip(rows, found, strict=True)) if max(each) >= row.memory.relevance]
+def _is_judged(model: Model, row: Wanted) -> bool:
+    """Whether the documents decide if the bank is used. Where none is about the question, `before` hides them."""
+    judges = row.memory.relevance is not None and can_judge(row.prompt)
+    return judges and len(_bank(model, row.memory.bank).tokens) > 0
 
 
 def _documents(model: Model, prompt: Prompt, filled: Prefill, row: int) -> Segment | None:
