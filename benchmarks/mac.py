@@ -54,6 +54,7 @@ AGAINST = {
     "MAC": ("BM25 top-1", "MAC, unrelated bank", "MAC, shuffled bank"),
     "MAC + BM25 top-1": ("BM25 top-1",),
     "MAC always + BM25 top-1": ("BM25 top-1",),
+    "MAC + vector store top-1": ("vector store top-1",),
     "MAC + FastMem + BM25 top-1": ("FastMem + BM25 top-1",),
     "fine-tuned on all": ("fine-tuned on the first",),
 }
@@ -84,6 +85,7 @@ def quality(drawn: Drawn, _: argparse.Namespace) -> Ways:
         "MAC, shuffled bank": shuffled,
         "MAC + BM25 top-1": lambda: drawn.ask(memory(), drawn.searched("text", 1)),
         "MAC always + BM25 top-1": lambda: drawn.ask(memory(relevance=None), drawn.searched("text", 1)),
+        "MAC + vector store top-1": lambda: drawn.ask(memory(), drawn.searched("vector", 1)),
         "FastMem + BM25 top-1": lambda: drawn.ask(FastMem(), drawn.searched("text", 1)),
         "MAC + FastMem + BM25 top-1": lambda: drawn.ask(memory(memory=FastMem()), drawn.searched("text", 1)),
     }
