@@ -11,7 +11,7 @@ have too few pages, further ones made in the same way with held-out names. For e
 the bank and the stores have the pages of just these.
 
     quality     no page, retrieval, the bank, and both; with banks that cannot help as controls
-    groups      aggregation of 16 modulations at a time instead of all at once
+    groups      16 modulations at a time instead of all at once, and what that saves
     bounded     the bank reduced to a half and a quarter of its modulations
     retention   the same questions before and after many more pages were added, and of a model that is fine-tuned on
                 them instead
@@ -192,7 +192,7 @@ def show(section: str, results: Mapping[str, Any]) -> None:
             f"{cell['f1']:.3f} | {cell['unfinished']} | {cell['found']} | {minus} |"
         )
     for count, sizes in results.get("aggregation_bytes", {}).items():
-        print(f"Keys and values of a block, {count} modulations, groups / all at once: {sizes['ratio']:.4f}")
+        print(f"Numbers of a block, {count} modulations, groups / all at once: {sizes['ratio']:.4f}")
     print(f"Drawn: {results['drawn']}; {results.get('note', 'all that was asked for')}")
 
 

@@ -21,7 +21,7 @@ def mac(model: str, data: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 def test_an_interrupted_run_continues(model: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
     arguments = ("train", "mac", "--model", model, "--data", data, "--held-out", data, *SHORT, "--stop-gradient", 0.5)
-    arguments += ("--grouped", 0.5, "--shown", 0.5, "--point", 0.5, "--others", 3)
+    arguments += ("--shown", 0.5, "--point", 0.5, "--others", 3)
     whole = run_json(*arguments, "--out", tmp_path / "whole")
     assert (whole["steps"], [score["step"] for score in whole["scores"]]) == (4, [2, 4])
     assert set(whole["scores"][0]) == {"step", "bank", "own", "none", "bank_loss", "own_loss", "none_loss"}

@@ -24,7 +24,7 @@ from memograft.errors import (
 from memograft.memory.base import Task, Wanted
 from memograft.memory.gist.compress import opening
 from memograft.memory.mac import folder
-from memograft.memory.mac.networks import hierarchical
+from memograft.memory.mac.networks import CrossAttention
 from memograft.serving.scoring import logprobs_of
 from reference.mac import changed, prefixed
 from test_engine import FACTS, ask
@@ -232,17 +232,14 @@ def test_a_request_sees_what_was_added_before_it(engine: Engine, mac: Mac) -> No
     torch.testing.assert_close(engine.next_token_logprobs(ask(memory=mac)), before, rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_groups_are_aggregated(engine: Engine, mac: Mac) -> None:
+def test_a_bank_may_be_read_in_groups(engine: Engine, mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
     MacBank(mac.bank).add(engine, MORE, progress=False)
-    bank, model = MacBank(mac.bank), parts_of(engine)
-    weights, prompt = bank.weights(model.backbone), model.prompts.build(ask().messages)
-    states = weights.questions(model.backbone, [prompt.ids], 0)
-    (found,) = hierarchical(weights.networks, states, bank.modulations().float(), 2)
-    own = opening(model.prompts, prompt)
-    expected = prefixed(model.backbone.model, weights, found, own.spared, prompt.ids)[-1].log_softmax(-1)
+    at_once, read, norm = engine.next_token_logprobs(ask(memory=mac)), list[int](), CrossAttention._plain
+    monkeypatch.setattr(CrossAttention, "_plain", lambda self, bank: (read.append(len(bank)), norm(self, bank))[1])
     grouped = engine.next_token_logprobs(ask(memory=replace(mac, group=2)))
-    torch.testing.assert_close(grouped, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grouped, at_once, rtol=1e-5, atol=1e-5)
+    assert max(read) == 6, "three tokens of each of two modulations"
+    assert sum(read) == 2 * 3 * len(MacBank(mac.bank)), "two blocks"
 
 
 def test_a_mac_is_written_and_read(engine: Engine, tmp_path: Path) -> None:

@@ -82,11 +82,14 @@ def timed(parts: Mapping[str, Callable[[int], object]]) -> dict[str, dict[str, f
     return {name: {"seconds": wall, "cpu_seconds": cpu} for name, (wall, cpu) in medians.items()}
 
 
-def aggregation_bytes(documents: int, tokens: int, width: int) -> dict[str, float]:
-    """Computed: float32 keys and values of a block, and in groups also the first results, which wait for the others."""
-    each = tokens * width * 4
-    apart = min(documents, GROUP) * 2 * each + (-(-documents // GROUP) * each if documents > GROUP else 0)
-    return {"all_at_once": documents * 2 * each, "groups": apart, "ratio": apart / (documents * 2 * each)}
+def aggregation_bytes(documents: int, tokens: int, width: int, heads: int = 8) -> dict[str, float]:
+    """Computed: float32 numbers that a block needs for one question beside the bank, at once and in groups.
+
+    That is the bank after its norm; in groups the group's, its scores, and the sums over the groups before.
+    """
+    rows, whole = heads * tokens, 4 * documents * tokens * width
+    apart = 4 * min(documents, GROUP) * tokens * (width + rows) + 4 * rows * (width + 2)
+    return {"all_at_once": whole, "groups": apart, "ratio": apart / whole}
 
 
 def show_costs(found: Mapping[str, Any]) -> None:

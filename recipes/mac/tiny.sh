@@ -10,4 +10,4 @@ memograft train mac "${common[@]}" --data "$folder/short.jsonl" --out "$folder/m
 memograft train mac "${common[@]}" --data "$folder/single.jsonl" --out "$folder/mac-single" --start "$folder/mac-short" \
     --point 0.5 --alone 0.4 --learning-rate 1.5e-3 --steps 1400 --stop-at 700 --seed 1
 memograft train mac "${common[@]}" --data "$folder/single.jsonl" --out "$folder/mac" --start "$folder/mac-single" \
-    --point 0.5 --alone 0.2 --grouped 0.35 --shown 0.25 --others 96 --learning-rate 1e-3 --steps 1200 --seed 2
+    --point 0.5 --alone 0.2 --shown 0.25 --others 96 --learning-rate 1e-3 --steps 1200 --seed 2

@@ -159,9 +159,6 @@ def mac(
     others: Annotated[
         int, typer.Option(min=0, help="Documents in a bank about which nothing is asked: more to be told apart.")
     ] = 0,
-    grouped: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the passes that aggregate the bank in groups.")
-    ] = 0.0,
     shown: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the questions with a page in the prompt too.")
     ] = 0.0,
@@ -198,7 +195,6 @@ def mac(
             stop_gradient=stop_gradient,
             alone=alone,
             others=others,
-            grouped=grouped,
             shown=shown,
             imitate=imitate,
             point=point,

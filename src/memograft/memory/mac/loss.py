@@ -13,7 +13,7 @@ from memograft.memory.base import Model
 from memograft.memory.gist.compress import GistWeights, compressed, in_front, padded
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.gist.views import IGNORED, logits_behind, targets, with_opening
-from memograft.memory.mac.networks import Layers, Lora, Prefix, hierarchical
+from memograft.memory.mac.networks import Layers, Lora, Prefix
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.adapter import applied
 from memograft.model.kv import positions
@@ -30,16 +30,12 @@ class Drawn:
     """What is drawn for a pass of the training.
 
     Attributes:
-        alone: which questions see only their own documents; if empty, none. Not with a `group`.
+        alone: which questions see only their own documents; if empty, none.
         shown: the questions that have a page in the prompt too, with the question that it belongs to.
-        group: how many modulations are aggregated at once; None for all.
-        order: of the bank's modulations in groups; None is that of the bank.
     """
 
     alone: Sequence[bool] = ()
     shown: Mapping[int, int] = field(default_factory=dict)
-    group: int | None = None
-    order: Tensor | None = None
 
 
 def loss_of(
@@ -58,11 +54,9 @@ def loss_of(
     `bank` (K, T, D) begins with the modulations of the batch's documents; others may follow.
     """
     own = torch.tensor([[n in row.gists for n in range(len(bank))] for row in batch.asked], device=bank.device)
-    if drawn.order is not None:
-        bank, own = bank[drawn.order], own[:, drawn.order]
     alone = torch.tensor(drawn.alone, device=bank.device)[:, None] if drawn.alone else None
     shares: list[Tensor] | None = [] if point else None
-    found = found_in(model, weights, batch.asked, bank, None if alone is None else own | ~alone, shares, drawn.group)
+    found = found_in(model, weights, batch.asked, bank, None if alone is None else own | ~alone, shares)
     goal = targets(batch.asked, model.backbone.device)
     logits = answer_logits(model, weights, batch, found, drawn.shown)
     loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
@@ -71,7 +65,8 @@ def loss_of(
         layers = weights.form.of(weights.networks.modulate(found))
         loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
     if shares:
-        loss = loss - point * (_pointed(shares, own, drawn.group or len(bank)) * counts).sum()
+        attention = (shares[0] * own).sum(1)
+        loss = loss - point * (attention.clamp_min(_LEAST).log() * counts).sum()
     return loss
 
 
@@ -94,18 +89,10 @@ def found_in(
     bank: Tensor,
     seen: Tensor | None = None,
     shares: list[Tensor] | None = None,
-    group: int | None = None,
 ) -> Tensor:
-    """phi* (B, T, D): what questions find in a bank (K, T, D).
-
-    `seen` (B, K) is True for the modulations that a question may attend to, not used with a `group`; `shares` and
-    `group` are as in `hierarchical`.
-    """
-    networks = weights.networks
+    """phi* (B, T, D): what questions find in a bank (K, T, D); `seen` and `shares` as in `Networks.aggregate`."""
     states = weights.questions(model.backbone, [row.prompt[-weights.window :] for row in rows], model.pad_id)
-    if group is not None or seen is None:
-        return hierarchical(networks, states, bank, group or max(2, len(bank)), shares)
-    return networks.aggregate(states, bank, seen, shares)
+    return weights.networks.aggregate(states, bank, seen, shares)
 
 
 def answer_logits(
@@ -137,19 +124,6 @@ def answer_logits(
     seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
     behind = with_opening(backbone, front, prefix(backbone, weights.form.of(flat)).layers, seen)
     return logits_behind(backbone, texts, model.pad_id, count, *behind, weights.end)
-
-
-def _pointed(shares: Sequence[Tensor], own: Tensor, group: int) -> Tensor:
-    """(B,) mean over the levels of a hierarchy: the logarithm of the attention to the own documents (B, K) in nats.
-
-    At each level it is that within the groups that have any, and at the next one these groups are the own ones.
-    """
-    total = torch.zeros(len(own), device=own.device)
-    for share in shares:
-        groups = torch.stack([part.any(1) for part in torch.split(own, group, 1)], 1)
-        attention = (share * own).sum(1) / groups.sum(1).clamp_min(1)
-        total, own = total + attention.clamp_min(_LEAST).log(), groups
-    return total / len(shares)
 
 
 def _distances(model: Model, batch: Batch, layers: Layers, teacher: GistWeights) -> Tensor:

@@ -20,7 +20,7 @@ from memograft.memory.fastmem.relevance import LEAD, can_judge, relevances
 from memograft.memory.fastmem.settings import check_relevance
 from memograft.memory.gist.compress import check_model, in_front, opening
 from memograft.memory.mac.bank import MacBank, mac_of, version
-from memograft.memory.mac.networks import Lora, hierarchical
+from memograft.memory.mac.networks import Lora
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.adapter import Adapter, added
 from memograft.model.backbone import Backbone
@@ -42,8 +42,8 @@ class Mac(Kept):
 
     Args:
         bank: folder of a `MacBank`.
-        group: how many modulations are aggregated at once (M); their results are aggregated again. None takes all at
-            once. Use a group only with a MAC that was trained in groups (`--grouped`).
+        group: how many modulations are read at a time. Answers are the same; large banks need less memory beside
+            their modulations, and the question takes longer. None reads all at once.
         relevance: the request's documents are used instead of the bank if one of them has this relevance to the
             question; see `memograft.memory.fastmem.relevance`. "auto": as `FastMem.relevance`. None judges nothing, and
             uses the bank and the documents together (paper). Ours.
@@ -240,12 +240,12 @@ def _found(model: Model, rows: Sequence[Wanted]) -> list[_Found | None]:
         if not len(loaded.tokens):
             continue
         own = [n for n, (b, g, question) in enumerate(asked) if (b, g) == (bank, group) and question]
-        weights, networks, size = loaded.weights, loaded.weights.networks, max(2, group or len(loaded.tokens))
+        weights, networks = loaded.weights, loaded.weights.networks
         prompts = [model.prompts.build([{"role": "user", "content": asked[n][2]}]) for n in own]
         states = weights.questions(model.backbone, [p.ids[-weights.window :] for p in prompts], model.pad_id)
         for n, state in zip(own, states, strict=True):
             rows[n].task.pause("looked for in a bank")
-            found[n] = _Found(weights, networks.modulate(hierarchical(networks, state[None], loaded.tokens, size)))
+            found[n] = _Found(weights, networks.modulate(networks.aggregate(state[None], loaded.tokens, group=group)))
     return found
 
 

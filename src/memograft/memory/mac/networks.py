@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, scaled_dot_product_attention
 
-__all__ = ["CrossAttention", "Form", "Lora", "Networks", "Prefix", "hierarchical"]
+__all__ = ["CrossAttention", "Form", "Lora", "Networks", "Prefix"]
 
 Layers = list[tuple[Tensor, Tensor]]
 
@@ -87,14 +87,25 @@ class CrossAttention(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, asked: Tensor, bank: Tensor, seen: Tensor | None = None, shares: list[Tensor] | None = None
+        self,
+        asked: Tensor,
+        bank: Tensor,
+        seen: Tensor | None = None,
+        shares: list[Tensor] | None = None,
+        part: int | None = None,
     ) -> Tensor:
-        """asked (B, T, D), bank (N, D) or (B, N, D), seen (B, N) or None -> (B, T, D)."""
+        """asked (B, T, D), bank (N, D) or (B, N, D), seen (B, N) or None -> (B, T, D).
+
+        With `part`, so many of the N tokens of one bank are read at a time, and all are seen.
+        """
         query = self._split(self.query(self.asking(asked)))
         mask = None if seen is None else seen[:, None, None]
         rows, heads, tokens, _ = query.shape
         few = shares is None and bank.ndim == 2 and rows * heads * tokens < bank.shape[-1]
-        found = self._from_few(query, bank, mask) if few else self._from_many(query, bank, mask, shares)
+        if few or part is not None:
+            found = self._from_few(query, bank, mask, part)
+        else:
+            found = self._from_many(query, bank, mask, shares)
         asked = asked + self.out(found.transpose(1, 2).flatten(2))
         changed: Tensor = asked + self.feed_forward(self.inner(asked))
         return changed
@@ -118,21 +129,40 @@ class CrossAttention(nn.Module):
             found = weights @ value
         return found[0].view(-1, rows, tokens, found.shape[-1]).transpose(0, 1) if bank.ndim == 2 else found
 
-    def _from_few(self, query: Tensor, bank: Tensor, mask: Tensor | None) -> Tensor:
+    def _from_few(self, query: Tensor, bank: Tensor, mask: Tensor | None, part: int | None) -> Tensor:
         """The same for few questions, without keys and values of the bank (N, D), whose products would cost most.
 
         The maps to keys and values, and the norm's factors, are applied to queries and results: what they add to all
         scores of a query does not change its softmax, and what they add to values is added once.
         """
         rows, heads, tokens, size = query.shape
-        plain = layer_norm(bank, bank.shape[-1:], eps=self.bank.eps)
         key, value = (w.view(heads, size, -1) for w in self.key_value.weight.chunk(2))
         turned = (query @ key * self.bank.weight).flatten(1, 2)[:, None]  # (B, 1, heads * T, D)
-        shared = plain.expand(rows, 1, -1, -1)
-        means = scaled_dot_product_attention(turned, shared, shared, mask, scale=size**-0.5)
+        if part is None:
+            shared = self._plain(bank).expand(rows, 1, -1, -1)
+            means = scaled_dot_product_attention(turned, shared, shared, mask, scale=size**-0.5)
+        else:
+            means = self._in_parts(turned * size**-0.5, bank, part)
         means = means.view(rows, heads, tokens, -1) * self.bank.weight + self.bank.bias
         values: Tensor = means @ value.mT + self.key_value.bias.chunk(2)[1].view(heads, 1, size)
         return values
+
+    def _in_parts(self, turned: Tensor, bank: Tensor, part: int) -> Tensor:
+        """softmax(turned bank^T) bank, `part` tokens of the bank at a time (online softmax, arXiv 1805.02867)."""
+        highest, total = turned.new_full(turned.shape[:-1], -torch.inf), turned.new_zeros(turned.shape[:-1])
+        means = torch.zeros_like(turned)
+        for own in torch.split(bank, part):
+            plain = self._plain(own)
+            scores = turned @ plain.mT
+            before, highest = highest, torch.maximum(highest, scores.amax(-1))
+            weights, kept = (scores - highest[..., None]).exp(), (before - highest).exp()
+            total = total * kept + weights.sum(-1)
+            means = means * kept[..., None] + weights @ plain
+        return means / total[..., None]
+
+    def _plain(self, bank: Tensor) -> Tensor:
+        """The bank after the norm, without the norm's factors."""
+        return layer_norm(bank, bank.shape[-1:], eps=self.bank.eps)
 
     def _split(self, states: Tensor) -> Tensor:
         """(B, T, D) -> (B, heads, T, D / heads)."""
@@ -168,19 +198,27 @@ class Networks(nn.Module):
         return self.document_head(states)  # type: ignore[no-any-return]
 
     def aggregate(
-        self, states: Tensor, bank: Tensor, seen: Tensor | None = None, shares: list[Tensor] | None = None
+        self,
+        states: Tensor,
+        bank: Tensor,
+        seen: Tensor | None = None,
+        shares: list[Tensor] | None = None,
+        group: int | None = None,
     ) -> Tensor:
         """phi* = h_psi(g_input(x), M): states at the T tokens behind questions (B, T, D) -> (B, T, D).
 
         `bank` (K, T, D) are modulations, for each question alike, or (B, K, T, D). Their order has no effect. `seen`
         (B, K) is True for those that a question may attend to; None is all of them. To the list `shares` is added the
-        attention that each modulation gets (B, K), the mean of blocks, heads and the question's tokens.
+        attention that each modulation gets (B, K), the mean of blocks, heads and the question's tokens. With `group`,
+        so many modulations are read at a time, with the same result: memory is O(group T), for which the paper
+        aggregates the groups' results again.
         """
+        part = None if group is None else group * bank.shape[-2]
         tokens, mask = bank.flatten(-3, -2), None if seen is None else seen.repeat_interleave(bank.shape[-2], 1)
         asked: Tensor = self.question_head(states)
         each: list[Tensor] | None = None if shares is None else []
         for block in self.blocks:
-            asked = block(asked, tokens, mask, each)
+            asked = block(asked, tokens, mask, each, part)
         if shares is not None and each is not None:
             shares.append(torch.stack(each).mean(0).view(len(asked), -1, bank.shape[-2]).sum(-1))
         return self.norm(asked)  # type: ignore[no-any-return]
@@ -188,27 +226,3 @@ class Networks(nn.Module):
     def modulate(self, aggregated: Tensor) -> Tensor:
         """phi* (B, T, D) -> (B, T, size): what all questions have in common, plus what this one found in the bank."""
         return self.start + self.modulation(aggregated)  # type: ignore[no-any-return]
-
-
-def hierarchical(
-    networks: Networks, states: Tensor, bank: Tensor, group: int, shares: list[Tensor] | None = None
-) -> Tensor:
-    """phi* (B, T, D) with groups of modulations at a time, so that memory grows with `group` and not with K.
-
-    Args:
-        networks: trained, also in groups.
-        states: at the T tokens behind questions (B, T, D).
-        bank: (K, T, D), K modulations.
-        group: how many are aggregated together. The results are aggregated in the same way until one is left.
-        shares: to this list each level adds the attention that its modulations get within their groups (B, their
-            number).
-    """
-    level = bank
-    while True:
-        own: list[Tensor] | None = None if shares is None else []
-        found = [networks.aggregate(states, part, None, own) for part in torch.split(level, group, -3)]
-        if shares is not None and own is not None:
-            shares.append(torch.cat(own, 1))
-        if len(found) == 1:
-            return found[0]
-        level = torch.stack(found, 1)  # (B, groups, T, D)

@@ -30,7 +30,6 @@ from memograft.storage.disk import JsonObject
 __all__ = ["MacTraining", "evaluated", "train"]
 
 _WAYS = ("bank", "own", "none")
-_GROUPS = (8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class MacTraining(Training):
         others: documents in the bank of a pass about which nothing is asked, encoded without gradients: a question must
             find its own among more. (Modulations of earlier steps would be free, but a bank learns to move away from
             them, and forgets what it holds.)
-        grouped: share of the passes that aggregate 8, 16 or 32 modulations at a time (`hierarchical`).
         shown: share of the questions with a page in the prompt too, in half of the cases that of another question.
         imitate: weight of the squared distance of a question's keys and values from those of its document's gist, in
             units of their variance. Needs a gist to start with. The answers' loss alone says little about which
@@ -63,7 +61,6 @@ class MacTraining(Training):
     stop_gradient: float = 0.0
     alone: float = 0.5
     others: int = 0
-    grouped: float = 0.0
     shown: float = 0.0
     imitate: float = 0.0
     point: float = 0.0
@@ -75,7 +72,7 @@ class MacTraining(Training):
             raise SettingsError(
                 f"`imitate` is for keys and values, and a LoRA has none, got {self.imitate}; set it to 0"
             )
-        shares = ("stop_gradient", "alone", "grouped", "shown")
+        shares = ("stop_gradient", "alone", "shown")
         self.check(counts=("tokens", "blocks"), shares=shares, weights=("others", "imitate", "point"))
 
 
@@ -213,13 +210,10 @@ def _step(
 
 def _drawn(settings: MacTraining, batch: Batch, rng: random.Random) -> Drawn:
     """What is drawn for a pass."""
-    count, documents = len(batch.asked), len(batch.documents)
+    count = len(batch.asked)
     alone = [rng.random() < settings.alone for _ in batch.asked]
-    group = rng.choice(_GROUPS) if rng.random() < settings.grouped else None
     shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
-    if group is None:
-        return Drawn(alone, shown)
-    return Drawn((), shown, group, torch.tensor(rng.sample(range(documents), documents)))
+    return Drawn(alone, shown)
 
 
 @torch.no_grad()
