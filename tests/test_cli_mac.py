@@ -83,3 +83,20 @@ def test_files_are_added_asked_and_removed(model: str, docs: Path, mac: Path, tm
     about_file = bank / "mac_bank.json"
     about_file.write_text(json.dumps({"format": 9}))
     assert "is damaged" in run_json("mac", "info", bank, code=1)["error"]
+
+
+def test_a_bank_is_evaluated_alone_and_beside_documents(model: str, data: Path, mac: Path, tmp_path: Path) -> None:  # noqa: F811
+    bank, page = tmp_path / "bank", tmp_path / "page.txt"
+    page.write_text("The river of Velmora is the Traikan.")
+    run("mac", "add", bank, page, "--mac", mac, "--model", model)
+    arguments = ("eval", data, "--model", model, "--max-new-tokens", 4, "--out", tmp_path / "eval", "--mac", bank)
+    result = json.loads(run(*arguments).stdout.splitlines()[-1])
+    assert list(result["results"]) == ["plain", f"mac {bank}", f"mac {bank}, documents"]
+    alone, beside = (result["settings"][name] for name in list(result["results"])[1:])
+    assert (alone["documents"], beside["documents"]) == (False, True)
+    assert alone["memory"]["bank"] == str(bank)
+    page.write_text("The mayor of Velmora is Mila.")
+    run("mac", "add", bank, page, "--mac", mac, "--model", model)
+    changed = json.loads(run(*arguments).stdout.splitlines()[-1])["settings"][f"mac {bank}"]
+    assert changed["bank"] != alone["bank"], "stored answers are those of this bank"
+    assert "make a bank with MacBank" in run("eval", data, "--model", model, "--mac", tmp_path, code=1).output

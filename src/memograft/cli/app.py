@@ -27,10 +27,12 @@ from memograft.cli.options import (
     CubOption,
     FormatOption,
     GateOption,
+    GistsOption,
     GpusOption,
     IndexKind,
     JsonOption,
     LengthOption,
+    MacsOption,
     ModelOption,
     ProtocolOption,
     QuestionsArgument,
@@ -282,19 +284,17 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of: {'; '.join(METHODS)}. May be repeated; with none of this, --settings and --gist, all."
+            help=f"One of: {'; '.join(METHODS)}. May be repeated; with none of this, --settings, --gist and --mac, all."
         ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            help='Memorize like this: "steps=4, learning_rate=1e-2", or "paper, steps=4", or a file of '
-            "`memograft tune`. May be repeated."
+            help='Memorize like this: "steps=4", or "paper, steps=4", or a file of `memograft tune`. May be repeated.'
         ),
     ] = None,
-    gist: Annotated[
-        list[Path] | None, typer.Option(help="Answer from this gist of `memograft train gist`. May be repeated.")
-    ] = None,
+    gist: GistsOption = None,
+    mac: MacsOption = None,
     sets: SetsOption = None,
     against: Annotated[
         list[str] | None, typer.Option(help="Differences to this method too, besides plain. May be repeated.")
@@ -334,6 +334,7 @@ def evaluate(
             names=method or [],
             settings=settings or [],
             gists=gist or [],
+            macs=mac or [],
             against=against or [],
             folder=out_folder,
             plot=plot,

@@ -15,7 +15,7 @@ from memograft.errors import SettingsError
 from memograft.evaluation import plots
 from memograft.evaluation.cells import Record
 from memograft.evaluation.items import SPLITS, Item, sets_of, world
-from memograft.evaluation.methods import METHODS, Method, from_gist, from_settings
+from memograft.evaluation.methods import METHODS, Method, from_gist, from_mac, from_settings
 from memograft.evaluation.protocol import protocol_of
 from memograft.evaluation.readers import Reading, read
 from memograft.page import template
@@ -88,6 +88,7 @@ def evaluate(
     names: Sequence[str],
     settings: Sequence[str],
     gists: Sequence[Path],
+    macs: Sequence[Path],
     against: Sequence[str],
     folder: Path,
     plot: Path | None,
@@ -100,7 +101,7 @@ def evaluate(
     reading, way = questions.read(), protocol_of(questions.protocol)
     items, skipped = reading.items, reading.skipped
     longest = max_new_tokens or max(way.max_new_tokens(item.task) for item in items)
-    methods = _methods(names, settings, gists, with_examples=reading.split in SPLITS)
+    methods = _methods(names, settings, gists, macs, with_examples=reading.split in SPLITS)
     against = against or [name for name in ("plain, restricted",) if name in methods]
     for name in against:
         if name not in methods:
@@ -182,16 +183,22 @@ def evaluate(
 
 
 def _methods(
-    names: Sequence[str], settings: Sequence[str], gists: Sequence[Path], with_examples: bool = True
+    names: Sequence[str],
+    settings: Sequence[str],
+    gists: Sequence[Path],
+    macs: Sequence[Path],
+    with_examples: bool = True,
 ) -> dict[str, Method]:
     """The requested methods, or all that are possible; "plain" first, because the others are compared with it."""
     for name in names:
         if name not in METHODS:
             raise SettingsError(f"`--method` must be one of {list(METHODS)}, got {name!r}; check the name")
     chosen = ["plain", *(n for n in names if n != "plain")]
-    if not names and not settings and not gists:
+    if not names and not settings and not gists and not macs:
         chosen = [name for name, method in METHODS.items() if with_examples or not method.needs_examples]
     own = {text: from_settings(text) for text in settings} | {f"gist {path}": from_gist(path) for path in gists}
+    for path in macs:
+        own |= {f"mac {path}": from_mac(path, documents=False), f"mac {path}, documents": from_mac(path)}
     return {name: METHODS[name] for name in chosen} | own
 
 

@@ -182,6 +182,16 @@ SetsOption = Annotated[list[str] | None, typer.Option(help="Only this set. May b
 LengthOption = Annotated[
     int | None, typer.Option(min=1, help="Maximum tokens of an answer; left out, the protocol's: 40 for plain.")
 ]
+GistsOption = Annotated[
+    list[Path] | None, typer.Option(help="Answer from this gist of `memograft train gist`. May be repeated.")
+]
+MacsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Answer from this bank of `memograft mac add`: alone, and with the documents where one of them is about "
+        "the question. May be repeated."
+    ),
+]
 CubOption = Annotated[
     Path | None,
     typer.Option(

@@ -6,6 +6,8 @@ Importing this does not import torch, so that the command line can list the meth
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from memograft import Engine, Memory, Request, Sampling
     from memograft.evaluation.lessons import Lessons
 
-__all__ = ["METHODS", "Method", "from_gist", "from_settings"]
+__all__ = ["METHODS", "Method", "from_gist", "from_mac", "from_settings"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,19 @@ def from_gist(folder: Path) -> Method:
 
     found, memory = about(folder), memograft.Gist(str(folder))
     return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
+
+
+def from_mac(bank: Path, *, documents: bool = True) -> Method:
+    """A method that answers from a MAC bank, alone or with the item's documents where one is about the question.
+
+    Raises:
+        MemoryFormatError: the bank is missing or damaged.
+    """
+    from memograft.memory.mac.bank import MacBank, mac_of
+
+    has = [mac_of(str(bank)).id, *([*entry.ids, *entry.texts] for entry in MacBank(bank).entries)]
+    content, memory = hashlib.sha256(json.dumps(has).encode()).hexdigest()[:16], memograft.Mac(str(bank))
+    return Method(documents=documents, memory=lambda: memory, options={"bank": content})  # as for a gist
 
 
 def _value(text: str) -> Any:
