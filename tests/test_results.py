@@ -119,11 +119,13 @@ def test_the_table_of_gists() -> None:
 
 
 def test_the_tables_of_mac() -> None:
-    made = recorded("mac-tiny")
-    for part in ("quality", "groups", "bounded", "retention"):
+    made, as_lora = recorded("mac-tiny"), recorded("mac-tiny-lora")
+    parts = {part: made["results"][part]["ways"] for part in ("quality", "groups", "bounded", "retention")}
+    parts["lora"] = {name: row for name, row in as_lora["results"]["quality"]["ways"].items() if "MAC" in name}
+    for part, ways in parts.items():
         found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", f"mac-{part}").splitlines()[2:]]
         wanted = []
-        for name, row in made["results"][part]["ways"].items():
+        for name, row in ways.items():
             (low, high), mean = row["accuracy_interval"], row["accuracy"]
             cells = [name, f"{mean:.3f} [{low:.3f}, {high:.3f}]", f"{row['em']:.3f}", f"{row['unfinished']}"]
             for other, change in row["minus"].items():
@@ -131,6 +133,8 @@ def test_the_tables_of_mac() -> None:
                 cells += [f"{other} {change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"]
             wanted.append([*cells[:4], ", ".join(cells[4:])])
         assert [[*row, ""][:5] for row in found] == wanted
+    assert as_lora["training"]["modulation"] == "lora"
+    assert "dirty" not in as_lora["commit"]
     questions = made["results"]["costs"]["questions"]
     found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", "mac-costs").splitlines()[2:]]
     assert found == [[name, f"{1000 * row['cpu_seconds']:.2f}"] for name, row in questions.items()]
