@@ -145,3 +145,13 @@ def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(MissingExtraError, match=r"several workers need Ray.*pip install 'memograft\[ray\]'"):
         memorize_all(PAGES, tmp_path, pool=Pool(2), progress=False)
     assert os.listdir(tmp_path) == []
+
+
+def test_if_ray_cannot_be_imported_the_error_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError('pyarrow requires NumPy 2.0')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "ray"]:
+        monkeypatch.delitem(sys.modules, name)
+    said = r"several workers need Ray, and it cannot be imported \(pyarrow requires NumPy 2.0\)"
+    with pytest.raises(MissingExtraError, match=said):
+        memorize_all(PAGES, tmp_path / "bank", pool=Pool(2), progress=False)

@@ -143,9 +143,8 @@ def check_ray() -> None:
         import ray.data
         import ray.serve  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(
-            f"several workers need Ray, and {error.name} is not installed; run pip install 'memograft[ray]'"
-        ) from error
+        missing = f"{error.name} is not installed" if error.name else f"it cannot be imported ({error})"
+        raise MissingExtraError(f"several workers need Ray, and {missing}; run pip install 'memograft[ray]'") from error
 
 
 def there(name: str) -> str:
