@@ -119,11 +119,7 @@ class Mac(Kept):
                     rows[n], segments[n] = replace(rows[n], prompt=hide()), None
                 else:
                     segments[n] = _documents(model, prompts[place], filled, place) or known[place]
-        asked = [
-            n
-            for n, row in enumerate(rows)
-            if mac_of(row.memory.bank).modulation == "prefix" and not _is_judged(model, row)
-        ]
+        asked = _asked(model, rows, "prefix")
         for n, own in zip(asked, _found(model, [rows[n] for n in asked]), strict=True):
             segments[n] = _segment(model, rows[n], own)
         return segments
@@ -152,11 +148,7 @@ class Mac(Kept):
             elif row.documents and not row.prompt.documents and report is not None:
                 left_out = tuple(document.id for document in row.documents)
                 brought[n] = replace(brought[n], report=replace(report, left_out=left_out))
-        changing = [
-            n
-            for n, row in enumerate(rows)
-            if mac_of(row.memory.bank).modulation == "lora" and not _is_judged(model, row)
-        ]
+        changing = _asked(model, rows, "lora")
         for n, found in zip(changing, _found(model, [rows[n] for n in changing]), strict=True):
             if found is not None:
                 own = brought[n].adapter
@@ -176,6 +168,15 @@ def _is_judged(model: Model, row: Wanted) -> bool:
     """Whether the documents decide if the bank is used. Where none is about the question, `before` hides them."""
     judges = row.memory.relevance is not None and can_judge(row.prompt)
     return judges and len(_bank(model, row.memory.bank).tokens) > 0
+
+
+def _asked(model: Model, rows: Sequence[Wanted], modulation: str) -> list[int]:
+    """The rows that are answered from banks whose MACs make this."""
+    return [
+        n
+        for n, row in enumerate(rows)
+        if mac_of(row.memory.bank).modulation == modulation and not _is_judged(model, row)
+    ]
 
 
 def _documents(model: Model, prompt: Prompt, filled: Prefill, row: int) -> Segment | None:
