@@ -5,9 +5,8 @@ The last two are the controls of arXiv 2304.08467: "full" is the positive one, "
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from transformers import Cache
 from memograft.errors import SettingsError
 from memograft.memory.gist.compress import in_front, padded
 from memograft.memory.gist.data import Asked, Batch
-from memograft.model.backbone import Backbone, cache_name, unsupported
+from memograft.model.backbone import Backbone, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
 from memograft.model.prefill import run
 
@@ -95,12 +94,9 @@ def logits_behind(
     """
     ids, mask = padded(texts, pad_id, backbone.device)
     places = positions(mask)
-    taken = inspect.signature(backbone.model.forward).parameters
-    extra: dict[str, Any] = {"logits_to_keep": count} if "logits_to_keep" in taken else {}
     if cache is not None and seen is not None:
         places = places + (seen.sum(1, keepdim=True) if end is None else end)
         mask = torch.cat([seen, mask], 1)
-        extra[cache_name(backbone.model.forward)] = cache
     shortest = reach(backbone)
     if shortest is not None and mask.shape[1] > shortest:
         # Padding in front of the texts would move the window.
@@ -108,8 +104,8 @@ def logits_behind(
             f"a sliding window of {shortest} columns is shorter than a question's {mask.shape[1]} with what it sees",
             "train on fewer documents at a time, or shorter ones",
         )
-    out = backbone.model(input_ids=ids, attention_mask=mask, position_ids=places, **extra)
-    return out.logits[:, -count:].float()  # type: ignore[no-any-return]
+    x, residual, _ = run(backbone, ids, mask, cache, places)
+    return backbone.logits(x[:, -count:], residual[:, -count:])
 
 
 def targets(asked: Sequence[Asked], device: torch.device, *, questions: bool = False) -> Tensor:

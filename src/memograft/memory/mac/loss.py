@@ -119,7 +119,7 @@ def answer_logits(
         with torch.no_grad():
             x, residual, _ = run(backbone, ids, mask, None, positions(mask))
         with applied(backbone, weights.form.of(flat)):
-            return backbone.logits(x[:, -count:].contiguous(), residual[:, -count:])
+            return backbone.logits(x[:, -count:], residual[:, -count:])
     front = in_front(backbone, batch.opening, weights.window)
     seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
     behind = with_opening(backbone, front, prefix(backbone, weights.form.of(flat)).layers, seen)
