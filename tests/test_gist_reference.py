@@ -50,8 +50,8 @@ def test_keys_values_and_logits_are_those_of_the_masked_pass(family: str, attent
     gists = compressed(backbone, weights, DOCUMENTS, 0)
     assert closest(gists.layers, layers) < 1e-5
     own = answer_logits(backbone, BATCH, "gist", 0, gists, weights.end)
-    assert own.shape == (1, len(ANSWER), backbone.vocabulary)
-    torch.testing.assert_close(own[0], logits[-len(ANSWER) :], rtol=1e-4, atol=1e-4)
+    assert own.shape == (len(ANSWER), backbone.vocabulary)
+    torch.testing.assert_close(own, logits[-len(ANSWER) :], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("on_documents", [False, True])
@@ -98,12 +98,13 @@ def test_questions_see_only_their_gists_and_each_row_is_as_alone() -> None:
     gists = compressed(backbone, weights, DOCUMENTS, 0)
     rows = [Asked(QUESTION, QUESTION, ANSWER, seen) for seen in ((0, 2), (2, 0), (1,), (0, 1, 2))]
     rows.append(Asked(QUESTION[:4], QUESTION[:4], ANSWER[:2], (1,)))
-    together = answer_logits(backbone, Batch(DOCUMENTS, tuple(rows), OPENING), "gist", 0, gists, weights.end)
+    logits = answer_logits(backbone, Batch(DOCUMENTS, tuple(rows), OPENING), "gist", 0, gists, weights.end)
+    together = logits.split([len(row.answer) for row in rows])
     for n, row in enumerate(rows):
         seen = tuple(range(len(row.gists)))
         own = Batch(tuple(DOCUMENTS[g] for g in row.gists), (Asked(*_same(row), seen),), OPENING)
         alone = answer_logits(backbone, own, "gist", 0, compressed(backbone, weights, own.documents, 0), weights.end)
-        torch.testing.assert_close(together[n, -len(row.answer) :], alone[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[n], alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[0], together[1], rtol=1e-4, atol=1e-5)  # in any order
     assert float((together[0] - together[2]).abs().max()) > 0.1
 
@@ -122,11 +123,11 @@ def test_the_controls_are_ordinary_passes(family: str) -> None:
     for rows in (asked, tuple(replace(row, page=0) for row in asked)):
         for view in ("full", "none"):
             logits = answer_logits(backbone, Batch((), rows, OPENING), view, 0, questions=True)
-            for n, row in enumerate(rows):
+            counts = [row.asked + len(row.answer) for row in rows]
+            for row, count, mine in zip(rows, counts, logits.split(counts), strict=True):
                 text = row.full if view == "full" else row.prompt
                 own = backbone.model(input_ids=torch.tensor([text + row.answer[:-1]])).logits[0]
-                count = row.asked + len(row.answer)
-                torch.testing.assert_close(logits[n, -count:], own[-count:], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(mine, own[-count:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

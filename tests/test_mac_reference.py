@@ -38,9 +38,16 @@ def made(family: str, **options: Any) -> tuple[Backbone, Any]:
     return backbone, random_mac(backbone, **options)
 
 
-def answered(backbone: Backbone, weights: Any, bank: torch.Tensor, seen: torch.Tensor | None = None) -> torch.Tensor:
+def answered(
+    backbone: Backbone, weights: Any, bank: torch.Tensor, seen: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
+    """The logits of each row's answer."""
     model = model_of(backbone)
-    return answer_logits(model, weights, BATCH, found_in(model, weights, ROWS, bank, seen))
+    return by_row(answer_logits(model, weights, BATCH, found_in(model, weights, ROWS, bank, seen)))
+
+
+def by_row(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return logits.split([len(row.answer) for row in ROWS])
 
 
 def loss(
@@ -70,7 +77,7 @@ def test_answers_are_those_of_the_method_written_out(family: str) -> None:
     for n, row in enumerate(ROWS):
         found = aggregated(networks, behind(row.prompt, networks.question_tokens), naive)
         logits = prefixed(backbone.model, weights, found, 2, row.prompt + row.answer[:-1])
-        torch.testing.assert_close(together[n, -len(row.answer) :], logits[-len(row.answer) :], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[n], logits[-len(row.answer) :], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,7 +90,7 @@ def test_answers_from_a_lora_are_too(family: str) -> None:
         asked = weights.questions(backbone, [row.prompt], 0)
         found, text = weights.networks.aggregate(asked, bank)[0], row.prompt + row.answer[:-1]
         logits = changed(backbone.model, backbone.projections, weights, found, text)[-len(row.answer) :]
-        torch.testing.assert_close(together[n, -len(row.answer) :], logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together[n], logits, rtol=1e-4, atol=1e-5)
         none = backbone.model(input_ids=torch.tensor([text])).logits[0, -len(row.answer) :]
         assert float((none - logits).abs().max()) > 1e-3
 
@@ -131,9 +138,9 @@ def test_so_are_the_gradients() -> None:
 def test_the_order_of_the_bank_does_not_matter_and_its_content_does() -> None:
     backbone, weights = made("llama")
     bank = weights.documents(backbone, DOCUMENTS, 0)
-    first = answered(backbone, weights, bank)
-    torch.testing.assert_close(answered(backbone, weights, bank.flip(0)), first, rtol=1e-4, atol=1e-5)
-    other = answered(backbone, weights, bank[:2])
+    first = torch.cat(answered(backbone, weights, bank))
+    torch.testing.assert_close(torch.cat(answered(backbone, weights, bank.flip(0))), first, rtol=1e-4, atol=1e-5)
+    other = torch.cat(answered(backbone, weights, bank[:2]))
     assert float((other - first).abs().max()) > 1e-3
 
 
@@ -179,13 +186,12 @@ def test_a_page_may_be_in_the_prompt_too() -> None:
     )
     batch, bank = replace(BATCH, asked=rows), weights.documents(backbone, DOCUMENTS, 0)
     of_bank = found_in(model_of(backbone), weights, rows, bank)
-    found = answer_logits(model_of(backbone), weights, batch, of_bank, {0: 1})
+    found = by_row(answer_logits(model_of(backbone), weights, batch, of_bank, {0: 1}))
     for n, (row, text) in enumerate(zip(rows, ((*pages[1], *rows[0].prompt[2:]), rows[1].prompt), strict=True)):
         asked = weights.questions(backbone, [row.prompt], 0)
         mine = weights.networks.aggregate(asked, bank)[0]
         logits = prefixed(backbone.model, weights, mine, 2, (*text, *row.answer[:-1]))
-        count = len(row.answer)
-        torch.testing.assert_close(found[n, -count:], logits[-count:], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[n], logits[-len(row.answer) :], rtol=1e-4, atol=1e-5)
 
 
 def test_the_distance_from_the_gist_is_relative_to_its_variance() -> None:

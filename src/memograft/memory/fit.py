@@ -16,6 +16,7 @@ from tqdm import tqdm
 from memograft.errors import SettingsError
 from memograft.memory import checkpoint
 from memograft.model.backbone import Backbone
+from memograft.model.key_bias import attention
 from memograft.storage.disk import JsonObject
 
 __all__ = ["Progress", "Training", "fit", "frozen"]
@@ -153,12 +154,21 @@ def fit(
 
 @contextmanager
 def frozen(backbone: Backbone) -> Iterator[None]:
-    """Inside, the model's own weights get no gradients, which would cost as much as those of activations."""
-    wanted = [p for p in backbone.model.parameters() if p.requires_grad]
+    """Inside, the model's own weights get no gradients, which would cost as much as those of activations.
+
+    In bfloat16 on a CPU its attention is eager: the backward pass of torch's fused kernel takes several times as long.
+    """
+    model, kernel = backbone.model, attention(backbone)
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    eager = backbone.device.type == "cpu" and model.dtype == torch.bfloat16 and kernel == "sdpa"
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
+        if eager:
+            model.set_attn_implementation("eager")
         yield
     finally:
+        if eager:
+            model.set_attn_implementation(kernel)
         for parameter in wanted:
             parameter.requires_grad_(True)

@@ -130,7 +130,7 @@ class Backbone:
 
     def logits(self, x: Tensor, residual: Tensor) -> Tensor:
         """(B, T, D), (B, T, D) -> (B, T, V) float32."""
-        return self.finish(first(self.head(self.hidden(x.contiguous(), residual))))  # GPT-2 takes no slices
+        return self.finish(first(self.head(self.hidden(x, residual))))
 
     @contextmanager
     def watch(self) -> Iterator[Watched]:

@@ -27,7 +27,17 @@ from transformers.cache_utils import DynamicLayer
 
 from memograft.model.backbone import Backbone, cache_name, cache_of, unsupported
 
-__all__ = ["NEVER", "Asked", "BiasedLayer", "asking", "attention_modules", "biased", "check_bias", "most_tokens"]
+__all__ = [
+    "NEVER",
+    "Asked",
+    "BiasedLayer",
+    "asking",
+    "attention",
+    "attention_modules",
+    "biased",
+    "check_bias",
+    "most_tokens",
+]
 
 _MASK = 1 << 26  # numbers of a mask (256 MiB of float32)
 NEVER = torch.finfo(torch.float32).min  # the number of a key that no query attends to; finite, so that sums are too
@@ -162,7 +172,7 @@ def check_bias(backbone: Backbone) -> None:
     if not _checked[model]:
         raise unsupported(
             f"compacted keys need a mask for each head, which {type(model).__name__} with the attention "
-            f"implementation {_kernel(backbone)!r} ignores",
+            f"implementation {attention(backbone)!r} ignores",
             'load the model with attn_implementation="sdpa" or "eager", or use Kept()',
         )
 
@@ -225,7 +235,7 @@ def asking(backbone: Backbone) -> Iterator[dict[int, Asked]]:
         UnsupportedModelError: the model does not use transformers' attention interface, which is the only general place
             where queries can be seen.
     """
-    model, kernel, asked = backbone.model, _kernel(backbone), dict[int, Asked]()
+    model, kernel, asked = backbone.model, attention(backbone), dict[int, Asked]()
     name = f"memograft_{kernel}"
     if name not in AttentionInterface():
         AttentionInterface.register(name, partial(_recorded, kernel))
@@ -236,7 +246,7 @@ def asking(backbone: Backbone) -> Iterator[dict[int, Asked]]:
         yield asked
     finally:
         _local.asked = before
-        if _kernel(backbone) == name:
+        if attention(backbone) == name:
             model.set_attn_implementation(kernel)
     if not asked:
         raise unsupported(
@@ -245,8 +255,8 @@ def asking(backbone: Backbone) -> Iterator[dict[int, Asked]]:
         )
 
 
-def _kernel(backbone: Backbone) -> str:
-    """The name of the model's attention implementation."""
+def attention(backbone: Backbone) -> str:
+    """The name of the model's attention implementation, as "sdpa"."""
     return str(backbone.model.config.get_text_config(decoder=True)._attn_implementation)
 
 

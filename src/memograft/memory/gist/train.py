@@ -157,7 +157,7 @@ def evaluated(model: Model, weights: GistWeights, samples: Sequence[Sample], gro
             logits = answer_logits(model.backbone, batch, view, model.pad_id, gists, weights.end)
             goal = targets(batch.asked, logits.device)
             counts[view] += right(logits, goal)
-            losses[view] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
+            losses[view] += cross_entropy(logits, goal[goal != IGNORED], reduction="sum").item()
         tokens += sum(len(row.answer) for row in batch.asked)
     shares: dict[str, float] = {view: count / len(samples) for view, count in counts.items()}
     return shares | {f"{view}_loss": round(loss / tokens, 4) for view, loss in losses.items()}
@@ -181,17 +181,17 @@ def loss_of(model: Model, weights: GistWeights, batch: Batch, distill: float = 0
     """The loss of a batch: a sum over answer tokens, and `ask` times that over question tokens."""
     backbone, questions = model.backbone, ask > 0
     gists = compressed(backbone, weights, batch.documents, model.pad_id)
-    logits = answer_logits(backbone, batch, "gist", model.pad_id, gists, weights.end, questions=questions)
-    goal, answers = targets(batch.asked, logits.device, questions=questions), targets(batch.asked, logits.device)
+    own = answer_logits(backbone, batch, "gist", model.pad_id, gists, weights.end, questions=questions)
+    goal, answers = targets(batch.asked, own.device, questions=questions), targets(batch.asked, own.device)
     places = goal != IGNORED
     each = places * ask
     each[:, each.shape[1] - answers.shape[1] :][answers != IGNORED] = 1
-    own, weight, loss = logits[places], each[places], logits.new_zeros(())
+    weight, loss = each[places], own.new_zeros(())
     if distill < 1:
         loss = (1 - distill) * (weight @ cross_entropy(own, goal[places], reduction="none"))
     if distill > 0:
         with torch.no_grad():
-            full = answer_logits(backbone, batch, "full", model.pad_id, questions=questions)[places].log_softmax(-1)
+            full = answer_logits(backbone, batch, "full", model.pad_id, questions=questions).log_softmax(-1)
         apart = kl_div(own.log_softmax(-1), full, log_target=True, reduction="none").sum(-1)
         loss = loss + distill * (weight @ apart)
     return loss

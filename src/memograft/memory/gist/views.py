@@ -37,7 +37,7 @@ def answer_logits(
     *,
     questions: bool = False,
 ) -> Tensor:
-    """(B, n, V) float32 logits at the places of `targets`, for the questions of a batch.
+    """(P, V) float32 logits at the P places of `targets` that are not `IGNORED`, for the questions of a batch.
 
     Args:
         backbone: the model.
@@ -64,30 +64,32 @@ def answer_logits(
             f"documents, question and answer must fit the model's window of {backbone.max_length} positions, got "
             f"{last}; leave out the longest samples, or train with a smaller `window`"
         )
-    count = max(len(row.answer) + row.asked * questions for row in rows)
+    goal = targets(rows, backbone.device, questions=questions)
     if view == "gist":
         assert gists is not None
         front = in_front(backbone, batch.opening, end - gists.x.shape[1])
         own, seen = _chosen(gists, [row.gists for row in rows])
-        return logits_behind(backbone, texts, pad_id, count, *with_opening(backbone, front, own, seen), end)
+        return logits_behind(backbone, texts, pad_id, goal, *with_opening(backbone, front, own, seen), end)
     if shares:
         cache, seen = _pages(backbone, rows, pad_id)
-        return logits_behind(backbone, texts, pad_id, count, cache, seen)
-    return logits_behind(backbone, texts, pad_id, count)
+        return logits_behind(backbone, texts, pad_id, goal, cache, seen)
+    return logits_behind(backbone, texts, pad_id, goal)
 
 
 def logits_behind(
     backbone: Backbone,
     texts: Sequence[Sequence[int]],
     pad_id: int,
-    count: int,
+    goal: Tensor,
     cache: Cache | None = None,
     seen: Tensor | None = None,
     end: int | None = None,
 ) -> Tensor:
-    """(B, count, V) float32 logits of the last tokens of B texts, behind a cache with mask `seen` (B, C), or without.
+    """(P, V) float32 logits of the last tokens of B texts, behind a cache with mask `seen` (B, C), or without.
 
-    `end` is the position of the texts' first tokens; None if it is the number of columns that they see.
+    P is the number of places in `goal` (B, n), aligned on the right, that are not `IGNORED`: no other is given to the
+    head, which is the most expensive map. `end` is the position of the texts' first tokens; None if it is the number of
+    columns that they see.
 
     Raises:
         UnsupportedModelError: the columns do not fit a sliding window.
@@ -105,7 +107,9 @@ def logits_behind(
             "train on fewer documents at a time, or shorter ones",
         )
     x, residual, _ = run(backbone, ids, mask, cache, places)
-    return backbone.logits(x[:, -count:], residual[:, -count:])
+    places = goal != IGNORED
+    x, residual = (t[:, -goal.shape[1] :][places][None] for t in (x, residual))
+    return backbone.logits(x, residual)[0]
 
 
 def targets(asked: Sequence[Asked], device: torch.device, *, questions: bool = False) -> Tensor:
@@ -117,8 +121,10 @@ def targets(asked: Sequence[Asked], device: torch.device, *, questions: bool = F
 
 
 def right(logits: Tensor, targets: Tensor) -> int:
-    """How many answers greedy decoding would give exactly, token by token."""
-    return int(((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).sum())
+    """How many answers greedy decoding would give exactly, token by token; (P, V) as in `logits_behind`."""
+    same = torch.ones_like(targets, dtype=torch.bool)
+    same[targets != IGNORED] = logits.argmax(-1) == targets[targets != IGNORED]
+    return int(same.all(1).sum())
 
 
 @torch.no_grad()

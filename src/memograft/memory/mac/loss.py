@@ -59,7 +59,7 @@ def loss_of(
     found = found_in(model, weights, batch.asked, bank, None if alone is None else own | ~alone, shares)
     goal = targets(batch.asked, model.backbone.device)
     logits = answer_logits(model, weights, batch, found, drawn.shown)
-    loss = cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum")
+    loss = cross_entropy(logits, goal[goal != IGNORED], reduction="sum")
     counts = (goal != IGNORED).sum(1)
     if imitate and teacher is not None and isinstance(weights.form, Prefix):
         layers = weights.form.of(weights.networks.modulate(found))
@@ -98,16 +98,13 @@ def found_in(
 def answer_logits(
     model: Model, weights: MacWeights, batch: Batch, found: Tensor, shown: Mapping[int, int] | None = None
 ) -> Tensor:
-    """(B, n, V) logits at the places of `targets`, with what was found (B, T, D).
+    """(P, V) logits at the P places of `targets` that are not `IGNORED`, with what was found (B, T, D).
 
     A prefix stands behind the opening. A LoRA acts in the last FFN: the passes in front of it need no gradients.
     """
     backbone, rows, flat = model.backbone, batch.asked, weights.networks.modulate(found)
-    texts, spared, count = (
-        [],
-        0 if isinstance(weights.form, Lora) else batch.opening.spared,
-        max(len(r.answer) for r in rows),
-    )
+    texts, spared = [], 0 if isinstance(weights.form, Lora) else batch.opening.spared
+    goal = targets(rows, backbone.device)
     for n, row in enumerate(rows):
         page = rows[shown[n]] if shown is not None and n in shown else row
         begins = page.full[:spared] == row.prompt[:spared]  # not if the template puts documents in front of messages
@@ -119,11 +116,12 @@ def answer_logits(
         with torch.no_grad():
             x, residual, _ = run(backbone, ids, mask, None, positions(mask))
         with applied(backbone, weights.form.of(flat)):
-            return backbone.logits(x[:, -count:], residual[:, -count:])
+            x, residual = (t[:, -goal.shape[1] :].contiguous() for t in (x, residual))
+            return backbone.logits(x, residual)[goal != IGNORED]
     front = in_front(backbone, batch.opening, weights.window)
     seen = torch.ones(len(rows), weights.tokens, dtype=torch.long)
     behind = with_opening(backbone, front, prefix(backbone, weights.form.of(flat)).layers, seen)
-    return logits_behind(backbone, texts, model.pad_id, count, *behind, weights.end)
+    return logits_behind(backbone, texts, model.pad_id, goal, *behind, weights.end)
 
 
 def _distances(model: Model, batch: Batch, layers: Layers, teacher: GistWeights) -> Tensor:

@@ -167,17 +167,16 @@ def evaluated(model: Model, weights: MacWeights, samples: Sequence[Sample], at_o
     for batch, bank in zip(batches, banks, strict=True):
         goal = targets(batch.asked, model.backbone.device)
         tokens += int((goal != IGNORED).sum())
-        count = goal.shape[1]
         for way in _WAYS:
             if way == "none":
                 texts = [row.prompt + row.answer[:-1] for row in batch.asked]
-                logits = logits_behind(model.backbone, texts, model.pad_id, count)
+                logits = logits_behind(model.backbone, texts, model.pad_id, goal)
             else:
                 own = torch.tensor([[n in row.gists for n in range(len(bank))] for row in batch.asked])
                 of, seen = (everything, None) if way == "bank" else (bank, own.to(bank.device))
                 logits = answer_logits(model, weights, batch, found_in(model, weights, batch.asked, of, seen))
             counts[way] += right(logits, goal)
-            losses[way] += cross_entropy(logits.flatten(0, 1), goal.flatten(), reduction="sum").item()
+            losses[way] += cross_entropy(logits, goal[goal != IGNORED], reduction="sum").item()
     shares: dict[str, float] = {way: count / len(samples) for way, count in counts.items()}
     return shares | {f"{way}_loss": round(loss / tokens, 4) for way, loss in losses.items()}
 
