@@ -29,9 +29,28 @@ def problem() -> tuple[torch.Tensor, torch.Tensor, list[int]]:
 class TestFormulas:
     def test_which_keys_count(self, problem: Any) -> None:
         scores, values, _ = problem
-        got = match.importance(scores, values, START, 1.7)
-        wanted = reference.importance(scores.double().numpy(), values.double().numpy(), START, 1.7)
-        np.testing.assert_allclose(got.numpy(), wanted, atol=1e-5)
+        heads = [(scores, values), (scores.flip(1), 2 * values)]
+        read = [match.read_from(*head, START, 1.7) for head in heads]
+        got = match.importance(*(torch.stack(parts) for parts in zip(*read, strict=True)))
+        for own, head in zip(got, heads, strict=True):
+            wanted = reference.importance(*(t.double().numpy() for t in head), START, 1.7, 0.15, 1e-6)
+            np.testing.assert_allclose(own.numpy(), wanted, atol=1e-5)
+
+    def test_keys_that_say_the_same_or_that_nobody_reads(self) -> None:
+        """Of two that are read alike the second adds nothing, and there is a number for each."""
+        scores = torch.full((6, 9), -200.0)
+        scores[:, 0] = 0
+        scores[1:3, 5] = scores[1:3, 6] = 3.0
+        scores[3:, 8] = 3.0
+        read = match.read_from(scores, torch.eye(9), 4, 1.0)
+        (gains,) = match.importance(read[0][None], read[1][None])
+        assert gains.isfinite().all()
+        assert gains[4] > 0.05
+        assert max(gains[1:3]) > 0.02
+        assert min(gains[1:3]) < 1e-6
+        assert (gains[[0, 3]] < 1e-6).all()
+        nothing, _ = match.importance(torch.zeros(2, 5, 5), torch.zeros(2, 5, 3))
+        assert nothing.tolist() == [0.0] * 5
 
     def test_the_weights_are_the_best_that_are_not_negative(self, problem: Any) -> None:
         scores, values, kept = problem

@@ -14,14 +14,27 @@ def softmax(row: Array) -> Array:
     return weights / weights.sum()
 
 
-def importance(scores: Array, values: Array, start: int, size: float) -> Array:
-    """Scores (N, C), values (C, d) -> one number for each column from `start` on."""
-    found = []
-    mean = values[start:].mean(0)
-    for column in range(start, len(values)):
-        squares = [softmax(row)[column] ** 2 for row in scores]
-        found.append(np.sqrt(np.mean(squares)) * np.linalg.norm(values[column] - mean) / size)
-    return np.array(found)
+def importance(scores: Array, values: Array, start: int, size: float, at_once: float, noise: float) -> Array:
+    """Scores (N, C), values (C, d) -> one number for each column from `start` on, each error by a least-squares fit."""
+    attention = np.array([softmax(row)[start:] for row in scores])
+    output = attention @ (values[start:] - values[start:].mean(0)) / size
+    ridge = noise * (attention**2).mean(0).sum()
+
+    def error(columns: list[int]) -> float:
+        x = np.concatenate([attention[:, columns] / np.sqrt(len(scores)), np.sqrt(ridge) * np.eye(len(columns))])
+        y = np.concatenate([output / np.sqrt(len(scores)), np.zeros((len(columns), values.shape[1]))])
+        fitted = np.linalg.lstsq(x, y, rcond=None)[0]
+        return float(((y - x @ fitted) ** 2).sum())
+
+    found, taken = np.zeros(attention.shape[1]), list[int]()
+    while len(taken) < len(found):
+        before = error(taken)
+        gains = {j: before - error([*taken, j]) for j in range(len(found)) if j not in taken}
+        best = sorted(gains, key=lambda j: -gains[j])[: max(1, int(at_once * len(taken)))]
+        for j in best:
+            found[j] = gains[j]
+        taken += best
+    return found
 
 
 def mass(scores: Array, kept: list[int], start: int, least: float) -> tuple[Array, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from memograft.memory.base import Model, Task
-from memograft.memory.compact.match import chosen, importance, matched
+from memograft.memory.compact.match import chosen, importance, matched, read_from
 from memograft.memory.fastmem.rows import gather
 from memograft.model.backbone import Backbone, unsupported
 from memograft.model.carried import Carried, CarriedLayer
@@ -90,8 +90,8 @@ def compacted(
     for n in whole:
         task.pause("compacted")
         size = float(layers[n].values.float().norm(dim=-1).mean())
-        heads = [importance(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
-        found.append(torch.stack(heads))
+        heads = [read_from(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
+        found.append(importance(*(torch.stack(parts) for parts in zip(*heads, strict=True))))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
     made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
     for n, layer in enumerate(layers):

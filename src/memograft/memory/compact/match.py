@@ -8,13 +8,18 @@ keys, C, with a bias b (t,) and values U (t, d) such that for the queries
 
 (q c stands for the scaled scores.) `mass` is a least-squares problem in w = exp(b) >= 0, `output` is one in U.
 
-Which keys: those without which attention's output would change most,
+Which keys: the best one is taken, then the best one beside it, and so on (orthogonal matching pursuit). s_j is how
+much better the output can be read with key j than with those that were taken before it, S:
 
-    s_j = sqrt(mean_q p_q(j)^2) |v_j - mean v| / mean |v|         p_q: attention to all columns, not only the context
+    E(S) = min_U mean_q |sum_j p_q(j) (v_j - mean v) - sum_{i in S} p_q(i) u_i|^2 + ridge |U|^2
+    s_j  = E(S) - E(S + j)                               p_q: attention to all columns, not only the context
 
-The keys are not divided evenly: the largest s_j of all layers and heads are kept (`chosen`). Some heads read every
-token of a text (those that copy), most read few; with as many keys in every head, SmolLM2's predictions change ten
-times as much (benchmarks/LOG.md). The paper divides them by measured properties of the model's heads instead.
+So a key that others can replace counts little. The paper pursues the mass instead of the output.
+
+The keys are not divided evenly: the largest s_j of all layers and heads, in units of the layer's values, are kept
+(`chosen`). Some heads read every token of a text (those that copy), most read few; with as many keys in every head,
+SmolLM2's predictions change several times as much (benchmarks/LOG.md). The paper divides them by measured properties of
+the model's heads instead.
 """
 
 from __future__ import annotations
@@ -22,29 +27,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["chosen", "importance", "matched"]
+__all__ = ["chosen", "importance", "matched", "read_from"]
 
 _STEPS = 100  # of the least-squares problem with w >= 0
 _LEAST = 1e-4  # w; smaller weights are as good as none
+_AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
+_LEAST_RIDGE = 1e-12  # of heads that do not read the context
+_NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above float32's rounding
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
 
 
-def importance(scores: Tensor, values: Tensor, start: int, size: float) -> Tensor:
-    """s_j of each column of a head from `start` on.
+def read_from(scores: Tensor, values: Tensor, start: int, size: float) -> tuple[Tensor, Tensor]:
+    """What `importance` is computed from, for one head.
 
     Args:
         scores: of N queries for all columns (N, C).
         values: of all columns (C, d).
-        start: first column of the context.
+        start: first column of the context, which has T = C - start.
         size: mean |v| of the layer.
 
     Returns:
-        (T,), T = C - start.
+        The means over the queries of p(i) p(j) (T, T), and of p(i) times the output, in units of `size` (T, d).
     """
-    attention = torch.softmax(scores, -1)[:, start:].square().mean(0).sqrt()
-    context = values[start:]
-    distance: Tensor = (context - context.mean(0)).norm(dim=-1)
-    return attention * distance / size
+    attention, context = torch.softmax(scores, -1)[:, start:], values[start:] / size
+    gram = attention.T @ attention / len(attention)
+    return gram, gram @ (context - context.mean(0))
+
+
+def importance(gram: Tensor, reads: Tensor) -> Tensor:
+    """s_j of the columns of H heads, (H, T, T) and (H, T, d) of `read_from` -> (H, T), in units of `size` squared.
+
+    Up to `_AT_ONCE` of the number of keys that were taken are taken at a time, with what each alone would add to them.
+    """
+    (heads, total, _), device = gram.shape, gram.device
+    # What the taken keys do not explain of the Gram matrix is gram - basis basis^T, of which `left` is the diagonal.
+    left, basis = gram.diagonal(dim1=1, dim2=2).clone(), torch.empty_like(gram)
+    ridge = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE
+    gains, count, taken = torch.empty_like(left), 0, torch.zeros_like(left, dtype=torch.bool)
+    every = torch.arange(heads, device=device)[:, None]
+    while count < total:
+        gain = reads.square().sum(-1) / (left.clamp_min(0) + ridge)
+        best = gain.masked_fill(taken, -1).topk(min(total - count, max(1, int(_AT_ONCE * count)))).indices  # (H, k)
+        gains[every, best], taken[every, best] = gain[every, best], True
+        known = basis[:, :, :count]
+        columns = gram[every, best] - known[every, best] @ known.mT  # (H, k, T)
+        inside = columns.gather(2, best[:, None].expand(-1, best.shape[1], -1))
+        root = torch.linalg.cholesky(inside + ridge[..., None] * torch.eye(best.shape[1], device=device))
+        more = torch.linalg.solve_triangular(root, columns, upper=False)
+        reads = reads - more.mT @ torch.linalg.solve_triangular(root, reads[every, best], upper=False)
+        left -= more.square().sum(1)
+        basis[:, :, count : count + best.shape[1]] = more.mT
+        count += best.shape[1]
+    return gains
 
 
 def chosen(scores: list[Tensor], ratio: float) -> list[Tensor]:
