@@ -276,6 +276,7 @@ def test_a_long_text_uses_some_of_its_queries(make_engine: Any, monkeypatch: Any
     engine = make_engine()
     whole = engine.memorize(FACTS, FOUR)
     monkeypatch.setattr("memograft.memory.compact.keys._QUERIES", 7)
+    monkeypatch.setattr("memograft.memory.compact.keys._BLOCK", 4)
     some = engine.memorize(FACTS, FOUR)
     assert len(packed(some.carried)) == pytest.approx(len(packed(whole.carried)), rel=0.01)
     assert packed(some.carried) != packed(whole.carried)

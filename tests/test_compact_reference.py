@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from memograft.memory.compact import match
-from memograft.memory.compact.keys import asked_of, compacted, exact, heads_of, tail_of
+from memograft.memory.compact.keys import asked_of, blocks, compacted, exact, heads_of, tail_of
 from memograft.model.carried import CarriedLayer
 from reference import attention_matching as reference
 from test_compact import model_of, prompt_of
 
 START = 5
+COLUMNS = slice(START, None)
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ class TestFormulas:
     def test_which_keys_count(self, problem: Any) -> None:
         scores, values, _ = problem
         heads = [(scores, values), (scores.flip(1), 2 * values)]
-        read = [match.read_from(*head, START, 1.7) for head in heads]
+        read = [match.read_from(*head, COLUMNS, 1.7) for head in heads]
         got = match.importance(*(torch.stack(parts) for parts in zip(*read, strict=True)))
         for own, head in zip(got, heads, strict=True):
-            wanted = reference.importance(*(t.double().numpy() for t in head), START, 1.7, 0.15, 1e-6)
+            wanted = reference.importance(*(t.double().numpy() for t in head), COLUMNS, 1.7, 0.15, 1e-6)
             np.testing.assert_allclose(own.numpy(), wanted, atol=1e-5)
 
     def test_keys_that_say_the_same_or_that_nobody_reads(self) -> None:
@@ -42,7 +43,7 @@ class TestFormulas:
         scores[:, 0] = 0
         scores[1:3, 5] = scores[1:3, 6] = 3.0
         scores[3:, 8] = 3.0
-        read = match.read_from(scores, torch.eye(9), 4, 1.0)
+        read = match.read_from(scores, torch.eye(9), slice(4, None), 1.0)
         (gains,) = match.importance(read[0][None], read[1][None])
         assert gains.isfinite().all()
         assert gains[4] > 0.05
@@ -54,24 +55,24 @@ class TestFormulas:
 
     def test_the_weights_are_the_best_that_are_not_negative(self, problem: Any) -> None:
         scores, values, kept = problem
-        bias, _ = match.matched(scores, values, mask(kept), START)
+        bias, _ = match.matched(scores, values, mask(kept), COLUMNS)
         numbers = scores.double().numpy()
-        _, best = reference.mass(numbers, kept, START, 1e-4)
-        found = reference.objective(numbers, kept, START, np.exp(bias.double().numpy()))
+        _, best = reference.mass(numbers, kept, COLUMNS, 1e-4)
+        found = reference.objective(numbers, kept, COLUMNS, np.exp(bias.double().numpy()))
         assert best - 1e-6 <= found <= best * 1.001
-        assert found < 0.5 * reference.objective(numbers, kept, START, np.ones(len(kept)))
+        assert found < 0.5 * reference.objective(numbers, kept, COLUMNS, np.ones(len(kept)))
 
     def test_the_values_are_the_best_for_these_weights(self, problem: Any) -> None:
         scores, values, kept = problem
-        bias, fitted = match.matched(scores, values, mask(kept), START)
+        bias, fitted = match.matched(scores, values, mask(kept), COLUMNS)
         numbers = (scores.double().numpy(), values.double().numpy())
-        wanted = reference.values_for(*numbers, kept, START, bias.double().numpy(), 1e-3)
+        wanted = reference.values_for(*numbers, kept, COLUMNS, bias.double().numpy(), 1e-3)
         np.testing.assert_allclose(fitted.numpy(), wanted, atol=1e-5)
 
     def test_the_fit_reads_what_the_whole_text_gives(self, problem: Any) -> None:
         """The output's error is less than half of that without a fit."""
         scores, values, kept = problem
-        bias, fitted = match.matched(scores, values, mask(kept), START)
+        bias, fitted = match.matched(scores, values, mask(kept), COLUMNS)
         inside = scores[:, START:]
         whole = torch.softmax(inside, -1) @ values[START:]
         dropped = torch.softmax(inside[:, kept], -1) @ values[START:][kept]
@@ -80,13 +81,13 @@ class TestFormulas:
 
     def test_all_keys_need_no_fit(self, problem: Any) -> None:
         scores, values, _ = problem
-        bias, fitted = match.matched(scores, values, torch.ones(24, dtype=torch.bool), START)
+        bias, fitted = match.matched(scores, values, torch.ones(24, dtype=torch.bool), COLUMNS)
         assert not bias.any()
         assert torch.equal(fitted, values[START:])
 
     def test_no_keys(self, problem: Any) -> None:
         scores, values, _ = problem
-        bias, fitted = match.matched(scores, values, torch.zeros(24, dtype=torch.bool), START)
+        bias, fitted = match.matched(scores, values, torch.zeros(24, dtype=torch.bool), COLUMNS)
         assert (bias.shape, fitted.shape) == ((0,), (0, 8))
 
     def test_the_largest_of_all_layers_and_heads_are_chosen(self) -> None:
@@ -103,9 +104,17 @@ def mask(kept: list[int]) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "phi", "gpt_neox"])
-def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> None:
+PAIRS = [*((family, False) for family in ("llama", "qwen3", "gpt2", "gemma2", "phi", "gpt_neox")), ("llama", True)]
+
+
+@pytest.mark.parametrize(("family", "in_blocks"), PAIRS)
+def test_every_layer_and_head_is_the_formula(
+    make_engine: Any, family: str, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Grouped queries, biases, sliding windows: each head's weights and values are those of the naive version."""
+    if in_blocks:
+        monkeypatch.setattr("memograft.memory.compact.keys._QUERIES", 20)
+        monkeypatch.setattr("memograft.memory.compact.keys._BLOCK", 12)
     engine = make_engine(family)
     model, prompt = model_of(engine), prompt_of(engine)
     segment, start = exact(model, prompt), prompt.spans[0][0]
@@ -119,19 +128,25 @@ def test_every_layer_and_head_is_the_formula(make_engine: Any, family: str) -> N
         if not isinstance(layer, CarriedLayer):
             assert whole.is_sliding
             continue
+        together = list(blocks(asked[n].queries.shape[2], start, segment.length))
+        assert (len(together) > 1) == in_blocks
+        heads = [list(heads_of(whole, asked[n], rows)) for _, rows in together]
         at = 0
-        for head, (scores, values) in enumerate(heads_of(whole, asked[n])):
+        for head in range(len(layer.kept)):
             kept = layer.kept[head].nonzero().flatten().tolist()
             assert kept[:start] == list(range(start))
             own, bias = layer.values[at : at + len(kept)], layer.bias[at : at + len(kept)]
             assert torch.equal(layer.keys[at : at + len(kept)], whole.keys[0, head, kept])
-            context = [column - start for column in kept[start:]]
             at += len(kept)
             assert not bias[:start].any()
-            if 0 < len(context) < values.shape[0] - start:
-                numbers = (scores.double().numpy(), values.double().numpy())
-                wanted = reference.values_for(*numbers, context, start, bias[start:].double().numpy(), 1e-3)
-                # Ill-conditioned in float32 where few queries read a head's keys.
-                assert np.linalg.norm(own[start:].numpy() - wanted) < 2e-4 * np.linalg.norm(wanted)
-                count += 1
+            for (columns, _), found in zip(together, heads, strict=True):
+                scores, values = found[head]
+                places = [n for n, column in enumerate(kept) if columns.start <= column < columns.stop]
+                context = [kept[n] - columns.start for n in places]
+                if 0 < len(context) < columns.stop - columns.start:
+                    numbers = (scores.double().numpy(), values.double().numpy())
+                    wanted = reference.values_for(*numbers, context, columns, bias[places].double().numpy(), 1e-3)
+                    # Ill-conditioned in float32 where few queries read a head's keys.
+                    assert np.linalg.norm(own[places].numpy() - wanted) < 2e-4 * np.linalg.norm(wanted)
+                    count += 1
     assert count

@@ -14,10 +14,10 @@ def softmax(row: Array) -> Array:
     return weights / weights.sum()
 
 
-def importance(scores: Array, values: Array, start: int, size: float, at_once: float, noise: float) -> Array:
-    """Scores (N, C), values (C, d) -> one number for each column from `start` on, each error by a least-squares fit."""
-    attention = np.array([softmax(row)[start:] for row in scores])
-    output = attention @ (values[start:] - values[start:].mean(0)) / size
+def importance(scores: Array, values: Array, columns: slice, size: float, at_once: float, noise: float) -> Array:
+    """Scores (N, C), values (C, d) -> one number for each of the columns, each error by a least-squares fit."""
+    attention = np.array([softmax(row)[columns] for row in scores])
+    output = attention @ (values[columns] - values[columns].mean(0)) / size
     ridge = noise * (attention**2).mean(0).sum()
 
     def error(columns: list[int]) -> float:
@@ -37,12 +37,12 @@ def importance(scores: Array, values: Array, start: int, size: float, at_once: f
     return found
 
 
-def mass(scores: Array, kept: list[int], start: int, least: float) -> tuple[Array, float]:
+def mass(scores: Array, kept: list[int], columns: slice, least: float) -> tuple[Array, float]:
     """The weights w >= least that minimise sum_q share_q (sum_i w_i a_q(i) - 1)^2, and this sum."""
     rows, wanted = [], []
     for row in scores:
-        share = softmax(row)[start:].sum()
-        inside = softmax(row[start:])
+        share = softmax(row)[columns].sum()
+        inside = softmax(row[columns])
         rows.append(np.sqrt(share) * inside[kept])
         wanted.append(np.sqrt(share) * 1.0)
     m, y = np.array(rows), np.array(wanted)
@@ -51,24 +51,24 @@ def mass(scores: Array, kept: list[int], start: int, least: float) -> tuple[Arra
     return w, float(((m @ w - y) ** 2).sum())
 
 
-def objective(scores: Array, kept: list[int], start: int, w: Array) -> float:
+def objective(scores: Array, kept: list[int], columns: slice, w: Array) -> float:
     """What `mass` minimises."""
     found = 0.0
     for row in scores:
-        share, inside = softmax(row)[start:].sum(), softmax(row[start:])
+        share, inside = softmax(row)[columns].sum(), softmax(row[columns])
         found += share * (float((inside[kept] * w).sum()) - 1.0) ** 2
     return found
 
 
-def values_for(scores: Array, values: Array, kept: list[int], start: int, bias: Array, ridge: float) -> Array:
+def values_for(scores: Array, values: Array, kept: list[int], columns: slice, bias: Array, ridge: float) -> Array:
     """The values (t, d) that minimise the distance of the outputs + ridge * the distance to the text's own values."""
     rows, wanted = [], []
     for row in scores:
-        share = softmax(row)[start:].sum()
-        inside = softmax(row[start:])
-        rows.append(share * softmax(row[start:][kept] + bias))
-        wanted.append(share * (inside @ values[start:]))
-    x, y, own = np.array(rows), np.array(wanted), values[start:][kept]
+        share = softmax(row)[columns].sum()
+        inside = softmax(row[columns])
+        rows.append(share * softmax(row[columns][kept] + bias))
+        wanted.append(share * (inside @ values[columns]))
+    x, y, own = np.array(rows), np.array(wanted), values[columns][kept]
     weight = np.sqrt(ridge * np.mean((x**2).sum(0)) + 1e-8)
     stacked = np.concatenate([x, weight * np.eye(len(kept))])
     found: Array = np.linalg.lstsq(stacked, np.concatenate([y, weight * own]), rcond=None)[0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,9 +22,10 @@ from memograft.model.kv import Segment, empty, joins, positions, spread
 from memograft.model.prefill import prefill_segment, run
 from memograft.prompt.builder import Prompt
 
-__all__ = ["asked_of", "check", "compacted", "exact", "heads_of", "tail_of"]
+__all__ = ["asked_of", "blocks", "check", "compacted", "exact", "heads_of", "tail_of"]
 
-_QUERIES = 1024  # tokens whose queries are used, at most; they are evenly spaced
+_QUERIES = 1024  # tokens whose queries are used for a block, at most
+_BLOCK = 512  # columns that are matched together, at most, if there are more queries
 _PASS = 2048  # tokens of the context in one pass
 _NOW = Task()  # nobody waits
 
@@ -90,8 +93,11 @@ def compacted(
     for n in whole:
         task.pause("compacted")
         size = float(layers[n].values.float().norm(dim=-1).mean())
-        heads = [read_from(scores, values, start, size) for scores, values in heads_of(layers[n], asked[n])]
-        found.append(importance(*(torch.stack(parts) for parts in zip(*heads, strict=True))))
+        of_blocks = []
+        for columns, rows in blocks(asked[n].queries.shape[2], start, segment.length):
+            heads = [read_from(scores, values, columns, size) for scores, values in heads_of(layers[n], asked[n], rows)]
+            of_blocks.append(importance(*(torch.stack(parts) for parts in zip(*heads, strict=True))))
+        found.append(torch.cat(of_blocks, 1))
     kept = dict(zip(whole, chosen(found, ratio), strict=True))
     made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
     for n, layer in enumerate(layers):
@@ -104,18 +110,19 @@ def compacted(
 def asked_of(
     backbone: Backbone, segment: Segment, start: int, tail: Sequence[int], task: Task = _NOW
 ) -> dict[int, Asked]:
-    """The queries of each layer while the model is given the context as its own answer.
+    """The queries of each layer while the model is given the context as its own answer. Those of its tokens come last.
 
     They stand for those of later answers: behind the context comes the rest of a prompt with a question, by default one
     that says nothing ("?"), and then the context again. Queries of the first pass would be those of tokens that do not
     see what follows them.
     """
     text, room = segment.ids[start:], backbone.max_length - segment.length - len(tail)
-    size, parts = max(1, min(room, _PASS)), list[dict[int, Asked]]()
+    size, parts, is_text = max(1, min(room, _PASS)), list[dict[int, Asked]](), list[bool]()
     for first in range(0, len(text), size):
         cache, mask, _, _ = spread(backbone, [segment])
         ids = torch.tensor([[*tail, *text[first : first + size]]], device=backbone.device)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
+        is_text += [n >= len(tail) for n in range(ids.shape[1])]
         places, at = positions(mask)[:, segment.length :], 0
         while at < ids.shape[1]:
             end = ids.shape[1] if task.pace is None else at + task.pace.columns(1)
@@ -127,13 +134,34 @@ def asked_of(
             parts.append(asked)
             task.pause("compacted")
             at = end
+    order = torch.tensor(is_text).argsort(stable=True)
     whole = {n: torch.cat([part[n].queries for part in parts], 2) for n in parts[0]}
-    return {n: replace(parts[0][n], queries=queries) for n, queries in whole.items()}
+    return {n: replace(parts[0][n], queries=queries[:, :, order.to(queries.device)]) for n, queries in whole.items()}
 
 
-def heads_of(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each head of keys: the scores of its queries for all C columns (N, C), and its values (C, d), float32."""
-    queries = asked.queries[0, :, :: -(-asked.queries.shape[2] // _QUERIES)]
+def blocks(queries: int, start: int, end: int) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of the context, which is from `start` to `end`, that are matched together, and the queries for them.
+
+    The queries of a block's own tokens are always among them: heads that copy read a token there and nowhere else. The
+    others are evenly spaced. So the work grows with the length of the context, and not with its third power.
+    """
+    if queries <= _QUERIES:
+        yield slice(start, end), torch.arange(queries)
+        return
+    text = end - start
+    edges = torch.linspace(start, end, 1 + math.ceil(text / _BLOCK)).round().int().tolist()
+    others = range(0, queries, math.ceil(queries / (_QUERIES - _BLOCK)))
+    for first, last in pairwise(edges):
+        own = range(queries - end + first, queries - end + last)
+        yield slice(first, last), torch.tensor(sorted({*own, *others}))
+
+
+def heads_of(layer: DynamicLayer, asked: Asked, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each head of keys: the scores of N queries for all C columns (N, C), and its values (C, d), float32.
+
+    `rows` are the numbers of the tokens that ask.
+    """
+    queries = asked.queries[0][:, rows.to(asked.queries.device)]
     groups = queries.reshape(layer.keys.shape[1], -1, queries.shape[-1])  # the heads that share keys are neighbours
     for keys, values, own in zip(layer.keys[0], layer.values[0], groups, strict=True):
         scores = own.float() @ keys.float().T * asked.scale
@@ -141,11 +169,16 @@ def heads_of(layer: DynamicLayer, asked: Asked) -> Iterator[tuple[Tensor, Tensor
 
 
 def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> CarriedLayer:
-    before = kept.new_ones(len(kept), start)
-    bias, values = [], []
-    for (scores, own), its in zip(heads_of(layer, asked), kept, strict=True):
-        b, fitted = matched(scores, own, its, start)
-        bias += [b.new_zeros(start), b]
-        values += [own[:start], fitted]
-    kept = torch.cat([before, kept], 1)
-    return CarriedLayer(kept, layer.keys[0][kept], torch.cat(values).to(layer.values), torch.cat(bias))
+    before = layer.values[0][:, :start].float()
+    bias, values = [[own.new_zeros(start)] for own in before], [[own] for own in before]
+    for columns, rows in blocks(asked.queries.shape[2], start, layer.keys.shape[2]):
+        its = kept[:, columns.start - start : columns.stop - start]
+        for n, (scores, own) in enumerate(heads_of(layer, asked, rows)):
+            b, fitted = matched(scores, own, its[n], columns)
+            bias[n].append(b)
+            values[n].append(fitted)
+    kept = torch.cat([kept.new_ones(len(kept), start), kept], 1)
+    together = torch.cat([torch.cat(own) for own in values])
+    return CarriedLayer(
+        kept, layer.keys[0][kept], together.to(layer.values), torch.cat([torch.cat(own) for own in bias])
+    )

@@ -37,19 +37,19 @@ _NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
 
 
-def read_from(scores: Tensor, values: Tensor, start: int, size: float) -> tuple[Tensor, Tensor]:
+def read_from(scores: Tensor, values: Tensor, columns: slice, size: float) -> tuple[Tensor, Tensor]:
     """What `importance` is computed from, for one head.
 
     Args:
         scores: of N queries for all columns (N, C).
         values: of all columns (C, d).
-        start: first column of the context, which has T = C - start.
+        columns: T neighbours, which are matched together.
         size: mean |v| of the layer.
 
     Returns:
         The means over the queries of p(i) p(j) (T, T), and of p(i) times the output, in units of `size` (T, d).
     """
-    attention, context = torch.softmax(scores, -1)[:, start:], values[start:] / size
+    attention, context = torch.softmax(scores, -1)[:, columns], values[columns] / size
     gram = attention.T @ attention / len(attention)
     return gram, gram @ (context - context.mean(0))
 
@@ -90,23 +90,23 @@ def chosen(scores: list[Tensor], ratio: float) -> list[Tensor]:
     return [part.view(s.shape).to(s.device) for part, s in zip(parts, scores, strict=True)]
 
 
-def matched(scores: Tensor, values: Tensor, kept: Tensor, start: int) -> tuple[Tensor, Tensor]:
+def matched(scores: Tensor, values: Tensor, kept: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """b and U of one head.
 
     Args:
         scores: of N queries for all columns (N, C).
         values: of all columns (C, d).
-        kept: which columns of the context stay (T,).
-        start: first column of the context.
+        kept: which of these columns stay (T,).
+        columns: the T that are matched together.
 
     Returns:
         b (t,) and U (t, d), in the order of the columns.
     """
-    index, own = kept.nonzero().flatten(), values[start:]
+    index, own = kept.nonzero().flatten(), values[columns]
     if not len(index) or len(index) == len(kept):
         return own.new_zeros(len(index)), own[index]
-    share = torch.softmax(scores, -1)[:, start:].sum(-1)  # queries that hardly read the context count less
-    inside = scores[:, start:]
+    share = torch.softmax(scores, -1)[:, columns].sum(-1)  # queries that hardly read them count less
+    inside = scores[:, columns]
     attention = torch.softmax(inside, -1)  # (N, T)
     weights = _nonnegative(attention[:, index] * share.sqrt()[:, None], share.sqrt())  # mass, relative to the whole
     bias = weights.log()
