@@ -34,6 +34,7 @@ _LEAST = 1e-4  # w; smaller weights are as good as none
 _AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
 _LEAST_RIDGE = 1e-12  # of heads that do not read the context
 _NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above float32's rounding
+_LEAST_SHARE = 1e-30  # of the attention, where a query reads none of the columns
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
 
 
@@ -105,13 +106,14 @@ def matched(scores: Tensor, values: Tensor, kept: Tensor, columns: slice) -> tup
     index, own = kept.nonzero().flatten(), values[columns]
     if not len(index) or len(index) == len(kept):
         return own.new_zeros(len(index)), own[index]
-    share = torch.softmax(scores, -1)[:, columns].sum(-1)  # queries that hardly read them count less
-    inside = scores[:, columns]
-    attention = torch.softmax(inside, -1)  # (N, T)
-    weights = _nonnegative(attention[:, index] * share.sqrt()[:, None], share.sqrt())  # mass, relative to the whole
+    attention = torch.softmax(scores, -1)[:, columns]
+    share = attention.sum(-1, keepdim=True).clamp_min(_LEAST_SHARE)  # queries that hardly read the columns count less
+    few = attention[:, index]
+    weights = _nonnegative(few / share.sqrt(), share[:, 0].sqrt())  # mass, relative to the whole
     bias = weights.log()
-    x = torch.softmax(inside[:, index] + bias, -1) * share[:, None]
-    y = (attention @ own) * share[:, None] - x @ own[index]
+    x = few * weights
+    x = x * (share / x.sum(-1, keepdim=True).clamp_min(_LEAST_SHARE))
+    y = attention @ own - x @ own[index]
     gram = x.T @ x
     ridge = _RIDGE * gram.diagonal().mean() + 1e-8
     eye = torch.eye(len(index), device=x.device)
