@@ -58,7 +58,8 @@ def read_from(scores: Tensor, values: Tensor, columns: slice, size: float) -> tu
 def importance(gram: Tensor, reads: Tensor) -> Tensor:
     """s_j of the columns of H heads, (H, T, T) and (H, T, d) of `read_from` -> (H, T), in units of `size` squared.
 
-    Up to `_AT_ONCE` of the number of keys that were taken are taken at a time, with what each alone would add to them.
+    For speed, several keys are taken at a time, with what each alone would add: `_AT_ONCE` of the number of those that
+    were taken before, but at least one.
     """
     (heads, total, _), device = gram.shape, gram.device
     # What the taken keys do not explain of the Gram matrix is gram - basis basis^T, of which `left` is the diagonal.
