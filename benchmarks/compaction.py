@@ -67,9 +67,8 @@ class Dropped(Compacted):
         asked, layers = keys.asked_of(model.backbone, segment, start, keys.tail_of(model, prompt, ["?"])), []
         for n, layer in enumerate(segment.kv_cache.layers):
             kept = torch.ones(layer.keys.shape[1], segment.length, dtype=torch.bool)
-            for own, (scores, _) in zip(
-                kept, keys.heads_of(layer, asked[n], torch.arange(asked[n].queries.shape[2])), strict=True
-            ):
+            every = torch.arange(asked[n].queries.shape[2])
+            for own, (scores, _) in zip(kept, keys.heads_of(layer, asked[n], every), strict=True):
                 mean = torch.softmax(scores, -1)[:, start:].mean(0)
                 own[start:] = False
                 own[start + mean.topk(max(1, round(len(mean) / self.ratio))).indices] = True

@@ -143,7 +143,8 @@ def blocks(queries: int, start: int, end: int) -> Iterator[tuple[slice, Tensor]]
     """Columns of the context, which is from `start` to `end`, that are matched together, and the queries for them.
 
     The queries of a block's own tokens are always among them: heads that copy read a token there and nowhere else. The
-    others are evenly spaced. So the work grows with the length of the context, and not with its third power.
+    others are evenly spaced. So the work grows with the square of the context's length, as that of attention does, and
+    not with its third power.
     """
     if queries <= _QUERIES:
         yield slice(start, end), torch.arange(queries)

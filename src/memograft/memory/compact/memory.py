@@ -109,8 +109,8 @@ class Compacted(Kept):
 
     Nothing is trained, and any model works whose attention takes a mask for each head (attention implementations "sdpa"
     and "eager"). See `memograft.memory.compact.match` for the method (attention matching, arXiv 2602.16284). It takes a
-    second pass over the documents and one to four times as long again, once: with a handle of `Engine.memorize`, or for
-    requests with the same documents if the engine has a bank.
+    second pass over the documents and several times as long again (docs/carried.md), once: with a handle of
+    `Engine.memorize`, or for requests with the same documents if the engine has a bank.
 
     Attributes:
         memory: what else is done with the documents, e.g. FastMem().
