@@ -108,12 +108,14 @@ def test_documents_about_the_question_or_the_bank(
     assert answer.memory.reason == (
         "answered from the documents and not from the bank, because one of them is about the question"
     )
+    assert answer.memory.relevance == pytest.approx(judged.relevance, abs=1e-5)
     answer = engine.answer(ask(documents=FACTS, memory=from_bank))
     assert answer.usage == engine.answer(ask(memory=both)).usage
     assert answer.documents == ()
     assert answer.memory is not None
     assert answer.memory.reason == f"answered from the bank in {both.bank}, and nothing was trained"
     assert answer.memory.left_out == tuple(Document(fact).id for fact in FACTS)
+    assert answer.memory.relevance == pytest.approx(judged.relevance, abs=1e-5)
 
 
 def test_a_kept_memory_of_hidden_documents_is_left_out(engine: Engine, mac: Mac) -> None:

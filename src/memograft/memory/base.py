@@ -16,7 +16,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -105,6 +105,7 @@ class Wanted:
         beside: the pass of the text that `Memory.beside` named, and its row there; None if it was not run.
         hide: leaves the documents out of the request, and returns its prompt without them; `before` may call it. None
             if there is no request to answer.
+        relevance: of the documents to the question, if `before` judged them: it writes them here, for `prepare`.
     """
 
     memory: Any  # an instance of the class whose method is called
@@ -115,6 +116,7 @@ class Wanted:
     task: Task = Task()
     beside: tuple[Prefill, int] | None = None
     hide: Callable[[], Prompt] | None = None
+    relevance: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

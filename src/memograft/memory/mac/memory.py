@@ -115,6 +115,7 @@ class Mac(Kept):
             found = relevances(model.backbone, filled, range(len(judged)), prompts, lead)
             for place, (n, each) in enumerate(zip(judged, found, strict=True)):
                 hide = rows[n].hide
+                rows[n].relevance[:] = each
                 if max(each) < rows[n].memory.relevance and hide is not None:
                     rows[n], segments[n] = replace(rows[n], prompt=hide()), None
                 else:
@@ -144,10 +145,11 @@ class Mac(Kept):
         for n, row in enumerate(rows):
             report = brought[n].report
             if _is_judged(model, row) and row.memory.memory is None and report is not None:
-                brought[n] = replace(brought[n], report=replace(report, reason=_UNUSED))
+                report = replace(report, reason=_UNUSED, relevance=tuple(row.relevance))
             elif row.documents and not row.prompt.documents and report is not None:
                 left_out = tuple(document.id for document in row.documents)
-                brought[n] = replace(brought[n], report=replace(report, left_out=left_out))
+                report = replace(report, left_out=left_out, relevance=tuple(row.relevance))
+            brought[n] = replace(brought[n], report=report)
         changing = _asked(model, rows, "lora")
         for n, found in zip(changing, _found(model, [rows[n] for n in changing]), strict=True):
             if found is not None:
