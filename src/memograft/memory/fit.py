@@ -99,6 +99,7 @@ def fit(
     stated: JsonObject,
     *,
     scored: Callable[[], JsonObject] | None,
+    begin: Callable[[], None] | None = None,
     write: Callable[[Progress], None],
     every: int,
     stop_at: int | None = None,
@@ -113,6 +114,7 @@ def fit(
         folder: of the checkpoint. If it has one of the same run, the run continues there.
         stated: what determines the result.
         scored: measures held-out samples every `every` steps, and at the end.
+        begin: sets the parameters before the first step; not called if the run continues.
         write: writes what is trained, after that.
         every: steps between checkpoints.
         stop_at: stop at this step; a later call continues.
@@ -125,6 +127,8 @@ def fit(
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0)
     done = checkpoint.read(folder, stated, parameters, optimiser)
     state = Progress(**done) if done is not None else Progress()
+    if done is None and begin is not None:
+        begin()
     last = settings.steps if stop_at is None else min(stop_at, settings.steps)
     bar = tqdm(range(state.step, last), initial=state.step, total=settings.steps, disable=not progress)
     for step in bar:

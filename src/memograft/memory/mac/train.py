@@ -18,18 +18,19 @@ from torch.nn.functional import cross_entropy
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
 from memograft.memory.fit import Progress, Training, fit, frozen
-from memograft.memory.gist import folder as gist_folder
-from memograft.memory.gist.compress import GistWeights, check_model, compressed
+from memograft.memory.gist.compress import GistWeights, check_model
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
 from memograft.memory.mac import folder as mac_folder
 from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
+from memograft.memory.mac.start import begin_with, fit_to_gist
 from memograft.memory.mac.weights import MODULATIONS, MacWeights, fresh
 from memograft.storage.disk import JsonObject
 
 __all__ = ["MacTraining", "evaluated", "train"]
 
 _WAYS = ("bank", "own", "none")
+_FITTED = 512  # documents by which a MAC is made to give what its gist gives
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def train(
 
     Every `every` steps, `held_out` samples are answered from one bank of all their documents, and the weights are
     written into `folder`, with a checkpoint. A later call with the same settings continues from there. `start` is a
-    trained MAC to begin with, or a gist: its LoRA and its tokens, as many as there are, already hold documents.
+    trained MAC to begin with, or a gist: its LoRA and its tokens, as many as there are, already hold documents, and the
+    networks are fitted to give its keys and values, if it has as many tokens and the same window.
 
     Raises:
         SettingsError: no samples, the checkpoint has other settings, samples or another model, or `start` does not fit.
@@ -118,9 +120,7 @@ def train(
         parameters = weights.named
         teacher: GistWeights | None = None
         if start is not None:
-            stated["start"], teacher = _begin_with(start, weights, model)
-        if teacher is not None and settings.modulation == "prefix":
-            _center(model, weights, teacher, batches.of_step(0, settings.groups)[0])
+            stated["start"], teacher = begin_with(start, weights, model)
         if settings.imitate and teacher is None:
             raise SettingsError("`imitate` needs a gist, got none; start with one, of as many tokens")
 
@@ -134,6 +134,11 @@ def train(
                 random.Random(f"{settings.seed}-{step}-drawn"),
             )
 
+        def begin() -> None:
+            if teacher is not None and settings.modulation == "prefix":
+                count = -(-min(_FITTED, len(batches)) // settings.groups)
+                fit_to_gist(model, weights, teacher, [batches.of_step(n, settings.groups)[0] for n in range(count)])
+
         def write(state: Progress) -> None:
             made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
             mac_folder.write(folder, weights, backbone, model.fingerprint, made)
@@ -145,6 +150,7 @@ def train(
             folder,
             stated,
             scored=(lambda: evaluated(model, weights, held_out)) if held_out else None,
+            begin=begin,
             write=write,
             every=every,
             stop_at=stop_at,
@@ -213,48 +219,3 @@ def _drawn(settings: MacTraining, batch: Batch, rng: random.Random) -> Drawn:
     alone = [rng.random() < settings.alone for _ in batch.asked]
     shown = {n: rng.choice((n, rng.randrange(count))) for n in range(count) if rng.random() < settings.shown}
     return Drawn(alone, shown)
-
-
-@torch.no_grad()
-def _center(model: Model, weights: MacWeights, teacher: GistWeights, batch: Batch) -> None:
-    """Let the prefix be the mean of some documents' gists, so that only the differences must be learned."""
-    made = compressed(model.backbone, teacher, batch.documents, model.pad_id)
-    flat = [t.float().mean(0).transpose(0, 1).flatten(1) for pair in made.layers for t in pair]
-    weights.networks.start.copy_(torch.cat([t.to(model.backbone.device) for t in flat], 1))
-
-
-@torch.no_grad()
-def _begin_with(start: Path, weights: MacWeights, model: Model) -> tuple[str, GistWeights | None]:
-    """Copy the weights of a MAC, or LoRA and tokens of a gist. Returns its id, and the gist if it can be imitated."""
-    is_mac = (start / "mac.json").exists()
-    found: mac_folder.MacAbout | gist_folder.GistAbout = (mac_folder if is_mac else gist_folder).about(start)
-    if found.fingerprint != model.fingerprint:
-        raise SettingsError(
-            f"`start` must be of this model (fingerprint {model.fingerprint}), got one of {found.fingerprint} in "
-            f"{start}; leave it out"
-        )
-    gist: GistWeights | None = None
-    left: tuple[str, ...] = ()
-    if is_mac:
-        before = mac_folder.read(start, model.backbone)
-        known = before.named
-        if before.modulation != weights.modulation:
-            left = ("start", "modulation.weight")  # as they are
-    else:
-        gist = gist_folder.read(start, model.backbone)
-        known = gist.adapter.named | dict.fromkeys(("document_tokens", "question_tokens"), gist.embeddings)
-    for name, parameter in weights.named.items():
-        if name in left:
-            continue
-        if name in known and name in ("document_tokens", "question_tokens"):
-            count = min(len(known[name]), len(parameter))
-            parameter[:count] = known[name][:count]
-        elif name in known and known[name].shape == parameter.shape:
-            parameter.copy_(known[name])
-        elif name in known or is_mac:
-            raise SettingsError(
-                f"`start` must have the same `rank`, `tokens` and `blocks`, and {start} has others at {name}; set its "
-                "values"
-            )
-    same = gist is not None and (gist.tokens, gist.window) == (weights.tokens, weights.window)
-    return found.id, gist if same else None

@@ -62,13 +62,14 @@ class MacWeights:
 
     def documents(self, backbone: Backbone, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
         """phi (K, T, D) of the token ids of K documents, float32."""
-        return self.networks.amortise(self._states(backbone, self.networks.document_tokens, texts, pad_id))
+        return self.networks.amortise(self.last_states(backbone, self.networks.document_tokens, texts, pad_id))
 
     def questions(self, backbone: Backbone, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
         """States (B, T, D) behind the token ids of B questions, for `Networks.aggregate`."""
-        return self._states(backbone, self.networks.question_tokens, texts, pad_id)
+        return self.last_states(backbone, self.networks.question_tokens, texts, pad_id)
 
-    def _states(self, backbone: Backbone, tokens: Tensor, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    def last_states(self, backbone: Backbone, tokens: Tensor, texts: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+        """The model's states (K, T, D) at learned tokens behind K texts, float32, before the heads."""
         own = GistWeights(tokens, self.adapter, self.window, self.on_documents)
         return compressed(backbone, own, texts, pad_id).x.float()
 

@@ -1,0 +1,134 @@
+"""What a MAC's training begins with: another MAC, or a gist whose keys and values the networks are made to give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from memograft.errors import SettingsError
+from memograft.memory.base import Model
+from memograft.memory.gist import folder as gist_folder
+from memograft.memory.gist.compress import GistWeights, compressed
+from memograft.memory.gist.data import Batch
+from memograft.memory.mac import folder as mac_folder
+from memograft.memory.mac.networks import CrossAttention
+from memograft.memory.mac.weights import MacWeights
+
+__all__ = ["begin_with", "fit_to_gist"]
+
+_RIDGE = 0.1  # relative to the mean diagonal
+_LINEAR = 4.0  # where GELU is the identity, nearly
+_NEAR = 0.25  # of it; states of a standard deviation of 1 are multiplied by this
+_LEAST = 1e-6  # standard deviation
+
+
+@torch.no_grad()
+def begin_with(start: Path, weights: MacWeights, model: Model) -> tuple[str, GistWeights | None]:
+    """Copy the weights of a MAC, or LoRA and tokens of a gist. Returns its id, and the gist if it can be imitated.
+
+    Raises:
+        SettingsError: it is of another model, or has other sizes.
+        MemoryFormatError: it is damaged.
+    """
+    is_mac = (start / "mac.json").exists()
+    found: mac_folder.MacAbout | gist_folder.GistAbout = (mac_folder if is_mac else gist_folder).about(start)
+    if found.fingerprint != model.fingerprint:
+        raise SettingsError(
+            f"`start` must be of this model (fingerprint {model.fingerprint}), got one of {found.fingerprint} in "
+            f"{start}; leave it out"
+        )
+    gist: GistWeights | None = None
+    left: tuple[str, ...] = ()
+    if is_mac:
+        before = mac_folder.read(start, model.backbone)
+        known = before.named
+        if before.modulation != weights.modulation:
+            left = ("start", "modulation.weight")  # as they are
+    else:
+        gist = gist_folder.read(start, model.backbone)
+        known = gist.adapter.named | dict.fromkeys(("document_tokens", "question_tokens"), gist.embeddings)
+    for name, parameter in weights.named.items():
+        if name in left:
+            continue
+        if name in known and name in ("document_tokens", "question_tokens"):
+            count = min(len(known[name]), len(parameter))
+            parameter[:count] = known[name][:count]
+        elif name in known and known[name].shape == parameter.shape:
+            parameter.copy_(known[name])
+        elif name in known or is_mac:
+            raise SettingsError(
+                f"`start` must have the same `rank`, `tokens` and `blocks`, and {start} has others at {name}; set its "
+                "values"
+            )
+    same = gist is not None and (gist.tokens, gist.window) == (weights.tokens, weights.window)
+    return found.id, gist if same else None
+
+
+@torch.no_grad()
+def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches: Sequence[Batch]) -> None:
+    """Make the networks give a document's gist to a question about it, as well as a linear map can. Ours.
+
+    The gist's last states, which its LoRA and tokens give, already say much of its keys and values in all layers. So
+
+    1. the heads centre and scale each number of the states, and change nothing else;
+    2. the blocks attend with these states themselves: a question's token t finds token t of documents with alike
+       states, and adds what it finds;
+    3. `modulation` and `start` are the ridge regression from phi* to the gist's keys and values, for each question with
+       its own document alone.
+
+    Without this, SmolLM2 does not use documents after 50 steps: an answer costs 3.40 nats a token, whichever document
+    it is asked about (benchmarks/LOG.md).
+    """
+    backbone, networks = model.backbone, weights.networks
+    documents = [weights.last_states(backbone, networks.document_tokens, b.documents, model.pad_id) for b in batches]
+    asked = [[row.prompt[-weights.window :] for row in batch.asked] for batch in batches]
+    questions = [weights.last_states(backbone, networks.question_tokens, texts, model.pad_id) for texts in asked]
+    _standardise(networks.document_head, torch.cat(documents))
+    _standardise(networks.question_head, torch.cat(questions))
+    one = torch.eye(backbone.width, device=backbone.device)
+    for block in networks.blocks:
+        assert isinstance(block, CrossAttention)
+        _set(block.query, one)
+        _set(block.key_value, torch.cat([one, one]))
+        _set(block.out, one)
+        _set(block.feed_forward[2], one.new_zeros(len(one), 4 * len(one)))
+
+    found: list[Tensor] = []
+    for batch, states, own in zip(batches, questions, documents, strict=True):
+        first = torch.tensor([[n == row.gists[0] for n in range(len(own))] for row in batch.asked]).to(own.device)
+        found.append(networks.aggregate(states, networks.amortise(own), first))
+    count, mean = sum(map(len, found)), torch.cat(found).mean(0)
+    gram, cross = mean.new_zeros(len(mean[0]), len(mean[0])), torch.zeros_like(networks.modulation.weight)
+    goal = torch.zeros_like(networks.start)  # mean
+    for batch, each in zip(batches, found, strict=True):
+        gists = _flat(compressed(backbone, teacher, batch.documents, model.pad_id).layers, backbone.device)
+        wanted = gists[[row.gists[0] for row in batch.asked]]
+        apart = (each - mean).flatten(0, 1)
+        gram += apart.T @ apart
+        cross += wanted.flatten(0, 1).T @ apart
+        goal += wanted.sum(0) / count
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    networks.modulation.weight.copy_(torch.linalg.solve(gram, cross, left=False))
+    networks.start.copy_(goal - networks.modulation(mean))
+
+
+def _standardise(head: nn.Sequential, states: Tensor) -> None:
+    """Let a two-layer network subtract the mean of states (K, T, D) and divide by their standard deviation."""
+    mean, deviation = states.mean((0, 1)), states.std((0, 1)).clamp_min(_LEAST)
+    _set(head[0], torch.diag(_NEAR / deviation), _LINEAR - _NEAR * mean / deviation)
+    _set(head[2], torch.eye(len(mean), device=mean.device) / _NEAR, torch.full_like(mean, -_LINEAR / _NEAR))
+
+
+def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Copy a weight and a bias, 0 if None, into a linear map."""
+    assert isinstance(linear, nn.Linear)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
+
+
+def _flat(layers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+    """Keys and values of each layer (K, H, T, d) -> (K, T, size), in the order of `Prefix.of`, float32."""
+    return torch.cat([t.float().transpose(1, 2).flatten(2).to(device) for pair in layers for t in pair], 2)

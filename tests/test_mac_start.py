@@ -1,0 +1,93 @@
+"""A MAC that begins with a gist gives the gist's keys and values as well as a linear map can."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor
+
+from gists import random_gist
+from memograft.memory.gist.compress import Opening, compressed
+from memograft.memory.gist.data import Asked, Batch
+from memograft.memory.mac.loss import Drawn, bank_of, loss_of
+from memograft.memory.mac.start import fit_to_gist
+from reference.mac import aggregated
+from test_mac_reference import made, model_of
+
+W = 64
+
+
+def batches(count: int, seed: int) -> list[Batch]:
+    """Of eight documents each, with a question about every one that names some of its tokens."""
+    rng, found = random.Random(seed), []
+    for _ in range(count):
+        documents = tuple((1, 4, *rng.choices(range(5, 90), k=rng.randint(6, 16))) for _ in range(8))
+        prompts = [(1, 4, *rng.sample(ids[2:], 4), 2, 5) for ids in documents]
+        rows = tuple(Asked(ids, ids, (60, 61, 2), (n,)) for n, ids in enumerate(prompts))
+        found.append(Batch(documents, rows, Opening((1, 4), 2)))
+    return found
+
+
+def begun(family: str) -> tuple[Any, Any, Any]:
+    """The model, a MAC with the LoRA and the tokens of a gist, and the gist."""
+    backbone, weights = made(family, on_documents=False, window=W)
+    gist = random_gist(backbone, window=W)
+    with torch.no_grad():
+        for own in (weights.networks.document_tokens, weights.networks.question_tokens):
+            own.copy_(gist.embeddings)
+    return backbone, replace(weights, adapter=gist.adapter), gist
+
+
+def keys_and_values(backbone: Any, gist: Any, documents: Any) -> Tensor:
+    """(N, T, size) in the order of a modulation."""
+    rows = []
+    for ids in documents:
+        layers = compressed(backbone, gist, [ids], 0).layers
+        rows.append(torch.cat([t[0].transpose(0, 1).reshape(t.shape[2], -1) for pair in layers for t in pair], 1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@torch.no_grad()
+def test_modulations_are_the_ridge_regression_of_the_gists(family: str) -> None:
+    backbone, weights, gist = begun(family)
+    some, networks = batches(4, 0), weights.networks
+    fit_to_gist(model_of(backbone), weights, gist, some)
+
+    states = [weights.last_states(backbone, networks.document_tokens, [ids], 0)[0] for b in some for ids in b.documents]
+    rows = [row for batch in some for row in batch.asked]
+    asked = [weights.last_states(backbone, networks.question_tokens, [row.prompt], 0)[0] for row in rows]
+    every = torch.stack(states)
+    plain = [(own - every.mean((0, 1))) / every.std((0, 1)) for own in states]
+    for own, expected in zip(states, plain, strict=True):
+        torch.testing.assert_close(networks.amortise(own), expected, rtol=0.02, atol=0.02)  # GELU is nearly linear
+
+    x = torch.stack([aggregated(networks, q, [networks.amortise(d)]) for q, d in zip(asked, states, strict=True)])
+    y = torch.cat([keys_and_values(backbone, gist, batch.documents) for batch in some])
+    apart, wanted = (x - x.mean(0)).flatten(0, 1).double(), (y - y.mean(0)).flatten(0, 1).double()
+    alpha = 0.1 * float(apart.square().sum(0).mean())
+    ridge = Ridge(alpha=alpha, fit_intercept=False).fit(apart.numpy(), wanted.numpy())
+    expected = torch.from_numpy(ridge.predict(apart.numpy())).view_as(y).float() + y.mean(0)
+    torch.testing.assert_close(networks.modulate(x), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+@torch.no_grad()
+def test_they_tell_other_documents_apart(family: str) -> None:
+    """The mean of all gists is 1 away from each, in units of their variance."""
+    backbone, weights, gist = begun(family)
+    model = model_of(backbone)
+    fit_to_gist(model, weights, gist, batches(16, 0))
+    (other,) = batches(1, 1)
+    bank = bank_of(model, weights, other.documents, [False] * 8)
+    alone = Drawn([True] * len(other.asked))
+    plain, imitated = (
+        loss_of(model, weights, other, bank, alone, imitate=weight, teacher=gist) for weight in (0.0, 1.0)
+    )
+    apart = float(imitated - plain) / sum(len(row.answer) for row in other.asked)
+    assert apart < 0.9, f"{apart:.3f} of the variance of gists is left"
