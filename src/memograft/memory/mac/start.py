@@ -22,7 +22,6 @@ __all__ = ["begin_with", "fit_to_gist"]
 _RIDGE = 0.1  # relative to the mean diagonal
 _LINEAR = 4.0  # where GELU is the identity, nearly
 _NEAR = 0.25  # of it; states of a standard deviation of 1 are multiplied by this
-_SHARP = 3.0  # scores are multiplied by this: otherwise a question attends to all documents nearly alike
 _LEAST = 1e-6  # standard deviation
 
 
@@ -76,7 +75,7 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
 
     1. the heads centre and scale each number of the states, and change nothing else;
     2. the blocks attend with these states themselves: a question's token t finds token t of documents with alike
-       states, and adds what it finds. The states are rotated, so that each head sees a bit of every number;
+       states, and adds what it finds;
     3. `modulation` and `start` are the ridge regression from phi* to the gist's keys and values, for each question with
        its own document alone.
 
@@ -89,14 +88,13 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
     questions = [weights.last_states(backbone, networks.question_tokens, texts, model.pad_id) for texts in asked]
     _standardise(networks.document_head, torch.cat(documents))
     _standardise(networks.question_head, torch.cat(questions))
-    turn = nn.init.orthogonal_(torch.empty(backbone.width, backbone.width), generator=torch.Generator().manual_seed(0))
-    turn = turn.to(backbone.device)
+    one = torch.eye(backbone.width, device=backbone.device)
     for block in networks.blocks:
         assert isinstance(block, CrossAttention)
-        _set(block.query, _SHARP * turn)
-        _set(block.key_value, torch.cat([turn, turn]))
-        _set(block.out, turn.T)
-        _set(block.feed_forward[2], turn.new_zeros(len(turn), 4 * len(turn)))
+        _set(block.query, one)
+        _set(block.key_value, torch.cat([one, one]))
+        _set(block.out, one)
+        _set(block.feed_forward[2], one.new_zeros(len(one), 4 * len(one)))
 
     found: list[Tensor] = []
     for batch, states, own in zip(batches, questions, documents, strict=True):
