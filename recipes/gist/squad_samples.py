@@ -6,6 +6,7 @@ Without the instruction, SmolLM2 answers in sentences, and training with SQuAD's
 gist to shorten them. `benchmarks/compaction.py --gist` asks in the same words.
 
     sentences.jsonl              a sentence as the page, two questions about it, and the request to repeat it
+    questions.jsonl              the same without these requests, for a MAC: they do not say which page they are about
     squad.jsonl                  whole pages with their questions, and the request to continue one of their sentences
     sentences_held_out.jsonl     some of the development set's "tune" split, for scores during training
     squad_held_out.jsonl
@@ -93,18 +94,20 @@ def main() -> None:
     for item in read(args.train, contexts=["agrees"], split="all").items:
         pages.setdefault(item.documents[0].text, []).append((item.question, item.answers[0]))
     rng = random.Random(0)
-    write(args.out / "sentences.jsonl", of_sentences(pages, rng))
+    short = of_sentences(pages, rng)
+    write(args.out / "sentences.jsonl", short)
+    write(args.out / "questions.jsonl", (sample for sample in short if sample.question not in REPEAT))
     write(args.out / "squad.jsonl", of_pages(pages, rng))
     held_out = read(args.development, contexts=["agrees"], split="tune", n=args.held_out).items
     asked = [Sample(item.documents[0].text, ASK + item.question, item.answers[0]) for item in held_out]
     write(args.out / "squad_held_out.jsonl", asked)
-    short = [
+    held_out_short = [
         sample._replace(document=own[0])
         for sample in asked
         if (own := [sentence for sentence in sentences(sample.document) if sample.answer in sentence])
         and len(own[0]) < LONGEST
     ]
-    write(args.out / "sentences_held_out.jsonl", short)
+    write(args.out / "sentences_held_out.jsonl", held_out_short)
 
 
 if __name__ == "__main__":
