@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
@@ -20,8 +21,11 @@ from memograft.memory.mac.weights import MacWeights
 __all__ = ["begin_with", "fit_to_gist"]
 
 _RIDGE = 0.1  # relative to the mean diagonal
-_LINEAR = 4.0  # where GELU is the identity, nearly
-_NEAR = 0.25  # of it; states of a standard deviation of 1 are multiplied by this
+# States of a standard deviation of 1 are multiplied by _NEAR and reach GELU around _AT, where it is nearly linear. Far
+# from 0 it is more so, but then all outputs of the first layer are large and of one sign, and the first steps of
+# training shift what the second makes of them by more than the states vary.
+_NEAR, _AT = 0.5, 0.5
+_STEP = 1e-2  # of a numerical derivative
 _LEAST = 1e-6  # standard deviation
 
 
@@ -73,7 +77,7 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
 
     The gist's last states, which its LoRA and tokens give, already say much of its keys and values in all layers. So
 
-    1. the heads centre and scale each number of the states, and change nothing else;
+    1. the heads centre and scale each number of the states, and change little else;
     2. the blocks attend with these states themselves: a question's token t finds token t of documents with alike
        states, and adds what it finds;
     3. `modulation` and `start` are the ridge regression from phi* to the gist's keys and values, for each question with
@@ -116,10 +120,13 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
 
 
 def _standardise(head: nn.Sequential, states: Tensor) -> None:
-    """Let a two-layer network subtract the mean of states (K, T, D) and divide by their standard deviation."""
+    """Let a two-layer network subtract the mean of states (K, T, D) and divide by their standard deviation, nearly."""
     mean, deviation = states.mean((0, 1)), states.std((0, 1)).clamp_min(_LEAST)
-    _set(head[0], torch.diag(_NEAR / deviation), _LINEAR - _NEAR * mean / deviation)
-    _set(head[2], torch.eye(len(mean), device=mean.device) / _NEAR, torch.full_like(mean, -_LINEAR / _NEAR))
+    at = torch.tensor(_AT, device=mean.device)
+    slope = (gelu(at + _STEP) - gelu(at - _STEP)) / (2 * _STEP)
+    _set(head[0], torch.diag(_NEAR / deviation), _AT - _NEAR * mean / deviation)
+    back = 1 / (_NEAR * slope)
+    _set(head[2], back * torch.eye(len(mean), device=mean.device), (-gelu(at) * back).expand(len(mean)))
 
 
 def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
