@@ -32,6 +32,7 @@ from memograft.memory.base import Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist import memory as gist_memory
 from memograft.memory.gist.compress import compressed, opening, parts
+from memograft.model.backbone import cache_name, cache_of
 from memograft.model.kv import empty
 from memograft.model.prefill import Pace
 from memograft.serving.scoring import logprobs_of
@@ -63,12 +64,13 @@ def behind_gists(engine: Engine, memory: Gist, request: Request) -> torch.Tensor
     prompt = model.prompts.build(request.messages)
     own = opening(model.prompts, prompt)
     places = torch.arange(weights.window - len(own.ids), weights.window)[None]
-    model.backbone.model(input_ids=torch.tensor([own.ids]), position_ids=places, past_key_values=cache)
+    known = {cache_name(model.backbone.model.forward): cache}
+    model.backbone.model(input_ids=torch.tensor([own.ids]), position_ids=places, **known)
     for n in range(len(pieces[0].layers)):
         cache.update(*(torch.cat([piece.layers[n][side] for piece in pieces], 2) for side in (0, 1)), n)
     ids = torch.tensor([prompt.ids[own.spared :]])
     positions = torch.arange(weights.end, weights.end + ids.shape[1])[None]
-    out = model.backbone.model(input_ids=ids, position_ids=positions, past_key_values=cache)
+    out = model.backbone.model(input_ids=ids, position_ids=positions, **known)
     return out.logits[0, -1].log_softmax(-1)
 
 
@@ -347,7 +349,7 @@ class TestFolder:
         row = torch.cat([embed(torch.tensor(DOCUMENTS[0])), weights.embeddings])[None]
         positions = torch.arange(32 - len(DOCUMENTS[0]), 32 + 3)[None]
         out = peft(inputs_embeds=row, position_ids=positions, use_cache=True)
-        layers = [(layer.keys[:, :, -3:], layer.values[:, :, -3:]) for layer in out.past_key_values.layers]
+        layers = [(layer.keys[:, :, -3:], layer.values[:, :, -3:]) for layer in cache_of(out).layers]
         assert closest(made.layers, layers) < 1e-5
 
     @pytest.mark.parametrize("name", ["gist.json", "gist.safetensors", "adapter_model.safetensors"])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memograft.model.backbone import cache_of
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -93,5 +95,5 @@ def masked_pass(
         own = tensor[0, :, columns]
         return own.unflatten(1, (len(documents), -1)).transpose(0, 1)
 
-    layers = [(of_gists(layer.keys), of_gists(layer.values)) for layer in out.past_key_values.layers]
+    layers = [(of_gists(layer.keys), of_gists(layer.values)) for layer in cache_of(out).layers]
     return out.logits[0, len(layout.owner) - len(question) :], layers

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from memograft.model.backbone import cache_name
+
 
 def states(
     model: Any, ffn: nn.Module, modules: Mapping[str, nn.Module], weights: Any, ids: Sequence[int], tokens: Tensor
@@ -75,7 +77,8 @@ def prefixed(model: Any, weights: Any, found: Tensor, opening: int, ids: Sequenc
     networks, window = weights.networks, weights.window
     cache = DynamicCache(config=model.config)
     places = torch.arange(window - opening, window)[None]
-    model(input_ids=torch.tensor([ids[:opening]]), position_ids=places, past_key_values=cache)
+    known = {cache_name(model.forward): cache}
+    model(input_ids=torch.tensor([ids[:opening]]), position_ids=places, **known)
     start = 0
     for layer, (heads, size) in enumerate(weights.form.shapes):
         halves = []
@@ -87,7 +90,7 @@ def prefixed(model: Any, weights: Any, found: Tensor, opening: int, ids: Sequenc
         cache.update(*halves, layer)
     first = window + len(networks.start)
     places = torch.arange(first, first + len(ids) - opening)[None]
-    return model(input_ids=torch.tensor([ids[opening:]]), position_ids=places, past_key_values=cache).logits[0]  # type: ignore[no-any-return]
+    return model(input_ids=torch.tensor([ids[opening:]]), position_ids=places, **known).logits[0]  # type: ignore[no-any-return]
 
 
 def changed(model: Any, modules: Mapping[str, nn.Module], weights: Any, found: Tensor, ids: Sequence[int]) -> Tensor:
