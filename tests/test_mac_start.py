@@ -14,7 +14,7 @@ from torch import Tensor
 from gists import random_gist
 from memograft.memory.gist.compress import Opening, compressed
 from memograft.memory.gist.data import Asked, Batch
-from memograft.memory.mac.loss import Drawn, bank_of, loss_of
+from memograft.memory.mac.loss import Drawn, bank_of, found_in, loss_of
 from memograft.memory.mac.start import fit_to_gist
 from reference.mac import aggregated
 from test_mac_reference import made, model_of
@@ -63,7 +63,7 @@ def test_modulations_are_the_ridge_regression_of_the_gists(family: str) -> None:
     rows = [row for batch in some for row in batch.asked]
     asked = [weights.last_states(backbone, networks.question_tokens, [row.prompt], 0)[0] for row in rows]
     every = torch.stack(states)
-    plain = (every - every.mean((0, 1))) / every.std((0, 1))
+    plain = (every - every.mean((0, 1))) / every.std((0, 1), correction=0)
     assert float((networks.amortise(every) - plain).square().mean()) < 0.15, "GELU is nearly linear"
 
     x = torch.stack([aggregated(networks, q, [networks.amortise(d)]) for q, d in zip(asked, states, strict=True)])
@@ -90,3 +90,16 @@ def test_they_tell_other_documents_apart(family: str) -> None:
     )
     apart = float(imitated - plain) / sum(len(row.answer) for row in other.asked)
     assert apart < 0.9, f"{apart:.3f} of the variance of gists is left"
+
+
+@torch.no_grad()
+def test_one_document_is_given_as_its_gist() -> None:
+    backbone, weights, gist = begun("llama")
+    (batch,) = batches(1, 0)
+    one = replace(batch, documents=batch.documents[:1], asked=batch.asked[:1])
+    fit_to_gist(model_of(backbone), weights, gist, [one])
+    found = found_in(
+        model_of(backbone), weights, one.asked, bank_of(model_of(backbone), weights, one.documents, [False])
+    )
+    expected = keys_and_values(backbone, gist, one.documents)
+    torch.testing.assert_close(weights.networks.modulate(found), expected, rtol=1e-4, atol=1e-4)

@@ -26,7 +26,7 @@ _RIDGE = 0.1  # relative to the mean diagonal
 # training shift what the second makes of them by more than the states vary.
 _NEAR, _AT = 0.5, 0.5
 _STEP = 1e-2  # of a numerical derivative
-_LEAST = 1e-6  # standard deviation
+_LEAST = 1e-6  # standard deviation of a number, and ridge: all documents may be alike
 
 
 @torch.no_grad()
@@ -114,14 +114,15 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
         gram += apart.T @ apart
         cross += wanted.flatten(0, 1).T @ apart
         goal += wanted.sum(0) / count
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
+    gram += (_RIDGE * gram.diagonal().mean() + _LEAST) * torch.eye(len(gram), device=gram.device)
     networks.modulation.weight.copy_(torch.linalg.solve(gram, cross, left=False))
     networks.start.copy_(goal - networks.modulation(mean))
 
 
 def _standardise(head: nn.Sequential, states: Tensor) -> None:
     """Let a two-layer network subtract the mean of states (K, T, D) and divide by their standard deviation, nearly."""
-    mean, deviation = states.mean((0, 1)), states.std((0, 1)).clamp_min(_LEAST)
+    mean, deviation = states.mean((0, 1)), states.std((0, 1), correction=0)
+    deviation = torch.where(deviation < _LEAST, 1.0, deviation)  # as it is, if all states have the same number
     at = torch.tensor(_AT, device=mean.device)
     slope = (gelu(at + _STEP) - gelu(at - _STEP)) / (2 * _STEP)
     _set(head[0], torch.diag(_NEAR / deviation), _AT - _NEAR * mean / deviation)
