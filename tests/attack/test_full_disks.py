@@ -202,7 +202,7 @@ def test_a_disk_that_is_full_at_any_moment(
     if refused.returncode:
         pytest.skip(f"no small disk can be mounted here: {refused.stderr.strip()}")
     path = os.pathsep.join(map(str, (TESTS.parent / "src", TESTS, TESTS / "attack")))
-    # faiss before 1.15 warns while it is imported, as pyproject.toml says, and crashes if that is an error.
+    # faiss 1.12 and 1.13 warn while they are imported, as pyproject.toml says, and crash if that is an error.
     python = [sys.executable, "-W", "error", "-W", "ignore:builtin type:DeprecationWarning"]
     run = subprocess.run(
         [*begin, *python, __file__, str(tmp_path), name, str(rng.random()), str(ROUNDS * effort)],
