@@ -97,9 +97,8 @@ def test_one_document_is_given_as_its_gist() -> None:
     backbone, weights, gist = begun("llama")
     (batch,) = batches(1, 0)
     one = replace(batch, documents=batch.documents[:1], asked=batch.asked[:1])
-    fit_to_gist(model_of(backbone), weights, gist, [one])
-    found = found_in(
-        model_of(backbone), weights, one.asked, bank_of(model_of(backbone), weights, one.documents, [False])
-    )
+    model = model_of(backbone)
+    fit_to_gist(model, weights, gist, [one])
+    found = found_in(model, weights, one.asked, bank_of(model, weights, one.documents, [False]))
     expected = keys_and_values(backbone, gist, one.documents)
     torch.testing.assert_close(weights.networks.modulate(found), expected, rtol=1e-4, atol=1e-4)
