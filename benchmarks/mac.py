@@ -19,8 +19,8 @@ the bank and the stores have the pages of just these.
 
 An answer is right if it contains the value that is asked for. Exact match and F1 compare it with that value and with
 the whole sentence in which tiny gives it, whichever is nearer. Intervals (95 %) are over the questions of all seeds; a
-question that several seeds draw is one. Results are stored for each section, seed and way: an interrupted run goes on.
-Prints tables and, last, one JSON line.
+question that several seeds draw is one. Results are stored for each section, seed and way: an interrupted run goes on,
+and another MAC is compared with the same baselines. Prints tables and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from memograft.memory.mac.folder import about
 Ways = dict[str, Callable[[], Rows]]  # name -> asks all questions
 
 KEPT = (0.5, 0.25)  # shares of the modulations
+BASELINES = ("no document", "BM25 top-1", "BM25 top-5", "vector store top-1", "own pages", "FastMem + BM25 top-1")
 # Paired differences, beside those to the first way of a section.
 AGAINST = {
     "MAC": ("BM25 top-1", "MAC, unrelated bank", "MAC, shuffled bank"),
@@ -217,14 +218,16 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "rows.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {tuple(line["part"]): line["result"] for line in lines if line["settings"] == settings}
+    without = {name: value for name, value in settings.items() if name != "mac"}
+    known = {tuple(line["part"]): line["result"] for line in lines if line["settings"] in (settings, without)}
     results: dict[str, Any] = {}
     with Engine.from_pretrained(args.model) as engine, file.open("a") as sink, tempfile.TemporaryDirectory() as folder:
 
         def stored(part: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
             if part not in known:
                 known[part] = measure()
-                sink.write(json.dumps({"settings": settings, "part": part, "result": known[part]}) + "\n")
+                own = settings if part[-1] not in BASELINES else without
+                sink.write(json.dumps({"settings": own, "part": part, "result": known[part]}) + "\n")
                 sink.flush()
             return known[part]
 

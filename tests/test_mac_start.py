@@ -14,6 +14,7 @@ from torch import Tensor
 from gists import random_gist
 from memograft.memory.gist.compress import Opening, compressed
 from memograft.memory.gist.data import Asked, Batch
+from memograft.memory.mac.encoded import encode
 from memograft.memory.mac.loss import Drawn, bank_of, found_in, loss_of
 from memograft.memory.mac.start import fit_to_gist
 from reference.mac import aggregated
@@ -57,7 +58,7 @@ def keys_and_values(backbone: Any, gist: Any, documents: Any) -> Tensor:
 def test_modulations_are_the_ridge_regression_of_the_gists(family: str) -> None:
     backbone, weights, gist = begun(family)
     some, networks = batches(4, 0), weights.networks
-    fit_to_gist(model_of(backbone), weights, gist, some)
+    fit_to_gist(weights, encode(model_of(backbone), weights, gist, some))
 
     states = [weights.last_states(backbone, networks.document_tokens, [ids], 0)[0] for b in some for ids in b.documents]
     rows = [row for batch in some for row in batch.asked]
@@ -81,7 +82,7 @@ def test_they_tell_other_documents_apart(family: str) -> None:
     """The mean of all gists is 1 away from each, in units of their variance."""
     backbone, weights, gist = begun(family)
     model = model_of(backbone)
-    fit_to_gist(model, weights, gist, batches(16, 0))
+    fit_to_gist(weights, encode(model, weights, gist, batches(16, 0)))
     (other,) = batches(1, 1)
     bank = bank_of(model, weights, other.documents, [False] * 8)
     alone = Drawn([True] * len(other.asked))
@@ -98,7 +99,7 @@ def test_one_document_is_given_as_its_gist() -> None:
     (batch,) = batches(1, 0)
     one = replace(batch, documents=batch.documents[:1], asked=batch.asked[:1])
     model = model_of(backbone)
-    fit_to_gist(model, weights, gist, [one])
+    fit_to_gist(weights, encode(model, weights, gist, [one]))
     found = found_in(model, weights, one.asked, bank_of(model, weights, one.documents, [False]))
     expected = keys_and_values(backbone, gist, one.documents)
     torch.testing.assert_close(weights.networks.modulate(found), expected, rtol=1e-4, atol=1e-4)

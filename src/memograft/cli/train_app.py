@@ -168,6 +168,9 @@ def mac(
     point: Annotated[
         float, typer.Option(min=0, help="Weight of the attention that a question's own documents should get.")
     ] = 0.0,
+    encoded: Annotated[
+        int, typer.Option(min=0, help="Encode so many documents once, and train only what reads a bank of them.")
+    ] = 0,
     on_documents: OnDocumentsOption = False,
     seed: SeedOption = 0,
     start: Annotated[Path | None, typer.Option(help="Begin with this MAC, or with the LoRA of this gist.")] = None,
@@ -198,6 +201,7 @@ def mac(
             shown=shown,
             imitate=imitate,
             point=point,
+            encoded=encoded,
             on_documents=on_documents,
             accumulate=accumulate,
             seed=seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from memograft.documents import Document
@@ -121,6 +121,13 @@ class Batches:
             self.batch(chosen[n : n + size], rng, rng.sample(self._groups, min(others, len(self._groups))))
             for n in range(0, groups, size)
         ]
+
+    def once(self, count: int, groups: int) -> Iterator[Batch]:
+        """The first `count` groups of an epoch, or all if there are fewer, each once, with questions as in a step."""
+        chosen = [self._groups[self._place(n)] for n in range(min(count, len(self._groups)))]
+        chosen.sort(key=lambda group: sum(map(len, group[0].documents)))  # less padding
+        for n in range(0, len(chosen), groups):
+            yield self.batch(chosen[n : n + groups], random.Random(f"{self._seed}-once-{n}"))
 
     def all(self, groups: int) -> list[Batch]:
         """All samples, once each, without distractors."""

@@ -11,7 +11,7 @@ Sizes: T tokens, D the model's width, N tokens of a bank (T for each document), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 __all__ = ["CrossAttention", "Form", "Lora", "Networks", "Prefix"]
 
 Layers = list[tuple[Tensor, Tensor]]
+
+_NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class Prefix:
             found.append((key_value[0], key_value[1]))
             start += 2 * heads * size
         return found
+
+    def flat(self, layers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
+        """The inverse of `of`."""
+        return torch.cat([t.transpose(1, 2).flatten(2).to(device) for pair in layers for t in pair], 2)
+
+    def spread(self, flats: Tensor) -> Tensor:
+        """(size,) factors with which the squared distance of two flats becomes the mean over all keys and values of it
+        in units of their variance among given flats (B, T, size). Those that do not vary count nothing.
+        """
+        found = []
+        for own in torch.split(flats.float(), [h * d for h, d in self.shapes for _ in range(2)], -1):
+            variance = own.var(0, correction=0).mean()
+            varies = variance > _NOISE * own.square().mean()
+            found.append(torch.where(varies, 1 / variance / own.shape[-1], 0.0).expand(own.shape[-1]))
+        total = sum(bool(own[0] > 0) for own in found)
+        return torch.cat(found) / max(1, total)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +11,9 @@ from torch.nn.functional import gelu
 from memograft.errors import SettingsError
 from memograft.memory.base import Model
 from memograft.memory.gist import folder as gist_folder
-from memograft.memory.gist.compress import GistWeights, compressed
-from memograft.memory.gist.data import Batch
+from memograft.memory.gist.compress import GistWeights
 from memograft.memory.mac import folder as mac_folder
+from memograft.memory.mac.encoded import Encoded
 from memograft.memory.mac.networks import CrossAttention
 from memograft.memory.mac.weights import MacWeights
 
@@ -26,6 +25,7 @@ _RIDGE = 0.1  # relative to the mean diagonal
 # training shift what the second makes of them by more than the states vary.
 _NEAR, _AT = 0.5, 0.5
 _STEP = 1e-2  # of a numerical derivative
+_ROWS = 64  # questions at a time
 _LEAST = 1e-6  # standard deviation of a number, and ridge: all documents may be alike
 
 
@@ -72,7 +72,7 @@ def begin_with(start: Path, weights: MacWeights, model: Model) -> tuple[str, Gis
 
 
 @torch.no_grad()
-def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches: Sequence[Batch]) -> None:
+def fit_to_gist(weights: MacWeights, encoded: Encoded) -> None:
     """Make the networks give a document's gist to a question about it, as well as a linear map can. Ours.
 
     The gist's last states, which its LoRA and tokens give, already say much of its keys and values in all layers. So
@@ -86,13 +86,10 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
     Without this, SmolLM2 does not use documents after 50 steps: an answer costs 3.40 nats a token, whichever document
     it is asked about (benchmarks/LOG.md).
     """
-    backbone, networks = model.backbone, weights.networks
-    documents = [weights.last_states(backbone, networks.document_tokens, b.documents, model.pad_id) for b in batches]
-    asked = [[row.prompt[-weights.window :] for row in batch.asked] for batch in batches]
-    questions = [weights.last_states(backbone, networks.question_tokens, texts, model.pad_id) for texts in asked]
-    _standardise(networks.document_head, torch.cat(documents))
-    _standardise(networks.question_head, torch.cat(questions))
-    one = torch.eye(backbone.width, device=backbone.device)
+    networks = weights.networks
+    _standardise(networks.document_head, encoded.documents.float())
+    _standardise(networks.question_head, encoded.questions.float())
+    one = torch.eye(encoded.documents.shape[-1], device=encoded.documents.device)
     for block in networks.blocks:
         assert isinstance(block, CrossAttention)
         _set(block.query, one)
@@ -100,21 +97,22 @@ def fit_to_gist(model: Model, weights: MacWeights, teacher: GistWeights, batches
         _set(block.out, one)
         _set(block.feed_forward[2], one.new_zeros(len(one), 4 * len(one)))
 
-    found: list[Tensor] = []
-    for batch, states, own in zip(batches, questions, documents, strict=True):
-        first = torch.tensor([[n == row.gists[0] for n in range(len(own))] for row in batch.asked]).to(own.device)
-        found.append(networks.aggregate(states, networks.amortise(own), first))
-    count, mean = sum(map(len, found)), torch.cat(found).mean(0)
-    gram, cross = mean.new_zeros(len(mean[0]), len(mean[0])), torch.zeros_like(networks.modulation.weight)
+    own = torch.tensor([documents[0] for documents in encoded.own])
+    found = torch.cat(
+        [
+            networks.aggregate(asked.float(), networks.amortise(encoded.documents[rows].float())[:, None])
+            for asked, rows in zip(torch.split(encoded.questions, _ROWS), torch.split(own, _ROWS), strict=True)
+        ]
+    )
+    mean = found.mean(0)
+    gram, cross = mean.new_zeros(one.shape), torch.zeros_like(networks.modulation.weight)
     goal = torch.zeros_like(networks.start)  # mean
-    for batch, each in zip(batches, found, strict=True):
-        gists = _flat(compressed(backbone, teacher, batch.documents, model.pad_id).layers, backbone.device)
-        wanted = gists[[row.gists[0] for row in batch.asked]]
-        apart = (each - mean).flatten(0, 1)
+    for each, rows in zip(torch.split(found, _ROWS), torch.split(own, _ROWS), strict=True):
+        wanted, apart = encoded.gists[rows].float(), (each - mean).flatten(0, 1)
         gram += apart.T @ apart
         cross += wanted.flatten(0, 1).T @ apart
-        goal += wanted.sum(0) / count
-    gram += (_RIDGE * gram.diagonal().mean() + _LEAST) * torch.eye(len(gram), device=gram.device)
+        goal += wanted.sum(0) / len(found)
+    gram += (_RIDGE * gram.diagonal().mean() + _LEAST) * one
     networks.modulation.weight.copy_(torch.linalg.solve(gram, cross, left=False))
     networks.start.copy_(goal - networks.modulation(mean))
 
@@ -135,8 +133,3 @@ def _set(linear: nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     assert isinstance(linear, nn.Linear)
     linear.weight.copy_(weight)
     linear.bias.copy_(torch.zeros_like(linear.bias) if bias is None else bias)
-
-
-def _flat(layers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
-    """Keys and values of each layer (K, H, T, d) -> (K, T, size), in the order of `Prefix.of`, float32."""
-    return torch.cat([t.float().transpose(1, 2).flatten(2).to(device) for pair in layers for t in pair], 2)
