@@ -3,8 +3,8 @@
     python benchmarks/mac.py --mac FOLDER --out runs/mac              # FOLDER of `memograft train mac`
     python benchmarks/mac.py --mac FOLDER --out runs/mac --sections retention costs
     python benchmarks/mac.py --mac FOLDER --out runs/tune --split tune   # settings are chosen here
-    python benchmarks/mac.py --mac FOLDER --out runs/squad --model smollm2 --data squad/test.jsonl --bank 1665 \
-        --questions 100 --seeds 1 --sections quality costs
+    python benchmarks/mac.py --mac FOLDER --out runs/squad --model smollm2 --data squad/test.jsonl --sentences \
+        --bank 1665 --questions 100 --seeds 1 --sections quality
 
 The facts are in no page that tiny or the MAC was trained on: the set "unseen" of the bundled questions and, where these
 have too few pages, further ones made in the same way with held-out names. For each seed, some questions are drawn, and
@@ -203,7 +203,7 @@ ASKED: dict[str, Callable[[Drawn, argparse.Namespace], Ways]] = {
     "bounded": bounded,
     "retention": retention,
 }
-SETTINGS = ("model", "split", "bank", "questions", "first", "more", "learning_rate")
+SETTINGS = ("model", "split", "bank", "questions", "first", "more", "learning_rate", "sentences")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "rows.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    without = {name: value for name, value in settings.items() if name != "mac"}
+    without = {name: value for name, value in settings.items() if name not in ("mac", "sentences")}
     known = {tuple(line["part"]): line["result"] for line in lines if line["settings"] in (settings, without)}
     results: dict[str, Any] = {}
     with Engine.from_pretrained(args.model) as engine, file.open("a") as sink, tempfile.TemporaryDirectory() as folder:
@@ -233,7 +233,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
         def drawn_for(section: str, seed: int) -> Drawn:
             most = args.first if section == "retention" else args.bank
-            return Drawn(engine, args.mac, items, seed, most, args.questions, Path(folder) / f"{section}-{seed}")
+            place = Path(folder) / f"{section}-{seed}"
+            return Drawn(engine, args.mac, items, seed, most, args.questions, place, args.sentences)
 
         for section in args.sections:
             if section == "costs":
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--bank", type=int, default=100, help="documents")
+    parser.add_argument("--sentences", action="store_true", help="banks have a modulation for each sentence of a page")
     parser.add_argument("--questions", type=int, default=150, help="of each seed, at most")
     parser.add_argument("--first", type=int, default=200, help="documents before the questions, in retention")
     parser.add_argument("--more", type=int, default=1400, help="documents after them")

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "tiny"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "gist"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "mac"))
 
 from language import RELATIONS
 from sets import Item as Made
 from sets import items as made
+from squad_samples import sentences
 from squad_seq import ASK
 
 from memograft import Document, Engine, LexicalEmbedder, MacBank, Memory, Request, Sampling, VectorStore
@@ -83,6 +85,7 @@ class Drawn:
         most: documents; the last question's second one may be one more.
         questions: that are asked, at most.
         folder: for banks and stores.
+        apart: a bank has a modulation for each sentence of the documents.
     """
 
     def __init__(
@@ -94,8 +97,9 @@ class Drawn:
         most: int,
         questions: int,
         folder: Path,
+        apart: bool = False,
     ) -> None:
-        self.engine, self.mac, self.seed, self.folder = engine, mac, seed, folder
+        self.engine, self.mac, self.seed, self.folder, self.apart = engine, mac, seed, folder, apart
         bundled, further = items
         drawn, end, count = [*random.Random(seed).sample(bundled, len(bundled)), *further], 0, 0
         while count < most and end < len(drawn):
@@ -152,6 +156,8 @@ class Drawn:
     def added(self, name: str, documents: Sequence[Document]) -> MacBank:
         """A bank of documents."""
         bank = MacBank(self.folder / name, self.mac)
+        if self.apart:
+            documents = as_documents([sentence for document in documents for sentence in sentences(document.text)])
         bank.add(self.engine, documents, progress=False)
         return bank
 
