@@ -107,17 +107,29 @@ def loss_of_encoded(
     imitate: float,
     point: float,
 ) -> Tensor:
-    """`imitate` and `point` of `loss.loss_of`, the mean over questions."""
-    networks, own = weights.networks, [encoded.own[row] for row in rows]
-    device = encoded.documents.device
-    places = {n: place for place, n in enumerate(bank)}
-    mine = torch.zeros(len(rows), len(bank), dtype=torch.bool)
-    for row, documents in enumerate(own):
-        mine[row, [places[n] for n in documents]] = True
-    mine = mine.to(device)
-    seen = mine | ~torch.tensor(alone, device=device)[:, None]
-    shares: list[Tensor] | None = [] if point else None
-    states = networks.amortise(encoded.documents[list(bank)].float())
-    found = networks.aggregate(encoded.questions[list(rows)].float(), states, seen, shares)
-    loss = imitate * distances(weights, found, encoded.gists, own, encoded.spread).mean()
-    return loss + point * missed(shares[0], mine).mean() if shares else loss
+    """`imitate` and `point` of `loss.loss_of`, the mean over questions.
+
+    Questions that are `alone` see their own documents only. With a model in bfloat16, products are in bfloat16 too.
+    """
+    networks, states = weights.networks, encoded.questions[list(rows)].float()
+    device, dtype = states.device, encoded.documents.dtype
+    own, places = [encoded.own[row] for row in rows], {n: place for place, n in enumerate(bank)}
+    most = max(map(len, own))
+    where = torch.tensor([[places[n] for n in of] + [0] * (most - len(of)) for of in own], device=device)
+    used = torch.tensor([[n < len(of) for n in range(most)] for of in own], device=device)
+    apart = torch.tensor(alone, device=device)
+    together = ~apart
+    shares: list[Tensor] | None = [] if point and not all(alone) else None
+    with torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16):
+        made = networks.amortise(encoded.documents[list(bank)].float())
+        found = torch.zeros_like(states)
+        if not all(alone):
+            found = found.index_put((together,), networks.aggregate(states[together], made, None, shares).float())
+        if any(alone):
+            by_itself = networks.aggregate(states[apart], made[where[apart]], used[apart])
+            found = found.index_put((apart,), by_itself.float())
+        loss = imitate * distances(weights, found, encoded.gists, own, encoded.spread).mean()
+    if shares:  # a question alone points to its own documents anyway
+        mine = torch.zeros(len(rows), len(bank), device=device).scatter_add_(1, where, used.float())
+        loss = loss + point * missed(shares[0].float(), mine[together]).sum() / len(rows)
+    return loss

@@ -141,9 +141,10 @@ class CrossAttention(nn.Module):
         if shares is None:
             found = scaled_dot_product_attention(query, key, value, mask)
         else:
-            scores = query @ key.mT * query.shape[-1] ** -0.5
+            scores = (query * query.shape[-1] ** -0.5) @ key.mT
             weights = (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)
-            shares.append(weights.mean(1).view(rows, tokens, -1).mean(1))
+            of_rows = weights[0].unflatten(1, (rows, tokens)) if bank.ndim == 2 else weights.transpose(0, 1)
+            shares.append(of_rows.mean((0, 2)))  # heads, rows, tokens, bank: few passes over a large tensor
             found = weights @ value
         return found[0].view(-1, rows, tokens, found.shape[-1]).transpose(0, 1) if bank.ndim == 2 else found
 
