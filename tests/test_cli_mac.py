@@ -48,6 +48,10 @@ def test_a_run_begins_with_a_gist_or_a_mac(model: str, data: Path, mac: Path, tm
     assert "`imitate` is for keys and values, and a LoRA has none, got 1.0; set it to 0" in refused["error"]
     refused = run_json(*again, "--modulation", "both", "--out", tmp_path / "f", code=1)
     assert "`modulation` must be one of prefix, lora, got 'both'" in refused["error"]
+    refused = run_json(*again, "--heads", 7, "--out", tmp_path / "g", code=1)
+    assert "`heads` must divide the model's width" in refused["error"]
+    refused = run_json(*again, "--heads", 2, "--start", mac, "--out", tmp_path / "h", code=1)
+    assert f"`start` must have the same `heads`, and {mac} has 1, got 2; set it to 1" in refused["error"]
     refused = run_json(*again, "--imitate", 1, "--out", tmp_path / "c", code=1)
     assert "`imitate` needs a gist, got none; start with one" in refused["error"]
     other = ("train", "mac", "--model", model, "--data", data, "--tokens", 2, "--window", 128, "--rank", 3)

@@ -63,6 +63,14 @@ class TestBatches:
             expected = [part for s in SAMPLES for text in s.documents for part in _parts(engine, text)]
             assert sorted(seen) == sorted(set(expected))
 
+    def test_once_has_the_first_groups_of_an_epoch(self, engine: Engine) -> None:
+        made = batches(engine)
+        for count, passes in ((1, 1), (3, 2), (4, 2), (9, 2)):
+            parts = list(made.once(count, 2))
+            assert len(parts) == passes
+            groups = [ids for step in range(min(count, 4)) for part in made.of_step(step, 1) for ids in part.documents]
+            assert sorted(ids for part in parts for ids in part.documents) == sorted(groups)
+
     def test_questions_see_their_own_documents_and_some_others(self, engine: Engine) -> None:
         made, counts = batches(engine), set()
         for step in range(20):

@@ -3,7 +3,7 @@
 # gist of recipes/gist/tiny.sh. An interrupted run continues if the command is repeated.
 set -euo pipefail
 folder=$1
-common=(--model tiny --held-out "$folder/held_out.jsonl" --tokens 10 --window 256 --rank 32 --on-documents --groups 32
+common=(--model tiny --held-out "$folder/held_out.jsonl" --tokens 10 --window 256 --rank 32 --heads 8 --on-documents --groups 32
     --questions 2 --every 100)
 memograft train mac "${common[@]}" --data "$folder/short.jsonl" --out "$folder/mac-short" --start "$folder/k10" \
     --imitate 1 --alone 0.5 --learning-rate 2e-3 --steps 1500 --stop-at 800

@@ -148,6 +148,7 @@ def mac(
     questions: QuestionsOption = 2,
     rank: RankOption = 32,
     blocks: Annotated[int, typer.Option(min=1, help="Blocks of the aggregation network.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Heads of its attention; must divide the model's width.")] = 1,
     learning_rate: RateOption = 1e-3,
     warmup: WarmupOption = 0.03,
     stop_gradient: Annotated[
@@ -168,9 +169,9 @@ def mac(
     point: Annotated[
         float, typer.Option(min=0, help="Weight of the attention that a question's own documents should get.")
     ] = 0.0,
-    encoded: Annotated[
-        int, typer.Option(min=0, help="Encode so many documents once, and train only what reads a bank of them.")
-    ] = 0,
+    fitted: Annotated[
+        int, typer.Option(min=1, help="Documents by which the networks are fitted to a gist, see --start.")
+    ] = 512,
     on_documents: OnDocumentsOption = False,
     seed: SeedOption = 0,
     start: Annotated[Path | None, typer.Option(help="Begin with this MAC, or with the LoRA of this gist.")] = None,
@@ -193,6 +194,7 @@ def mac(
             questions=questions,
             rank=rank,
             blocks=blocks,
+            heads=heads,
             learning_rate=learning_rate,
             warmup=warmup,
             stop_gradient=stop_gradient,
@@ -201,7 +203,7 @@ def mac(
             shown=shown,
             imitate=imitate,
             point=point,
-            encoded=encoded,
+            fitted=fitted,
             on_documents=on_documents,
             accumulate=accumulate,
             seed=seed,

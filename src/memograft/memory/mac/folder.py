@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from memograft.storage.disk import Findings, JsonObject
 
 __all__ = ["MacAbout", "about", "files", "inspected", "read", "write"]
 
-_KIND = Kind("mac", 2)
+_KIND = Kind("mac", 3)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class MacAbout:
         tokens: T.
         window: W.
         width: D.
-        blocks: of the aggregation network.
+        blocks: of the aggregation network; `heads` of its attention.
         modulation: "prefix" or "lora", what is found in a bank becomes.
         on_documents: see `MacWeights`.
         training: settings, steps and tokens seen.
@@ -42,6 +41,7 @@ class MacAbout:
     window: int
     width: int
     blocks: int
+    heads: int
     modulation: str
     on_documents: bool
     training: JsonObject
@@ -51,16 +51,17 @@ def write(path: Path, weights: MacWeights, backbone: Backbone, fingerprint: str,
     """Write the folder; see `Kind.write`."""
     what = {"fingerprint": fingerprint, "tokens": weights.tokens, "window": weights.window}
     what |= {"width": backbone.width, "modulation": weights.modulation}
-    what |= {"blocks": len(weights.networks.blocks), "on_documents": weights.on_documents, "training": training}
+    what |= {"blocks": len(weights.networks.blocks), "heads": weights.networks.heads}
+    what |= {"on_documents": weights.on_documents, "training": training}
     _KIND.write(path, weights.adapter, weights.networks.state_dict(), backbone, maps(backbone), what)
 
 
 def about(path: Path) -> MacAbout:
     """The content of a folder's mac.json; see `Kind.about`."""
     what = _KIND.about(path)
-    names = ("id", "fingerprint", "tokens", "window", "width", "blocks", "modulation", "on_documents", "training")
+    names = ("id", "fingerprint", "tokens", "window", "width", "blocks", "heads", "modulation", "on_documents")
     try:
-        found = MacAbout(*(what[name] for name in names))
+        found = MacAbout(*(what[name] for name in (*names, "training")))
     except KeyError as e:
         raise damaged(path / _KIND.file, e) from e
     if found.modulation not in MODULATIONS:
@@ -74,7 +75,7 @@ def read(path: Path, backbone: Backbone) -> MacWeights:
     what = about(path)
     form = form_of(backbone, what.modulation)
     with torch.device("meta"):  # no random numbers, which would change the state of the process
-        networks = Networks(backbone.width, what.tokens, form, what.blocks, math.gcd(8, backbone.width))
+        networks = Networks(backbone.width, what.tokens, form, what.blocks, what.heads)
     try:
         networks.load_state_dict(tensors, assign=True)  # strict: every tensor, and no other
     except RuntimeError as e:

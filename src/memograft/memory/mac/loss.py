@@ -13,14 +13,15 @@ from memograft.memory.base import Model
 from memograft.memory.gist.compress import GistWeights, compressed, in_front, padded
 from memograft.memory.gist.data import Asked, Batch
 from memograft.memory.gist.views import IGNORED, logits_behind, targets, with_opening
-from memograft.memory.mac.networks import Lora, Prefix
+from memograft.memory.mac.networks import Layers, Lora, Prefix
 from memograft.memory.mac.weights import MacWeights, prefix
 from memograft.model.adapter import applied
 from memograft.model.kv import positions
 from memograft.model.prefill import run
 
-__all__ = ["Drawn", "answer_logits", "bank_of", "distances", "found_in", "loss_of", "missed"]
+__all__ = ["Drawn", "answer_logits", "bank_of", "found_in", "loss_of"]
 
+_NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
 _LEAST = 1e-9  # of an attention, before its logarithm
 
 
@@ -61,13 +62,11 @@ def loss_of(
     loss = cross_entropy(logits, goal[goal != IGNORED], reduction="sum")
     counts = (goal != IGNORED).sum(1)
     if imitate and teacher is not None and isinstance(weights.form, Prefix):
-        with torch.no_grad():
-            made = compressed(model.backbone, teacher, batch.documents, model.pad_id)
-            gists = weights.form.flat(made.layers, model.backbone.device)
-        apart = distances(weights, found, gists, [row.gists for row in batch.asked], weights.form.spread(gists))
-        loss = loss + imitate * (apart * counts).sum()
+        layers = weights.form.of(weights.networks.modulate(found))
+        loss = loss + imitate * (_distances(model, batch, layers, teacher) * counts).sum()
     if shares:
-        loss = loss + point * (missed(shares[0], own) * counts).sum()
+        attention = (shares[0] * own).sum(1)
+        loss = loss - point * (attention.clamp_min(_LEAST).log() * counts).sum()
     return loss
 
 
@@ -125,17 +124,20 @@ def answer_logits(
     return logits_behind(backbone, texts, model.pad_id, goal, *behind, weights.end)
 
 
-def distances(
-    weights: MacWeights, found: Tensor, gists: Tensor, own: Sequence[Sequence[int]], spread: Tensor
-) -> Tensor:
-    """(B,) squared distance of what was found (B, T, D), as keys and values, from the gist (T, size) of a question's
-    document, in units of `Prefix.spread`. It is 0 for questions about several documents.
+def _distances(model: Model, batch: Batch, layers: Layers, teacher: GistWeights) -> Tensor:
+    """(B,) squared distance of keys and values from those of the document's gist, relative to their variance.
+
+    It is 0 for questions about several documents.
     """
-    wanted = gists[[documents[0] for documents in own]].float()
-    apart = ((weights.networks.modulate(found) - wanted).square() * spread).sum(-1).mean(-1)
-    return apart * torch.tensor([len(documents) == 1 for documents in own], device=apart.device)
-
-
-def missed(shares: Tensor, own: Tensor) -> Tensor:
-    """(B,) negative logarithm of the attention (B, K) that a question's own documents (B, K) get, in nats."""
-    return -(shares * own).sum(1).clamp_min(_LEAST).log()
+    with torch.no_grad():
+        gists = compressed(model.backbone, teacher, batch.documents, model.pad_id)
+    index = torch.tensor([row.gists[0] for row in batch.asked])
+    total, count = torch.zeros(len(index), device=model.backbone.device), 0
+    for own, others in zip(layers, gists.layers, strict=True):
+        for mine, its in zip(own, others, strict=True):
+            variance = its.float().var(0, correction=0).mean()
+            if float(variance) > _NOISE * float(its.float().square().mean()):
+                apart = (mine - its[index.to(its.device)].float()).square().mean((1, 2, 3)) / variance
+                total, count = total + apart.to(total.device), count + 1
+    single = torch.tensor([len(row.gists) == 1 for row in batch.asked], device=total.device)
+    return total * single / max(1, count)

@@ -11,7 +11,7 @@ Sizes: T tokens, D the model's width, N tokens of a bank (T for each document), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,6 @@ from torch.nn.functional import layer_norm, scaled_dot_product_attention
 __all__ = ["CrossAttention", "Form", "Lora", "Networks", "Prefix"]
 
 Layers = list[tuple[Tensor, Tensor]]
-
-_NOISE = 1e-9  # keys and values of the first layer depend on no document, and vary less than this
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,6 @@ class Prefix:
             found.append((key_value[0], key_value[1]))
             start += 2 * heads * size
         return found
-
-    def flat(self, layers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> Tensor:
-        """The inverse of `of`."""
-        return torch.cat([t.transpose(1, 2).flatten(2).to(device) for pair in layers for t in pair], 2)
-
-    def spread(self, flats: Tensor) -> Tensor:
-        """(size,) factors with which the squared distance of two flats becomes the mean over all keys and values of it
-        in units of their variance among given flats (B, T, size). Those that do not vary count nothing.
-        """
-        found = []
-        for own in torch.split(flats.float(), [h * d for h, d in self.shapes for _ in range(2)], -1):
-            variance = own.var(0, correction=0).mean()
-            varies = variance > _NOISE * own.square().mean()
-            found.append(torch.where(varies, 1 / variance / own.shape[-1], 0.0).expand(own.shape[-1]))
-        total = sum(bool(own[0] > 0) for own in found)
-        return torch.cat(found) / max(1, total)
 
 
 @dataclass(frozen=True)
@@ -200,13 +182,14 @@ class Networks(nn.Module):
         heads: of its attention; must divide D.
     """
 
-    def __init__(self, width: int, tokens: int, form: Form, blocks: int = 4, heads: int = 8) -> None:
+    def __init__(self, width: int, tokens: int, form: Form, blocks: int = 4, heads: int = 1) -> None:
         super().__init__()
         self.document_tokens = nn.Parameter(torch.empty(tokens, width))
         self.question_tokens = nn.Parameter(torch.empty(tokens, width))
         self.document_head, self.question_head = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)) for _ in range(2)
         )
+        self.heads = heads
         self.blocks = nn.ModuleList(CrossAttention(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.modulation = nn.Linear(width, form.size, bias=False)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from memograft.memory.gist.compress import GistWeights, check_model
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
 from memograft.memory.gist.views import IGNORED, logits_behind, right, targets
 from memograft.memory.mac import folder as mac_folder
-from memograft.memory.mac.encoded import Encoded, encode, loss_of_encoded
 from memograft.memory.mac.loss import Drawn, answer_logits, bank_of, found_in, loss_of
 from memograft.memory.mac.start import begin_with, fit_to_gist
 from memograft.memory.mac.weights import MODULATIONS, MacWeights, fresh
@@ -33,8 +31,7 @@ from memograft.storage.disk import JsonObject
 __all__ = ["MacTraining", "evaluated", "train"]
 
 _WAYS = ("bank", "own", "none")
-_AT_ONCE = 32  # groups of documents that are encoded at a time
-_FITTED = 512  # documents by which a MAC is made to give what its gist gives
+_AT_ONCE = 32  # groups of documents that are encoded at a time, to fit networks to a gist
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,8 @@ class MacTraining(Training):
         modulation: what is found becomes "prefix", keys and values in front of the prompt, or "lora", a LoRA of rank T
             on the last FFN.
         blocks: of the aggregation network.
+        heads: of its attention. With one, all numbers of a state say together which document is meant; of eight, each
+            tells few documents apart.
         stop_gradient: share of the documents without gradients.
         others: documents in the bank of a pass about which nothing is asked, encoded without gradients: a question must
             find its own among more. (Modulations of earlier steps would be free, but a bank learns to move away from
@@ -57,22 +56,21 @@ class MacTraining(Training):
         point: weight of the negative logarithm of the attention that a question's own documents get, in nats.
         alone: share of the questions that see their own documents only, and not the whole bank. These teach what a
             modulation must hold, before it matters which one is chosen.
-        encoded: if more than 0, so many groups of documents are encoded once, before the first step, with the gist to
-            start with, and only the networks learn: from `imitate` and `point` alone, without passes of the model. A
-            step then takes as long with a bank of a thousand documents as one of 16 takes otherwise.
+        fitted: groups of documents by which the networks are fitted to a gist to start with.
     """
 
     questions: int = 2
     tokens: int = 12
     modulation: str = "prefix"
     blocks: int = 4
+    heads: int = 1
     stop_gradient: float = 0.0
     alone: float = 0.5
     others: int = 0
     shown: float = 0.0
     imitate: float = 0.0
     point: float = 0.0
-    encoded: int = 0
+    fitted: int = 512
 
     def __post_init__(self) -> None:
         if self.modulation not in MODULATIONS:
@@ -81,16 +79,10 @@ class MacTraining(Training):
             raise SettingsError(
                 f"`imitate` is for keys and values, and a LoRA has none, got {self.imitate}; set it to 0"
             )
-        if self.encoded and not self.imitate:
-            raise SettingsError(f"`encoded` needs `imitate`, got {self.imitate}; set it to 1")
-        unused = [name for name in ("shown", "stop_gradient") if self.encoded and getattr(self, name)]
-        if unused:
-            raise SettingsError(
-                f"with `encoded`, no model reads a page and no document has gradients, got `{unused[0]}` "
-                f"{getattr(self, unused[0])}; leave it out"
-            )
         shares = ("stop_gradient", "alone", "shown")
-        self.check(counts=("tokens", "blocks"), shares=shares, weights=("others", "imitate", "point", "encoded"))
+        self.check(
+            counts=("tokens", "blocks", "heads", "fitted"), shares=shares, weights=("others", "imitate", "point")
+        )
 
 
 def train(
@@ -129,6 +121,7 @@ def train(
             window=settings.window,
             rank=settings.rank,
             blocks=settings.blocks,
+            heads=settings.heads,
             seed=settings.seed,
             on_documents=settings.on_documents,
             modulation=settings.modulation,
@@ -140,29 +133,21 @@ def train(
         if settings.imitate and teacher is None:
             raise SettingsError("`imitate` needs a gist, got none; start with one, of as many tokens")
 
-        @cache
-        def encoded() -> Encoded:
-            count = settings.encoded or _FITTED
-            each, passes = batches.once(count, _AT_ONCE), -(-min(count, len(batches)) // _AT_ONCE)
-            assert teacher is not None
-            return encode(model, weights, teacher, tqdm(each, "encoding", passes, disable=not progress))
+        def gradients(step: int) -> tuple[float, int]:
+            return _step(
+                model,
+                weights,
+                batches.of_step(step, settings.groups, settings.accumulate, settings.others),
+                settings,
+                teacher,
+                random.Random(f"{settings.seed}-{step}-drawn"),
+            )
 
         def begin() -> None:
             if teacher is not None and settings.modulation == "prefix":
-                fit_to_gist(weights, encoded())
-            if not settings.encoded:
-                encoded.cache_clear()
-
-        def gradients(step: int) -> tuple[float, int]:
-            rng = random.Random(f"{settings.seed}-{step}-drawn")
-            if settings.encoded:
-                return _step_of_encoded(weights, encoded(), settings, rng), 0 if step else encoded().tokens
-            batch = batches.of_step(step, settings.groups, settings.accumulate, settings.others)
-            return _step(model, weights, batch, settings, teacher, rng)
-
-        if settings.encoded:  # LoRA and learned tokens are those of the gist
-            fixed = ("document_tokens", "question_tokens", *weights.adapter.named)
-            parameters = {name: value for name, value in parameters.items() if name not in fixed}
+                passes = -(-min(settings.fitted, len(batches)) // _AT_ONCE)
+                each = batches.once(settings.fitted, _AT_ONCE)
+                fit_to_gist(model, weights, teacher, tqdm(each, "fitting", passes, disable=not progress))
 
         def write(state: Progress) -> None:
             made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
@@ -236,15 +221,6 @@ def _step(
         tokens += sum(len(ids) + weights.tokens for ids in batch.documents)
         tokens += sum(2 * len(row.prompt) + weights.tokens + len(row.answer) for row in batch.asked)
     return total, tokens
-
-
-def _step_of_encoded(weights: MacWeights, once: Encoded, settings: MacTraining, rng: random.Random) -> float:
-    """Add up the gradients of a step without passes of the model. Returns its loss."""
-    rows, bank = once.drawn(rng, settings.groups, settings.questions, settings.others)
-    alone = [rng.random() < settings.alone for _ in rows]
-    loss = loss_of_encoded(weights, once, rows, bank, alone, imitate=settings.imitate, point=settings.point)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()
 
 
 def _drawn(settings: MacTraining, batch: Batch, rng: random.Random) -> Drawn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from memograft.errors import SettingsError
 from memograft.memory.gist.compress import GistWeights, compressed, fresh_lora, used_by
 from memograft.memory.mac.networks import Form, Layers, Lora, Networks, Prefix
 from memograft.model.adapter import Adapter
@@ -109,16 +110,21 @@ def fresh(
     seed: int,
     on_documents: bool,
     modulation: str = "prefix",
+    heads: int = 1,
 ) -> MacWeights:
     """Untrained weights. A prefix begins as the keys and values of T tokens of `text`, at the prefix's positions.
 
     What the model knows trains faster than random numbers (Prefix-Tuning, arXiv 2101.00190). A LoRA begins with B = 0,
     which changes nothing.
+
+    Raises:
+        SettingsError: `heads` does not divide the model's width.
     """
+    if backbone.width % heads:
+        raise SettingsError(f"`heads` must divide the model's width {backbone.width}, got {heads}; set it to 1")
     form, width, generator = form_of(backbone, modulation), backbone.width, torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        heads = math.gcd(8, width)
         networks = Networks(width, tokens, form, blocks, heads)
     networks.to(backbone.device)
     ids = [text[n % len(text)] for n in range(tokens)]
