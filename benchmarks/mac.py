@@ -238,8 +238,8 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
         for section in args.sections:
             if section == "costs":
-                part = (section, *args.sizes)
-                results[section] = stored(part, lambda: costs(drawn_for("costs", 0), args.sizes))
+                part = (section, args.pool, *args.sizes)
+                results[section] = stored(part, lambda: costs(drawn_for("costs", 0), args.sizes, args.pool))
                 continue
             ways: dict[str, Rows] = {}
             sizes: list[dict[str, int]] = []
@@ -277,6 +277,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=200, help="documents before the questions, in retention")
     parser.add_argument("--more", type=int, default=1400, help="documents after them")
     parser.add_argument("--sizes", type=int, nargs="+", default=(100, 1000, 10000), help="of banks, in costs")
+    parser.add_argument("--pool", type=int, default=1000, help="documents of banks and stores, in costs")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -141,6 +141,28 @@ def test_the_tables_of_mac() -> None:
     assert "dirty" not in made["commit"]
 
 
+def test_the_tables_of_smollm2s_mac() -> None:
+    made, costs = recorded("mac-squad"), recorded("mac-squad-costs")
+    found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", "mac-squad").splitlines()[2:]]
+    wanted = []
+    for name, row in made["results"]["quality"]["ways"].items():
+        cells = [name]
+        for mean, bounds in (("accuracy", "accuracy_interval"), ("f1", "f1_interval")):
+            low, high = row[bounds]
+            cells += [f"{row[mean]:.3f} [{low:.3f}, {high:.3f}]"]
+        minus = [
+            f"{other} {change['difference']:+.3f} [{change['interval'][0]:+.3f}, {change['interval'][1]:+.3f}]"
+            for other, change in row["minus"].items()
+        ]
+        wanted.append([*cells, f"{row['em']:.3f}", f"{row['unfinished']}", ", ".join(minus)])
+    assert [[*row, ""][:6] for row in found] == wanted
+    found = [row.strip("| ").split(" | ") for row in shown("docs/mac.md", "mac-squad-costs").splitlines()[2:]]
+    times = costs["results"]["costs"]["questions"]
+    assert found == [[name, f"{1000 * row['cpu_seconds']:.1f}"] for name, row in times.items()]
+    assert not [record for record in (made, costs) if "dirty" in record["commit"]]
+    assert made["mac"] == costs["mac"]
+
+
 @pytest.mark.parametrize(("file", "marker"), [("carried-squad", "carried"), ("carried-nqswap", "carried-nqswap")])
 def test_the_tables_of_carried_contexts(file: str, marker: str) -> None:
     made = recorded(file)

@@ -19,12 +19,14 @@ __all__ = ["GROUP", "aggregation_bytes", "costs", "show_costs"]
 GROUP = 16
 NOISE = 0.01  # of repeated modulations, in units of their standard deviation
 TURNS = 5
-POOL = 1000  # documents of the banks and stores; larger banks repeat their modulations
 
 
-def costs(drawn: Drawn, sizes: Sequence[int]) -> dict[str, Any]:
-    """Medians of interleaved turns, each with its own question. The seconds of a question end with its first token."""
-    pool, own = [*drawn.documents, *drawn.others][:POOL], drawn.documents
+def costs(drawn: Drawn, sizes: Sequence[int], most: int) -> dict[str, Any]:
+    """Medians of interleaved turns, each with its own question. The seconds of a question end with its first token.
+
+    Banks and stores have `most` documents; larger banks repeat their modulations.
+    """
+    pool, own = [*drawn.documents, *drawn.others][:most], drawn.documents
     adding = {
         "MAC bank": lambda turn: drawn.added(f"added-{turn}", own),
         "BM25 store": lambda turn: filled(None, drawn.folder / f"text-{turn}", own).close(),
