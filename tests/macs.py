@@ -19,7 +19,7 @@ MORE = [f"{fact} That is number {n}." for n, fact in enumerate(FACTS * 2)]
 
 def random_mac(backbone: Backbone, *, tokens: int = 3, window: int = 64, **options: Any) -> MacWeights:
     """A LoRA whose change is about a tenth of the weights, and modulations that differ clearly."""
-    settings = {"rank": 4, "blocks": 2, "seed": 5, "on_documents": True, **options}
+    settings = {"rank": 4, "blocks": 2, "heads": 8, "seed": 5, "on_documents": True, **options}
     made = fresh(backbone, DOCUMENTS[1], tokens=tokens, window=window, **settings)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

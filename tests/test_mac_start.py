@@ -35,7 +35,7 @@ def batches(count: int, seed: int) -> list[Batch]:
 
 def begun(family: str, **options: Any) -> tuple[Any, Any, Any]:
     """The model, a MAC with the LoRA and the tokens of a gist, and the gist."""
-    backbone, weights = made(family, on_documents=False, window=W, **options)
+    backbone, weights = made(family, on_documents=False, window=W, **{"heads": 1, **options})
     gist = random_gist(backbone, window=W)
     with torch.no_grad():
         for own in (weights.networks.document_tokens, weights.networks.question_tokens):
