@@ -72,7 +72,8 @@ def test_answers_are_those_of_the_method_written_out(family: str) -> None:
 
     bank = weights.documents(backbone, DOCUMENTS, 0)
     naive = [perceptron(behind(ids, networks.document_tokens), networks.document_head) for ids in DOCUMENTS]
-    torch.testing.assert_close(bank, torch.stack(naive), rtol=1e-5, atol=1e-5)
+    expected = torch.stack(naive)  # up to several units
+    torch.testing.assert_close(bank, expected, rtol=1e-5, atol=1e-5 * max(1.0, float(expected.abs().max())))
     together = answered(backbone, weights, bank)
     for n, row in enumerate(ROWS):
         found = aggregated(networks, behind(row.prompt, networks.question_tokens), naive)
