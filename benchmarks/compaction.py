@@ -4,12 +4,12 @@
     python benchmarks/compaction.py --data nqswap --out runs/compaction-nq
     python benchmarks/compaction.py --split tune --pages 20 --out runs/tune  # settings are chosen here
 
-Every page is kept (all keys and values), compacted, dropped (as many keys in each head, those with the highest
-attention of the same queries, without a fit), truncated (its first tokens), compressed into gist tokens (--gist), or
-left out; FastMem is added to some. F1
-and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens of the answer with the
-whole page. Intervals draw whole pages. Results are stored page by page: an interrupted run goes on, and a later one may
-add pages, ratios and gists. Prints a table and, last, one JSON line.
+Every page is kept (all keys and values; also in 8 bits), compacted, dropped (as many keys in each head, those with the
+highest attention of the same queries, without a fit), truncated (its first tokens), compressed into gist tokens
+(--gist), or left out; FastMem is added to some. Compacted, dropped and truncated pages of one ratio have as many bytes:
+all are in 8 bits. F1 and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens
+of the answer with the whole page. Intervals draw whole pages. Results are stored page by page: an interrupted run goes
+on, and a later one may add pages, ratios and gists. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from memograft.memory.base import Model, Task
 from memograft.memory.compact import keys
 from memograft.memory.gist.folder import about
 from memograft.model.backbone import Backbone, cache_name
-from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.carried import Carried, CarriedLayer, Int8
 from memograft.model.key_bias import biased
 from memograft.model.kv import Segment, pairs
 from memograft.model.prefill import prefill
@@ -54,25 +54,27 @@ RATIOS = (2, 4, 8, 10, 16, 32)
 ASK = "Answer with a few words. "
 FULL, NONE = "whole page", "no page"
 SAMPLING = Sampling(max_new_tokens=24)
+ROUNDED = Compacted(ratio=1.5)  # all keys, in 8 bits
 
 
 @dataclass(frozen=True)
 class Dropped(Compacted):
-    """As many keys in each head: those with the highest mean attention. Values stay as they are."""
+    """As many keys in each head: those with the highest mean attention. Values are only rounded."""
 
     kind: ClassVar[str] = "dropped"
 
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
-        start = min(start for start, _ in prompt.spans)
+        start, whole = min(start for start, _ in prompt.spans), segment.kv_cache.layers
         asked, layers = keys.asked_of(model.backbone, segment, start, keys.tail_of(model, prompt, ["?"])), []
-        for n, layer in enumerate(segment.kv_cache.layers):
+        share = keys.share_of(whole, self.ratio, int8=True)
+        for n, layer in enumerate(whole):
             kept = torch.ones(layer.keys.shape[1], segment.length, dtype=torch.bool)
             every = torch.arange(asked[n].queries.shape[2])
             for own, (scores, _) in zip(kept, keys.heads_of(layer, asked[n], every), strict=True):
                 mean = torch.softmax(scores, -1)[:, start:].mean(0)
                 own[start:] = False
-                own[start + mean.topk(max(1, round(len(mean) / self.ratio))).indices] = True
-            own_keys, own_values = layer.keys[0][kept], layer.values[0][kept]
+                own[start + mean.topk(max(1, round(len(mean) * share))).indices] = True
+            own_keys, own_values = Int8.of(layer.keys[0][kept]), Int8.of(layer.values[0][kept])
             layers.append(CarriedLayer(kept, own_keys, own_values, torch.zeros(len(own_keys))))
         return Carried(segment.ids, tuple(layers))
 
@@ -97,19 +99,25 @@ def ways(
 
     def truncated(ratio: int) -> MemoryHandle:
         (page,) = documents
-        tokens = engine.encode(page.text)
-        text = engine.tokenizer.decode(tokens[: max(1, round(len(tokens) / ratio))])
-        return engine.memorize([Document(text)], Kept())
+        tokens, parts = engine.encode(page.text), (engine.memorize(documents, way).nbytes for way in (ROUNDED, Kept()))
+        most = len(tokens) / ratio / (next(parts) / next(parts))
+        text = engine.tokenizer.decode(tokens[: max(1, round(most))])
+        return engine.memorize([Document(text)], ROUNDED)
 
     found: dict[str, Callable[[], MemoryHandle | None]] = {
         FULL: lambda: engine.memorize(documents, Kept()),
         NONE: lambda: None,
+        f"{FULL}, int8": lambda: engine.memorize(documents, ROUNDED),
         f"{FULL} + FastMem": lambda: engine.memorize(documents, Kept(FastMem())),
     }
     for ratio in ratios:
         found[f"compacted {ratio}x"] = lambda ratio=ratio: engine.memorize(documents, Compacted(ratio=ratio))
         found[f"dropped {ratio}x"] = lambda ratio=ratio: engine.memorize(documents, Dropped(ratio=ratio))
         found[f"truncated {ratio}x"] = lambda ratio=ratio: truncated(ratio)
+        if ratio == 10:
+            found[f"compacted {ratio}x, not rounded"] = lambda ratio=ratio: engine.memorize(
+                documents, Compacted(ratio=ratio, int8=False)
+            )
         if ratio in (4, 10):
             found[f"compacted {ratio}x + FastMem"] = lambda ratio=ratio: engine.memorize(
                 documents, Compacted(FastMem(), ratio)
@@ -242,7 +250,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
     figure, sides = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axes, key, scale in zip(sides, ("bytes", "first_token"), (1024, 1), strict=True):
         for kind, (colour, marker) in kinds.items():
-            own = [row for name, row in found.items() if name.startswith(kind) and "FastMem" not in name]
+            own = [row for name, row in found.items() if name.startswith(kind) and not {",", "+"} & set(name)]
             own = sorted((row for row in own if row.get(key) is not None), key=lambda row: row["bytes"])
             x, y = [row[key] / scale for row in own], [row["f1"] for row in own]
             axes.plot(x, y, color=colour, marker=marker, linewidth=1, label=kind)

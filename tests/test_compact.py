@@ -17,13 +17,13 @@ from memograft.memory.base import Model, Task
 from memograft.memory.carried_file import packed, unpacked
 from memograft.memory.compact.keys import asked_of, compacted, exact
 from memograft.model.backbone import Backbone
-from memograft.model.carried import Carried
+from memograft.model.carried import Carried, CarriedLayer, Int8
 from memograft.model.prefill import Pace, run
 from test_engine import FACTS, ask
 from test_key_bias import WITHOUT_INTERFACE
 
 LORA = FastMem(steps=3, learning_rate=0.05, rank=4, target_kl=None, max_kl=1e9, fallback=False, relevance=None)
-FOUR = Compacted(ratio=4)
+FEW = Compacted(ratio=8)
 
 
 def model_of(engine: Engine, bank: Bank | None = None) -> Model:
@@ -56,7 +56,7 @@ def logprobs(answer: Any) -> torch.Tensor:
 def test_rows_of_every_kind_share_a_batch(make_engine: Any, family: str) -> None:
     """Each answers what it answers alone, and with the same probabilities."""
     engine = make_engine(family)
-    memories = [None, LORA, Kept(), FOUR, Compacted(LORA, 4), Compacted(ratio=2), engine.memorize(FACTS, FOUR)]
+    memories = [None, LORA, Kept(), FEW, Compacted(LORA, 4), Compacted(ratio=2), engine.memorize(FACTS, FEW)]
     memories += [engine.memorize(FACTS, Kept(LORA)), engine.memorize(FACTS[:1], Compacted(ratio=8)), None]
     requests = [
         ask(n=4 + n, documents=() if hasattr(memory, "save") else FACTS, memory=memory, logprobs=0)
@@ -76,7 +76,7 @@ def test_with_everything_that_adds_rows(make_engine: Any, family: str) -> None:
     requests = [
         ask(documents=FACTS, memory=Compacted(replace(LORA, fallback=True), 4)),
         ask(documents=FACTS, memory=Compacted(loud, 4), logprobs=0),
-        ask(documents=FACTS, memory=FOUR, processors=[Cad(0.5)], logprobs=0),
+        ask(documents=FACTS, memory=FEW, processors=[Cad(0.5)], logprobs=0),
         ask(documents=FACTS),
     ]
     alone = [engine.answer(request) for request in requests]
@@ -114,7 +114,7 @@ def test_tiny_still_answers_from_a_quarter(tiny: Engine) -> None:
 def test_with_rtd(engine: Engine, tmp_path: Path) -> None:
     examples = [{"prompt": "Where?", "answer": "In Paris."}]
     with Datastore.build(engine, examples, path=tmp_path / "store") as store:
-        for memory in (Kept(), FOUR):
+        for memory in (Kept(), FEW):
             handle = engine.memorize(FACTS, memory)
             kept = engine.answer(ask(memory=handle, processors=[Rtd(store)]))
             anew = engine.answer(ask(documents=FACTS, memory=memory, processors=[Rtd(store)]))
@@ -122,16 +122,36 @@ def test_with_rtd(engine: Engine, tmp_path: Path) -> None:
 
 
 class TestKeeping:
-    def test_it_takes_a_part_of_the_bytes(self, engine: Engine) -> None:
-        whole, four = engine.memorize(FACTS, Kept()), engine.memorize(FACTS, FOUR)
-        ids, before = whole.carried.ids, prompt_of(engine).spans[0][0]  # type: ignore[union-attr]
-        layers = four.carried.layers  # type: ignore[union-attr]
-        kept = sum(len(layer.keys) for layer in layers) / sum(layer.kept.shape[0] for layer in layers)
-        assert kept == pytest.approx(before + (len(ids) - before) / 4, abs=0.5)
-        assert four.nbytes < 0.6 * whole.nbytes
+    @pytest.mark.parametrize("int8", [True, False])
+    @pytest.mark.parametrize("ratio", [5, 8, 16])
+    def test_it_takes_a_part_of_the_bytes(self, engine: Engine, ratio: float, int8: bool) -> None:
+        """Of the documents' keys and values, with the numbers and the bits that tell which keys these are."""
+        handle = engine.memorize(FACTS, Compacted(ratio=ratio, int8=int8))
+        assert isinstance(handle.carried, Carried)
+        before, whole, small = prompt_of(engine).spans[0][0], 0.0, 0.0
+        for layer in handle.carried.layers:
+            assert isinstance(layer, CarriedLayer)
+            assert isinstance(layer.keys, Int8) == isinstance(layer.values, Int8) == int8
+            heads, columns = layer.kept.shape
+            assert layer.kept[:, :before].all()
+            each = (layer.keys.nbytes + layer.values.nbytes + layer.bias.nbytes) / len(layer.keys)
+            small += layer.nbytes - heads * before * (each + 1 / 8)
+            whole += heads * (columns - before) * 2 * layer.spread(torch.float32).keys.shape[-1] * 4
+        assert small == pytest.approx(whole / ratio, rel=0.03)
+
+    @pytest.mark.parametrize("ratio", [1, 1.5, 2.5])
+    def test_no_key_is_left_out_if_8_bits_are_enough(self, make_engine: Any, ratio: float, monkeypatch: Any) -> None:
+        """Then nothing has to be known of the queries."""
+        monkeypatch.setattr("memograft.memory.compact.keys.asked_of", None)
+        engine = make_engine()
+        handle, exact = (engine.memorize(FACTS, memory) for memory in (Compacted(ratio=ratio), Kept()))
+        assert all(layer.kept.all() for layer in handle.carried.layers)
+        got, wanted = (engine.next_token_logprobs(ask(memory=each)) for each in (handle, exact))
+        lost = float((wanted.exp() * (wanted - got)).sum())
+        assert torch.equal(got, wanted) if ratio == 1 else 0 < lost < 1e-3
 
     @pytest.mark.parametrize(
-        "memory", [Kept(), FOUR, Kept(LORA), Compacted(LORA, 4)], ids=["kept", "compacted", "kept and FastMem", "both"]
+        "memory", [Kept(), FEW, Kept(LORA), Compacted(LORA, 4)], ids=["kept", "compacted", "kept and FastMem", "both"]
     )
     def test_it_is_saved_and_loaded(self, engine: Engine, tmp_path: Path, memory: Memory) -> None:
         handle = engine.memorize(FACTS, memory)
@@ -143,12 +163,13 @@ class TestKeeping:
     def test_a_bank_compacts_once(self, make_engine: Any, tmp_path: Path, monkeypatch: Any) -> None:
         calls = []
         monkeypatch.setattr(
-            "memograft.memory.compact.memory.compacted", lambda *args: calls.append(1) or compacted(*args)
+            "memograft.memory.compact.memory.compacted",
+            lambda *args, **named: calls.append(1) or compacted(*args, **named),
         )
         answers = []
         for _ in range(2):
             with make_engine(bank=Bank(tmp_path / "bank")) as engine:
-                answers += [engine.answer(ask(documents=FACTS, memory=memory)) for memory in (FOUR, FOUR)]
+                answers += [engine.answer(ask(documents=FACTS, memory=memory)) for memory in (FEW, FEW)]
         assert len(calls) == 1
         assert len({answer.token_ids for answer in answers}) == 1
         assert [answer.usage.cached_tokens > 0 for answer in answers] == [False, True, True, True]
@@ -161,7 +182,7 @@ class TestKeeping:
         assert engine.answer(ask(documents=FACTS)).token_ids == plain.token_ids
 
     def test_damage_is_found(self, engine: Engine, tmp_path: Path) -> None:
-        folder = engine.memorize(FACTS, FOUR).save(tmp_path / "memory")
+        folder = engine.memorize(FACTS, FEW).save(tmp_path / "memory")
         data = bytearray((folder / "keys.safetensors").read_bytes())
         data[-1] ^= 255
         (folder / "keys.safetensors").write_bytes(bytes(data))
@@ -174,17 +195,19 @@ class TestKeeping:
     def test_contents_that_do_not_fit_together(self, engine: Engine) -> None:
         from safetensors.torch import load, save
 
-        carried = engine.memorize(FACTS, FOUR).carried
+        carried = engine.memorize(FACTS, FEW).carried
         assert isinstance(carried, Carried)
         tensors = load(packed(carried))
         with pytest.raises(ValueError, match=r"0\.kept must mark \d+ keys, got \d+"):
             unpacked(save(tensors | {"0.kept": torch.zeros_like(tensors["0.kept"])}), "cpu", None)
         with pytest.raises(ValueError, match="its numbers must be finite"):
             unpacked(save(tensors | {"0.bias": tensors["0.bias"] * torch.nan}), "cpu", None)
+        with pytest.raises(ValueError, match=r"0\.keys\.exponents must have an int8 for each block of 0\.keys"):
+            unpacked(save(tensors | {"0.keys.exponents": tensors["0.keys.exponents"][1:].clone()}), "cpu", None)
 
     def test_the_zip_has_the_keys(self, make_engine: Any, tmp_path: Path) -> None:
         with make_engine(bank=Bank(tmp_path / "a")) as engine:
-            engine.answer(ask(documents=FACTS, memory=FOUR))
+            engine.answer(ask(documents=FACTS, memory=FEW))
         first, second = Bank(tmp_path / "a"), Bank(tmp_path / "b")
         (entry,) = first.entries()
         first.export(entry.id, tmp_path / "memory.zip")
@@ -192,11 +215,43 @@ class TestKeeping:
         assert (second.entry(entry.id).path / "keys.safetensors").exists()
 
 
+class TestInt8:
+    @pytest.mark.parametrize("width", [64, 20])
+    def test_it_is_the_nearest_with_a_power_of_two_for_each_block(self, width: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        numbers = torch.randn(50, width, generator=generator) * torch.logspace(-3, 3, 50)[:, None]
+        numbers[3, 0], numbers[4] = 1e4, 0
+        got = Int8.of(numbers)
+        for row, steps, exponents in zip(numbers.tolist(), got.steps.tolist(), got.exponents.tolist(), strict=True):
+            size = width // len(exponents)
+            for n, exponent in enumerate(exponents):
+                part = row[n * size : (n + 1) * size]
+                # The finest for which the largest is no more than 127 steps.
+                assert round(max(map(abs, part)) / 2.0**exponent) <= 127
+                assert exponent == -24 or not any(part) or round(max(map(abs, part)) / 2.0 ** (exponent - 1)) > 127
+                assert steps[n * size : (n + 1) * size] == [round(x / 2.0**exponent) for x in part]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+    def test_every_dtype_has_its_numbers(self, dtype: torch.dtype) -> None:
+        """So what was rounded once is rounded no further, and a memory is the same where it is used and on disk."""
+        numbers = torch.randn(50, 64, generator=torch.Generator().manual_seed(2)).to(dtype)
+        small = Int8.of(numbers)
+        again = Int8.of(small.numbers(dtype))
+        assert torch.equal(again.steps, small.steps)
+        assert torch.equal(again.exponents, small.exponents)
+        assert torch.equal(small.numbers(dtype).float(), small.numbers(torch.float32))
+        assert small.nbytes == 50 * (64 + 2)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("ratio", [0, 0.5, -3, True, "4", float("nan"), None])
     def test_ratio(self, ratio: Any) -> None:
         with pytest.raises(SettingsError, match="`ratio` must be a number of at least 1, such as 4 or 10, got"):
             Compacted(ratio=ratio)
+
+    def test_int8(self) -> None:
+        with pytest.raises(SettingsError, match="`int8` must be True or False, got 8"):
+            Compacted(int8=8)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("questions", ["Who?", ("",), (3,), None])
     def test_questions(self, questions: Any) -> None:
@@ -211,10 +266,10 @@ class TestRefusals:
     def test_models_with_sliding_windows_only(self, make_engine: Any) -> None:
         engine = make_engine("mistral")
         with pytest.raises(UnsupportedModelError, match=r"only those in a sliding window.*use Kept\(\)"):
-            engine.memorize(FACTS, FOUR)
+            engine.memorize(FACTS, FEW)
 
     def test_a_handle_of_another_model(self, make_engine: Any) -> None:
-        handle = make_engine().memorize(FACTS, FOUR)
+        handle = make_engine().memorize(FACTS, FEW)
         with pytest.raises(SettingsError, match="was made for another model"):
             make_engine("qwen3").answer(ask(memory=handle))
 
@@ -235,7 +290,7 @@ def test_settings_go_through_json() -> None:
     for memory in (
         Compacted(ratio=4, questions=("Who?", "When?")),
         Kept(),
-        FOUR,
+        FEW,
         Kept(FastMem(steps=3)),
         Compacted(FastMem(), 10),
     ):
@@ -246,7 +301,7 @@ def test_settings_go_through_json() -> None:
 
 
 def test_without_documents(engine: Engine) -> None:
-    for memory in (Kept(), FOUR):
+    for memory in (Kept(), FEW):
         assert engine.answer(ask(memory=memory)).token_ids == engine.answer(ask()).token_ids
         assert engine.memorize([], memory).carried is None
 
@@ -267,17 +322,17 @@ def test_nothing_of_the_model_changes(engine: Engine) -> None:
 
 
 def test_the_same_every_time(make_engine: Any) -> None:
-    first, second = (make_engine().memorize(FACTS, FOUR) for _ in range(2))
+    first, second = (make_engine().memorize(FACTS, FEW) for _ in range(2))
     assert first.id == second.id
     assert packed(first.carried) == packed(second.carried)
 
 
 def test_a_long_text_uses_some_of_its_queries(make_engine: Any, monkeypatch: Any) -> None:
     engine = make_engine()
-    whole = engine.memorize(FACTS, FOUR)
+    whole = engine.memorize(FACTS, FEW)
     monkeypatch.setattr("memograft.memory.compact.keys._QUERIES", 7)
     monkeypatch.setattr("memograft.memory.compact.keys._BLOCK", 4)
-    some = engine.memorize(FACTS, FOUR)
+    some = engine.memorize(FACTS, FEW)
     assert len(packed(some.carried)) == pytest.approx(len(packed(whole.carried)), rel=0.01)
     assert packed(some.carried) != packed(whole.carried)
 
@@ -292,7 +347,7 @@ def test_a_text_that_fills_half_of_the_window(make_engine: Any, monkeypatch: Any
     monkeypatch.setattr(
         "memograft.memory.compact.keys.run", lambda *args: passes.append(args[1].shape[1]) or run(*args)
     )
-    handle = engine.memorize([text], FOUR)
+    handle = engine.memorize([text], FEW)
     assert len(passes) > 4
     assert len(engine.answer(ask(memory=handle, n=4)).token_ids) == 4
 
@@ -301,7 +356,7 @@ def test_others_may_use_the_model_between_layers_and_parts(engine: Engine) -> No
     model, prompt, calls = model_of(engine), prompt_of(engine), list[int]()
     segment = exact(model, prompt)
     assert segment is not None
-    FOUR.compact(model, prompt, segment, Task(lambda: bool(calls.append(1))))
+    FEW.compact(model, prompt, segment, Task(lambda: bool(calls.append(1))))
     assert len(calls) == 2 * len(segment.kv_cache.layers) + 1
 
 
@@ -310,7 +365,7 @@ def test_giving_up_ends_the_compaction(engine: Engine) -> None:
     segment = exact(model, prompt)
     assert segment is not None
     with pytest.raises(RequestCancelledError, match="given up while its documents were compacted"):
-        FOUR.compact(model, prompt, segment, Task(lambda: True))
+        FEW.compact(model, prompt, segment, Task(lambda: True))
     with pytest.raises(RequestCancelledError, match="given up while its prompt was read"):
         exact(model, prompt, Task(lambda: True, pace=Pace(1e-9)))
 
@@ -335,7 +390,7 @@ def test_parts_have_the_queries_of_the_whole(make_engine: Any, family: str) -> N
 def test_a_long_question_is_read_in_parts(make_engine: Any, monkeypatch: Any) -> None:
     """A mask for each head is large, so a pass has few tokens; the answer is the same."""
     engine = make_engine()
-    handle = engine.memorize(FACTS, FOUR)
+    handle = engine.memorize(FACTS, FEW)
     request = ask(memory=handle, question="Where is Paris? " * 6)
     wanted = engine.answer(request)
     monkeypatch.setattr("memograft.model.key_bias._MASK", 4 * 100 * 5)
@@ -345,15 +400,16 @@ def test_a_long_question_is_read_in_parts(make_engine: Any, monkeypatch: Any) ->
 def test_float16_and_bfloat16(models: Any, tokenizer: Any) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         with Engine(build("llama", dtype=dtype), tokenizer) as engine:
-            handle = engine.memorize(FACTS, FOUR)
+            handle = engine.memorize(FACTS, FEW)
             assert engine.answer(ask(memory=handle)).token_ids
-            assert replace(handle.settings) == FOUR
+            assert replace(handle.settings) == FEW
             assert Backbone.of(engine.model).model.dtype == dtype
-            assert all(layer.keys.dtype == dtype for layer in handle.carried.layers)  # type: ignore[union-attr]
+            layers = handle.carried.segment(engine._backbone).kv_cache.layers  # type: ignore[union-attr]
+            assert all(layer.keys.dtype == layer.values.dtype == dtype for layer in layers)
 
 
 def test_streams(engine: Engine) -> None:
-    handle = engine.memorize(FACTS, FOUR)
+    handle = engine.memorize(FACTS, FEW)
     stream = engine.stream(ask(memory=handle, n=9))
     assert "".join(stream) == engine.answer(ask(memory=handle, n=9)).text
 
@@ -361,6 +417,9 @@ def test_streams(engine: Engine) -> None:
 def test_its_report(engine: Engine) -> None:
     answer = engine.answer(ask(memory=engine.memorize(FACTS, Compacted(ratio=10))))
     assert answer.memory is not None
-    assert answer.memory.reason == "the documents are carried as 1/10 of their keys and values, and nothing was trained"
+    assert (
+        answer.memory.reason
+        == "the documents' keys and values are carried in 1/10 of their bytes, and nothing was trained"
+    )
     assert answer.memory.reused
     assert Sampling().max_new_tokens

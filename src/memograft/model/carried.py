@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
@@ -12,7 +14,51 @@ from memograft.model.backbone import Backbone
 from memograft.model.key_bias import NEVER, BiasedLayer
 from memograft.model.kv import Segment, empty, nothing
 
-__all__ = ["Carried", "CarriedLayer"]
+__all__ = ["Carried", "CarriedLayer", "Int8"]
+
+_BLOCK = 32  # numbers with a common exponent
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Numbers in 8 bits each: MXINT8 of the Open Compute Project's microscaling formats.
+
+    32 neighbours share a power of two, so each of them is a number of bfloat16, float16 and float32 too.
+
+    Attributes:
+        steps: (n, d) int8.
+        exponents: (n, b) int8, of b blocks.
+    """
+
+    steps: Tensor
+    exponents: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Int8:
+        """The nearest to (n, d) numbers."""
+        blocks = numbers.float().reshape(len(numbers), blocks_of(numbers.shape[1]), -1)
+        largest, exponents = torch.frexp(blocks.abs().amax(-1))
+        exponents = (exponents - 7 + (largest * 128 >= 127.5)).clamp(-24, 127)  # 2^-24 is float16's least
+        steps = torch.ldexp(blocks, -exponents[..., None]).round()
+        return cls(steps.view(numbers.shape).char(), exponents.char())
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """The numbers (n, d)."""
+        blocks = self.steps.float().view(*self.exponents.shape, -1)
+        return torch.ldexp(blocks, self.exponents[..., None].int()).view(self.steps.shape).to(dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.steps.nbytes + self.exponents.nbytes
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def blocks_of(width: int) -> int:
+    """How many blocks have exponents of their own."""
+    return width // _BLOCK if width % _BLOCK == 0 else 1
 
 
 @dataclass(frozen=True)
@@ -27,21 +73,27 @@ class CarriedLayer:
     """
 
     kept: Tensor
-    keys: Tensor
-    values: Tensor
+    keys: Tensor | Int8
+    values: Tensor | Int8
     bias: Tensor
 
-    def spread(self) -> BiasedLayer:
+    def spread(self, dtype: torch.dtype) -> BiasedLayer:
         """A layer of one row with all C columns; those that were left out are never attended to."""
-        keys, values = (t.new_zeros(*self.kept.shape, t.shape[-1]) for t in (self.keys, self.values))
+        keys, values = (self._spread(t, dtype) for t in (self.keys, self.values))
         bias = self.bias.new_full(self.kept.shape, NEVER)
-        keys[self.kept], values[self.kept], bias[self.kept] = self.keys, self.values, self.bias
+        bias[self.kept] = self.bias
         return BiasedLayer(keys[None], values[None], bias[None, ..., None])
+
+    def _spread(self, own: Tensor | Int8, dtype: torch.dtype) -> Tensor:
+        numbers = own.numbers(dtype) if isinstance(own, Int8) else own.to(dtype)
+        found = numbers.new_zeros(*self.kept.shape, numbers.shape[-1])
+        found[self.kept] = numbers
+        return found
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
-        return sum(t.nbytes for t in (self.kept, self.keys, self.values, self.bias))
+        """Size in bytes, with a bit for each of H * C."""
+        return math.ceil(self.kept.numel() / 8) + sum(t.nbytes for t in (self.keys, self.values, self.bias))
 
 
 @dataclass(frozen=True)
@@ -69,7 +121,7 @@ class Carried:
         cache = empty(backbone)
         for n, layer in enumerate(self.layers):
             if isinstance(layer, CarriedLayer):
-                cache.layers[n] = layer.spread()
+                cache.layers[n] = layer.spread(backbone.model.dtype)
             else:
                 # A sliding window counts the columns that it has dropped.
                 cache.update(*(pad(t, (0, 0, len(self.ids) - t.shape[2], 0)) for t in layer), n)
@@ -89,4 +141,11 @@ def _carried(layer: DynamicLayer) -> CarriedLayer | tuple[Tensor, Tensor]:
         return layer.keys, layer.values
     bias = layer.bias[0, ..., 0]
     kept = bias > NEVER
-    return CarriedLayer(kept, layer.keys[0][kept], layer.values[0][kept], bias[kept])
+    keys, values = (_smallest(numbers[0][kept]) for numbers in (layer.keys, layer.values))
+    return CarriedLayer(kept, keys, values, bias[kept])
+
+
+def _smallest(numbers: Tensor) -> Tensor | Int8:
+    """In 8 bits each, if that says the same."""
+    small = Int8.of(numbers)
+    return small if torch.equal(small.numbers(numbers.dtype), numbers) else numbers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -16,16 +16,17 @@ from memograft.memory.base import Model, Task
 from memograft.memory.compact.match import chosen, importance, matched, read_from
 from memograft.memory.fastmem.rows import gather
 from memograft.model.backbone import Backbone, unsupported
-from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.carried import Carried, CarriedLayer, Int8, blocks_of
 from memograft.model.key_bias import Asked, asking, check_bias
 from memograft.model.kv import Segment, empty, joins, positions, spread
 from memograft.model.prefill import prefill_segment, run
 from memograft.prompt.builder import Prompt
 
-__all__ = ["asked_of", "blocks", "check", "compacted", "exact", "heads_of", "tail_of"]
+__all__ = ["asked_of", "blocks", "check", "compacted", "exact", "heads_of", "share_of", "tail_of"]
 
 _QUERIES = 1024  # tokens whose queries are used for a block, at most
 _BLOCK = 512  # columns that are matched together, at most, if there are more queries
+_TOGETHER = 1 << 24  # numbers of the Gram matrices of layers whose keys are chosen together
 _PASS = 2048  # tokens of the context in one pass
 _NOW = Task()  # nobody waits
 
@@ -71,39 +72,77 @@ def compacted(
     ratio: float,
     tail: Sequence[int],
     task: Task = _NOW,
+    *,
+    int8: bool = True,
 ) -> Carried:
-    """Keep 1/ratio of the keys from column `start` on, on average over all layers and heads, and all before it.
+    """Keep the keys from column `start` on in 1/ratio of their memory, over all layers and heads, and all before it.
 
     Args:
         backbone: the model.
         segment: the keys and values of C tokens.
         start: the first token of the context.
-        ratio: the number of keys is divided by this.
+        ratio: the bytes of the keys and values are divided by this.
         tail: the tokens that lead from the context to an answer; see `asked_of`.
         task: it pauses between layers, and between parts of the pass.
+        int8: round keys and values to 8 bits each, which leaves about twice as many; not if `ratio` is 1.
 
     Raises:
         RequestCancelledError: the task was given up.
         UnsupportedModelError: see `check`; or the model's queries cannot be observed.
     """
     check(backbone)
-    asked, layers = asked_of(backbone, segment, start, tail, task), segment.kv_cache.layers
+    layers, int8 = segment.kv_cache.layers, int8 and ratio > 1
     whole = [n for n, layer in enumerate(layers) if not layer.is_sliding]
-    found = []
-    for n in whole:
-        task.pause("compacted")
-        size = float(layers[n].values.float().norm(dim=-1).mean())
-        of_blocks = []
-        for columns, rows in blocks(asked[n].queries.shape[2], start, segment.length):
-            heads = [read_from(scores, values, columns, size) for scores, values in heads_of(layers[n], asked[n], rows)]
-            of_blocks.append(importance(*(torch.stack(parts) for parts in zip(*heads, strict=True))))
-        found.append(torch.cat(of_blocks, 1))
-    kept = dict(zip(whole, chosen(found, ratio), strict=True))
-    made: list[CarriedLayer | tuple[Tensor, Tensor]] = []
+    share, made = share_of([layers[n] for n in whole], ratio, int8=int8), list[CarriedLayer | tuple[Tensor, Tensor]]()
+    if share < 1:
+        asked = asked_of(backbone, segment, start, tail, task)
+        kept = dict(zip(whole, chosen(_gains(layers, whole, asked, start, segment.length, task), share), strict=True))
     for n, layer in enumerate(layers):
+        if n not in whole:
+            made.append((layer.keys, layer.values))
+            continue
         task.pause("compacted")
-        made.append(_layer(layer, asked[n], kept[n], start) if n in kept else (layer.keys, layer.values))
+        own, keys, values, bias = _layer(layer, asked[n], kept[n], start) if share < 1 else _all_of(layer)
+        if int8:
+            made.append(CarriedLayer(own, Int8.of(keys), Int8.of(values), bias))
+        else:
+            made.append(CarriedLayer(own, keys, values, bias))
     return Carried(segment.ids, tuple(made))
+
+
+def share_of(layers: Sequence[DynamicLayer], ratio: float, *, int8: bool) -> float:
+    """The share of the keys that take, with their values and numbers, 1/ratio of the bytes of all."""
+    whole = small = 0.0
+    for layer in layers:
+        heads, columns, width = layer.values.shape[1:]
+        exact = 2 * width * layer.values.element_size()
+        whole += heads * columns * (exact / ratio - 1 / 8)  # a bit says whether a key is kept
+        small += heads * columns * (4 + (2 * (width + blocks_of(width)) if int8 else exact))
+    return min(1.0, whole / small) if ratio > 1 else 1.0
+
+
+def _gains(
+    layers: Sequence[DynamicLayer],
+    whole: Sequence[int],
+    asked: Mapping[int, Asked],
+    start: int,
+    end: int,
+    task: Task,
+) -> list[Tensor]:
+    """What each column adds, (H, T) of each layer; see `importance`."""
+    found = list[Tensor]()
+    for group in _together(layers, whole, end - start):
+        of_blocks = []
+        for columns, rows in blocks(asked[group[0]].queries.shape[2], start, end):
+            heads = []
+            for n in group:
+                task.pause("compacted")
+                size = float(layers[n].values.float().norm(dim=-1).mean())
+                heads += [read_from(*head, columns, size) for head in heads_of(layers[n], asked[n], rows)]
+            gains = importance(*(torch.stack(parts) for parts in zip(*heads, strict=True)))
+            of_blocks.append(gains.view(len(group), -1, gains.shape[1]))
+        found += torch.cat(of_blocks, 2)
+    return found
 
 
 @torch.no_grad()
@@ -165,11 +204,26 @@ def heads_of(layer: DynamicLayer, asked: Asked, rows: Tensor) -> Iterator[tuple[
     queries = asked.queries[0][:, rows.to(asked.queries.device)]
     groups = queries.reshape(layer.keys.shape[1], -1, queries.shape[-1])  # the heads that share keys are neighbours
     for keys, values, own in zip(layer.keys[0], layer.values[0], groups, strict=True):
-        scores = own.float() @ keys.float().T * asked.scale
+        scores = (own.float() * asked.scale) @ keys.float().T
         yield scores if asked.cap is None else torch.tanh(scores / asked.cap) * asked.cap, values.float()
 
 
-def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> CarriedLayer:
+def _together(layers: Sequence[DynamicLayer], whole: Sequence[int], columns: int) -> Iterator[list[int]]:
+    """Layers whose keys are chosen together, which is faster than one by one: neighbours alike, and not too many."""
+    for (heads, *_), alike in groupby(whole, lambda n: (*layers[n].values.shape[1::2], layers[n].values.device)):
+        most = max(1, _TOGETHER // (heads * min(columns, _QUERIES) ** 2))
+        own = list(alike)
+        yield from (own[at : at + most] for at in range(0, len(own), most))
+
+
+def _all_of(layer: DynamicLayer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keys, values = layer.keys[0].flatten(0, 1), layer.values[0].flatten(0, 1)
+    kept = torch.ones(layer.keys.shape[1:3], dtype=torch.bool, device=keys.device)
+    return kept, keys, values, torch.zeros(len(keys), device=keys.device)
+
+
+def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which keys are kept (H, C), themselves and their values (n, d), and the numbers (n,); see `CarriedLayer`."""
     before = layer.values[0][:, :start].float()
     bias, values = [[own.new_zeros(start)] for own in before], [[own] for own in before]
     for columns, rows in blocks(asked.queries.shape[2], start, layer.keys.shape[2]):
@@ -180,6 +234,4 @@ def _layer(layer: DynamicLayer, asked: Asked, kept: Tensor, start: int) -> Carri
             values[n].append(fitted)
     kept = torch.cat([kept.new_ones(len(kept), start), kept], 1)
     together = torch.cat([torch.cat(own) for own in values])
-    return CarriedLayer(
-        kept, layer.keys[0][kept], together.to(layer.values), torch.cat([torch.cat(own) for own in bias])
-    )
+    return kept, layer.keys[0][kept], together.to(layer.values), torch.cat([torch.cat(own) for own in bias])

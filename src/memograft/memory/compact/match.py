@@ -29,12 +29,14 @@ from torch import Tensor
 
 __all__ = ["chosen", "importance", "matched", "read_from"]
 
-_STEPS = 100  # of the least-squares problem with w >= 0
+_STEPS = 40  # of the least-squares problem with w >= 0
+_POWER = 5  # steps towards the largest eigenvalue
 _LEAST = 1e-4  # w; smaller weights are as good as none
 _AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
 _LEAST_RIDGE = 1e-12  # of heads that do not read the context
 _NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above float32's rounding
 _LEAST_SHARE = 1e-30  # of the attention, where a query reads none of the columns
+_LEAST_HALF = 64  # columns; the products of fewer are faster as they are
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
 
 
@@ -51,8 +53,17 @@ def read_from(scores: Tensor, values: Tensor, columns: slice, size: float) -> tu
         The means over the queries of p(i) p(j) (T, T), and of p(i) times the output, in units of `size` (T, d).
     """
     attention, context = torch.softmax(scores, -1)[:, columns], values[columns] / size
-    gram = attention.T @ attention / len(attention)
+    gram = _square(attention) / len(attention)
     return gram, gram @ (context - context.mean(0))
+
+
+def _square(x: Tensor) -> Tensor:
+    """x^T x. It is symmetric, so a part of its products need not be computed."""
+    half = x.shape[1] // 2
+    if half < _LEAST_HALF:
+        return x.T @ x
+    corner = x[:, :half].T @ x[:, half:]
+    return torch.cat([torch.cat([_square(x[:, :half]), corner], 1), torch.cat([corner.T, _square(x[:, half:])], 1)])
 
 
 def importance(gram: Tensor, reads: Tensor) -> Tensor:
@@ -62,32 +73,34 @@ def importance(gram: Tensor, reads: Tensor) -> Tensor:
     were taken before, but at least one.
     """
     (heads, total, _), device = gram.shape, gram.device
-    # What the taken keys do not explain of the Gram matrix is gram - basis basis^T, of which `left` is the diagonal.
+    # What the taken keys do not explain of the Gram matrix is gram - basis^T basis, of which `left` is the diagonal.
     left, basis = gram.diagonal(dim1=1, dim2=2).clone(), torch.empty_like(gram)
     ridge = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE
     gains, count, taken = torch.empty_like(left), 0, torch.zeros_like(left, dtype=torch.bool)
     every = torch.arange(heads, device=device)[:, None]
     while count < total:
-        gain = reads.square().sum(-1) / (left.clamp_min(0) + ridge)
+        gain = torch.linalg.vector_norm(reads, dim=-1).square() / (left.clamp_min(0) + ridge)
         best = gain.masked_fill(taken, -1).topk(min(total - count, max(1, int(_AT_ONCE * count)))).indices  # (H, k)
         gains[every, best], taken[every, best] = gain[every, best], True
-        known = basis[:, :, :count]
-        columns = gram[every, best] - known[every, best] @ known.mT  # (H, k, T)
-        inside = columns.gather(2, best[:, None].expand(-1, best.shape[1], -1))
-        root = torch.linalg.cholesky(inside + ridge[..., None] * torch.eye(best.shape[1], device=device))
-        more = torch.linalg.solve_triangular(root, columns, upper=False)
-        reads = reads - more.mT @ torch.linalg.solve_triangular(root, reads[every, best], upper=False)
+        known, size = basis[:, :count], best.shape[1]
+        its = known.gather(2, best[:, None].expand(-1, count, -1))
+        columns = torch.baddbmm(gram[every, best], its.mT, known, alpha=-1)  # (H, k, T)
+        inside = columns.gather(2, best[:, None].expand(-1, size, -1))
+        root = torch.linalg.cholesky(inside + ridge[..., None] * torch.eye(size, device=device))
+        solved = torch.linalg.solve_triangular(root, torch.cat([columns, reads[every, best]], 2), upper=False)
+        more, read = solved.split((total, reads.shape[2]), 2)
+        reads = torch.baddbmm(reads, more.mT, read, alpha=-1)
         left -= more.square().sum(1)
-        basis[:, :, count : count + best.shape[1]] = more.mT
-        count += best.shape[1]
+        basis[:, count : count + size] = more
+        count += size
     return gains
 
 
-def chosen(scores: list[Tensor], ratio: float) -> list[Tensor]:
-    """The largest 1/ratio of the numbers of all layers, (H, T) each: (H, T) bool each."""
+def chosen(scores: list[Tensor], share: float) -> list[Tensor]:
+    """The largest of the numbers of all layers, (H, T) each, this share of them: (H, T) bool each."""
     flat = torch.cat([s.flatten().to(scores[0].device) for s in scores])
     kept = torch.zeros_like(flat, dtype=torch.bool)
-    kept[flat.topk(max(1, round(len(flat) / ratio))).indices] = True
+    kept[flat.topk(max(1, round(len(flat) * share))).indices] = True
     parts = torch.split(kept, [s.numel() for s in scores])
     return [part.view(s.shape).to(s.device) for part, s in zip(parts, scores, strict=True)]
 
@@ -114,21 +127,29 @@ def matched(scores: Tensor, values: Tensor, kept: Tensor, columns: slice) -> tup
     bias = weights.log()
     x = few * weights
     x = x * (share / x.sum(-1, keepdim=True).clamp_min(_LEAST_SHARE))
-    y = attention @ own - x @ own[index]
-    gram = x.T @ x
+    gram = _square(x)
+    missing = x.T @ (attention @ own) - gram @ own[index]
     ridge = _RIDGE * gram.diagonal().mean() + 1e-8
-    eye = torch.eye(len(index), device=x.device)
-    return bias, own[index] + torch.linalg.solve(gram + ridge * eye, x.T @ y)
+    root = torch.linalg.cholesky(gram + ridge * torch.eye(len(index), device=x.device))
+    return bias, own[index] + torch.cholesky_solve(missing, root)
 
 
 def _nonnegative(m: Tensor, y: Tensor) -> Tensor:
-    """argmin_w |m w - y| with w >= `_LEAST`: accelerated projected gradient, from w = 1."""
-    gram, right = m.T @ m, m.T @ y
-    size = torch.linalg.matrix_norm(gram, 2) + 1e-12
-    w = z = torch.ones_like(right)
+    """argmin_w |m w - y| with w >= `_LEAST`, for m >= 0: accelerated projected gradient.
+
+    It begins with the unconstrained solution, which is often nearly the wanted one.
+    """
+    gram, right = _square(m), m.T @ y
+    u = torch.ones_like(right)
+    for _ in range(_POWER):
+        u = gram @ u
+        u = (u / u.max()).clamp_min(1e-6)
+    gram, right = (t / ((gram @ u) / u).max() for t in (gram, right))  # at least its largest eigenvalue (Collatz)
+    root = torch.linalg.cholesky(gram + _NOISE * torch.eye(len(gram), device=gram.device))
+    w = z = torch.cholesky_solve(right[:, None], root)[:, 0].clamp_min(_LEAST)
     momentum = 1.0
     for _ in range(_STEPS):
-        new = (z - (gram @ z - right) / size).clamp_min(_LEAST)
+        new = torch.addmv(z + right, gram, z, alpha=-1).clamp_min(_LEAST)
         following = 0.5 + (0.25 + momentum * momentum) ** 0.5
         z = new + (momentum - 1) / following * (new - w)
         w, momentum = new, following

@@ -114,8 +114,10 @@ class Compacted(Kept):
 
     Attributes:
         memory: what else is done with the documents, e.g. FastMem().
-        ratio: the documents' keys are divided by this, over all layers and heads together. They take 1/ratio of the
-            memory where they are kept; while a request uses them, they take as much as all.
+        ratio: the bytes of the documents' keys and values are divided by this, over all layers and heads together,
+            where they are kept. While a request uses them, they take as much as all. 1 keeps all.
+        int8: keys and values are rounded to 8 bits each. So about twice as many keys are kept in a model in bfloat16,
+            which loses much less than what the rounding loses; no key is left out up to a ratio of about 1.9.
         questions: like those that will be asked, if they are known: keys that these questions read are kept rather
             than others.
 
@@ -125,6 +127,7 @@ class Compacted(Kept):
 
     ratio: float = 4.0
     questions: tuple[str, ...] = ()
+    int8: bool = True
 
     kind: ClassVar[str] = "compacted"
 
@@ -132,6 +135,8 @@ class Compacted(Kept):
         super().__post_init__()
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 1 <= self.ratio < 1e6:
             raise SettingsError(f"`ratio` must be a number of at least 1, such as 4 or 10, got {self.ratio!r}")
+        if not isinstance(self.int8, bool):
+            raise SettingsError(f"`int8` must be True or False, got {self.int8!r:.80}")
         if isinstance(self.questions, list):  # as JSON has it
             object.__setattr__(self, "questions", tuple(self.questions))
         if not isinstance(self.questions, tuple) or not all(isinstance(q, str) and q.strip() for q in self.questions):
@@ -157,18 +162,18 @@ class Compacted(Kept):
         return (self._id(model, prompt), *super().kept_as(model, prompt)) if gather(prompt) else ()
 
     def _id(self, model: Model, prompt: Prompt) -> str:
-        made_by = {"ratio": self.ratio, "questions": self.questions}
+        made_by = {"ratio": self.ratio, "questions": self.questions, "int8": self.int8}
         return content_id(model.fingerprint, self.kind, made_by, prompt)
 
     def compact(self, model: Model, prompt: Prompt, segment: Segment, task: Task) -> Carried:
         """Compact the keys and values of a prompt's documents."""
         start, tail = min(start for start, _ in prompt.spans), tail_of(model, prompt, self.questions or ("?",))
-        return compacted(model.backbone, segment, start, self.ratio, tail, task)
+        return compacted(model.backbone, segment, start, self.ratio, tail, task, int8=self.int8)
 
     @property
     def said(self) -> str:
         """Why a report has no losses."""
-        return f"the documents are carried as 1/{self.ratio:g} of their keys and values, and nothing was trained"
+        return f"the documents' keys and values are carried in 1/{self.ratio:g} of their bytes, and nothing was trained"
 
 
 def _inner(rows: Sequence[Wanted]) -> dict[int, Wanted]:
