@@ -38,7 +38,8 @@ from memograft.memory.base import Model, Task
 from memograft.memory.compact import keys
 from memograft.memory.gist.folder import about
 from memograft.model.backbone import Backbone, cache_name
-from memograft.model.carried import Carried, CarriedLayer, Int8
+from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.int8 import Int8
 from memograft.model.key_bias import biased
 from memograft.model.kv import Segment, pairs
 from memograft.model.prefill import prefill

@@ -156,7 +156,7 @@ def test_memorizing_for_later_stalls_no_stream(make_engine: Any, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("kind", "least"), [(Kept(), 5), (Compacted(ratio=2), 12), (Gist, 2)], ids=["kept", "compacted", "gist"]
+    ("kind", "least"), [(Kept(), 5), (Compacted(ratio=8), 12), (Gist, 2)], ids=["kept", "compacted", "gist"]
 )
 def test_so_does_reading_for_later(make_engine: Any, tmp_path: Path, kind: Any, least: int) -> None:
     """Documents are read in parts, those of several gists one after the other; and the result is the same."""

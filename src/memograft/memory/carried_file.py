@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from memograft.model.carried import Carried, CarriedLayer, Int8, blocks_of
+from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.int8 import Int8, blocks_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ def _numbers(
     own, exponents = tensors[name].to(device), tensors.get(name + _EXPONENTS)
     if exponents is None:
         return own.to(dtype)
-    if exponents.shape != (len(own), blocks_of(own.shape[1])) or not own.dtype == exponents.dtype == torch.int8:
+    if exponents.shape != (len(own), blocks_of(own.shape[-1])) or not own.dtype == exponents.dtype == torch.int8:
         raise ValueError(f"{name}{_EXPONENTS} must have an int8 for each block of {name}")
     return Int8(own, exponents.to(device))
 

@@ -3,8 +3,8 @@
 prefix.safetensors    0.keys, 0.values, 1.keys, ... (1, H, P, head dimension), x and residual (1, P, D)
 prefix.json           id, model, documents, tokens; SHA-256 of the other file, and of itself
 
-With int8, keys and values are rounded to multiples of 1/127 of the largest magnitude of each token and head, which is
-stored as <n>.keys.scale (1, H, P, 1) in float32. x and residual, which memorizing trains on, keep the model's dtype.
+With int8, keys and values are rounded to 8 bits each (`Int8`), with <n>.keys.exponents (1, H, P, blocks). x and
+residual, which memorizing trains on, keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ABOUT", "about", "read", "write"]
 
-_FORMAT = 1
+_FORMAT = 2
 ABOUT, _TENSORS = "prefix.json", "prefix.safetensors"
-_STEPS = 127  # int8 levels on either side of 0
 
 
 def write(path: Path, piece: Piece, place: Place, fingerprint: str, *, int8: bool) -> None:
@@ -96,14 +95,17 @@ def about(path: Path) -> JsonObject:
 
 
 def _rounded(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    scale = tensor.abs().amax(-1, keepdim=True).float() / _STEPS
-    steps = (tensor.float() / scale.clamp_min(1e-30)).round().char()
-    return {name: steps, f"{name}.scale": scale}
+    from memograft.model.int8 import Int8
+
+    small = Int8.of(tensor)
+    return {name: small.steps, f"{name}.exponents": small.exponents}
 
 
 def _restored(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    tensor, scale = tensors[name], tensors.get(f"{name}.scale")
-    return tensor if scale is None else (tensor.float() * scale).to(dtype)
+    from memograft.model.int8 import Int8
+
+    tensor, exponents = tensors[name], tensors.get(f"{name}.exponents")
+    return tensor if exponents is None else Int8(tensor, exponents).numbers(dtype)
 
 
 def _damaged(file: Path, cause: object) -> MemoryFormatError:

@@ -11,54 +11,11 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer
 
 from memograft.model.backbone import Backbone
+from memograft.model.int8 import Int8
 from memograft.model.key_bias import NEVER, BiasedLayer
 from memograft.model.kv import Segment, empty, nothing
 
-__all__ = ["Carried", "CarriedLayer", "Int8"]
-
-_BLOCK = 32  # numbers with a common exponent
-
-
-@dataclass(frozen=True)
-class Int8:
-    """Numbers in 8 bits each: MXINT8 of the Open Compute Project's microscaling formats.
-
-    32 neighbours share a power of two, so each of them is a number of bfloat16, float16 and float32 too.
-
-    Attributes:
-        steps: (n, d) int8.
-        exponents: (n, b) int8, of b blocks.
-    """
-
-    steps: Tensor
-    exponents: Tensor
-
-    @classmethod
-    def of(cls, numbers: Tensor) -> Int8:
-        """The nearest to (n, d) numbers."""
-        blocks = numbers.float().reshape(len(numbers), blocks_of(numbers.shape[1]), -1)
-        largest, exponents = torch.frexp(blocks.abs().amax(-1))
-        exponents = (exponents - 7 + (largest * 128 >= 127.5)).clamp(-24, 127)  # 2^-24 is float16's least
-        steps = torch.ldexp(blocks, -exponents[..., None]).round()
-        return cls(steps.view(numbers.shape).char(), exponents.char())
-
-    def numbers(self, dtype: torch.dtype) -> Tensor:
-        """The numbers (n, d)."""
-        blocks = self.steps.float().view(*self.exponents.shape, -1)
-        return torch.ldexp(blocks, self.exponents[..., None].int()).view(self.steps.shape).to(dtype)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.steps.nbytes + self.exponents.nbytes
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-def blocks_of(width: int) -> int:
-    """How many blocks have exponents of their own."""
-    return width // _BLOCK if width % _BLOCK == 0 else 1
+__all__ = ["Carried", "CarriedLayer"]
 
 
 @dataclass(frozen=True)

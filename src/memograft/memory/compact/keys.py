@@ -16,7 +16,8 @@ from memograft.memory.base import Model, Task
 from memograft.memory.compact.match import chosen, importance, matched, read_from
 from memograft.memory.fastmem.rows import gather
 from memograft.model.backbone import Backbone, unsupported
-from memograft.model.carried import Carried, CarriedLayer, Int8, blocks_of
+from memograft.model.carried import Carried, CarriedLayer
+from memograft.model.int8 import Int8, blocks_of
 from memograft.model.key_bias import Asked, asking, check_bias
 from memograft.model.kv import Segment, empty, joins, positions, spread
 from memograft.model.prefill import prefill_segment, run
