@@ -32,10 +32,44 @@ class TestFormulas:
         scores, values, _ = problem
         heads = [(scores, values), (scores.flip(1), 2 * values)]
         read = [match.read_from(*head, COLUMNS, 1.7) for head in heads]
-        got = match.importance(*(torch.stack(parts) for parts in zip(*read, strict=True)))
+        got = match.importance(*(torch.stack(parts) for parts in zip(*read, strict=True)), wanted=48)
         for own, head in zip(got, heads, strict=True):
             wanted = reference.importance(*(t.double().numpy() for t in head), COLUMNS, 1.7, 0.15, 1e-6)
             np.testing.assert_allclose(own.numpy(), wanted, atol=1e-5)
+
+    @pytest.mark.parametrize(("rows", "apart"), [(96, 0.0), (97, 0.6), (191, 0.6), (190, 0.6), (449, 1.1)])
+    def test_many_queries_are_added_in_pairs(self, rows: int, apart: float) -> None:
+        """Up to four for each key are exact. The noise of more is that of as many random signs."""
+        generator = torch.Generator().manual_seed(rows)
+        attention = torch.softmax(2 * torch.randn(rows, 24, generator=generator), -1)
+        got, _ = match.read_from(attention.log(), torch.eye(24), slice(0, None), 1.0)
+        wanted = attention.T @ attention / rows
+        if apart:
+            assert 0.1 * wanted.norm() < (got - wanted).norm() < apart * wanted.norm()
+            assert float(got.diagonal().sum()) == pytest.approx(float(wanted.diagonal().sum()), rel=0.3)
+        else:
+            torch.testing.assert_close(got, wanted)
+
+    def test_of_a_head_that_copies_every_query_counts(self) -> None:
+        """Each key is read by one query; other queries read what is not in the context."""
+        scores = torch.full((190, 25), -200.0)
+        scores[torch.arange(24) * 7, torch.arange(24)] = 0
+        scores[:, 24] = torch.where(scores[:, :24].amax(1) == 0, -200.0, 0.0)
+        got, _ = match.read_from(scores, torch.eye(25), slice(0, 24), 1.0)
+        torch.testing.assert_close(got.diagonal(), torch.full((24,), 1 / 190))
+
+    @pytest.mark.parametrize("wanted", [1, 12, 40])
+    def test_heads_end_early_without_another_choice(self, wanted: int) -> None:
+        generator = torch.Generator().manual_seed(wanted)
+        scores = (
+            torch.randn(6, 60, 24, generator=generator) * torch.tensor([0.1, 0.2, 0.5, 1.0, 4.0, 8.0])[:, None, None]
+        )
+        values = torch.randn(6, 24, 8, generator=generator)
+        read = [match.read_from(*head, slice(0, None), 1.0) for head in zip(scores, values, strict=True)]
+        grams, reads = (torch.stack(parts) for parts in zip(*read, strict=True))
+        whole, some = (match.importance(grams, reads, n) for n in (6 * 24, wanted))
+        assert not torch.equal(whole, some)
+        assert torch.equal(*(match.chosen([gains], wanted)[0] for gains in (whole, some)))
 
     def test_keys_that_say_the_same_or_that_nobody_reads(self) -> None:
         """Of two that are read alike the second adds nothing, and there is a number for each."""
@@ -44,13 +78,13 @@ class TestFormulas:
         scores[1:3, 5] = scores[1:3, 6] = 3.0
         scores[3:, 8] = 3.0
         read = match.read_from(scores, torch.eye(9), slice(4, None), 1.0)
-        (gains,) = match.importance(read[0][None], read[1][None])
+        (gains,) = match.importance(read[0][None], read[1][None], 5)
         assert gains.isfinite().all()
         assert gains[4] > 0.05
         assert max(gains[1:3]) > 0.02
         assert min(gains[1:3]) < 1e-6
         assert (gains[[0, 3]] < 1e-6).all()
-        nothing, _ = match.importance(torch.zeros(2, 5, 5), torch.zeros(2, 5, 3))
+        nothing, _ = match.importance(torch.zeros(2, 5, 5), torch.zeros(2, 5, 3), 10)
         assert nothing.tolist() == [0.0] * 5
 
     def test_the_weights_are_the_best_that_are_not_negative(self, problem: Any) -> None:
@@ -92,10 +126,10 @@ class TestFormulas:
 
     def test_the_largest_of_all_layers_and_heads_are_chosen(self) -> None:
         scores = [torch.tensor([[9.0, 1.0, 2.0], [8.0, 7.0, 6.0]]), torch.tensor([[0.0, 5.0, 0.5]])]
-        first, second = match.chosen(scores, 5 / 9)
+        first, second = match.chosen(scores, 5)
         assert first.tolist() == [[True, False, False], [True, True, True]]
         assert second.tolist() == [[False, True, False]]
-        assert sum(int(part.sum()) for part in match.chosen(scores, 1e-5)) == 1
+        assert sum(int(part.sum()) for part in match.chosen(scores, 1)) == 1
 
 
 def mask(kept: list[int]) -> torch.Tensor:

@@ -97,7 +97,9 @@ def compacted(
     share, made = share_of([layers[n] for n in whole], ratio, int8=int8), list[CarriedLayer | tuple[Tensor, Tensor]]()
     if share < 1:
         asked = asked_of(backbone, segment, start, tail, task)
-        kept = dict(zip(whole, chosen(_gains(layers, whole, asked, start, segment.length, task), share), strict=True))
+        every = sum(layers[n].keys.shape[1] for n in whole) * (segment.length - start)
+        gains = _gains(layers, whole, asked, (start, segment.length), max(1, round(share * every)), task)
+        kept = dict(zip(whole, chosen(gains, max(1, round(share * every))), strict=True))
     for n, layer in enumerate(layers):
         if n not in whole:
             made.append((layer.keys, layer.values))
@@ -126,21 +128,22 @@ def _gains(
     layers: Sequence[DynamicLayer],
     whole: Sequence[int],
     asked: Mapping[int, Asked],
-    start: int,
-    end: int,
+    context: tuple[int, int],
+    wanted: int,
     task: Task,
 ) -> list[Tensor]:
-    """What each column adds, (H, T) of each layer; see `importance`."""
+    """What each column of the context, from its start to its end, adds: (H, T) of each layer; see `importance`."""
     found = list[Tensor]()
-    for group in _together(layers, whole, end - start):
+    for group in _together(layers, whole, context[1] - context[0]):
         of_blocks = []
-        for columns, rows in blocks(asked[group[0]].queries.shape[2], start, end):
+        for columns, rows in blocks(asked[group[0]].queries.shape[2], *context):
             heads = []
             for n in group:
                 task.pause("compacted")
                 size = float(layers[n].values.float().norm(dim=-1).mean())
                 heads += [read_from(*head, columns, size) for head in heads_of(layers[n], asked[n], rows)]
-            gains = importance(*(torch.stack(parts) for parts in zip(*heads, strict=True)))
+            grams, reads = (torch.stack(parts) for parts in zip(*heads, strict=True))
+            gains = importance(grams, reads, min(wanted, reads[..., 0].numel()))
             of_blocks.append(gains.view(len(group), -1, gains.shape[1]))
         found += torch.cat(of_blocks, 2)
     return found

@@ -33,6 +33,7 @@ _STEPS = 40  # of the least-squares problem with w >= 0
 _POWER = 5  # steps towards the largest eigenvalue
 _LEAST = 1e-4  # w; smaller weights are as good as none
 _AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
+_ROWS = 4  # for each column; more queries are added up
 _LEAST_RIDGE = 1e-12  # of heads that do not read the context
 _NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above float32's rounding
 _LEAST_SHARE = 1e-30  # of the attention, where a query reads none of the columns
@@ -53,54 +54,70 @@ def read_from(scores: Tensor, values: Tensor, columns: slice, size: float) -> tu
         The means over the queries of p(i) p(j) (T, T), and of p(i) times the output, in units of `size` (T, d).
     """
     attention, context = torch.softmax(scores, -1)[:, columns], values[columns] / size
-    gram = _square(attention) / len(attention)
+    gram = _square(_paired(attention)) / len(attention)
     return gram, gram @ (context - context.mean(0))
 
 
-def _square(x: Tensor) -> Tensor:
-    """x^T x. It is symmetric, so a part of its products need not be computed."""
-    half = x.shape[1] // 2
-    if half < _LEAST_HALF:
-        return x.T @ x
-    corner = x[:, :half].T @ x[:, half:]
-    return torch.cat([torch.cat([_square(x[:, :half]), corner], 1), torch.cat([corner.T, _square(x[:, half:])], 1)])
+def _paired(x: Tensor) -> Tensor:
+    """At most `_ROWS` rows for each column, with nearly the same x^T x: sums of rows far apart, with random signs.
+
+    x is (N, T), the attention of N queries. What two of them read in common has either sign, which cancels.
+    """
+    signs = torch.Generator().manual_seed(0)
+    while len(x) > _ROWS * x.shape[1]:
+        half = len(x) // 2
+        sign = torch.randint(2, (half, 1), generator=signs).to(x) * 2 - 1
+        x = torch.cat([torch.addcmul(x[:half], x[-half:].flip(0), sign), x[half:-half]])
+    return x
 
 
-def importance(gram: Tensor, reads: Tensor) -> Tensor:
+def importance(gram: Tensor, reads: Tensor, wanted: int) -> Tensor:
     """s_j of the columns of H heads, (H, T, T) and (H, T, d) of `read_from` -> (H, T), in units of `size` squared.
 
     For speed, several keys are taken at a time, with what each alone would add: `_AT_ONCE` of the number of those that
-    were taken before, but at least one.
+    were taken before, but at least one. And a head takes no more if its next key would not be among the `wanted`
+    largest of all heads; its other keys have what each would add then.
     """
-    (heads, total, _), device = gram.shape, gram.device
+    (heads, total, width), device = reads.shape, gram.device
+    found, at = torch.full((heads, total), -1.0, device=device), torch.arange(heads, device=device)
     # What the taken keys do not explain of the Gram matrix is gram - basis^T basis, of which `left` is the diagonal.
-    left, basis = gram.diagonal(dim1=1, dim2=2).clone(), torch.empty_like(gram)
-    ridge = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE
-    gains, count, taken = torch.empty_like(left), 0, torch.zeros_like(left, dtype=torch.bool)
-    every = torch.arange(heads, device=device)[:, None]
-    while count < total:
+    left, basis, taken = (
+        gram.diagonal(dim1=1, dim2=2).clone(),
+        torch.empty_like(gram),
+        found.new_zeros(found.shape).bool(),
+    )
+    ridge, count = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE, 0
+    while count < total and len(at):
         gain = torch.linalg.vector_norm(reads, dim=-1).square() / (left.clamp_min(0) + ridge)
-        best = gain.masked_fill(taken, -1).topk(min(total - count, max(1, int(_AT_ONCE * count)))).indices  # (H, k)
-        gains[every, best], taken[every, best] = gain[every, best], True
+        gain = torch.where(taken, -1, gain)
+        going = gain.amax(1) >= found.flatten().topk(wanted).values[-1]
+        if 2 * int(going.sum()) <= len(at):  # rarely, because it copies what the others know
+            found[at[~going]] = torch.where(taken, found[at], gain)[~going]
+            at, gram, reads, left, basis, taken, ridge, gain = (
+                t[going] for t in (at, gram, reads, left, basis, taken, ridge, gain)
+            )
+        every = torch.arange(len(at), device=device)[:, None]
+        best = gain.topk(min(total - count, max(1, int(_AT_ONCE * count)))).indices  # (H, k)
+        found[at[:, None], best], taken[every, best] = gain[every, best], True
         known, size = basis[:, :count], best.shape[1]
         its = known.gather(2, best[:, None].expand(-1, count, -1))
         columns = torch.baddbmm(gram[every, best], its.mT, known, alpha=-1)  # (H, k, T)
         inside = columns.gather(2, best[:, None].expand(-1, size, -1))
         root = torch.linalg.cholesky(inside + ridge[..., None] * torch.eye(size, device=device))
         solved = torch.linalg.solve_triangular(root, torch.cat([columns, reads[every, best]], 2), upper=False)
-        more, read = solved.split((total, reads.shape[2]), 2)
+        more, read = solved.split((total, width), 2)
         reads = torch.baddbmm(reads, more.mT, read, alpha=-1)
-        left -= more.square().sum(1)
+        left = left - more.square().sum(1)
         basis[:, count : count + size] = more
         count += size
-    return gains
+    return found
 
 
-def chosen(scores: list[Tensor], share: float) -> list[Tensor]:
-    """The largest of the numbers of all layers, (H, T) each, this share of them: (H, T) bool each."""
+def chosen(scores: list[Tensor], count: int) -> list[Tensor]:
+    """The `count` largest of the numbers of all layers, (H, T) each: (H, T) bool each."""
     flat = torch.cat([s.flatten().to(scores[0].device) for s in scores])
     kept = torch.zeros_like(flat, dtype=torch.bool)
-    kept[flat.topk(max(1, round(len(flat) * share))).indices] = True
+    kept[flat.topk(count).indices] = True
     parts = torch.split(kept, [s.numel() for s in scores])
     return [part.view(s.shape).to(s.device) for part, s in zip(parts, scores, strict=True)]
 
@@ -154,3 +171,12 @@ def _nonnegative(m: Tensor, y: Tensor) -> Tensor:
         z = new + (momentum - 1) / following * (new - w)
         w, momentum = new, following
     return w
+
+
+def _square(x: Tensor) -> Tensor:
+    """x^T x. It is symmetric, so a part of its products need not be computed."""
+    half = x.shape[1] // 2
+    if half < _LEAST_HALF:
+        return x.T @ x
+    corner = x[:, :half].T @ x[:, half:]
+    return torch.cat([torch.cat([_square(x[:, :half]), corner], 1), torch.cat([corner.T, _square(x[:, half:])], 1)])
