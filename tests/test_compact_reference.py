@@ -113,6 +113,16 @@ class TestFormulas:
         matched = torch.softmax(inside[:, kept] + bias, -1) @ fitted
         assert (matched - whole).norm() < 0.5 * (dropped - whole).norm()
 
+    def test_keys_that_no_query_reads(self) -> None:
+        """They keep their values and a finite number."""
+        scores = torch.full((30, 12), -300.0)
+        scores[:, 0] = 0
+        kept = torch.tensor([True, False, True, True, False, False])
+        values = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+        bias, fitted = match.matched(scores, values, kept, slice(6, None))
+        assert bias.isfinite().all()
+        torch.testing.assert_close(fitted, values[6:][kept])
+
     def test_all_keys_need_no_fit(self, problem: Any) -> None:
         scores, values, _ = problem
         bias, fitted = match.matched(scores, values, torch.ones(24, dtype=torch.bool), COLUMNS)

@@ -167,7 +167,7 @@ def memorize_(
         typer.Option(
             min=1,
             help="Also save the files' keys and values, so that they are not read again: 1 saves all, a larger number "
-            "divides them by it.",
+            "divides their bytes by it.",
         ),
     ] = None,
     train: Annotated[bool, typer.Option(help="Memorize; --no-train only carries keys and values.")] = True,

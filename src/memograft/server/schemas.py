@@ -74,11 +74,12 @@ class KeptChoice(Model):
 
 
 class CompactedChoice(Model):
-    """Keep the documents' keys and values divided by a ratio."""
+    """Keep the documents' keys and values in their bytes divided by a ratio."""
 
     kind: Literal["compacted"]
     ratio: float = Field(4.0, ge=1, lt=1e6)
     questions: list[Annotated[str, Field(min_length=1)]] = []
+    int8: bool = True
     memory: FastMemChoice | None = None
 
 

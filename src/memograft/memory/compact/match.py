@@ -35,7 +35,7 @@ _LEAST = 1e-4  # w; smaller weights are as good as none
 _AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
 _ROWS = 4  # for each column; more queries are added up
 _LEAST_RIDGE = 1e-12  # of heads that do not read the context
-_NOISE = 1e-6  # ridge of the choice, relative to the sum of the diagonal: above float32's rounding
+_NOISE = 1e-6  # ridge of the choice and of the first weights, relative to the sum of the diagonal: above float32's rounding
 _LEAST_SHARE = 1e-30  # of the attention, where a query reads none of the columns
 _LEAST_HALF = 64  # columns; the products of fewer are faster as they are
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
@@ -81,12 +81,8 @@ def importance(gram: Tensor, reads: Tensor, wanted: int) -> Tensor:
     (heads, total, width), device = reads.shape, gram.device
     found, at = torch.full((heads, total), -1.0, device=device), torch.arange(heads, device=device)
     # What the taken keys do not explain of the Gram matrix is gram - basis^T basis, of which `left` is the diagonal.
-    left, basis, taken = (
-        gram.diagonal(dim1=1, dim2=2).clone(),
-        torch.empty_like(gram),
-        found.new_zeros(found.shape).bool(),
-    )
-    ridge, count = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE, 0
+    left, basis, taken, count = gram.diagonal(dim1=1, dim2=2).clone(), torch.empty_like(gram), found > 0, 0
+    ridge = _NOISE * left.sum(1, keepdim=True) + _LEAST_RIDGE
     while count < total and len(at):
         gain = torch.linalg.vector_norm(reads, dim=-1).square() / (left.clamp_min(0) + ridge)
         gain = torch.where(taken, -1, gain)
@@ -160,9 +156,11 @@ def _nonnegative(m: Tensor, y: Tensor) -> Tensor:
     u = torch.ones_like(right)
     for _ in range(_POWER):
         u = gram @ u
-        u = (u / u.max()).clamp_min(1e-6)
-    gram, right = (t / ((gram @ u) / u).max() for t in (gram, right))  # at least its largest eigenvalue (Collatz)
-    root = torch.linalg.cholesky(gram + _NOISE * torch.eye(len(gram), device=gram.device))
+        u = (u / u.max().clamp_min(_LEAST_SHARE)).clamp_min(1e-6)
+    size = (gram @ u / u).max() + _LEAST_SHARE  # not less than the largest eigenvalue (Collatz)
+    gram, right = gram / size, right / size
+    ridge = _NOISE * gram.diagonal().sum() + _LEAST_RIDGE
+    root = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), device=gram.device))
     w = z = torch.cholesky_solve(right[:, None], root)[:, 0].clamp_min(_LEAST)
     momentum = 1.0
     for _ in range(_STEPS):
