@@ -118,6 +118,22 @@ def test_the_table_of_gists() -> None:
     assert found == sorted(wanted)
 
 
+def test_the_table_of_fewer_gist_tokens() -> None:
+    made = recorded("gist-tiny-k")
+    names = {"plain": "the page (plain)", "no document": "nothing (no document)", "gist tiny": 'k = 10, `Gist("tiny")`'}
+    names |= {f"gist k{k}": f"k = {k}" for k in (5, 2, 1)}
+    found = [row.strip("| ").split(" | ") for row in shown("docs/gist.md", "gist-tiny-k").splitlines()[2:]]
+    wanted = []
+    for name, sets in made["results"].items():
+        cell = sets["unseen"]
+        mean, (low, high) = cell["accuracy"], cell["interval"]
+        wanted.append([names[name], f"{mean:.3f} [{low:.3f}, {high:.3f}]"])
+    assert sorted(found) == sorted(wanted)
+    assert "dirty" not in str([made["commit"], made["commits_of_the_answers"]])
+    same = (recorded(name)["results"]["gist tiny"]["unseen"]["accuracy"] for name in ("gist-tiny", "gist-tiny-k"))
+    assert len({*same}) == 1
+
+
 def test_the_tables_of_mac() -> None:
     made, as_lora = recorded("mac-tiny"), recorded("mac-tiny-lora")
     parts = {part: made["results"][part]["ways"] for part in ("quality", "groups", "bounded", "retention")}
