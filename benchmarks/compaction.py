@@ -276,6 +276,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="a .png file")
+    parser.add_argument(
+        "--beside", type=Path, help="a record of this benchmark whose further ways are in the picture too"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     asked_once()
@@ -304,7 +307,8 @@ def main() -> None:
         for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, args.gist).items():
             found[name]["first_token"] = value
     if args.picture:
-        draw(found, args.picture, f"SmolLM2-135M-Instruct, {args.data}, {len(pages)} pages")
+        others = json.loads(args.beside.read_text())["ways"] if args.beside else {}
+        draw({**others, **found}, args.picture, f"SmolLM2-135M-Instruct, {args.data}, {len(pages)} pages")
     print(f"{'':28}{'F1':>7}{'of whole':>10}{'interval':>16}{'right':>7}{'KL':>7}{'KiB':>7}")
     for name, row in found.items():
         low, high = row["of_whole_interval"]
