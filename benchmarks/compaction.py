@@ -258,6 +258,8 @@ def draw(found: dict[str, dict[str, Any]], path: Path, title: str) -> None:
         axes.axhline(found[FULL]["f1"], color="black", linewidth=1, label="whole page, kept")
         axes.axhline(found[NONE]["f1"], color="black", linewidth=1, linestyle=":", label="no page")
     sides[0].set(xscale="log", xlabel="KiB a page, with the 50 tokens before it", ylabel="F1", ylim=(0, None))
+    sides[0].set_xticks([500, 750, 1000, 1500, 2000], ["500", "750", "1,000", "1,500", "2,000"], minor=False)
+    sides[0].minorticks_off()
     sides[1].set(xlabel="time to the first token / generate with the page", xlim=(0, None))
     sides[0].legend(frameon=False, fontsize=7, loc="lower right", ncols=3)
     figure.suptitle(title)
@@ -308,6 +310,7 @@ def main() -> None:
             found[name]["first_token"] = value
     if args.picture:
         others = json.loads(args.beside.read_text())["ways"] if args.beside else {}
+        others = {name: row | {"first_token": None} for name, row in others.items()}  # of another machine
         draw({**others, **found}, args.picture, f"SmolLM2-135M-Instruct, {args.data}, {len(pages)} pages")
     print(f"{'':28}{'F1':>7}{'of whole':>10}{'interval':>16}{'right':>7}{'KL':>7}{'KiB':>7}")
     for name, row in found.items():
