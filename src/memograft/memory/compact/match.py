@@ -35,7 +35,8 @@ _LEAST = 1e-4  # w; smaller weights are as good as none
 _AT_ONCE = 0.15  # keys that are taken at a time, as a part of those that were taken before
 _ROWS = 4  # for each column; more queries are added up
 _LEAST_RIDGE = 1e-12  # of heads that do not read the context
-_NOISE = 1e-6  # ridge of the choice and of the first weights, relative to the sum of the diagonal: above float32's rounding
+# Ridge of the choice and of the first weights, relative to the sum of the diagonal: above float32's rounding.
+_NOISE = 1e-6
 _LEAST_SHARE = 1e-30  # of the attention, where a query reads none of the columns
 _LEAST_HALF = 64  # columns; the products of fewer are faster as they are
 _RIDGE = 1e-3  # relative to the mean diagonal: keeps the values close to the text's own where queries do not tell
