@@ -74,7 +74,7 @@ class KeptChoice(Model):
 
 
 class CompactedChoice(Model):
-    """Keep the documents' keys and values in their bytes divided by a ratio."""
+    """Keep the documents' keys and values in 1/ratio of their bytes."""
 
     kind: Literal["compacted"]
     ratio: float = Field(4.0, ge=1, lt=1e6)

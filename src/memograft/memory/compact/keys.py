@@ -98,8 +98,9 @@ def compacted(
     if share < 1:
         asked = asked_of(backbone, segment, start, tail, task)
         every = sum(layers[n].keys.shape[1] for n in whole) * (segment.length - start)
-        gains = _gains(layers, whole, asked, (start, segment.length), max(1, round(share * every)), task)
-        kept = dict(zip(whole, chosen(gains, max(1, round(share * every))), strict=True))
+        wanted = max(1, round(share * every))
+        gains = _gains(layers, whole, asked, (start, segment.length), wanted, task)
+        kept = dict(zip(whole, chosen(gains, wanted), strict=True))
     for n, layer in enumerate(layers):
         if n not in whole:
             made.append((layer.keys, layer.values))

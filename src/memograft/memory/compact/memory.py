@@ -116,8 +116,9 @@ class Compacted(Kept):
         memory: what else is done with the documents, e.g. FastMem().
         ratio: the bytes of the documents' keys and values are divided by this, over all layers and heads together,
             where they are kept. While a request uses them, they take as much as all. 1 keeps all.
-        int8: keys and values are rounded to 8 bits each. So about twice as many keys are kept in a model in bfloat16,
-            which loses much less than what the rounding loses; no key is left out up to a ratio of about 1.9.
+        int8: keys and values are rounded to 8 bits each, unless `ratio` is 1. So in a model in bfloat16 about twice as
+            many keys are kept, which gains much more than the rounding loses; no key is left out up to a ratio of about
+            1.9.
         questions: like those that will be asked, if they are known: keys that these questions read are kept rather
             than others.
 
