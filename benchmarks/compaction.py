@@ -6,10 +6,11 @@
 
 Every page is kept (all keys and values; also in 8 bits), compacted, dropped (as many keys in each head, those with the
 highest attention of the same queries, without a fit), truncated (its first tokens), compressed into gist tokens
-(--gist), or left out; FastMem is added to some. Compacted, dropped and truncated pages of one ratio have as many bytes:
-all are in 8 bits. F1 and accuracy (the answer is contained) are those of greedy answers; KL is that of the next tokens
-of the answer with the whole page. Intervals draw whole pages. Results are stored page by page: an interrupted run goes
-on, and a later one may add pages, ratios and gists. Prints a table and, last, one JSON line.
+(--gist; also refined, --refine), or left out; FastMem is added to some. Compacted, dropped and truncated pages of one
+ratio have as many bytes: all are in 8 bits. F1 and accuracy (the answer is contained) are those of greedy answers; KL
+is that of the next tokens of the answer with the whole page. Intervals draw whole pages. Results are stored page by
+page: an interrupted run goes on, and a later one may add pages, ratios and gists. Prints a table and, last, one JSON
+line.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def asked_once() -> None:
 
 
 def ways(
-    engine: Engine, documents: Sequence[Document], ratios: Sequence[int], gists: Sequence[str]
+    engine: Engine, documents: Sequence[Document], ratios: Sequence[int], gists: Sequence[Gist]
 ) -> dict[str, Callable[[], MemoryHandle | None]]:
     """Name -> how a page is carried."""
 
@@ -123,10 +124,10 @@ def ways(
             found[f"compacted {ratio}x + FastMem"] = lambda ratio=ratio: engine.memorize(
                 documents, Compacted(FastMem(), ratio)
             )
-    for folder in gists:
-        found[f"gist {Path(folder).name} {about(Path(folder)).id[:8]}"] = lambda folder=folder: engine.memorize(
-            documents, Gist(folder)
-        )
+    for gist in gists:
+        name = f"gist {Path(gist.folder).name} {about(Path(gist.folder)).id[:8]}"
+        name += f", {gist.refine} steps" if gist.refine else ""
+        found[name] = lambda gist=gist: engine.memorize(documents, gist)
     return found
 
 
@@ -155,7 +156,7 @@ def predicted(engine: Engine, question: str, handle: MemoryHandle | None, said: 
 
 
 def measured(
-    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str], known: Set[str]
+    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[Gist], known: Set[str]
 ) -> list[dict[str, Any]]:
     """A row for each way that is not known and question of one page."""
     made = ways(engine, items[0].documents, ratios, gists)
@@ -212,7 +213,7 @@ def table(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def first_tokens(
-    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[str]
+    engine: Engine, items: Sequence[Item], ratios: Sequence[int], gists: Sequence[Gist]
 ) -> dict[str, float]:
     """CPU time until the first token of an answer about one page, of each way, as a part of `generate`'s."""
     question, times = ASK + items[0].question, dict[str, list[float]]()
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=3, help="of each page, at most")
     parser.add_argument("--ratios", type=int, nargs="+", default=RATIOS)
     parser.add_argument("--gist", nargs="*", default=[], help="folders of trained gists")
+    parser.add_argument("--refine", type=int, nargs="*", default=[], help="each gist after so many steps too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--picture", type=Path, help="a .png file")
@@ -291,6 +293,7 @@ def main() -> None:
         own = pages.setdefault(item.documents[0].text, [])
         own += [item] if len(own) < args.questions else []
     pages = dict(list(pages.items())[: args.pages])
+    gists = [Gist(folder, refine=steps) for folder in args.gist for steps in (0, *args.refine)]
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -299,14 +302,14 @@ def main() -> None:
         known.setdefault(row["page"], set()).add(row["way"])
     with Engine.from_pretrained("smollm2", max_batch=64) as engine, file.open("a") as sink:
         for number, items in enumerate(tqdm(pages.values(), desc="pages")):
-            own = measured(engine, items, args.ratios, args.gist, known.get(number, set()))
+            own = measured(engine, items, args.ratios, gists, known.get(number, set()))
             new = [row | {"page": number} for row in own]
             sink.write("".join(json.dumps(row) + "\n" for row in new))
             sink.flush()
             rows += new
-        wanted = ways(engine, next(iter(pages.values()))[0].documents, args.ratios, args.gist)
+        wanted = ways(engine, next(iter(pages.values()))[0].documents, args.ratios, gists)
         found = table([row for row in rows if row["page"] < len(pages) and row["way"] in wanted])
-        for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, args.gist).items():
+        for name, value in first_tokens(engine, next(iter(pages.values())), args.ratios, gists).items():
             found[name]["first_token"] = value
     if args.picture:
         others = json.loads(args.beside.read_text())["ways"] if args.beside else {}

@@ -44,6 +44,9 @@ def ask(
         Path | None,
         typer.Option(help="Answer from gist tokens, trained by `memograft train gist`, instead of memorizing."),
     ] = None,
+    refine: Annotated[
+        int, typer.Option(min=0, help="Steps that fit each document's gist to the document, with --gist; such as 30.")
+    ] = 0,
     mac: Annotated[
         Path | None, typer.Option(help="Answer from this bank of `memograft mac add`, instead of memorizing.")
     ] = None,
@@ -96,6 +99,8 @@ def ask(
         raise typer.BadParameter(f"a saved memory has its own settings, got {', '.join(named)}; leave them out")
     if gist and (named := [f"--{n.replace('_', '-')}" for n in chosen] + ["--memory-folder"] * bool(memory_folder)):
         raise typer.BadParameter(f"gist tokens are not memorized, got {', '.join(named)}; leave them or --gist out")
+    if refine and not gist:
+        raise typer.BadParameter(f"--refine needs a gist, got {refine} without; add --gist FOLDER")
     if mac and (named := [f"--{n.replace('_', '-')}" for n in chosen] + ["--gist"] * bool(gist)):
         raise typer.BadParameter(f"nothing is memorized with --mac, got {', '.join(named)}; leave them or --mac out")
     if mac and memory_folder:
@@ -109,7 +114,7 @@ def ask(
         from memograft.memory.gist.memory import Gist
         from memograft.memory.mac.memory import Mac
 
-        instead = Mac(str(mac)) if mac else Gist(str(gist)) if gist else None
+        instead = Mac(str(mac)) if mac else Gist(str(gist), refine=refine) if gist else None
         memorizes = instead or fast_mem(settings, **given)
         if cad is not None and memorizes.own_cad and not memory_folder:
             raise SettingsError(f"the settings have context-aware decoding, got --cad {cad} too; leave one of them out")

@@ -87,7 +87,7 @@ def evaluate(
     model: str,
     names: Sequence[str],
     settings: Sequence[str],
-    gists: Sequence[Path],
+    gists: Sequence[str],
     macs: Sequence[Path],
     against: Sequence[str],
     folder: Path,
@@ -185,7 +185,7 @@ def evaluate(
 def _methods(
     names: Sequence[str],
     settings: Sequence[str],
-    gists: Sequence[Path],
+    gists: Sequence[str],
     macs: Sequence[Path],
     with_examples: bool = True,
 ) -> dict[str, Method]:
@@ -196,7 +196,7 @@ def _methods(
     chosen = ["plain", *(n for n in names if n != "plain")]
     if not names and not settings and not gists and not macs:
         chosen = [name for name, method in METHODS.items() if with_examples or not method.needs_examples]
-    own = {text: from_settings(text) for text in settings} | {f"gist {path}": from_gist(path) for path in gists}
+    own = {text: from_settings(text) for text in settings} | {f"gist {text}": from_gist(text) for text in gists}
     for path in macs:
         own |= {f"mac {path}": from_mac(path, documents=False), f"mac {path}, documents": from_mac(path)}
     return {name: METHODS[name] for name in chosen} | own

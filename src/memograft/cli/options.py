@@ -183,7 +183,8 @@ LengthOption = Annotated[
     int | None, typer.Option(min=1, help="Maximum tokens of an answer; left out, the protocol's: 40 for plain.")
 ]
 GistsOption = Annotated[
-    list[Path] | None, typer.Option(help="Answer from this gist of `memograft train gist`. May be repeated.")
+    list[str] | None,
+    typer.Option(help='Answer from this gist of `memograft train gist`, or "FOLDER, refine=30". May be repeated.'),
 ]
 MacsOption = Annotated[
     list[Path] | None,

@@ -120,32 +120,46 @@ def from_settings(text: str) -> Method:
     if text and (text.endswith(".json") or Path(text).is_dir()):
         loaded = memograft.FastMem.load(text)
         return Method(memory=lambda: loaded)
-    known = [f.name for f in fields(memograft.FastMem)]
-    first, *rest = parts = [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text)]  # not inside brackets
+    first, *rest = parts = _parts(text)
     preset = {"paper": memograft.FastMem.paper, "faithful": memograft.FastMem.faithful}.get(first)
-    changes: dict[str, Any] = {}
-    for part in rest if preset else parts:
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value:
-            raise SettingsError(f"settings must be written as name=value, got {part!r} in {text!r}; try steps=4")
-        if name not in known:
-            raise SettingsError(f"`{name}` is not a setting of FastMem, whose settings are {', '.join(known)}; use one")
-        if name in changes:
-            raise SettingsError(f"`{name}` must be set once, got it twice in {text!r}; leave one out")
-        changes[name] = _value(value)
-    settings = (preset or memograft.FastMem)(**changes)
+    known = [f.name for f in fields(memograft.FastMem)]
+    settings = (preset or memograft.FastMem)(**_changes(text, rest if preset else parts, "FastMem", known))
     return Method(memory=lambda: settings)
 
 
-def from_gist(folder: Path) -> Method:
-    """A method that answers from the gist tokens of a folder, without the documents in the prompt.
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text)]  # not inside brackets
+
+
+def _changes(text: str, parts: Sequence[str], kind: str, known: Sequence[str]) -> dict[str, Any]:
+    """The settings in the parts of a text, such as "steps=4"."""
+    changes: dict[str, Any] = {}
+    for part in parts:
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise SettingsError(f"settings must be written as name=value, got {part!r} in {text!r}; try {known[0]}=4")
+        if name not in known:
+            raise SettingsError(f"`{name}` is not a setting of {kind}, whose settings are {', '.join(known)}; use one")
+        if name in changes:
+            raise SettingsError(f"`{name}` must be set once, got it twice in {text!r}; leave one out")
+        changes[name] = _value(value)
+    return changes
+
+
+def from_gist(text: str) -> Method:
+    """A method that answers from gist tokens, without the documents in the prompt.
+
+    `text` is the folder of a trained gist, or the folder and settings: "tiny, refine=30".
 
     Raises:
         MemoryFormatError: the folder is missing or damaged.
+        SettingsError: a name is not a setting of Gist, or a value is out of its range.
     """
     from memograft.memory.gist.folder import about
 
-    found, memory = about(folder), memograft.Gist(str(folder))
+    folder, *parts = _parts(text)
+    memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens")))
+    found = about(Path(folder))
     return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
 
 

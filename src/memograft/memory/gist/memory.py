@@ -19,6 +19,7 @@ from memograft.errors import SettingsError
 from memograft.memory.base import Brought, Memory, Model, Task, Wanted
 from memograft.memory.gist import folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, in_front, opening, parts
+from memograft.memory.gist.refine import refined
 from memograft.memory.prefixes import Place, Prefixes
 from memograft.memory.report import MemoryReport
 from memograft.model.backbone import Backbone
@@ -42,6 +43,9 @@ class Gist(Memory):
         folder: of a trained gist; "tiny" is the bundled one of the bundled model.
         tokens: k that it must have; None takes any.
         show: how many of the first documents also stay in the prompt as text.
+        refine: optimiser steps by which each document's gist is fitted to the document, such as 30; see
+            `memograft.memory.gist.refine`. Answers come nearer to those with the document in the prompt, and making a
+            gist takes many times as long (docs/gist.md).
 
     Raises:
         SettingsError: a value is out of its range.
@@ -50,6 +54,7 @@ class Gist(Memory):
     folder: str
     tokens: int | None = None
     show: int = 0
+    refine: int = 0
 
     kind: ClassVar[str] = "gist"
     trains: ClassVar[bool] = False
@@ -58,7 +63,7 @@ class Gist(Memory):
         object.__setattr__(self, "folder", str(self.folder))  # a JSON value
         if not self.folder:
             raise SettingsError("`folder` must be the folder of a trained gist, got ''; see `memograft train gist`")
-        for name, least in {"tokens": 1, "show": 0}.items():
+        for name, least in {"tokens": 1, "show": 0, "refine": 0}.items():
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise SettingsError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
@@ -118,6 +123,7 @@ def _brought(model: Model, row: Wanted) -> Brought:
     memory: Gist = row.memory
     found, ids = folder.about(Path(memory.folder)), [document.id for document in row.documents]
     text = [model.fingerprint, memory.kind, found.id, memory.show, [[d.id, d.text] for d in row.documents]]
+    text += [memory.refine] if memory.refine else []
     id = hashlib.sha256(json.dumps(text).encode()).hexdigest()[:32]
     report = MemoryReport(
         reason=None if ids else "nothing to memorize: there are no documents",
@@ -150,41 +156,54 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     id = folder.about(path).id
     weights = _weights(path, id, model.backbone)
     store = model.bank.prefixes if model.bank is not None else _kept.setdefault(model.backbone.model, Prefixes(_HELD))
-    places = list(_places(model, id, weights, documents))
+    places = list(_places(model, id, weights, documents, row.memory.refine))
     if not places:  # documents without text
         return None
     pieces: dict[str, Piece] = {}
-    for place, _ in places:
+    for place, *_ in places:
         piece = store.recall(model, place)
         if piece is not None:
             pieces[place.id] = piece
-    missing = list({place.id: (place, ids) for place, ids in places if place.id not in pieces}.values())
+    missing = list({own[0].id: own for own in places if own[0].id not in pieces}.values())
     while missing:
         size = _TOGETHER if task.pace is None else max(1, min(_TOGETHER, task.pace.tokens // weights.end))
+        if row.memory.refine:
+            size = 1  # padding changes rounding, which the steps would enlarge
         now, missing = missing[:size], missing[size:]
         begun = time.monotonic()
-        made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
+        made = compressed(model.backbone, weights, [ids for _, ids, _ in now], model.pad_id)
         if task.pace is not None:
-            task.pace.ran(sum(len(ids) for _, ids in now), time.monotonic() - begun)
-        for n, (place, _) in enumerate(now):
-            pieces[place.id] = piece = _of_row(made, n)
+            task.pace.ran(sum(len(ids) for _, ids, _ in now), time.monotonic() - begun)
+        for n, (place, _, text) in enumerate(now):
+            piece = _of_row(made, n)
+            if row.memory.refine:
+                piece, _ = refined(model, weights, piece, text, row.memory.refine, task)
+            pieces[place.id] = piece
             store.keep(model, place, piece)
         task.pause("compressed")
     own = opening(model.prompts, row.prompt)
     front = in_front(model.backbone, own, weights.window)
     # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
-    segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
+    segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, *_ in places), front])
     return replace(segment, end=weights.end)
 
 
 def _places(
-    model: Model, id: str, weights: GistWeights, documents: Sequence[Document]
-) -> Iterator[tuple[Place, tuple[int, ...]]]:
-    """Where each gist is kept, with the tokens that it stands for."""
+    model: Model, id: str, weights: GistWeights, documents: Sequence[Document], refine: int
+) -> Iterator[tuple[Place, tuple[int, ...], str]]:
+    """Where each gist is kept, with the tokens and the text that it stands for."""
     for document in documents:
-        for ids in parts(model.prompts, document, weights.window):
-            text = json.dumps([model.fingerprint, str(model.backbone.model.dtype), id, ids])
-            yield Place(hashlib.sha256(text.encode()).hexdigest()[:32], 0, len(ids), document), ids
+        every = parts(model.prompts, document, weights.window)
+        for ids in every:
+            named = [model.fingerprint, str(model.backbone.model.dtype), id, ids, *([refine] if refine else [])]
+            text = document.text if len(every) == 1 else _text(model, document, ids)
+            yield Place(hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32], 0, len(ids), document), ids, text
+
+
+def _text(model: Model, document: Document, ids: Sequence[int]) -> str:
+    """The text of a part of a document, without the template's tokens."""
+    prompt = model.prompts.build([{"role": "user", "content": "?"}], (document,))
+    return model.prompts.decode(ids[prompt.spans[0][0] :])
 
 
 def _of_row(made: Piece, row: int) -> Piece:

@@ -19,7 +19,17 @@ from memograft.model.backbone import Backbone, unsupported
 from memograft.model.kv import Piece, empty, joins, positions, reach
 from memograft.model.prefill import run
 
-__all__ = ["IGNORED", "VIEWS", "View", "answer_logits", "logits_behind", "right", "targets", "with_opening"]
+__all__ = [
+    "IGNORED",
+    "VIEWS",
+    "View",
+    "answer_logits",
+    "answer_states",
+    "logits_behind",
+    "right",
+    "targets",
+    "with_opening",
+]
 
 Layers = Sequence[tuple[Tensor, Tensor]]  # keys and values
 View = Literal["gist", "full", "none"]
@@ -37,7 +47,22 @@ def answer_logits(
     *,
     questions: bool = False,
 ) -> Tensor:
-    """(P, V) float32 logits at the P places of `targets` that are not `IGNORED`, for the questions of a batch.
+    """(P, V) float32 logits at the P places of `targets` that are not `IGNORED`; arguments as of `answer_states`."""
+    states = answer_states(backbone, batch, view, pad_id, gists, end, questions=questions)
+    return backbone.logits(*states)[0]
+
+
+def answer_states(
+    backbone: Backbone,
+    batch: Batch,
+    view: View,
+    pad_id: int,
+    gists: Piece | None = None,
+    end: int = 0,
+    *,
+    questions: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """x and residual (1, P, D) at the P places of `targets` that are not `IGNORED`, for the questions of a batch.
 
     Args:
         backbone: the model.
@@ -69,11 +94,11 @@ def answer_logits(
         assert gists is not None
         front = in_front(backbone, batch.opening, end - gists.x.shape[1])
         own, seen = _chosen(gists, [row.gists for row in rows])
-        return logits_behind(backbone, texts, pad_id, goal, *with_opening(backbone, front, own, seen), end)
+        return _states_behind(backbone, texts, pad_id, goal, *with_opening(backbone, front, own, seen), end)
     if shares:
         cache, seen = _pages(backbone, rows, pad_id)
-        return logits_behind(backbone, texts, pad_id, goal, cache, seen)
-    return logits_behind(backbone, texts, pad_id, goal)
+        return _states_behind(backbone, texts, pad_id, goal, cache, seen)
+    return _states_behind(backbone, texts, pad_id, goal)
 
 
 def logits_behind(
@@ -94,6 +119,18 @@ def logits_behind(
     Raises:
         UnsupportedModelError: the columns do not fit a sliding window.
     """
+    return backbone.logits(*_states_behind(backbone, texts, pad_id, goal, cache, seen, end))[0]
+
+
+def _states_behind(
+    backbone: Backbone,
+    texts: Sequence[Sequence[int]],
+    pad_id: int,
+    goal: Tensor,
+    cache: Cache | None = None,
+    seen: Tensor | None = None,
+    end: int | None = None,
+) -> tuple[Tensor, Tensor]:
     ids, mask = padded(texts, pad_id, backbone.device)
     places = positions(mask)
     if cache is not None and seen is not None:
@@ -108,8 +145,7 @@ def logits_behind(
         )
     x, residual, _ = run(backbone, ids, mask, cache, places)
     places = goal != IGNORED
-    x, residual = (t[:, -goal.shape[1] :][places][None] for t in (x, residual))
-    return backbone.logits(x, residual)[0]
+    return x[:, -goal.shape[1] :][places][None], residual[:, -goal.shape[1] :][places][None]
 
 
 def targets(asked: Sequence[Asked], device: torch.device, *, questions: bool = False) -> Tensor:

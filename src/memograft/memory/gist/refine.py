@@ -1,0 +1,120 @@
+"""Fit a document's gist to the document, after the pass that made it.
+
+    min_G  mean_t KL( p(. | document, q, a_<t)  ||  p(. | G, q, a_<t) )            G: keys and values of the k tokens
+
+The pass has learned on other documents what a gist should hold. A few steps on the gist itself bring it near to what
+this document needs, as for a cartridge (arXiv 2506.06266), which begins with the keys of a text and takes thousands of
+steps. The model stays as it is, and the gist takes as much memory as before.
+
+The questions q and answers a are made of the document alone, in any language: each sentence is the answer to its first
+half and to its second half, and the whole text is the answer to "?". With the whole text only, a gist learns to repeat
+the document, and not to answer from it (benchmarks/LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from memograft.attribution import sentences
+from memograft.memory.base import Model, Task
+from memograft.memory.gist.compress import GistWeights
+from memograft.memory.gist.data import Asked, Batch, Batches, Sample
+from memograft.memory.gist.views import answer_logits, answer_states
+from memograft.model.kv import Piece, reach
+
+__all__ = ["refined", "samples"]
+
+_ROWS = 4  # questions of a step
+_RATE = 0.02  # of Adam, relative to the root mean square of a layer's keys or values
+_BETAS = (0.9, 0.99)
+
+
+def samples(text: str) -> list[Sample]:
+    """Questions about a document that are made of its text, and their answers; the last is the whole text."""
+    found = list(sentences(text))
+    starts = [sentence.places[0][0] for sentence in found]
+    made = []
+    for sentence, start, end in zip(found, starts, [*starts[1:], len(text)], strict=True):
+        if len(sentence.words) > 1:
+            middle, last = sentence.places[(len(sentence.words) + 1) // 2][0], sentence.places[-1][1]
+            halves = text[start:middle].strip(), text[middle:last].strip()
+            made += [Sample((text,), f"{half}?", text[start:end].strip()) for half in halves]
+    return [*made, Sample((text,), "?", text)]
+
+
+def refined(
+    model: Model, weights: GistWeights, gist: Piece, text: str, steps: int, task: Task
+) -> tuple[Piece, list[float]]:
+    """The gist of one document after so many steps, and the loss before each.
+
+    A question that does not fit the model's window is left out; the same gist and no losses if none fits.
+
+    Args:
+        model: the model that answers.
+        weights: the trained gist.
+        gist: what `compressed` made of the document (1, ...).
+        text: of the document, at most W tokens.
+        steps: of Adam, with a rate that falls to zero.
+        task: it pauses between steps.
+
+    Raises:
+        RequestCancelledError: the task was given up.
+    """
+    groups = list(_groups(model, weights, text))
+    with torch.no_grad():  # the states take less memory than the logits
+        aims = [answer_states(model.backbone, group, "full", model.pad_id) for group in groups]
+    begin = [tensor.detach().float() for pair in gist.layers for tensor in pair]
+    units = [tensor.square().mean().sqrt() for tensor in begin]
+    moves = [torch.zeros_like(tensor, requires_grad=True) for tensor in begin]
+    optimiser, losses = torch.optim.Adam(moves, lr=_RATE, betas=_BETAS), list[float]()
+
+    def now() -> Piece:
+        own = [
+            (tensor + move * unit).to(model.backbone.model.dtype)
+            for tensor, move, unit in zip(begin, moves, units, strict=True)
+        ]
+        return replace(gist, layers=tuple(zip(own[::2], own[1::2], strict=True)))
+
+    for step, (group, aim) in enumerate(islice(cycle(zip(groups, aims, strict=True)), steps)):
+        task.pause("compressed")
+        with torch.enable_grad():
+            loss = _apart(model, weights, group, now(), aim)
+            gradients = torch.autograd.grad(loss, moves, materialize_grads=True)
+        for move, gradient in zip(moves, gradients, strict=True):
+            move.grad = gradient
+        optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
+        optimiser.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        return now(), losses
+
+
+def _apart(model: Model, weights: GistWeights, group: Batch, gist: Piece, aim: tuple[Tensor, Tensor]) -> Tensor:
+    """The mean KL divergence of a group's answers from those with the document in view."""
+    own = answer_logits(model.backbone, group, "gist", model.pad_id, gist, weights.end).log_softmax(-1)
+    with torch.no_grad():
+        full = model.backbone.logits(*aim)[0].log_softmax(-1)
+    return kl_div(own, full, log_target=True, reduction="none").sum(-1).mean()
+
+
+def _groups(model: Model, weights: GistWeights, text: str) -> Iterator[Batch]:
+    """The questions of each step, of similar length."""
+    made = samples(text)
+    # Twice the window, because a part of a document may be a few tokens longer when it is tokenized by itself.
+    batch = Batches(made, model.prompts, 2 * weights.window, 1, 1, 0).batch([made], None)
+    most = min(model.backbone.max_length, reach(model.backbone) or model.backbone.max_length)
+
+    def fits(row: Asked) -> bool:
+        return max(len(row.full), weights.end + len(row.prompt)) + len(row.answer) <= most
+
+    *rows, whole = batch.asked
+    rows.sort(key=lambda row: len(row.prompt) + len(row.answer))
+    for group in [*(rows[n : n + _ROWS] for n in range(0, len(rows), _ROWS)), [whole]]:
+        if own := tuple(row for row in group if fits(row)):
+            yield replace(batch, asked=own)
