@@ -70,6 +70,10 @@ def test_a_gist_is_evaluated_beside_its_controls(model: str, data: Path, tmp_pat
     assert result["settings"][f"gist {gist}"]["memory"]["folder"] == str(gist)
     refused = run(*arguments, "--gist", tmp_path, code=1)
     assert "a gist needs gist.json" in refused.output
+    result = json.loads(run(*arguments, "--gist", f"{gist}, refine=1").stdout.splitlines()[-1])
+    assert result["settings"][f"gist {gist}, refine=1"]["memory"]["refine"] == 1
+    for wrong, rule in {"steps=4": "`steps` is not a setting of Gist, whose", "refine": "must be written as"}.items():
+        assert rule in " ".join(run(*arguments, "--gist", f"{gist}, {wrong}", code=1).output.split())
 
 
 def test_what_cannot_be_trained_on_is_refused(model: str, data: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -93,5 +97,8 @@ def test_a_gist_is_checked_and_asked(model: str, data: Path, docs: Path, tmp_pat
     assert page.exists()
     refused = run(*arguments, "--rank", 3, code=2)
     assert "gist tokens are not memorized, got --rank" in refused.output
+    assert run_json(*arguments, "--refine", 1, "--memory")["memorized"]["memory"]["settings"]["refine"] == 1
+    refused = run("ask", "Which river?", "--refine", 3, code=2)
+    assert "--refine needs a gist, got 3 without" in " ".join(refused.output.split())
     (gist / "gist.safetensors").write_bytes(b"damaged")
     assert list(run_json("check", gist, code=1)["damaged"]) == [str(gist / "gist.safetensors")]

@@ -100,6 +100,7 @@ def test_a_mixed_batch_is_as_each_alone(engine: Engine, gist: Gist) -> None:
         ask(documents=FACTS, memory=LORA),
         ask(documents=FACTS, memory=gist),
         ask("Which numbers, and where?", documents=FACTS[2:], memory=gist),
+        ask(documents=FACTS[1:], memory=replace(gist, refine=2)),
         ask(memory=handle),
         ask("Where?", memory=FixedPrefix("once")),
         ask(documents=FACTS[:2], memory=replace(gist, show=1)),
@@ -382,6 +383,6 @@ class TestFolder:
 
 
 def test_settings_go_through_json() -> None:
-    memory = Gist("somewhere", tokens=5, show=1)
+    memory = Gist("somewhere", tokens=5, show=1, refine=30)
     assert Memory.from_json(memory.to_json()) == memory
     assert Gist(Path("somewhere")) == Gist("somewhere")  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ def test_it_is_rebuilt_from_what_it_was_serialized_to() -> None:
 
 
 def test_other_kinds_are_rebuilt_too() -> None:
-    for memory in (Kept(), Compacted(FastMem(steps=5), 4), Gist("somewhere", show=1), Mac("bank", 4)):
+    for memory in (Kept(), Compacted(FastMem(steps=5), 4), Gist("somewhere", show=1, refine=3), Mac("bank", 4)):
         again = Memograft.from_dict(json.loads(Memograft(model="tiny", memory=memory).to_json()))
         assert again.memory == memory
 

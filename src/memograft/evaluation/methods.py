@@ -123,7 +123,7 @@ def from_settings(text: str) -> Method:
     first, *rest = parts = _parts(text)
     preset = {"paper": memograft.FastMem.paper, "faithful": memograft.FastMem.faithful}.get(first)
     known = [f.name for f in fields(memograft.FastMem)]
-    settings = (preset or memograft.FastMem)(**_changes(text, rest if preset else parts, "FastMem", known))
+    settings = (preset or memograft.FastMem)(**_changes(text, rest if preset else parts, "FastMem", known, "steps=4"))
     return Method(memory=lambda: settings)
 
 
@@ -131,13 +131,13 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in re.split(r",(?![^(\[]*[)\]])", text)]  # not inside brackets
 
 
-def _changes(text: str, parts: Sequence[str], kind: str, known: Sequence[str]) -> dict[str, Any]:
-    """The settings in the parts of a text, such as "steps=4"."""
+def _changes(text: str, parts: Sequence[str], kind: str, known: Sequence[str], example: str) -> dict[str, Any]:
+    """The settings of a kind of memory in the parts of a text."""
     changes: dict[str, Any] = {}
     for part in parts:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
-            raise SettingsError(f"settings must be written as name=value, got {part!r} in {text!r}; try {known[0]}=4")
+            raise SettingsError(f"settings must be written as name=value, got {part!r} in {text!r}; try {example}")
         if name not in known:
             raise SettingsError(f"`{name}` is not a setting of {kind}, whose settings are {', '.join(known)}; use one")
         if name in changes:
@@ -158,7 +158,7 @@ def from_gist(text: str) -> Method:
     from memograft.memory.gist.folder import about
 
     folder, *parts = _parts(text)
-    memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens")))
+    memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens"), "refine=30"))
     found = about(Path(folder))
     return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 
 import torch
 from torch import Tensor
@@ -37,10 +37,9 @@ _BETAS = (0.9, 0.99)
 
 def samples(text: str) -> list[Sample]:
     """Questions about a document that are made of its text, and their answers; the last is the whole text."""
-    found = list(sentences(text))
-    starts = [sentence.places[0][0] for sentence in found]
-    made = []
-    for sentence, start, end in zip(found, starts, [*starts[1:], len(text)], strict=True):
+    found, made = list(sentences(text)), list[Sample]()
+    edges = [*(sentence.places[0][0] for sentence in found), len(text)]
+    for sentence, (start, end) in zip(found, pairwise(edges), strict=True):
         if len(sentence.words) > 1:
             middle, last = sentence.places[(len(sentence.words) + 1) // 2][0], sentence.places[-1][1]
             halves = text[start:middle].strip(), text[middle:last].strip()

@@ -1,0 +1,202 @@
+"""Steps that fit a document's gist to the document: the loss, and that nothing but the gist changes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from families import build
+from gists import parts_of, random_gist, saved_gist
+from memograft import Bank, Engine, Gist
+from memograft.documents import Document
+from memograft.errors import RequestCancelledError, SettingsError
+from memograft.evaluation.items import world
+from memograft.memory.base import Model, Task
+from memograft.memory.gist import folder
+from memograft.memory.gist import memory as gist_memory
+from memograft.memory.gist.compress import GistWeights, compressed, parts
+from memograft.memory.gist.data import Batches, Sample
+from memograft.memory.gist.refine import refined, samples
+from memograft.memory.gist.views import answer_logits
+from memograft.model.backbone import cache_name, cache_of
+from memograft.model.kv import Piece, pairs
+from test_engine import FACTS, ask
+
+TEXT = "The harbour was built by Ada Brook. It lies in Lindow."
+
+
+def made(engine: Engine, text: str = TEXT, window: int = 64) -> tuple[Model, GistWeights, Piece]:
+    """The parts of an engine, a random gist, and what it makes of a document."""
+    model = parts_of(engine)
+    weights = random_gist(model.backbone, window=window)
+    with torch.no_grad():
+        return model, weights, compressed(model.backbone, weights, parts(model.prompts, Document(text), window), 0)
+
+
+def test_questions_are_made_of_the_text() -> None:
+    assert [(own.question, own.answer) for own in samples(TEXT)] == [
+        ("The harbour was built?", "The harbour was built by Ada Brook."),
+        ("by Ada Brook?", "The harbour was built by Ada Brook."),
+        ("It lies?", "It lies in Lindow."),
+        ("in Lindow?", "It lies in Lindow."),
+        ("?", TEXT),
+    ]
+    assert {own.documents for own in samples(TEXT)} == {(TEXT,)}
+    assert [own.question for own in samples("Hamlet.\n\n1602")] == ["?"]  # a word has no halves
+    assert [own.question for own in samples("港口，建于林多。")] == ["港口，建?", "于林多?", "?"]  # noqa: RUF001
+    assert [own.question for own in samples("...")] == ["?"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "phi", "granite"])
+def test_the_loss_is_the_divergence_from_whole_prompts(make_engine: Any, family: str) -> None:
+    """By another route: the model's own passes over whole prompts, one question at a time, in float64 sums."""
+    engine = make_engine(family)
+    model, weights, gist = made(engine)
+    _, losses = refined(model, weights, gist, TEXT, 1, Task())
+    of_text = Batches(samples(TEXT), model.prompts, 128, 1, 1, 0).batch([samples(TEXT)], None)
+    front = torch.tensor([of_text.opening.ids])
+    apart, count = 0.0, 0
+    forward = model.backbone.model
+    for row in of_text.asked[:4]:
+        with torch.no_grad():
+            whole = forward(input_ids=torch.tensor([row.full + row.answer])).logits[0, len(row.full) - 1 : -1]
+            places = torch.arange(weights.window - front.shape[1], weights.window)[None]
+            cache = cache_of(forward(input_ids=front, position_ids=places, use_cache=True))
+            for n, layer in enumerate(gist.layers):
+                cache.update(*layer, n)
+            rest = torch.tensor([row.prompt[of_text.opening.spared :] + row.answer])
+            places = torch.arange(weights.end, weights.end + rest.shape[1])[None]
+            known = {cache_name(forward.forward): cache}
+            own = forward(input_ids=rest, position_ids=places, **known).logits[0, -len(row.answer) - 1 : -1]
+        one, other = own.double().log_softmax(-1), whole.double().log_softmax(-1)
+        apart += float((other.exp() * (other - one)).sum())
+        count += len(row.answer)
+    assert losses == [pytest.approx(apart / count, rel=1e-4, abs=1e-5)]
+
+
+def test_steps_lower_the_loss_and_change_nothing_else(engine: Engine) -> None:
+    model, weights, gist = made(engine)
+    network = model.backbone.model
+    before = {name: own.clone() for name, own in network.state_dict().items()}
+    wanted = {name: own.requires_grad for name, own in network.named_parameters()}
+    begin = [tensor.clone() for pair in gist.layers for tensor in pair]
+    own, losses = refined(model, weights, gist, TEXT, 60, Task())
+    assert len(losses) == 60
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])  # both groups of questions
+    again, same = refined(model, weights, gist, TEXT, 60, Task())
+    assert losses == same
+    for one, other in zip(flat(own), flat(again), strict=True):
+        assert torch.equal(one, other)
+        assert not one.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(begin, flat(gist), strict=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert {name: tensor.requires_grad for name, tensor in network.named_parameters()} == wanted
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert own.x is gist.x
+
+
+def flat(piece: Piece) -> list[Tensor]:
+    return [tensor for pair in piece.layers for tensor in pair]
+
+
+def test_a_question_that_does_not_fit_is_left_out(make_engine: Any) -> None:
+    engine = make_engine()
+    model, weights, gist = made(engine)
+    short = replace(model.backbone, max_length=weights.end + 10)
+    same, losses = refined(replace(model, backbone=short), weights, gist, TEXT, 5, Task())
+    assert losses == []
+    assert all(torch.equal(a, b) for a, b in zip(flat(same), flat(gist), strict=True))
+    of_text = Batches(samples(TEXT), model.prompts, 128, 1, 1, 0).batch([samples(TEXT)], None).asked
+    needs = [max(len(row.full), weights.end + len(row.prompt)) + len(row.answer) for row in of_text]
+    some = replace(model.backbone, max_length=sorted(needs)[1])
+    assert len(refined(replace(model, backbone=some), weights, gist, TEXT, 5, Task())[1]) == 5
+
+
+def test_giving_up_ends_it(engine: Engine) -> None:
+    model, weights, gist = made(engine)
+    calls: list[int] = []
+    with pytest.raises(RequestCancelledError, match="given up while its documents were compressed"):
+        refined(model, weights, gist, TEXT, 50, Task(lambda: bool(calls.append(1)) or len(calls) == 3))
+    assert len(calls) == 3
+
+
+class TestInAnEngine:
+    """`Gist(refine=N)`."""
+
+    def test_each_document_is_refined_once_and_by_itself(
+        self, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        texts: list[str] = []
+
+        def counted(*args: Any) -> Any:
+            texts.append(args[3])
+            return refined(*args)
+
+        monkeypatch.setattr(gist_memory, "refined", counted)
+        plain = Gist(str(saved_gist(engine, tmp_path / "gist", window=64)))
+        memory = replace(plain, refine=3)
+        alone = engine.memorize(FACTS[:1], memory)
+        both = engine.memorize(FACTS[:2], memory)
+        assert texts == FACTS[:2]
+        engine.answer_batch([ask(documents=FACTS[:2], memory=memory), ask(documents=FACTS[:2], memory=plain)])
+        assert texts == FACTS[:2]
+        assert len({alone.id, both.id, engine.memorize(FACTS[:2], plain).id}) == 3
+        for pair, other in zip(pairs(alone.segment.kv_cache), pairs(both.segment.kv_cache), strict=True):  # type: ignore[union-attr]
+            assert torch.equal(pair[0][:, :, :3], other[0][:, :, :3])
+        own, without = (engine.next_token_logprobs(ask(documents=FACTS[:2], memory=m)) for m in (memory, plain))
+        assert not torch.equal(own, without)
+        torch.testing.assert_close(engine.next_token_logprobs(ask(memory=both)), own, rtol=1e-5, atol=1e-5)
+        engine.answer(ask(documents=[" ".join(FACTS * 3)], memory=memory))
+        assert len(texts) > 3  # the parts of a long document
+        assert all(text.strip() in " ".join(FACTS * 3) for text in texts[2:])
+
+    def test_a_bank_keeps_it(self, make_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        memory = Gist(str(saved_gist(make_engine(), tmp_path / "gist", window=64)), refine=2)
+        request = ask(documents=FACTS[:2], memory=memory)
+        first = make_engine(bank=Bank(tmp_path / "bank", prefix_files="exact")).next_token_logprobs(request)
+        monkeypatch.setattr(gist_memory, "refined", None)
+        again = make_engine(bank=Bank(tmp_path / "bank", prefix_files="exact"))
+        assert torch.equal(again.next_token_logprobs(request), first)
+
+    def test_a_model_whose_weights_learn_stays_as_it_is(self, tmp_path: Path) -> None:
+        from tokenizers_ import make
+
+        network = build("llama")
+        network.requires_grad_(True)
+        before = copy.deepcopy(network.state_dict())
+        with Engine(network, make("bpe")) as engine:
+            memory = Gist(str(saved_gist(engine, tmp_path / "gist", window=64)), refine=2)
+            engine.answer(ask(documents=FACTS[:1], memory=memory))
+        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+        assert all(own.requires_grad and own.grad is None for own in network.parameters())
+
+    def test_its_range(self) -> None:
+        for wrong in (-1, 1.5, True):
+            with pytest.raises(SettingsError, match=rf"`refine` must be a whole number of at least 0, got {wrong}"):
+                Gist("somewhere", refine=wrong)  # type: ignore[arg-type]
+
+
+def test_tiny_answers_more_from_it() -> None:
+    """On pages about two things that are alike, the bundled gist's answers come near to those from the page."""
+    asked = [item for item in world("tune") if item.set == "unseen"][:6]
+    with Engine.from_pretrained("tiny") as engine:
+        model = parts_of(engine)
+        weights = folder.read(Path("tiny"), model.backbone)
+        apart = {False: 0.0, True: 0.0}
+        for item in asked:
+            text, plain = item.documents[0].text, engine.answer(item.question, item.documents[:1], memory=None).text
+            batch = Batches([Sample((text,), item.question, plain)], model.prompts, 256, 1, 1, 0).all(1)[0]
+            with torch.no_grad():
+                gist = compressed(model.backbone, weights, batch.documents, 0)
+                full = answer_logits(model.backbone, batch, "full", 0).log_softmax(-1)
+                for steps in (0, 40):
+                    own = refined(model, weights, gist, text, steps, Task())[0]
+                    said = answer_logits(model.backbone, batch, "gist", 0, own, weights.end).log_softmax(-1)
+                    apart[steps > 0] += float((full.exp() * (full - said)).sum(-1).mean())
+    assert apart[True] < 0.7 * apart[False]
