@@ -15,7 +15,7 @@ from families import build
 from gists import parts_of, random_gist, saved_gist
 from memograft import Bank, Engine, Gist
 from memograft.documents import Document
-from memograft.errors import RequestCancelledError, SettingsError
+from memograft.errors import RequestCancelledError, SettingsError, UnsupportedModelError
 from memograft.evaluation.items import world
 from memograft.memory.base import Model, Task
 from memograft.memory.gist import folder
@@ -124,6 +124,20 @@ def test_giving_up_ends_it(engine: Engine) -> None:
     with pytest.raises(RequestCancelledError, match="given up while its documents were compressed"):
         refined(model, weights, gist, TEXT, 50, Task(lambda: bool(calls.append(1)) or len(calls) == 3))
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_model_without_gradients_is_refused(make_engine: Any, frozen: bool) -> None:
+    """Like a quantised kernel whose output has no gradient."""
+    model, weights, gist = made(make_engine())
+    model.backbone.model.requires_grad_(not frozen)
+    maps = [m for name, m in model.backbone.model.named_modules() if name.endswith("o_proj")]
+    handles = [m.register_forward_hook(lambda _module, _args, out: out.detach()) for m in maps]
+    with pytest.raises(UnsupportedModelError, match=r"no gradient comes back through .*; set `refine` to 0, or load"):
+        refined(model, weights, gist, TEXT, 5, Task())
+    for handle in handles:
+        handle.remove()
+    assert len(refined(model, weights, gist, TEXT, 5, Task())[1]) == 5
 
 
 class TestInAnEngine:

@@ -157,7 +157,7 @@ def from_gist(text: str) -> Method:
     """
     from memograft.memory.gist.folder import about
 
-    folder, *parts = _parts(text)
+    folder, *parts = [text] if Path(text).is_dir() else _parts(text)
     memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens"), "refine=30"))
     found = about(Path(folder))
     return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training

@@ -26,6 +26,7 @@ from memograft.memory.base import Model, Task
 from memograft.memory.gist.compress import GistWeights
 from memograft.memory.gist.data import Asked, Batch, Batches, Sample
 from memograft.memory.gist.views import answer_logits, answer_states
+from memograft.model.backbone import unsupported
 from memograft.model.kv import Piece, reach
 
 __all__ = ["refined", "samples"]
@@ -33,6 +34,7 @@ __all__ = ["refined", "samples"]
 _ROWS = 4  # questions of a step
 _RATE = 0.02  # of Adam, relative to the root mean square of a layer's keys or values
 _BETAS = (0.9, 0.99)
+_LEAST = 1e-4  # nats; a smaller loss has gradients that round to zero
 
 
 def samples(text: str) -> list[Sample]:
@@ -64,6 +66,7 @@ def refined(
 
     Raises:
         RequestCancelledError: the task was given up.
+        UnsupportedModelError: no gradient comes back through the model, as with some quantised kernels.
     """
     groups = list(_groups(model, weights, text))
     with torch.no_grad():  # the states take less memory than the logits
@@ -84,7 +87,17 @@ def refined(
         task.pause("compressed")
         with torch.enable_grad():
             loss = _apart(model, weights, group, now(), aim)
-            gradients = torch.autograd.grad(loss, moves, materialize_grads=True)
+            gradients = (
+                torch.autograd.grad(loss, moves, allow_unused=True, materialize_grads=True)
+                if loss.requires_grad
+                else [torch.zeros_like(move) for move in moves]
+            )
+        if loss.item() > _LEAST and not any(bool(gradient.any()) for gradient in gradients):
+            raise unsupported(
+                f"no gradient comes back through {type(model.backbone.model).__name__}'s linear maps, as with some "
+                "quantised kernels, so a gist cannot be refined",
+                "set `refine` to 0, or load the model in bfloat16",
+            )
         for move, gradient in zip(moves, gradients, strict=True):
             move.grad = gradient
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
