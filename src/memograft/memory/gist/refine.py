@@ -13,6 +13,7 @@ the document, and not to answer from it (benchmarks/LOG.md).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import cycle, islice, pairwise
@@ -54,7 +55,8 @@ def refined(
 ) -> tuple[Piece, list[float]]:
     """The gist of one document after so many steps, and the loss before each.
 
-    A question that does not fit the model's window is left out; the same gist and no losses if none fits.
+    A question that does not fit the model's window is left out. The gist stays as it is if none fits, or if a loss is not
+    finite.
 
     Args:
         model: the model that answers.
@@ -92,6 +94,8 @@ def refined(
                 if loss.requires_grad
                 else [torch.zeros_like(move) for move in moves]
             )
+        if not math.isfinite(loss.item()):
+            return gist, losses  # float16 has overflowed
         if loss.item() > _LEAST and not any(bool(gradient.any()) for gradient in gradients):
             raise unsupported(
                 f"no gradient comes back through {type(model.backbone.model).__name__}'s linear maps, as with some "
