@@ -112,10 +112,18 @@ def test_a_question_that_does_not_fit_is_left_out(make_engine: Any) -> None:
     same, losses = refined(replace(model, backbone=short), weights, gist, TEXT, 5, Task())
     assert losses == []
     assert all(torch.equal(a, b) for a, b in zip(flat(same), flat(gist), strict=True))
+    assert refined(model, weights, gist, " \n", 5, Task())[1] == []
     of_text = Batches(samples(TEXT), model.prompts, 128, 1, 1, 0).batch([samples(TEXT)], None).asked
     needs = [max(len(row.full), weights.end + len(row.prompt)) + len(row.answer) for row in of_text]
     some = replace(model.backbone, max_length=sorted(needs)[1])
     assert len(refined(replace(model, backbone=some), weights, gist, TEXT, 5, Task())[1]) == 5
+
+
+def test_a_gist_stays_as_it_is_if_a_loss_is_not_finite(engine: Engine) -> None:
+    model, weights, gist = made(engine)
+    broken = replace(gist, layers=((gist.layers[0][0] * torch.nan, gist.layers[0][1]), *gist.layers[1:]))
+    same, losses = refined(model, weights, broken, TEXT, 5, Task())
+    assert (same is broken, losses) == (True, [])
 
 
 def test_giving_up_ends_it(engine: Engine) -> None:

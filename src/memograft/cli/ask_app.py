@@ -45,7 +45,7 @@ def ask(
         typer.Option(help="Answer from gist tokens, trained by `memograft train gist`, instead of memorizing."),
     ] = None,
     refine: Annotated[
-        int, typer.Option(min=0, help="Steps that fit each document's gist to the document, with --gist; such as 30.")
+        int, typer.Option(min=0, help="Steps that fit each document's gist to the document, with --gist; such as 60.")
     ] = 0,
     mac: Annotated[
         Path | None, typer.Option(help="Answer from this bank of `memograft mac add`, instead of memorizing.")

@@ -184,7 +184,7 @@ LengthOption = Annotated[
 ]
 GistsOption = Annotated[
     list[str] | None,
-    typer.Option(help='Answer from this gist of `memograft train gist`, or "FOLDER, refine=30". May be repeated.'),
+    typer.Option(help='Answer from this gist of `memograft train gist`, or "FOLDER, refine=60". May be repeated.'),
 ]
 MacsOption = Annotated[
     list[Path] | None,

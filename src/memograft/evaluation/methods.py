@@ -149,7 +149,7 @@ def _changes(text: str, parts: Sequence[str], kind: str, known: Sequence[str], e
 def from_gist(text: str) -> Method:
     """A method that answers from gist tokens, without the documents in the prompt.
 
-    `text` is the folder of a trained gist, or the folder and settings: "tiny, refine=30".
+    `text` is the folder of a trained gist, or the folder and settings: "tiny, refine=60".
 
     Raises:
         MemoryFormatError: the folder is missing or damaged.
@@ -158,7 +158,7 @@ def from_gist(text: str) -> Method:
     from memograft.memory.gist.folder import about
 
     folder, *parts = [text] if Path(text).is_dir() else _parts(text)
-    memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens"), "refine=30"))
+    memory = memograft.Gist(folder, **_changes(text, parts, "Gist", ("refine", "show", "tokens"), "refine=60"))
     found = about(Path(folder))
     return Method(memory=lambda: memory, options={"gist": found.id})  # stored answers are those of this training
 

@@ -43,7 +43,7 @@ class Gist(Memory):
         folder: of a trained gist; "tiny" is the bundled one of the bundled model.
         tokens: k that it must have; None takes any.
         show: how many of the first documents also stay in the prompt as text.
-        refine: optimiser steps by which each document's gist is fitted to the document, such as 30; see
+        refine: optimiser steps by which each document's gist is fitted to the document, such as 60; see
             `memograft.memory.gist.refine`. Answers come nearer to those with the document in the prompt, and making a
             gist takes many times as long (docs/gist.md).
 

@@ -55,8 +55,8 @@ def refined(
 ) -> tuple[Piece, list[float]]:
     """The gist of one document after so many steps, and the loss before each.
 
-    A question that does not fit the model's window is left out. The gist stays as it is if none fits, or if a loss is not
-    finite.
+    A question that does not fit the model's window is left out. The gist stays as it is if none fits, if the text is
+    blank, or if a loss is not finite.
 
     Args:
         model: the model that answers.
@@ -121,6 +121,8 @@ def _apart(model: Model, weights: GistWeights, group: Batch, gist: Piece, aim: t
 
 def _groups(model: Model, weights: GistWeights, text: str) -> Iterator[Batch]:
     """The questions of each step, of similar length."""
+    if not text.strip():
+        return
     made = samples(text)
     # Twice the window, because a part of a document may be a few tokens longer when it is tokenized by itself.
     batch = Batches(made, model.prompts, 2 * weights.window, 1, 1, 0).batch([made], None)
