@@ -109,6 +109,7 @@ def test_the_tables_of_costs(file: str, page: str, marker: str) -> None:
 def test_the_table_of_gists() -> None:
     made = recorded("gist-tiny")
     names = {"plain": "the page (plain)", "no document": "nothing (no document)", "gist tiny": '`Gist("tiny")`'}
+    names["gist tiny, refine=60"] = '`Gist("tiny", refine=60)`'
     found = sorted(row.strip("| ").split(" | ") for row in shown("docs/gist.md", "gist-tiny").splitlines()[2:])
     wanted = []
     for name, sets in made["results"].items():
