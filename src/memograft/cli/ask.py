@@ -171,12 +171,13 @@ def _documents_table(
     for n, (document, score) in enumerate(zip(documents, scores, strict=True)):
         status = became[n] if became else None
         judged = [_number(status.relevance), "yes" if status.memorized else "no"] if status else []
-        table.add_row(Text(title(document)), Text(document.id), _number(score), *judged)
+        # Scores of BM25 may be tiny: few passages, or words that are in most of them.
+        table.add_row(Text(title(document)), Text(document.id), _number(score, ".3g"), *judged)
     return table
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "" if value is None else format(value, form)
 
 
 def _memory_line(report: MemoryReport, became: Sequence[DocumentStatus]) -> Text:
