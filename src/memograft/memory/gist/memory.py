@@ -44,8 +44,8 @@ class Gist(Memory):
         tokens: k that it must have; None takes any.
         show: how many of the first documents also stay in the prompt as text.
         refine: optimiser steps by which each document's gist is fitted to the document, such as 60; see
-            `memograft.memory.gist.refine`. Answers come nearer to those with the document in the prompt, and making a
-            gist takes many times as long (docs/gist.md).
+            `memograft.memory.gist.refine`. Answers from a document come nearer to those with it in the prompt, and making
+            a gist takes many times as long (docs/gist.md).
 
     Raises:
         SettingsError: a value is out of its range.
@@ -160,23 +160,24 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     if not places:  # documents without text
         return None
     pieces: dict[str, Piece] = {}
-    for place, *_ in places:
+    for place, _ in places:
         piece = store.recall(model, place)
         if piece is not None:
             pieces[place.id] = piece
-    missing = list({own[0].id: own for own in places if own[0].id not in pieces}.values())
+    missing = list({place.id: (place, ids) for place, ids in places if place.id not in pieces}.values())
     while missing:
         size = _TOGETHER if task.pace is None else max(1, min(_TOGETHER, task.pace.tokens // weights.end))
         if row.memory.refine:
             size = 1  # padding changes rounding, which the steps would enlarge
         now, missing = missing[:size], missing[size:]
         begun = time.monotonic()
-        made = compressed(model.backbone, weights, [ids for _, ids, _ in now], model.pad_id)
+        made = compressed(model.backbone, weights, [ids for _, ids in now], model.pad_id)
         if task.pace is not None:
-            task.pace.ran(sum(len(ids) for _, ids, _ in now), time.monotonic() - begun)
-        for n, (place, _, text) in enumerate(now):
+            task.pace.ran(sum(len(ids) for _, ids in now), time.monotonic() - begun)
+        for n, (place, ids) in enumerate(now):
             piece = _of_row(made, n)
             if row.memory.refine:
+                text = _text(model, place.document, ids)
                 piece, _ = refined(model, weights, piece, text, row.memory.refine, task)
             pieces[place.id] = piece
             store.keep(model, place, piece)
@@ -184,26 +185,24 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     own = opening(model.prompts, row.prompt)
     front = in_front(model.backbone, own, weights.window)
     # The opening comes last in the cache, because a segment's tokens are its last columns; positions tell the order.
-    segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, *_ in places), front])
+    segment = chain(model.backbone, own.ids[: own.spared], [*(pieces[place.id] for place, _ in places), front])
     return replace(segment, end=weights.end)
 
 
 def _places(
     model: Model, id: str, weights: GistWeights, documents: Sequence[Document], refine: int
-) -> Iterator[tuple[Place, tuple[int, ...], str]]:
-    """Where each gist is kept, with the tokens and the text that it stands for."""
+) -> Iterator[tuple[Place, tuple[int, ...]]]:
+    """Where each gist is kept, with the tokens that it stands for."""
     for document in documents:
-        every = parts(model.prompts, document, weights.window)
-        for ids in every:
+        for ids in parts(model.prompts, document, weights.window):
             named = [model.fingerprint, str(model.backbone.model.dtype), id, ids, *([refine] if refine else [])]
-            text = document.text if len(every) == 1 else _text(model, document, ids)
-            yield Place(hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32], 0, len(ids), document), ids, text
+            yield Place(hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32], 0, len(ids), document), ids
 
 
 def _text(model: Model, document: Document, ids: Sequence[int]) -> str:
-    """The text of a part of a document, without the template's tokens."""
-    prompt = model.prompts.build([{"role": "user", "content": "?"}], (document,))
-    return model.prompts.decode(ids[prompt.spans[0][0] :])
+    """The text of a document, or of a part of it, without the template's tokens."""
+    start, end = model.prompts.build([{"role": "user", "content": "?"}], (document,)).spans[0]
+    return document.text if len(ids) == end else model.prompts.decode(ids[start:])
 
 
 def _of_row(made: Piece, row: int) -> Piece:
