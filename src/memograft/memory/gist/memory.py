@@ -44,8 +44,8 @@ class Gist(Memory):
         tokens: k that it must have; None takes any.
         show: how many of the first documents also stay in the prompt as text.
         refine: optimiser steps by which each document's gist is fitted to the document, such as 60; see
-            `memograft.memory.gist.refine`. Answers from a document come nearer to those with it in the prompt, and making
-            a gist takes many times as long (docs/gist.md).
+            `memograft.memory.gist.refine`. Answers from a document come nearer to those with it in the prompt, and
+            making a gist takes many times as long (docs/gist.md).
 
     Raises:
         SettingsError: a value is out of its range.
