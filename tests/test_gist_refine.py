@@ -27,16 +27,18 @@ from memograft.memory.gist.views import answer_logits
 from memograft.model.backbone import cache_name, cache_of
 from memograft.model.kv import Piece, pairs
 from test_engine import FACTS, ask
+from tokenizers_ import make
 
+OWN: dict[str, Any] = {"window": 64, "on_documents": True}  # models are shared, and keep the gists of other tests
 TEXT = "The harbour was built by Ada Brook. It lies in Lindow."
 
 
-def made(engine: Engine, text: str = TEXT, window: int = 64) -> tuple[Model, GistWeights, Piece]:
+def made(engine: Engine) -> tuple[Model, GistWeights, Piece]:
     """The parts of an engine, a random gist, and what it makes of a document."""
     model = parts_of(engine)
-    weights = random_gist(model.backbone, window=window)
+    weights = random_gist(model.backbone, window=64)
     with torch.no_grad():
-        return model, weights, compressed(model.backbone, weights, parts(model.prompts, Document(text), window), 0)
+        return model, weights, compressed(model.backbone, weights, parts(model.prompts, Document(TEXT), 64), 0)
 
 
 def test_questions_are_made_of_the_text() -> None:
@@ -135,17 +137,18 @@ def test_giving_up_ends_it(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_model_without_gradients_is_refused(make_engine: Any, frozen: bool) -> None:
+def test_a_model_without_gradients_is_refused(frozen: bool) -> None:
     """Like a quantised kernel whose output has no gradient."""
-    model, weights, gist = made(make_engine())
-    model.backbone.model.requires_grad_(not frozen)
-    maps = [m for name, m in model.backbone.model.named_modules() if name.endswith("o_proj")]
-    handles = [m.register_forward_hook(lambda _module, _args, out: out.detach()) for m in maps]
-    with pytest.raises(UnsupportedModelError, match=r"no gradient comes back through .*; set `refine` to 0, or load"):
-        refined(model, weights, gist, TEXT, 5, Task())
-    for handle in handles:
-        handle.remove()
-    assert len(refined(model, weights, gist, TEXT, 5, Task())[1]) == 5
+    network = build("llama").requires_grad_(not frozen)
+    with Engine(network, make("bpe")) as engine:
+        model, weights, gist = made(engine)
+        maps = [m for name, m in network.named_modules() if name.endswith("o_proj")]
+        handles = [m.register_forward_hook(lambda _module, _args, out: out.detach()) for m in maps]
+        with pytest.raises(UnsupportedModelError, match=r"no gradient comes back through .*; set `refine` to 0, or"):
+            refined(model, weights, gist, TEXT, 5, Task())
+        for handle in handles:
+            handle.remove()
+        assert len(refined(model, weights, gist, TEXT, 5, Task())[1]) == 5
 
 
 class TestInAnEngine:
@@ -161,7 +164,7 @@ class TestInAnEngine:
             return refined(*args)
 
         monkeypatch.setattr(gist_memory, "refined", counted)
-        plain = Gist(str(saved_gist(engine, tmp_path / "gist", window=64)))
+        plain = Gist(str(saved_gist(engine, tmp_path / "gist", **OWN)))
         memory = replace(plain, refine=3)
         alone = engine.memorize(FACTS[:1], memory)
         both = engine.memorize(FACTS[:2], memory)
@@ -179,7 +182,7 @@ class TestInAnEngine:
         assert all(text.strip() in " ".join(FACTS * 3) for text in texts[2:])
 
     def test_a_bank_keeps_it(self, make_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = Gist(str(saved_gist(make_engine(), tmp_path / "gist", window=64)), refine=2)
+        memory = Gist(str(saved_gist(make_engine(), tmp_path / "gist", **OWN)), refine=2)
         request = ask(documents=FACTS[:2], memory=memory)
         first = make_engine(bank=Bank(tmp_path / "bank", prefix_files="exact")).next_token_logprobs(request)
         monkeypatch.setattr(gist_memory, "refined", None)
@@ -187,13 +190,11 @@ class TestInAnEngine:
         assert torch.equal(again.next_token_logprobs(request), first)
 
     def test_a_model_whose_weights_learn_stays_as_it_is(self, tmp_path: Path) -> None:
-        from tokenizers_ import make
-
         network = build("llama")
         network.requires_grad_(True)
         before = copy.deepcopy(network.state_dict())
         with Engine(network, make("bpe")) as engine:
-            memory = Gist(str(saved_gist(engine, tmp_path / "gist", window=64)), refine=2)
+            memory = Gist(str(saved_gist(engine, tmp_path / "gist", **OWN)), refine=2)
             engine.answer(ask(documents=FACTS[:1], memory=memory))
         assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
         assert all(own.requires_grad and own.grad is None for own in network.parameters())
@@ -204,8 +205,8 @@ class TestInAnEngine:
                 Gist("somewhere", refine=wrong)  # type: ignore[arg-type]
 
 
-def test_tiny_answers_more_from_it() -> None:
-    """On pages about two things that are alike, the bundled gist's answers come near to those from the page."""
+def test_tiny_predicts_from_it_as_from_the_page() -> None:
+    """The plain answers' tokens, on pages that the bundled gist has not seen."""
     asked = [item for item in world("tune") if item.set == "unseen"][:6]
     with Engine.from_pretrained("tiny") as engine:
         model = parts_of(engine)

@@ -3,8 +3,8 @@
     min_G  mean_t KL( p(. | document, q, a_<t)  ||  p(. | G, q, a_<t) )            G: keys and values of the k tokens
 
 The pass has learned on other documents what a gist should hold. A few steps on the gist itself bring it near to what
-this document needs, as for a cartridge (arXiv 2506.06266), which begins with the keys of a text and takes thousands of
-steps. The model stays as it is, and the gist takes as much memory as before.
+this document needs. (A cartridge, arXiv 2506.06266, is trained in this way for a whole corpus, on conversations that
+the model makes up.) The model stays as it is, and the gist takes as much memory as before.
 
 The questions q and answers a are made of the document alone, in any language: each sentence is the answer to its first
 half and to its second half, and the whole text is the answer to "?". With the whole text only, a gist learns to repeat
@@ -94,9 +94,10 @@ def refined(
                 if loss.requires_grad
                 else [torch.zeros_like(move) for move in moves]
             )
-        if not math.isfinite(loss.item()):
+        value = loss.item()
+        if not math.isfinite(value):
             return gist, losses  # float16 has overflowed
-        if loss.item() > _LEAST and not any(bool(gradient.any()) for gradient in gradients):
+        if value > _LEAST and not any(bool(gradient.any()) for gradient in gradients):
             raise unsupported(
                 f"no gradient comes back through {type(model.backbone.model).__name__}'s linear maps, as with some "
                 "quantised kernels, so a gist cannot be refined",
@@ -106,7 +107,7 @@ def refined(
             move.grad = gradient
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         optimiser.step()
-        losses.append(loss.item())
+        losses.append(value)
     with torch.no_grad():
         return now(), losses
 
