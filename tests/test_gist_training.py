@@ -320,3 +320,4 @@ def test_progress_is_written_as_json(engine: Engine, tmp_path: Path) -> None:
     about = folder.about(tmp_path / "gist")
     assert about.training["steps_done"] == 6
     assert about.training["tokens_seen"] == state["progress"]["tokens"]
+    assert set(about.known) == {(sample.question, sample.answer) for sample in SAMPLES}

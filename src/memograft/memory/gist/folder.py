@@ -5,6 +5,7 @@ The folder "tiny" is the bundled gist of the bundled model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class GistAbout:
         window: W.
         on_documents: see `GistWeights`.
         training: settings, steps and tokens seen.
+        known: questions of the training that the model answers without their documents, and the answers; see
+            `memograft.memory.gist.refine`. A folder of version 0.2 has none.
     """
 
     id: str
@@ -38,12 +41,20 @@ class GistAbout:
     window: int
     on_documents: bool
     training: JsonObject
+    known: tuple[tuple[str, str], ...] = ()
 
 
-def write(path: Path, weights: GistWeights, backbone: Backbone, fingerprint: str, training: JsonObject) -> None:
+def write(
+    path: Path,
+    weights: GistWeights,
+    backbone: Backbone,
+    fingerprint: str,
+    training: JsonObject,
+    known: Sequence[tuple[str, str]] = (),
+) -> None:
     """Write the folder; see `Kind.write`."""
     what = {"fingerprint": fingerprint, "tokens": weights.tokens, "window": weights.window}
-    what |= {"on_documents": weights.on_documents, "training": training}
+    what |= {"on_documents": weights.on_documents, "training": training, "known": known}
     _KIND.write(path, weights.adapter, {"embeddings": weights.embeddings}, backbone, maps(backbone), what)
 
 
@@ -52,7 +63,8 @@ def about(path: Path) -> GistAbout:
     what = _KIND.about(path)
     try:
         return GistAbout(
-            *(what[name] for name in ("id", "fingerprint", "tokens", "window", "on_documents", "training"))
+            *(what[name] for name in ("id", "fingerprint", "tokens", "window", "on_documents", "training")),
+            known=tuple((question, answer) for question, answer in what.get("known", ())),
         )
     except KeyError as e:
         raise damaged(path / _KIND.file, e) from e

@@ -153,10 +153,10 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
     if not documents:
         return None
     path = Path(row.memory.folder)
-    id = folder.about(path).id
-    weights = _weights(path, id, model.backbone)
+    about = folder.about(path)
+    weights = _weights(path, about.id, model.backbone)
     store = model.bank.prefixes if model.bank is not None else _kept.setdefault(model.backbone.model, Prefixes(_HELD))
-    places = list(_places(model, id, weights, documents, row.memory.refine))
+    places = list(_places(model, about.id, weights, documents, row.memory.refine))
     if not places:  # documents without text
         return None
     pieces: dict[str, Piece] = {}
@@ -178,7 +178,7 @@ def _segment(model: Model, row: Wanted) -> Segment | None:
             piece = _of_row(made, n)
             if row.memory.refine:
                 text = _text(model, place.document, ids)
-                piece, _ = refined(model, weights, piece, text, row.memory.refine, task)
+                piece, _ = refined(model, weights, piece, text, row.memory.refine, task, about.known)
             pieces[place.id] = piece
             store.keep(model, place, piece)
         task.pause("compressed")

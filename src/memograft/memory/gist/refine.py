@@ -9,30 +9,36 @@ the model makes up.) The model stays as it is, and the gist takes as much memory
 The questions q and answers a are made of the document alone, in any language: each sentence is the answer to its first
 half and to its second half, and the whole text is the answer to "?". With the whole text only, a gist learns to repeat
 the document, and not to answer from it (benchmarks/LOG.md).
+
+Every second step has questions of the training that the model answers without their documents (`known_questions`).
+Most are about something else and teach the gist when the document is no help: without them, more answers about other
+things are taken from the document.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle, islice, pairwise
+from itertools import chain, cycle, islice, pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
+from torch.nn.functional import cross_entropy, kl_div
 
 from memograft.attribution import sentences
 from memograft.memory.base import Model, Task
 from memograft.memory.gist.compress import GistWeights
 from memograft.memory.gist.data import Asked, Batch, Batches, Sample
-from memograft.memory.gist.views import answer_logits, answer_states
+from memograft.memory.gist.views import IGNORED, answer_logits, answer_states, targets
 from memograft.model.backbone import unsupported
 from memograft.model.kv import Piece, reach
 
-__all__ = ["refined", "samples"]
+__all__ = ["known_questions", "refined", "samples"]
 
 _ROWS = 4  # questions of a step
+_DRAWN, _KNOWN = 1024, 32
 _RATE = 0.02  # of Adam, relative to the root mean square of a layer's keys or values
 _BETAS = (0.9, 0.99)
 _LEAST = 1e-4  # nats; a smaller loss has gradients that round to zero
@@ -50,8 +56,39 @@ def samples(text: str) -> list[Sample]:
     return [*made, Sample((text,), "?", text)]
 
 
+def known_questions(model: Model, samples: Sequence[Sample], window: int, seed: int) -> list[tuple[str, str]]:
+    """Of up to 1,024 questions that are drawn, the 32 whose answers the model predicts best without documents.
+
+    An answer counts by its least likely token; a guess has one that is unlikely.
+
+    Args:
+        model: the model.
+        samples: of a training; their documents are not shown.
+        window: of the training, W.
+        seed: of the draw.
+    """
+    chosen = random.Random(seed).sample(samples, min(_DRAWN, len(samples)))
+    drawn = list({own.answer: own for own in chosen}.values())
+    batches, losses = Batches(drawn, model.prompts, window, 1, 1, 0), list[float]()
+    for n in range(0, len(drawn), _KNOWN):
+        batch = batches.batch([[own] for own in drawn[n : n + _KNOWN]], None)
+        with torch.no_grad():
+            logits = answer_logits(model.backbone, batch, "none", model.pad_id)
+        goal = targets(batch.asked, logits.device)
+        each = cross_entropy(logits, goal[goal != IGNORED], reduction="none")
+        losses += [float(own.max()) for own in each.split([len(row.answer) for row in batch.asked])]
+    best = sorted(zip(losses, drawn, strict=True), key=lambda pair: pair[0])[:_KNOWN]
+    return [(own.question, own.answer) for _, own in best]
+
+
 def refined(
-    model: Model, weights: GistWeights, gist: Piece, text: str, steps: int, task: Task
+    model: Model,
+    weights: GistWeights,
+    gist: Piece,
+    text: str,
+    steps: int,
+    task: Task,
+    known: Sequence[tuple[str, str]] = (),
 ) -> tuple[Piece, list[float]]:
     """The gist of one document after so many steps, and the loss before each.
 
@@ -65,14 +102,17 @@ def refined(
         text: of the document, at most W tokens.
         steps: of Adam, with a rate that falls to zero.
         task: it pauses between steps.
+        known: questions with answers for every second step; see `known_questions`.
 
     Raises:
         RequestCancelledError: the task was given up.
         UnsupportedModelError: no gradient comes back through the model, as with some quantised kernels.
     """
-    groups = list(_groups(model, weights, text))
     with torch.no_grad():  # the states take less memory than the logits
-        aims = [answer_states(model.backbone, group, "full", model.pad_id) for group in groups]
+        turns = [
+            [(group, answer_states(model.backbone, group, "full", model.pad_id)) for group in groups]
+            for groups in _groups(model, weights, text, known)
+        ]
     begin = [tensor.detach().float() for pair in gist.layers for tensor in pair]
     units = [tensor.square().mean().sqrt() for tensor in begin]
     moves = [torch.zeros_like(tensor, requires_grad=True) for tensor in begin]
@@ -85,7 +125,7 @@ def refined(
         ]
         return replace(gist, layers=tuple(zip(own[::2], own[1::2], strict=True)))
 
-    for step, (group, aim) in enumerate(islice(cycle(zip(groups, aims, strict=True)), steps)):
+    for step, (group, aim) in enumerate(islice(chain.from_iterable(zip(*map(cycle, turns), strict=True)), steps)):
         task.pause("compressed")
         with torch.enable_grad():
             loss = _apart(model, weights, group, now(), aim)
@@ -120,20 +160,28 @@ def _apart(model: Model, weights: GistWeights, group: Batch, gist: Piece, aim: t
     return kl_div(own, full, log_target=True, reduction="none").sum(-1).mean()
 
 
-def _groups(model: Model, weights: GistWeights, text: str) -> Iterator[Batch]:
-    """The questions of each step, of similar length."""
+def _groups(model: Model, weights: GistWeights, text: str, known: Sequence[tuple[str, str]]) -> Iterator[list[Batch]]:
+    """The questions of each step, of similar length: those about the document, and those that the model knows.
+
+    Nothing if none about the document is left.
+    """
     if not text.strip():
         return
     made = samples(text)
+    every = [*made, *(Sample((text,), *own) for own in known)]
     # Twice the window, because a part of a document may be a few tokens longer when it is tokenized by itself.
-    batch = Batches(made, model.prompts, 2 * weights.window, 1, 1, 0).batch([made], None)
+    batch = Batches(every, model.prompts, 2 * weights.window, 1, 1, 0).batch([every], None)
     most = min(model.backbone.max_length, reach(model.backbone) or model.backbone.max_length)
 
     def fits(row: Asked) -> bool:
         return max(len(row.full), weights.end + len(row.prompt)) + len(row.answer) <= most
 
-    *rows, whole = batch.asked
-    rows.sort(key=lambda row: len(row.prompt) + len(row.answer))
-    for group in [*(rows[n : n + _ROWS] for n in range(0, len(rows), _ROWS)), [whole]]:
-        if own := tuple(row for row in group if fits(row)):
-            yield replace(batch, asked=own)
+    def grouped(rows: Sequence[Asked]) -> list[Batch]:
+        own = sorted(filter(fits, rows), key=lambda row: len(row.prompt) + len(row.answer))
+        return [replace(batch, asked=tuple(own[n : n + _ROWS])) for n in range(0, len(own), _ROWS)]
+
+    *parts, whole = batch.asked[: len(made)]
+    if about := grouped(parts) + grouped([whole]):
+        yield about
+        if others := grouped(batch.asked[len(made) :]):
+            yield others

@@ -21,6 +21,7 @@ from memograft.memory.fit import Progress, Training, fit, frozen
 from memograft.memory.gist import folder as gist_folder
 from memograft.memory.gist.compress import GistWeights, check_model, compressed, fresh_lora, used_by
 from memograft.memory.gist.data import Batch, Batches, Sample, digest
+from memograft.memory.gist.refine import known_questions
 from memograft.memory.gist.views import IGNORED, VIEWS, answer_logits, right, targets
 from memograft.model.backbone import Backbone
 from memograft.storage.disk import JsonObject
@@ -87,9 +88,11 @@ def train(
         def gradients(step: int) -> tuple[float, int]:
             return _step(model, weights, batches.of_step(step, settings.groups, settings.accumulate), settings)
 
+        asked = known_questions(model, samples, settings.window, settings.seed)
+
         def write(state: Progress) -> None:
             made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
-            gist_folder.write(folder, weights, backbone, model.fingerprint, made)
+            gist_folder.write(folder, weights, backbone, model.fingerprint, made, asked)
 
         state = fit(
             parameters,
