@@ -6,7 +6,7 @@ The folder "tiny" is the bundled gist of the bundled model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memograft.memory.gist.compress import GistWeights, maps
@@ -61,11 +61,10 @@ def write(
 def about(path: Path) -> GistAbout:
     """The content of a folder's gist.json; see `Kind.about`."""
     what = _KIND.about(path)
+    known = tuple((question, answer) for question, answer in what.get("known", ()))
     try:
-        return GistAbout(
-            *(what[name] for name in ("id", "fingerprint", "tokens", "window", "on_documents", "training")),
-            known=tuple((question, answer) for question, answer in what.get("known", ())),
-        )
+        names = ("id", "fingerprint", "tokens", "window", "on_documents", "training")
+        return replace(GistAbout(*(what[name] for name in names)), known=known)
     except KeyError as e:
         raise damaged(path / _KIND.file, e) from e
 

@@ -10,7 +10,7 @@ The questions q and answers a are made of the document alone, in any language: e
 half and to its second half, and the whole text is the answer to "?". With the whole text only, a gist learns to repeat
 the document, and not to answer from it (benchmarks/LOG.md).
 
-Every second step has questions of the training that the model answers without their documents (`known_questions`).
+Every third step has questions of the training that the model answers without their documents (`known_questions`).
 Most are about something else and teach the gist when the document is no help: without them, more answers about other
 things are taken from the document.
 """
@@ -21,7 +21,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, cycle, islice, pairwise
+from itertools import cycle, pairwise
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ __all__ = ["known_questions", "refined", "samples"]
 
 _ROWS = 4  # questions of a step
 _DRAWN, _KNOWN = 1024, 32
+_EVERY = 3  # the step that has known questions
 _RATE = 0.02  # of Adam, relative to the root mean square of a layer's keys or values
 _BETAS = (0.9, 0.99)
 _LEAST = 1e-4  # nats; a smaller loss has gradients that round to zero
@@ -76,7 +77,7 @@ def known_questions(model: Model, samples: Sequence[Sample], window: int, seed: 
             logits = answer_logits(model.backbone, batch, "none", model.pad_id)
         goal = targets(batch.asked, logits.device)
         each = cross_entropy(logits, goal[goal != IGNORED], reduction="none")
-        losses += [float(own.max()) for own in each.split([len(row.answer) for row in batch.asked])]
+        losses += [float(own.max()) for own in torch.split(each, [len(row.answer) for row in batch.asked])]
     best = sorted(zip(losses, drawn, strict=True), key=lambda pair: pair[0])[:_KNOWN]
     return [(own.question, own.answer) for _, own in best]
 
@@ -102,7 +103,7 @@ def refined(
         text: of the document, at most W tokens.
         steps: of Adam, with a rate that falls to zero.
         task: it pauses between steps.
-        known: questions with answers for every second step; see `known_questions`.
+        known: questions with answers for every third step; see `known_questions`.
 
     Raises:
         RequestCancelledError: the task was given up.
@@ -110,7 +111,7 @@ def refined(
     """
     with torch.no_grad():  # the states take less memory than the logits
         turns = [
-            [(group, answer_states(model.backbone, group, "full", model.pad_id)) for group in groups]
+            cycle([(group, answer_states(model.backbone, group, "full", model.pad_id)) for group in groups])
             for groups in _groups(model, weights, text, known)
         ]
     begin = [tensor.detach().float() for pair in gist.layers for tensor in pair]
@@ -125,7 +126,8 @@ def refined(
         ]
         return replace(gist, layers=tuple(zip(own[::2], own[1::2], strict=True)))
 
-    for step, (group, aim) in enumerate(islice(chain.from_iterable(zip(*map(cycle, turns), strict=True)), steps)):
+    for step in range(steps if turns else 0):
+        group, aim = next(turns[-1 if step % _EVERY == _EVERY - 1 else 0])
         task.pause("compressed")
         with torch.enable_grad():
             loss = _apart(model, weights, group, now(), aim)
