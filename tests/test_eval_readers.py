@@ -217,6 +217,21 @@ def test_summaries(tmp_path: Path, record: dict[str, str], format: str, asked: s
     assert asked in item.question
 
 
+def test_instructions(tmp_path: Path) -> None:
+    record = {"instruction": "Find the odd one out. ", "input": "oak, ash, tin", "output": "tin"}
+    path = jsonl(tmp_path / "alpaca.jsonl", record, record | {"input": ""}, record | {"input": "tin, ash, elm"})
+    reading = read(path, split="all")
+    assert (reading.format, reading.skipped) == ("alpaca", {"no instruction, no input or no output is given": 1})
+    (item,) = [item for item in reading.items if item.query == "oak, ash, tin"]
+    assert (item.set, item.task, texts(item), item.answers) == (
+        "agrees",
+        "summary",
+        ["Find the odd one out."],
+        ("tin",),
+    )
+    assert len({item.group for item in reading.items}) == 2
+
+
 def test_summaries_that_do_not_say_of_which_set_they_are(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "s.jsonl", {"article": "Long.", "summary": "Short."}, {"article": "", "summary": "Short."})
     with pytest.raises(SettingsError, match="line 1: the fields of the first entry must be those of one format, got `"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memograft.errors import SettingsError
 from memograft.evaluation.entry import Entry
-from memograft.evaluation.readers import hotpotqa, memotrap, nq, nq_original, nqswap, squad, summaries
+from memograft.evaluation.readers import hotpotqa, instructions, memotrap, nq, nq_original, nqswap, squad, summaries
 from memograft.evaluation.readers.asked import Asked
 
 __all__ = ["FORMATS", "OWN", "Format", "recognised"]
@@ -35,6 +35,7 @@ FORMATS: Mapping[str, Format] = {
     "squad": Format(squad.recognises, squad.read),
     "hotpotqa": Format(hotpotqa.recognises, hotpotqa.read),
     "memotrap": Format(memotrap.recognises, memotrap.read),
+    "alpaca": Format(instructions.recognises, instructions.read),
     **{name: Format(summaries.recogniser(name), summaries.reader(name)) for name in summaries.ASKED},
 }
 
