@@ -117,6 +117,7 @@ def test_the_table_of_gists() -> None:
         bounds = [(cell["accuracy"], *cell["interval"]) for cell in cells]
         wanted.append([names.get(name, name), *(f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in bounds)])
     assert found == sorted(wanted)
+    assert shown("docs/gist.md", "gist-alpaca") == table(recorded("gist-alpaca")["results"])
 
 
 def test_the_table_of_fewer_gist_tokens() -> None:

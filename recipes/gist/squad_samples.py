@@ -8,8 +8,10 @@ gist to shorten them. `benchmarks/compaction.py --gist` asks in the same words.
     sentences.jsonl              a sentence as the page, two questions about it, and the request to repeat it
     questions.jsonl              the same without these requests, for a MAC: they do not say which page they are about
     squad.jsonl                  whole pages with their questions, and the request to continue one of their sentences
+    instructions.jsonl           the same with the question as the document, and the sentence as the input
     sentences_held_out.jsonl     some of the development set's "tune" split, for scores during training
     squad_held_out.jsonl
+    instructions_held_out.jsonl
 
 A text that is repeated has a target in each of its tokens, where a question has a few.
 """
@@ -75,6 +77,11 @@ def of_pages(pages: dict[str, list[tuple[str, str]]], rng: random.Random) -> lis
     return found
 
 
+def turned(samples: Iterable[Sample]) -> list[Sample]:
+    """The question becomes what is compressed."""
+    return [Sample(own.question, own.document, own.answer) for own in samples]
+
+
 def write(file: Path, samples: Iterable[Sample]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as out:
@@ -96,7 +103,9 @@ def main() -> None:
     rng = random.Random(0)
     short = of_sentences(pages, rng)
     write(args.out / "sentences.jsonl", short)
-    write(args.out / "questions.jsonl", (sample for sample in short if sample.question not in REPEAT))
+    questions = [sample for sample in short if sample.question not in REPEAT]
+    write(args.out / "questions.jsonl", questions)
+    write(args.out / "instructions.jsonl", turned(questions))
     write(args.out / "squad.jsonl", of_pages(pages, rng))
     held_out = read(args.development, contexts=["agrees"], split="tune", n=args.held_out).items
     asked = [Sample(item.documents[0].text, ASK + item.question, item.answers[0]) for item in held_out]
@@ -108,6 +117,7 @@ def main() -> None:
         and len(own[0]) < LONGEST
     ]
     write(args.out / "sentences_held_out.jsonl", held_out_short)
+    write(args.out / "instructions_held_out.jsonl", turned(held_out_short))
 
 
 if __name__ == "__main__":
