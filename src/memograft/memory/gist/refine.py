@@ -26,6 +26,7 @@ from itertools import cycle, pairwise
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
+from tqdm import tqdm
 
 from memograft.attribution import sentences
 from memograft.memory.base import Model, Task
@@ -37,7 +38,7 @@ from memograft.model.kv import Piece, reach
 
 __all__ = ["known_questions", "refined", "samples"]
 
-_ROWS = 4  # questions of a step
+_ROWS = 4  # questions of a pass
 _DRAWN, _KNOWN = 1024, 32
 _EVERY = 3  # the step that has known questions
 _RATE = 0.02  # of Adam, relative to the root mean square of a layer's keys or values
@@ -57,7 +58,9 @@ def samples(text: str) -> list[Sample]:
     return [*made, Sample((text,), "?", text)]
 
 
-def known_questions(model: Model, samples: Sequence[Sample], window: int, seed: int) -> list[tuple[str, str]]:
+def known_questions(
+    model: Model, samples: Sequence[Sample], window: int, seed: int, *, progress: bool = False
+) -> list[tuple[str, str]]:
     """Of up to 1,024 questions that are drawn, the 32 whose answers the model predicts best without documents.
 
     An answer counts by its least likely token; a guess has one that is unlikely.
@@ -67,12 +70,13 @@ def known_questions(model: Model, samples: Sequence[Sample], window: int, seed: 
         samples: of a training; their documents are not shown.
         window: of the training, W.
         seed: of the draw.
+        progress: whether to show a progress bar.
     """
     chosen = random.Random(seed).sample(samples, min(_DRAWN, len(samples)))
     drawn = list({own.answer: own for own in chosen}.values())
     batches, losses = Batches(drawn, model.prompts, window, 1, 1, 0), list[float]()
-    for n in range(0, len(drawn), _KNOWN):
-        batch = batches.batch([[own] for own in drawn[n : n + _KNOWN]], None)
+    for n in tqdm(range(0, len(drawn), _ROWS), "asking without documents", disable=not progress, leave=False):
+        batch = batches.batch([[own] for own in drawn[n : n + _ROWS]], None)
         with torch.no_grad():
             logits = answer_logits(model.backbone, batch, "none", model.pad_id)
         goal = targets(batch.asked, logits.device)

@@ -88,7 +88,7 @@ def train(
         def gradients(step: int) -> tuple[float, int]:
             return _step(model, weights, batches.of_step(step, settings.groups, settings.accumulate), settings)
 
-        asked = known_questions(model, samples, settings.window, settings.seed)
+        asked = known_questions(model, samples, settings.window, settings.seed, progress=progress)
 
         def write(state: Progress) -> None:
             made = {**stated, "steps_done": state.step, "tokens_seen": state.tokens}
