@@ -104,16 +104,20 @@ def test_known_questions_are_those_with_no_unlikely_token(make_engine: Any, monk
     asked = [(f"{fact.split()[0]} of {n}?", fact) for n, fact in enumerate(FACTS * 2)]
     asked += [("Who?", "Ada."), ("Where?", "In Peru."), ("When?", "In 1602."), ("What?", "A harbour.")]
     every = [Sample((TEXT,), *own) for own in asked]
-    worst: dict[str, float] = {}
-    for question, answer in asked[len(FACTS) :]:
+    worst: dict[tuple[str, str], float] = {}
+    for question, answer in asked:
         (row,) = Batches([Sample((TEXT,), question, answer)], model.prompts, 64, 1, 1, 0).all(1)[0].asked
         with torch.no_grad():
             logits = model.backbone.model(input_ids=torch.tensor([row.prompt + row.answer])).logits[0]
         goal = torch.tensor(row.answer)
         losses = -logits[len(row.prompt) - 1 : -1].log_softmax(-1)[torch.arange(len(goal)), goal]
-        worst[answer] = float(losses.max())
+        worst[question, answer] = float(losses.max())
     found = known_questions(model, every, 64, 0)
-    assert sorted(answer for _, answer in found) == sorted(sorted(worst, key=worst.__getitem__)[:3])
+    answers = {answer for _, answer in found}
+    assert len(answers) == len(found) == 3
+    # Of two questions with the same answer, either may have been drawn.
+    others = {other: max(v for (_, own), v in worst.items() if own == other) for _, other in asked}
+    assert max(map(worst.__getitem__, found)) < min(v for own, v in others.items() if own not in answers)
     assert set(found) <= set(asked)
     assert known_questions(model, every, 64, 0) == found
 
